@@ -1,0 +1,36 @@
+"""qsim: what low-precision inference computes, bit for bit.
+
+`import qsim` is light; the names below load their part on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> module that defines it; loaded on first access
+_LAZY = {
+    "encode": "qsim.formats",
+    "decode": "qsim.formats",
+    "cast": "qsim.formats",
+    "get_format": "qsim.formats",
+}
+
+if TYPE_CHECKING:
+    from qsim.formats import cast, decode, encode, get_format
+
+__all__ = ["__version__", "cast", "decode", "encode", "get_format"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'qsim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
