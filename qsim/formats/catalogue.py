@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat, NanCodes
 
 
-def _float(
-    name: str, *aliases: str, e: int, m: int, bias: int, nan: NanCodes = "none", **more: object
-) -> FloatFormat:
+def _float(name: str, *aliases: str, e: int, m: int, bias: int, nan: NanCodes = "none", **more: object) -> FloatFormat:
     return FloatFormat(
         name=name,
         exponent_bits=e,
@@ -43,9 +41,7 @@ _FLOATS = (
     _float("float8_e4m3b11fnuz", "e4m3b11fnuz", e=4, m=3, bias=11, nan="negative_zero"),
     _float("float8_e5m2fnuz", "e5m2fnuz", e=5, m=2, bias=16, nan="negative_zero"),
     _float("float8_e3m4", "e3m4", e=3, m=4, bias=3, nan="ieee", has_inf=True),
-    _float(
-        "float8_e8m0fnu", "e8m0", "ue8m0", e=8, m=0, bias=127, nan="top", signed=False, has_subnormals=False
-    ),
+    _float("float8_e8m0fnu", "e8m0", "ue8m0", e=8, m=0, bias=127, nan="top", signed=False, has_subnormals=False),
     _float("float6_e2m3fn", "e2m3", "fp6_e2m3", e=2, m=3, bias=1),
     _float("float6_e3m2fn", "e3m2", "fp6_e3m2", e=3, m=2, bias=3),
     _float("float4_e2m1fn", "e2m1", "fp4", "fp4_e2m1", e=2, m=1, bias=1),
@@ -66,12 +62,11 @@ _MXINT8_ELEMENT = IntFormat(name="int8_q6", bits=8, fraction_bits=6, aliases=("m
 _BY_NAME: dict[str, Format] = {}
 
 
-def _block(
-    name: str, *aliases: str, element: str, scale: str = "float8_e8m0fnu", size: int = 32
-) -> BlockFormat:
+def _block(name: str, *aliases: str, element: str, scale: str = "float8_e8m0fnu", size: int = 32) -> BlockFormat:
     scale_format = _BY_NAME[scale]
     element_format = _BY_NAME[element]
-    assert isinstance(scale_format, FloatFormat) and not isinstance(element_format, BlockFormat)
+    assert isinstance(scale_format, FloatFormat)
+    assert not isinstance(element_format, BlockFormat)
     return BlockFormat(
         name=name,
         element=element_format,
@@ -91,9 +86,7 @@ def register(fmt: Format, *, replace: bool = False) -> None:
     for name in (fmt.name, *fmt.aliases):
         key = name.lower()
         if not replace and _BY_NAME.get(key, fmt) != fmt:
-            raise ValueError(
-                f"format name {name!r} is taken by {_BY_NAME[key].name}; pass replace=True to change it"
-            )
+            raise ValueError(f"format name {name!r} is taken by {_BY_NAME[key].name}; pass replace=True to change it")
     for name in (fmt.name, *fmt.aliases):
         _BY_NAME[name.lower()] = fmt
 

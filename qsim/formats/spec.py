@@ -67,9 +67,7 @@ class FloatFormat:
     def __post_init__(self) -> None:
         e, m = self.exponent_bits, self.mantissa_bits
         if e < 0 or m < 0 or e + m < 1:
-            raise ValueError(
-                f"{self.name}: exponent and mantissa widths must be >= 0 and not both 0: got E={e}, M={m}"
-            )
+            raise ValueError(f"{self.name}: exponent and mantissa widths must be >= 0 and not both 0: got E={e}, M={m}")
         if self.storage_bits > 32:
             raise ValueError(f"{self.name}: codes must fit 32 bits: got {self.storage_bits}")
         if self.nan == "ieee" and not (self.has_inf and e and m):
@@ -77,9 +75,7 @@ class FloatFormat:
         if self.nan == "negative_zero" and not self.signed:
             raise ValueError(f"{self.name}: an unsigned format has no -0 to use as NaN; use nan='top'")
         if self.nan == "top" and self.signed:
-            raise ValueError(
-                f"{self.name}: nan='top' is for unsigned formats; use 'outermost' or 'negative_zero'"
-            )
+            raise ValueError(f"{self.name}: nan='top' is for unsigned formats; use 'outermost' or 'negative_zero'")
         if e == 0 and not self.has_subnormals:
             raise ValueError(f"{self.name}: a format without exponent bits consists of subnormals")
         if self.max_magnitude_code < 1:
@@ -370,9 +366,7 @@ class IntFormat:
     @cached_property
     def values(self) -> np.ndarray:
         """All values that encode produces, ascending, float64."""
-        table = np.ldexp(
-            np.arange(self.min_integer, self.max_integer + 1).astype(np.float64), -self.fraction_bits
-        )
+        table = np.ldexp(np.arange(self.min_integer, self.max_integer + 1).astype(np.float64), -self.fraction_bits)
         table.setflags(write=False)
         return table
 
