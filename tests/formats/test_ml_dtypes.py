@@ -44,8 +44,8 @@ def test_everyday_inputs(name):
     ours = qsim.encode(x, name, **policy_of_ml_dtypes(fmt))
     compared = ~np.isnan(x)
     if name == "float8_e8m0fnu":
-        # ml_dtypes 0.6.0 (and torch 2.13) round every float32 between 2^-127 and 2^-126 up, 5.9e-39 too, which is 2^-127
-        # times 1.004. Ours are exact, see test_codec_exact.
+        # ml_dtypes 0.6.0 (and torch 2.13) round every float32 between 2^-127 and 2^-126 up, 5.9e-39 too, which is
+        # 2^-127 times 1.004. Ours are exact, see test_codec_exact.
         odd_one_out = (x > 2.0**-127) & (x < 1.5 * 2.0**-127)
         assert (theirs[odd_one_out] == 1).all()
         assert (ours[odd_one_out] == 0).all()
