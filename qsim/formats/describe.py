@@ -34,14 +34,13 @@ def describe(fmt: str | Format) -> dict[str, Any]:
             "max": fmt.max,
             "aliases": " ".join(fmt.aliases),
         }
+    no_subnormals = isinstance(fmt, FloatFormat) and not fmt.has_subnormals
     return row | {
         "bias": fmt.bias if isinstance(fmt, FloatFormat) else None,
         "max": fmt.max,
         "min": fmt.min,
         "smallest_normal": fmt.smallest_normal if isinstance(fmt, FloatFormat) else None,
-        "smallest_subnormal": fmt.smallest_subnormal
-        if not isinstance(fmt, FloatFormat) or fmt.has_subnormals
-        else None,
+        "smallest_subnormal": None if no_subnormals else fmt.smallest_subnormal,
         "eps": None if isinstance(fmt, CodebookFormat) else fmt.eps,
         "has_inf": fmt.has_inf,
         "nan_codes": len(fmt.nan_codes),

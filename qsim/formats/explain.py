@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
@@ -16,7 +17,7 @@ from . import reference
 from ._words import hex_code, number, say
 from .catalogue import get_element_format
 from .rounding import NanPolicy, Overflow, Rounding
-from .spec import CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
+from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
 
 Case: TypeAlias = Literal["exact", "nearest", "tie", "directed", "to_odd", "stochastic", "overflow", "outside", "nan"]
 """What decided a cast.
@@ -74,7 +75,7 @@ class CastExplanation:
         case: what decided, see `Case`.
         decision: the same in one or two sentences.
         random_value, random_bits: of stochastic rounding, else None.
-        via: the earlier stage of a two-stage cast; this stage then rounded `via.result`.
+        via: the stage before this one, if any; this stage then rounded `via.result`.
         direct_code: with `via`, the code that one rounding would have given.
     """
 
@@ -141,7 +142,7 @@ def explain(
     rounding: Rounding = "nearest_even",
     overflow: Overflow = "saturate",
     nan: NanPolicy = "canonical",
-    via: str | Format | None = None,
+    via: str | Format | Sequence[str | Format] = (),
     random_value: int = 0,
     random_bits: int = 32,
 ) -> CastExplanation:
@@ -151,9 +152,10 @@ def explain(
         x: a number; taken as float64.
         fmt: an element format, by name or value.
         rounding, overflow, nan: as in `qsim.formats.encode`.
-        via: a format in between, as a pipeline has that holds bfloat16 before it makes FP8: the same rounding and
-            overflow are applied twice. The explanation is of the second stage, `via` of the first.
-        random_value, random_bits: R and N of stochastic rounding (P3109 stochastic A), used in both stages.
+        via: formats in between, as a pipeline has that holds bfloat16 before it makes FP8; each rounds to nearest
+            even and does not saturate, as in `qsim.formats.encode`. The explanation is of the last stage, its `via`
+            of the one before.
+        random_value, random_bits: R and N of stochastic rounding (P3109 stochastic A).
 
     Returns:
         A `CastExplanation`, pure data.
@@ -170,11 +172,12 @@ def explain(
     fmt = get_element_format(fmt)
     choices: dict[str, Any] = {"rounding": rounding, "overflow": overflow, "nan": nan}
     chance: dict[str, Any] = {"random_value": random_value, "random_bits": random_bits}
-    if via is not None:
-        first = explain(x, via, **choices, **chance)
-        second = explain(first.result, fmt, **choices, **chance)
+    stages = [via] if isinstance(via, str | FloatFormat | IntFormat | CodebookFormat | BlockFormat) else list(via)
+    if stages:
+        earlier = explain(x, stages[-1], overflow="nonsaturating", via=stages[:-1])
+        last = explain(earlier.result, fmt, **choices, **chance)
         direct = reference.encode(x, fmt, **choices, **chance)
-        return dataclasses.replace(second, value=x, via=first, direct_code=direct)
+        return dataclasses.replace(last, value=x, via=earlier, direct_code=direct)
     code = reference.encode(x, fmt, **choices, **chance)
     below, above, ulp, fraction = _surroundings(x, fmt)
     case = _case(x, fmt, code, fraction, rounding, chance)
@@ -321,7 +324,7 @@ def _float_fields(code: int, fmt: FloatFormat, value: float) -> tuple[BitField, 
     e, m, word = fmt.exponent_bits, fmt.mantissa_bits, code >> fmt.padding_bits
     exponent, mantissa = (word >> m) & ((1 << e) - 1), word & ((1 << m) - 1)
     subnormal = fmt.has_subnormals and exponent == 0
-    special = not math.isfinite(value)
+    special = None if math.isfinite(value) else f"this pattern is {number(value)}"
     fields = []
     if fmt.signed:
         negative = bool(word & fmt.sign_mask)
@@ -329,11 +332,13 @@ def _float_fields(code: int, fmt: FloatFormat, value: float) -> tuple[BitField, 
     if e:
         power = fmt.min_exponent if subnormal else exponent - fmt.bias
         means = f"2^{power}, subnormal" if subnormal else f"{exponent} - bias {fmt.bias} = {power}: 2^{power}"
-        fields.append(BitField(name="exponent", bits=f"{exponent:0{e}b}", meaning=number(value) if special else means))
+        if special:
+            means = str(exponent) if m else special
+        fields.append(BitField(name="exponent", bits=f"{exponent:0{e}b}", meaning=means))
     if m:
         hidden = 0 if subnormal else 1
         means = f"{hidden} + {mantissa}/{1 << m} = {number(hidden + mantissa / (1 << m))}"
-        fields.append(BitField(name="mantissa", bits=f"{mantissa:0{m}b}", meaning=number(value) if special else means))
+        fields.append(BitField(name="mantissa", bits=f"{mantissa:0{m}b}", meaning=special or means))
     if fmt.padding_bits:
         fields.append(BitField(name="padding", bits="0" * fmt.padding_bits, meaning="always 0 in the stored word"))
     return tuple(fields)
