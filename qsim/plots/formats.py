@@ -186,11 +186,18 @@ def error_figure(series: Sequence[ErrorSeries], title: str = "Relative error aga
         top = 1.6 * max(float(np.nanmax(s.worst)) for s in series)
         for i, s in enumerate(series):
             color, dash = CYCLE[i], DASHES[i % len(DASHES)]
-            axes.fill_between(s.magnitude, s.rms, s.worst, color=color, alpha=0.13, linewidth=0)
-            axes.plot(s.magnitude, s.worst, color=color, linestyle=dash, label=s.label)
-            axes.plot(s.magnitude, s.rms, color=color, linestyle=dash, linewidth=0.8)
-            seen = np.flatnonzero(np.isfinite(s.worst))
-            axes.vlines(s.max, s.worst[seen[-1]], top, color=color, linestyle=dash, linewidth=0.8)
+            seen = np.isfinite(s.worst)
+            # the last bin reaches to the largest value
+            x, worst, rms = (
+                np.append(v[seen], end)
+                for v, end in zip(
+                    (s.magnitude, s.worst, s.rms), (s.max, s.worst[seen][-1], s.rms[seen][-1]), strict=True
+                )
+            )
+            axes.fill_between(x, rms, worst, color=color, alpha=0.13, linewidth=0)
+            axes.plot(x, worst, color=color, linestyle=dash, label=s.label)
+            axes.plot(x, rms, color=color, linestyle=dash, linewidth=0.8)
+            axes.vlines(s.max, worst[-1], top, color=color, linestyle=dash, linewidth=0.8)
             axes.plot(s.max, top, marker="^", color=color, markersize=6, clip_on=False, linestyle="none")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
