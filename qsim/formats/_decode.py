@@ -9,6 +9,8 @@ Each loop returns the OR of all codes, from which the caller sees codes that are
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba as nb
 import numpy as np
 
@@ -16,9 +18,19 @@ from ._encode import f32, f64, u32, u64, wide_vectors
 
 
 @nb.njit(nogil=True, cache=True)
-def narrow_f32(  # type: ignore[no-untyped-def]
-    codes, out, shift, rebias, min_normal, hidden, max_magnitude, inf_magnitude, nan_code, sign_mask, sign_shift
-):
+def narrow_f32(
+    codes: Any,
+    out: Any,
+    shift: Any,
+    rebias: Any,
+    min_normal: Any,
+    hidden: Any,
+    max_magnitude: Any,
+    inf_magnitude: Any,
+    nan_code: Any,
+    sign_mask: Any,
+    sign_shift: Any,
+) -> Any:
     """Codes to float32 patterns for formats whose normal exponents lie inside float32's.
 
     hidden: the smallest normal number, 2^emin. inf_magnitude, nan_code: a value no code has where there is none.
@@ -43,7 +55,7 @@ def narrow_f32(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def wide_f32(codes, out, shift):  # type: ignore[no-untyped-def]
+def wide_f32(codes: Any, out: Any, shift: Any) -> Any:
     """bfloat16, tf32, float32: the code is the top of the pattern."""
     wide_vectors()
     seen = u32(0)
@@ -55,7 +67,7 @@ def wide_f32(codes, out, shift):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def power_of_two_f32(codes, out):  # type: ignore[no-untyped-def]
+def power_of_two_f32(codes: Any, out: Any) -> Any:
     """E8M0: the code is the exponent field, save for 2^-127, a float32 subnormal, and NaN."""
     wide_vectors()
     seen = u32(0)
@@ -69,20 +81,20 @@ def power_of_two_f32(codes, out):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def general_f64(  # type: ignore[no-untyped-def]
-    codes,
-    out,
-    shift,
-    padding,
-    rebias,
-    min_normal,
-    hidden,
-    max_magnitude,
-    inf_magnitude,
-    nan_code,
-    sign_mask,
-    sign_shift,
-):
+def general_f64(
+    codes: Any,
+    out: Any,
+    shift: Any,
+    padding: Any,
+    rebias: Any,
+    min_normal: Any,
+    hidden: Any,
+    max_magnitude: Any,
+    inf_magnitude: Any,
+    nan_code: Any,
+    sign_mask: Any,
+    sign_shift: Any,
+) -> Any:
     """Codes of any float format to float64 patterns; arguments as in `narrow_f32`. min_normal 0: no subnormals."""
     wide_vectors()
     seen = u64(0)
@@ -105,7 +117,7 @@ def general_f64(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def integers(codes, out, sign_bit, scale):  # type: ignore[no-untyped-def]
+def integers(codes: Any, out: Any, sign_bit: Any, scale: Any) -> Any:
     """Two's complement (sign_bit set) or unsigned codes to values; `scale` is 2^-fraction_bits in out's type."""
     wide_vectors()
     seen = u32(0)
@@ -117,7 +129,7 @@ def integers(codes, out, sign_bit, scale):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def codebook(codes, out, table):  # type: ignore[no-untyped-def]
+def codebook(codes: Any, out: Any, table: Any) -> Any:
     """Indices to values; the index is masked, so that a code outside the table reads inside it and is reported."""
     seen = u32(0)
     mask = u32(table.size - 1)

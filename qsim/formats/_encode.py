@@ -27,10 +27,7 @@ NAN_SEEN, OVER_SEEN, BELOW_SEEN = 1, 2, 4
 S_OVER_POS, S_OVER_NEG, S_INF_POS, S_INF_NEG, S_NAN_POS, S_NAN_NEG, S_ZERO_POS, S_ZERO_NEG, S_BELOW = range(9)
 
 
-@intrinsic
-def wide_vectors(typing_context: Any) -> Any:
-    """Let the vectoriser use 512-bit registers in the function that calls this. Without AVX-512 it changes nothing."""
-
+def _wide_vectors(typing_context: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         attributes = builder.function.attributes
         if isinstance(attributes, set):  # llvmlite checks names in its own `add`, LLVM takes any string attribute
@@ -40,22 +37,26 @@ def wide_vectors(typing_context: Any) -> Any:
     return nb_types.void(), codegen
 
 
+# Lets the vectoriser use 512-bit registers in the function that calls it. Without AVX-512 it changes nothing.
+wide_vectors: Any = intrinsic(_wide_vectors)
+
+
 @nb.njit(nogil=True, cache=True)
-def narrow_f32(  # type: ignore[no-untyped-def]
-    bits,
-    out,
-    shift,
-    min_bits,
-    cap,
-    over_bits,
-    over_code,
-    nan_code,
-    sign_shift,
-    sign_mask,
-    zero_mask,
-    over_mask,
-    nan_mask,
-):
+def narrow_f32(
+    bits: Any,
+    out: Any,
+    shift: Any,
+    min_bits: Any,
+    cap: Any,
+    over_bits: Any,
+    over_code: Any,
+    nan_code: Any,
+    sign_shift: Any,
+    sign_mask: Any,
+    zero_mask: Any,
+    over_mask: Any,
+    nan_mask: Any,
+) -> Any:
     """float32 patterns to codes, nearest even, for formats whose exponents lie inside float32's.
 
     Adding 2^(e + shift), with e the exponent of |x| but at least the format's smallest normal one, makes the
@@ -86,21 +87,21 @@ def narrow_f32(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def narrow_f64(  # type: ignore[no-untyped-def]
-    bits,
-    out,
-    shift,
-    min_bits,
-    cap,
-    over_bits,
-    over_code,
-    nan_code,
-    sign_shift,
-    sign_mask,
-    zero_mask,
-    over_mask,
-    nan_mask,
-):
+def narrow_f64(
+    bits: Any,
+    out: Any,
+    shift: Any,
+    min_bits: Any,
+    cap: Any,
+    over_bits: Any,
+    over_code: Any,
+    nan_code: Any,
+    sign_shift: Any,
+    sign_mask: Any,
+    zero_mask: Any,
+    over_mask: Any,
+    nan_mask: Any,
+) -> Any:
     """As `narrow_f32` for float64 patterns: one rounding, straight from 53 bits."""
     wide_vectors()
     magic = u64(u64(shift) << u64(52))
@@ -126,9 +127,19 @@ def narrow_f64(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def wide_f32(  # type: ignore[no-untyped-def]
-    bits, out, shift, padding, over_bits, over_code, inf_code, nan_code, sign_shift, sign_mask, nan_mask
-):
+def wide_f32(
+    bits: Any,
+    out: Any,
+    shift: Any,
+    padding: Any,
+    over_bits: Any,
+    over_code: Any,
+    inf_code: Any,
+    nan_code: Any,
+    sign_shift: Any,
+    sign_mask: Any,
+    nan_mask: Any,
+) -> Any:
     """float32 patterns to formats with float32's own exponents (bfloat16, tf32, float32): round the pattern itself.
 
     A carry out of the largest number makes Inf by itself; `over_bits` is where a clamp to `over_code` begins.
@@ -154,7 +165,7 @@ def wide_f32(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def power_of_two_f32(bits, out, over_code, nan_code, below_code):  # type: ignore[no-untyped-def]
+def power_of_two_f32(bits: Any, out: Any, over_code: Any, nan_code: Any, below_code: Any) -> Any:
     """float32 patterns to E8M0, nearest, ties to the even code; `below_code` for zeros and negative values."""
     wide_vectors()
     largest = u32(0)
@@ -173,7 +184,7 @@ def power_of_two_f32(bits, out, over_code, nan_code, below_code):  # type: ignor
 
 
 @nb.njit(nogil=True, cache=True)
-def integers_f32(x, out, low, high, scale, code_mask, nan_code):  # type: ignore[no-untyped-def]
+def integers_f32(x: Any, out: Any, low: Any, high: Any, scale: Any, code_mask: Any, nan_code: Any) -> Any:
     """float32 to integer codes, nearest even, clamped: adding 1.5 * 2^23 leaves the rounded integer in the low bits."""
     wide_vectors()
     magic = f32(12582912.0)
@@ -189,7 +200,7 @@ def integers_f32(x, out, low, high, scale, code_mask, nan_code):  # type: ignore
 
 
 @nb.njit(nogil=True, cache=True)
-def integers_f64(x, out, low, high, scale, code_mask, nan_code):  # type: ignore[no-untyped-def]
+def integers_f64(x: Any, out: Any, low: Any, high: Any, scale: Any, code_mask: Any, nan_code: Any) -> Any:
     """As `integers_f32` from float64."""
     wide_vectors()
     magic = f64(6755399441055744.0)
@@ -205,7 +216,7 @@ def integers_f64(x, out, low, high, scale, code_mask, nan_code):  # type: ignore
 
 
 @nb.njit(nogil=True, cache=True)
-def codebook16(x, out, thresholds, nan_code):  # type: ignore[no-untyped-def]
+def codebook16(x: Any, out: Any, thresholds: Any, nan_code: Any) -> Any:
     """Values to the index in a table of 16: how many of the 15 thresholds lie at or below."""
     wide_vectors()
     t0, t1, t2, t3, t4 = thresholds[0], thresholds[1], thresholds[2], thresholds[3], thresholds[4]
@@ -224,7 +235,9 @@ def codebook16(x, out, thresholds, nan_code):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def _rounds_up(mode, low_is_odd, negative, against_half, fraction, random, random_bits):  # type: ignore[no-untyped-def]
+def _rounds_up(
+    mode: Any, low_is_odd: Any, negative: Any, against_half: Any, fraction: Any, random: Any, random_bits: Any
+) -> Any:
     """Whether a magnitude between two grid points goes to the upper one. Modes are indices of ROUNDINGS.
 
     `against_half` is -1, 0 or 1: how the discarded part compares with half an ulp. `fraction` is that part in units
@@ -246,9 +259,20 @@ def _rounds_up(mode, low_is_odd, negative, against_half, fraction, random, rando
 
 
 @nb.njit(nogil=True, cache=True)
-def general_float(  # type: ignore[no-untyped-def]
-    x, random, random_bits, out, mode, mantissa_bits, min_exponent, has_zero, max_magnitude, sign_mask, padding, special
-):
+def general_float(
+    x: Any,
+    random: Any,
+    random_bits: Any,
+    out: Any,
+    mode: Any,
+    mantissa_bits: Any,
+    min_exponent: Any,
+    has_zero: Any,
+    max_magnitude: Any,
+    sign_mask: Any,
+    padding: Any,
+    special: Any,
+) -> Any:
     """float32 or float64 values to any float format in any rounding mode, in integer arithmetic."""
     flags = 0
     m = np.int64(mantissa_bits)
@@ -308,7 +332,18 @@ def general_float(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def general_integer(x, random, random_bits, out, mode, scale, low_limit, high_limit, code_mask, special):  # type: ignore[no-untyped-def]
+def general_integer(
+    x: Any,
+    random: Any,
+    random_bits: Any,
+    out: Any,
+    mode: Any,
+    scale: Any,
+    low_limit: Any,
+    high_limit: Any,
+    code_mask: Any,
+    special: Any,
+) -> Any:
     """float32 or float64 values to integer codes in any rounding mode."""
     flags = 0
     units = f64(2.0) ** f64(random_bits)
@@ -346,7 +381,9 @@ def general_integer(x, random, random_bits, out, mode, scale, low_limit, high_li
 
 
 @nb.njit(nogil=True, cache=True)
-def general_codebook(x, random, random_bits, out, mode, table, thresholds, special):  # type: ignore[no-untyped-def]
+def general_codebook(
+    x: Any, random: Any, random_bits: Any, out: Any, mode: Any, table: Any, thresholds: Any, special: Any
+) -> Any:
     """float32 or float64 values to codebook indices: by thresholds, or stochastic with float64 probabilities."""
     flags = 0
     units = f64(2.0) ** f64(random_bits)

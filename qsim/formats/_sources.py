@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def open_source(x: Any, what: str = "encode") -> Source:
     flat = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
     dtype = array.dtype
     fmt = _ml_format(dtype)
-    carrier = np.dtype(np.float32)
+    carrier: np.dtype = np.dtype(np.float32)
     direct = False
     load: Callable[[int, int], np.ndarray]
     if fmt is not None:
@@ -123,7 +123,7 @@ def open_codes(codes: Any, fmt: str | Format | None) -> tuple[np.ndarray, Elemen
     if array.dtype.kind not in "iu":
         raise ValueError(f"decode takes integer codes of {element.name}: got an array of dtype {array.dtype}")
     if array.dtype.kind == "i" and array.size and array.min() < 0:
-        if not (isinstance(element, IntFormat) and element.signed):
+        if not isinstance(element, IntFormat) or not element.signed:
             raise_foreign_codes(array, element, _plans.code_mask(element))
         low = -(1 << (element.bits - 1))
         if array.min() < low or array.max() > element.max_integer:
@@ -141,7 +141,7 @@ def open_codes(codes: Any, fmt: str | Format | None) -> tuple[np.ndarray, Elemen
     return np.ascontiguousarray(array).reshape(array.shape), element
 
 
-def raise_foreign_codes(array: np.ndarray, fmt: ElementFormat, mask: int) -> None:
+def raise_foreign_codes(array: np.ndarray, fmt: ElementFormat, mask: int) -> NoReturn:
     """Raise the error for codes with bits outside `mask`: how many, and where the first is."""
     flat = array.reshape(-1)
     bad = np.flatnonzero((flat < 0) | (flat.astype(np.uint64) & np.uint64(~mask & (1 << 64) - 1) != 0))
