@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from qsim.cli.options import show
 from qsim.formats.explain import BitField, CastExplanation, Neighbour, hex_code, number
 
 if TYPE_CHECKING:
@@ -180,4 +181,4 @@ def print_table(explanations: list[CastExplanation], out: Console) -> None:
         first = "" if e.value == last else number(e.value)
         table.add_row(first, e.format.name, hex_code(e.code, e.format), bits, number(e.result), error, e.case)
         last = e.value
-    out.print(table)
+    show(out, table)

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from qsim.cli.options import show
 from qsim.formats import reference
 from qsim.formats.describe import binades, special_codes
 from qsim.formats.explain import hex_code, number
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 _SUBNORMAL, _SPECIAL, _HEAD = "yellow", "magenta", "cyan"
 
 
-def _table(out: Console, *columns: str, left: Iterable[str] = (), title: str = "") -> Table:
-    table = Table(
-        box=SIMPLE_HEAD, padding=(0, 1 if out.width >= 100 else 0, 0, 1), show_edge=False, header_style="bold"
-    )
+def _table(out: Console, *columns: str, left: Iterable[str] = (), title: str = "", gap: int | None = None) -> Table:
+    """A table with a line under its head; `gap` blanks between columns, 2 or 3 by the width of the terminal."""
+    gap = gap or (3 if out.width >= 100 else 2)
+    # the box has a blank between columns
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), show_edge=False, header_style="bold")
     if title:
         table.title, table.title_justify, table.title_style = title, "left", "bold"
     for name in columns:
@@ -42,24 +44,31 @@ def power(x: float | None) -> str:
     mantissa, exponent = math.frexp(x)
     if mantissa == 0.5 and not 1 <= x <= 1024:
         return f"2^{exponent - 1}"
-    return f"{x:.5g}"
+    return f"{x:.5g}" if abs(x) < 1e6 else f"{x:.3g}"
+
+
+def _count(n: int) -> str:
+    return str(n) if n < 10**6 else f"{n:.1e}".replace("e+0", "e")
 
 
 def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
     """All formats, one table a kind."""
     wide = out.width >= 110
     table = _table(
-        out, "format", "bits", "s-e-m", "bias", "max", "min normal", "min sub", "eps", "Inf", "NaN", "finite",
-        *(["also called"] if wide else []), left=("format", "also called"), title="Floating point",
+        out, "format", "bits", "s-e-m", "bias", "max", "normal", "subn.", "eps", "special", "finite",
+        *(["also called"] if wide else []), left=("format", "special", "also called"), title="Floating point",
+        gap=2 if wide else 1,
     )  # fmt: skip
     for row in (r for r in rows if r["kind"] == "float"):
+        special = ("Inf " if row["has_inf"] else "") + ("NaN" if row["nan_codes"] else "")
         cells = [
             row["name"], str(row["bits"]), row["layout"], str(row["bias"]), power(row["max"]),
             power(row["smallest_normal"]), power(row["smallest_subnormal"]), power(row["eps"]),
-            "yes" if row["has_inf"] else "-", str(row["nan_codes"] or "-"), str(row["finite_values"]),
+            special or "-", _count(row["finite_values"]),
         ]  # fmt: skip
         table.add_row(*cells, *([row["aliases"]] if wide else []))
-    out.print(table)
+    show(out, table)
+    out.print("s-e-m: sign, exponent, mantissa bits; normal, subn.: the smallest of each; finite: how many values.")
     out.print()
     table = _table(
         out, "format", "bits", "coding", "min", "max", "step", "finite", left=("format", "coding"),
@@ -70,7 +79,7 @@ def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
             row["name"], str(row["bits"]), row["layout"], number(row["min"]), number(row["max"]), power(row["eps"]),
             str(row["finite_values"]),
         )  # fmt: skip
-    out.print(table)
+    show(out, table)
     out.print()
     table = _table(
         out, "format", "element", "scale", "block", "bits/element", "tensor scale",
@@ -81,9 +90,9 @@ def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
             row["name"], row["element"], row["scale"], str(row["block_size"]), f"{row['bits_per_element']:g}",
             "float32" if row["tensor_scale"] else "-",
         )  # fmt: skip
-    out.print(table)
+    show(out, table)
     out.print()
-    out.print("qsim formats NAME shows one in full. finite: distinct finite values; -: has none.")
+    out.print("qsim formats NAME shows one in full.")
 
 
 def print_format(fmt: Format, limits: dict[str, Any], out: Console) -> None:
@@ -148,8 +157,10 @@ def _facts(fmt: ElementFormat) -> list[tuple[str, str]]:
 def _overflow(fmt: FloatFormat) -> str:
     """From where rounding to nearest even leaves the largest value; a tie stays when its code is even."""
     top = fmt.max_magnitude_code
-    limit = float((fmt.fraction(top) + fmt.fraction(top + 1)) / 2)
-    return f"nearest_even rounds past the largest from {'above ' if top % 2 == 0 else ''}{number(limit)} on"
+    limit = number(float((fmt.fraction(top) + fmt.fraction(top + 1)) / 2))
+    if len(limit) > 12:
+        limit = f"about {float(limit):.6g}"
+    return f"nearest_even goes past the largest {'above' if top % 2 == 0 else 'from'} {limit}{' on' * (top % 2)}"
 
 
 def _nans(fmt: FloatFormat) -> str:
@@ -173,50 +184,45 @@ def _block_facts(fmt: BlockFormat, limits: dict[str, Any]) -> list[tuple[str, st
     ]
 
 
-def _cell(value: float, digits: int, style: str = "") -> Text:
+def _cell(value: float, width: int, style: str = "") -> Text:
+    """The value, exactly if that fits the width, else with as many digits as do."""
     if not math.isfinite(value):
         return Text(number(value), _SPECIAL)
-    text = number(value) if digits >= 17 else f"{value:.{digits}g}"
-    return Text(text if len(text) <= digits + 7 else f"{value:.{digits}g}", style)
-
-
-def _digits_that_fit(values: Sequence[float], columns: int, room: int) -> tuple[int, bool]:
-    """The most digits with which `columns` cells fit into `room` characters, and whether all are exact so."""
-    finite = [v for v in values if math.isfinite(v)]
-    for digits in (17, 8, 7, 6, 5, 4, 3):
-        width = max(len(_cell(v, digits).plain) for v in finite)
-        if (width + 1) * columns <= room or digits == 3:
-            return digits, all(float(_cell(v, digits).plain) == v for v in finite if "^" not in _cell(v, digits).plain)
-    raise AssertionError
+    texts = [number(value), *(f"{value:.{digits}g}" for digits in range(16, 1, -1))]
+    return Text(next((t for t in texts if len(t) <= width), texts[-1]), style)
 
 
 def _print_values(fmt: FloatFormat, out: Console) -> None:
     """Mantissa across, exponent down; positive half."""
     m = fmt.mantissa_bits
     per_row = min(1 << m, 8)
-    words = range(1 << (fmt.exponent_bits + m))
-    values = [float(reference.decode(w << fmt.padding_bits, fmt)) for w in words]
-    digits, exact = _digits_that_fit(values, per_row, out.width - fmt.exponent_bits - 16)
+    values = [float(reference.decode(w, fmt)) for w in range(1 << (fmt.exponent_bits + m))]
+    widest = max(len(number(v)) for v in values)
+    sides = 4 + fmt.exponent_bits + 1 + max(len(f"2^{fmt.min_exponent}"), len(f"2^{fmt.emax + 1}")) + 1
+    gap = 2 if sides + per_row * (widest + 2) <= out.width else 1
+    width = max(6, min(widest, (out.width - sides) // per_row - gap))
     for start in range(0, 1 << m, per_row):
+        if start:
+            out.print()
         heads = [f"{k:0{m}b}" for k in range(start, start + per_row)]
-        table = _table(out, "code", "exponent", *heads, left=("code", "exponent"))
+        table = _table(out, "code", "exponent", *heads, left=("code", "exponent"), gap=gap)
         for e_field in range(1 << fmt.exponent_bits):
             first = (e_field << m) + start
             subnormal = fmt.has_subnormals and e_field == 0
             scale = fmt.min_exponent if subnormal else e_field - fmt.bias
-            cells = [_cell(values[w], digits, _SUBNORMAL if subnormal else "") for w in range(first, first + per_row)]
+            cells = [_cell(values[w], width, _SUBNORMAL if subnormal else "") for w in range(first, first + per_row)]
             table.add_row(
                 Text(hex_code(first, fmt), "dim"), Text(f"{e_field:0{fmt.exponent_bits}b} 2^{scale}", _HEAD), *cells
             )
-        out.print(table)
-    notes = ["Columns are the mantissa bits, rows the exponent bits; code is that of the first column."]
+        show(out, table)
+    notes = ["Mantissa bits across, exponent bits down; code is that of the first column."]
     if fmt.has_subnormals:
         notes.append("The first row is zero and the subnormals.")
     if fmt.signed:
-        minus = f"; {hex_code(fmt.sign_mask, fmt)} is " + ("-0" if fmt.has_negative_zero else "NaN")
-        notes.append(f"Negative values: add {hex_code(fmt.sign_mask, fmt)} to the code{minus}.")
-    if not exact:
-        notes.append(f"Rounded to {digits} digits to fit; a wider terminal or --csv has them all.")
+        minus = f"{hex_code(fmt.sign_mask, fmt)} itself is " + ("-0" if fmt.has_negative_zero else "NaN")
+        notes.append(f"Negative values: add {hex_code(fmt.sign_mask, fmt)} to the code; {minus}.")
+    if widest > width:
+        notes.append("What does not fit is rounded: a wider terminal or --csv has every digit.")
     out.print()
     out.print(" ".join(notes))
 
@@ -225,22 +231,20 @@ def _print_codes(fmt: ElementFormat, out: Console) -> None:
     """A grid of codes: for integers, tables and powers of two."""
     values = [float(reference.decode(c, fmt)) for c in range(1 << fmt.bits)]
     if isinstance(fmt, FloatFormat):
-        cells = [
-            Text(power(v) if math.isfinite(v) else number(v), "" if math.isfinite(v) else _SPECIAL) for v in values
-        ]
+        cells = [Text(power(v)) if math.isfinite(v) else Text(number(v), _SPECIAL) for v in values]
     else:
-        digits = 8 if isinstance(fmt, CodebookFormat) else 17
-        cells = [_cell(v, digits) for v in values]
+        digits = 7 if isinstance(fmt, CodebookFormat) else 17
+        cells = [_cell(v, digits + 3) for v in values]
     widest = max(len(c.plain) for c in cells)
     gap = 3 if out.width >= 100 else 2
     per_row = next((n for n in (16, 8, 4) if n <= len(values) and (widest + gap) * n + 9 <= out.width), 2)
     table = _table(out, "code", *(f"+{i:X}" for i in range(per_row)), left=("code",))
     for start in range(0, len(values), per_row):
         table.add_row(Text(hex_code(start, fmt), "dim"), *cells[start : start + per_row])
-    out.print(table)
+    show(out, table)
     if isinstance(fmt, CodebookFormat):
         out.print()
-        out.print("Rounded to 8 digits; --csv has them all.")
+        out.print("Rounded to fit; --csv has every digit.")
 
 
 def _print_wide(fmt: FloatFormat, out: Console) -> None:
@@ -248,7 +252,7 @@ def _print_wide(fmt: FloatFormat, out: Console) -> None:
     table = _table(out, "landmark", "code", "value", "bits", left=("landmark", "bits"))
     for row in special_codes(fmt):
         table.add_row(row["landmark"], row["code"], number(row["value"]), row["bits"])
-    out.print(table)
+    show(out, table)
     rows = binades(fmt)
     picks = sorted(
         {0, 1, 2, len(rows) - 2, len(rows) - 1} | {i for i, r in enumerate(rows) if -3 <= r["exponent"] <= 3}
@@ -263,7 +267,7 @@ def _print_wide(fmt: FloatFormat, out: Console) -> None:
         row, last = rows[i], i
         name = "subnormal" if row["class"] == "subnormal" else f"2^{row['exponent']}"
         table.add_row(name, str(row["values"]), f"{row['first']:.9g}", f"{row['last']:.9g}", power(row["spacing"]))
-    out.print(table)
+    show(out, table)
 
 
 def print_comparison(found: Sequence[FormatError], out: Console) -> None:
@@ -283,7 +287,7 @@ def print_comparison(found: Sequence[FormatError], out: Console) -> None:
             continue
         table.add_row(power(low), *row)
         last = row
-    out.print(table)
+    show(out, table)
     out.print()
     for e in found:
         if e.scale != 1:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
               help="With --compare: scale integers and codebooks so that their largest value is X. "
               "[default: the smallest maximum of the float formats beside them, else 1]")  # fmt: skip
 @click.option("--align", is_flag=True,
-              help="With --compare: scale the float formats to that maximum too, as a tensor's scale does.")  # fmt: skip
+              help="With --compare: scale the float formats to that maximum too.")  # fmt: skip
 @plot_option
 @table_options
 def formats(

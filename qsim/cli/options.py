@@ -50,6 +50,13 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=False, emoji=False)
 
 
+def show(out: Console, renderable: Any) -> None:
+    """Print a table without the blanks that rich pads its lines with."""
+    with out.capture() as captured:
+        out.print(renderable)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
 def plain(value: Any) -> Any:
     """A value that JSON can carry: Inf and NaN become the strings that `float()` reads, containers are walked."""
     if isinstance(value, float) and not math.isfinite(value):
