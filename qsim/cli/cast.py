@@ -50,7 +50,7 @@ def cast(values: tuple[float, ...], names: list[str], as_json: bool, as_csv: boo
       qsim cast -0.3 0x1.8p-3 inf --to e4m3,e5m2,int8
       qsim cast 1.0625 --to e4m3 --rounding toward_zero
       qsim cast 1.0630 --to e4m3 --via bfloat16
-      qsim cast 0.1 -2.7 5.5 0.01 --to mxfp4
+      qsim cast 0.1 -2.7 7.5 0.01 --to mxfp4
     """
     check_one_output(as_json, as_csv)
     formats = [get_format(name) for name in names]
@@ -59,8 +59,34 @@ def cast(values: tuple[float, ...], names: list[str], as_json: bool, as_csv: boo
     if blocks and elements:
         raise ValueError(f"{blocks[0].name} is a block format and {elements[0].name} is not: cast to them in two calls")
     if blocks:
-        raise NotImplementedError
-    _cast_elements(values, elements, as_json, as_csv, choices)
+        _cast_blocks(values, blocks, as_json, as_csv, choices)
+    else:
+        _cast_elements(values, elements, as_json, as_csv, choices)
+
+
+def _cast_blocks(
+    values: tuple[float, ...], formats: list[BlockFormat], as_json: bool, as_csv: bool, choices: dict[str, Any]
+) -> None:
+    if choices["via"]:
+        raise ValueError(f"--via is for element formats, not for the block format {formats[0].name}")
+    if choices["nan"] != "canonical":
+        raise ValueError(f"--nan is for element formats: a NaN makes a whole block of {formats[0].name} NaN")
+    from qsim.formats.explain_blocks import explain_blocks
+
+    rules = {k: choices[k] for k in ("rounding", "overflow")}
+    found = [explain_blocks(values, f, **rules) for f in formats]
+    if as_json:
+        print_json([e.as_dict() for explanations in found for e in explanations])
+        return
+    from . import block_view
+
+    if emit((row for e in found for row in block_view.rows(e)), as_json=False, as_csv=as_csv):
+        return
+    out = console()
+    for i, explanations in enumerate(found):
+        if i:
+            out.print()
+        block_view.print_blocks(explanations, out)
 
 
 def _cast_elements(

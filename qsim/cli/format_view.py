@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SUBNORMAL, _SPECIAL, _HEAD = "yellow", "magenta", "cyan"
 
 
-def _table(out: Console, *columns: str, left: Iterable[str] = (), title: str = "", gap: int | None = None) -> Table:
+def new_table(out: Console, *columns: str, left: Iterable[str] = (), title: str = "", gap: int | None = None) -> Table:
     """A table with a line under its head; `gap` blanks between columns, 2 or 3 by the width of the terminal."""
     gap = gap or (3 if out.width >= 100 else 2)
     # the box has a blank between columns
@@ -54,7 +54,7 @@ def _count(n: int) -> str:
 def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
     """All formats, one table a kind."""
     wide = out.width >= 110
-    table = _table(
+    table = new_table(
         out, "format", "bits", "s-e-m", "bias", "max", "normal", "subn.", "eps", "special", "finite",
         *(["also called"] if wide else []), left=("format", "special", "also called"), title="Floating point",
         gap=2 if wide else 1,
@@ -68,9 +68,9 @@ def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
         ]  # fmt: skip
         table.add_row(*cells, *([row["aliases"]] if wide else []))
     show(out, table)
-    out.print("s-e-m: sign, exponent, mantissa bits; normal, subn.: the smallest of each; finite: how many values.")
+    show(out, "s-e-m: sign, exponent, mantissa bits; normal, subn.: the smallest of each; finite: how many values.")
     out.print()
-    table = _table(
+    table = new_table(
         out, "format", "bits", "coding", "min", "max", "step", "finite", left=("format", "coding"),
         title="Integers and tables",
     )  # fmt: skip
@@ -81,7 +81,7 @@ def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
         )  # fmt: skip
     show(out, table)
     out.print()
-    table = _table(
+    table = new_table(
         out, "format", "element", "scale", "block", "bits/element", "tensor scale",
         left=("format", "element", "scale"), title="Blocks that share a scale",
     )  # fmt: skip
@@ -205,7 +205,7 @@ def _print_values(fmt: FloatFormat, out: Console) -> None:
         if start:
             out.print()
         heads = [f"{k:0{m}b}" for k in range(start, start + per_row)]
-        table = _table(out, "code", "exponent", *heads, left=("code", "exponent"), gap=gap)
+        table = new_table(out, "code", "exponent", *heads, left=("code", "exponent"), gap=gap)
         for e_field in range(1 << fmt.exponent_bits):
             first = (e_field << m) + start
             subnormal = fmt.has_subnormals and e_field == 0
@@ -224,7 +224,7 @@ def _print_values(fmt: FloatFormat, out: Console) -> None:
     if widest > width:
         notes.append("What does not fit is rounded: a wider terminal or --csv has every digit.")
     out.print()
-    out.print(" ".join(notes))
+    show(out, " ".join(notes))
 
 
 def _print_codes(fmt: ElementFormat, out: Console) -> None:
@@ -238,7 +238,7 @@ def _print_codes(fmt: ElementFormat, out: Console) -> None:
     widest = max(len(c.plain) for c in cells)
     gap = 3 if out.width >= 100 else 2
     per_row = next((n for n in (16, 8, 4) if n <= len(values) and (widest + gap) * n + 9 <= out.width), 2)
-    table = _table(out, "code", *(f"+{i:X}" for i in range(per_row)), left=("code",))
+    table = new_table(out, "code", *(f"+{i:X}" for i in range(per_row)), left=("code",))
     for start in range(0, len(values), per_row):
         table.add_row(Text(hex_code(start, fmt), "dim"), *cells[start : start + per_row])
     show(out, table)
@@ -249,7 +249,7 @@ def _print_codes(fmt: ElementFormat, out: Console) -> None:
 
 def _print_wide(fmt: FloatFormat, out: Console) -> None:
     """Too many values to list: the landmarks, and binades from the subnormals to the top."""
-    table = _table(out, "landmark", "code", "value", "bits", left=("landmark", "bits"))
+    table = new_table(out, "landmark", "code", "value", "bits", left=("landmark", "bits"))
     for row in special_codes(fmt):
         table.add_row(row["landmark"], row["code"], number(row["value"]), row["bits"])
     show(out, table)
@@ -259,7 +259,7 @@ def _print_wide(fmt: FloatFormat, out: Console) -> None:
     )
     picks = [i for i in picks if 0 <= i < len(rows)]
     out.print()
-    table = _table(out, "binade", "values", "first", "last", "spacing", left=("binade",), title="Some binades")
+    table = new_table(out, "binade", "values", "first", "last", "spacing", left=("binade",), title="Some binades")
     last = -1
     for i in picks:
         if i != last + 1:
@@ -274,7 +274,7 @@ def print_comparison(found: Sequence[FormatError], out: Console) -> None:
     """Relative error per octave, worst and rms, one column a format."""
     lows = sorted({float(v) for e in found for v in e.curve.low})
     at = [{float(v): i for i, v in enumerate(e.curve.low)} for e in found]
-    table = _table(
+    table = new_table(
         out, "from", *(e.format.name for e in found), left=("from",), title="Relative error: worst case (rms)"
     )
     cells = [[_error_cell(e, rows.get(low)) for e, rows in zip(found, at, strict=True)] for low in lows]
