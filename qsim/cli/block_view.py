@@ -73,7 +73,7 @@ def _print_block(block: int, same: list[BlockExplanation], out: Console) -> None
 
 
 def _result(e: BlockExplanation, i: int) -> Text:
-    text = Text(f"{number(e.results[i]) if len(number(e.results[i])) <= 9 else format(e.results[i], ".6g")}")
+    text = Text(f"{number(e.results[i]) if len(number(e.results[i])) <= 9 else format(e.results[i], '.6g')}")
     text.append(f" {hex_code(e.codes[i], e.format.element)}", "dim")
     return text
 
