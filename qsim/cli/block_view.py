@@ -73,7 +73,8 @@ def _print_block(block: int, same: list[BlockExplanation], out: Console) -> None
 
 
 def _result(e: BlockExplanation, i: int) -> Text:
-    text = Text(f"{number(e.results[i]) if len(number(e.results[i])) <= 9 else format(e.results[i], '.6g')}")
+    shortest = number(e.results[i])
+    text = Text(shortest if len(shortest) <= 9 else f"{e.results[i]:.6g}")
     text.append(f" {hex_code(e.codes[i], e.format.element)}", "dim")
     return text
 

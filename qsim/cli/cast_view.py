@@ -128,7 +128,8 @@ def _number_line(e: CastExplanation, width: int) -> list[Text]:
     spot = min(at - len(x) // 2, room - len(x) - len(labels[1]) - 1)
     middle = labels[0].ljust(max(len(labels[0]) + 1, spot)) + x
     under.append(middle + labels[1].rjust(room - len(middle)))
-    under.append(("  " + codes[1]).rstrip(), "dim")
+    under.append("  " + codes[1], "dim")
+    under.rstrip()
     return [line, under]
 
 

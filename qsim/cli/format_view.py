@@ -249,9 +249,10 @@ def _print_codes(fmt: ElementFormat, out: Console) -> None:
 
 def _print_wide(fmt: FloatFormat, out: Console) -> None:
     """Too many values to list: the landmarks, and binades from the subnormals to the top."""
-    table = new_table(out, "landmark", "code", "value", "bits", left=("landmark", "bits"))
+    with_bits = fmt.bits <= 20 or out.width >= 100
+    table = new_table(out, "landmark", "code", "value", *(["bits"] * with_bits), left=("landmark", "bits"))
     for row in special_codes(fmt):
-        table.add_row(row["landmark"], row["code"], number(row["value"]), row["bits"])
+        table.add_row(row["landmark"], row["code"], number(row["value"]), *([row["bits"]] * with_bits))
     show(out, table)
     rows = binades(fmt)
     picks = sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -30,8 +31,8 @@ def _samples(name: str) -> list[float]:
     else:
         some = [rng.randrange(1 << fmt.bits) << fmt.padding_bits for _ in range(60)]
         values = sorted({v for c in some if math.isfinite(v := float(reference.decode(c, fmt)))})
-    picks = rng.sample(values, min(12, len(values))) + [fmt.max, fmt.min]
-    mids = [(a + b) / 2 for a, b in rng.sample(list(zip(values, values[1:], strict=False)), min(12, len(values) - 1))]
+    picks = [*rng.sample(values, min(12, len(values))), fmt.max, fmt.min]
+    mids = [(a + b) / 2 for a, b in rng.sample(list(itertools.pairwise(values)), min(12, len(values) - 1))]
     ends = [fmt.max * 1.01, fmt.max * 1.04, fmt.max * 3, -fmt.max * 1.02, 0.0, -0.0, math.inf, -math.inf]
     near = [math.nextafter(m, math.inf) for m in mids]
     return [float(x) for x in (*picks, *mids, *near, *ends, 0.3, -0.7)]
