@@ -217,7 +217,7 @@ def integers_f64(x: Any, out: Any, low: Any, high: Any, scale: Any, code_mask: A
 
 @nb.njit(nogil=True, cache=True)
 def codebook16(x: Any, out: Any, thresholds: Any, nan_code: Any) -> Any:
-    """Values to the index in a table of 16: how many of the 15 thresholds lie at or below."""
+    """Values to the index in a table of 16: one threshold picks the half, seven more count up within it."""
     wide_vectors()
     t0, t1, t2, t3, t4 = thresholds[0], thresholds[1], thresholds[2], thresholds[3], thresholds[4]
     t5, t6, t7, t8, t9 = thresholds[5], thresholds[6], thresholds[7], thresholds[8], thresholds[9]
@@ -225,9 +225,17 @@ def codebook16(x: Any, out: Any, thresholds: Any, nan_code: Any) -> Any:
     nan_seen = u32(0)
     for i in range(x.size):
         v = x[i]
-        code = u32(u32(v >= t0) + u32(v >= t1) + u32(v >= t2) + u32(v >= t3) + u32(v >= t4))
-        code = u32(code + u32(v >= t5) + u32(v >= t6) + u32(v >= t7) + u32(v >= t8) + u32(v >= t9))
-        code = u32(code + u32(v >= ta) + u32(v >= tb) + u32(v >= tc) + u32(v >= td) + u32(v >= te))
+        upper = v >= t7
+        s0 = t8 if upper else t0
+        s1 = t9 if upper else t1
+        s2 = ta if upper else t2
+        s3 = tb if upper else t3
+        s4 = tc if upper else t4
+        s5 = td if upper else t5
+        s6 = te if upper else t6
+        code = u32(8) if upper else u32(0)
+        code = u32(code + u32(v >= s0) + u32(v >= s1) + u32(v >= s2) + u32(v >= s3))
+        code = u32(code + u32(v >= s4) + u32(v >= s5) + u32(v >= s6))
         is_nan = v != v
         nan_seen |= u32(is_nan)
         out[i] = nan_code if is_nan else code

@@ -346,7 +346,8 @@ def decode_plan(fmt: ElementFormat, target: np.dtype) -> Callable[[np.ndarray, n
     f = np.float32 if target == _F32 else np.float64
     if isinstance(fmt, CodebookFormat):
         table = np.array(fmt.table, target)
-        return lambda codes, out: int(dec.codebook(codes, out, table))
+        loop = dec.codebook16 if fmt.bits == 4 else dec.codebook
+        return lambda codes, out: int(loop(codes, out, table))
     if isinstance(fmt, IntFormat):
         args = (np.uint32(1 << (fmt.bits - 1) if fmt.signed else 0), f(math.ldexp(1.0, -fmt.fraction_bits)))
         return lambda codes, out: int(dec.integers(codes, out, *args))

@@ -230,21 +230,25 @@ def _quantize(
         if nan == "zero":
             values = np.where(np.isnan(values), values.dtype.type(0), values)
         part = flat_scales[start // size : stop // size]
-        amax = np.empty(part.size)
-        nans = _block_amax(values, size, amax)
-        if nans and nan == "error":
+        word = np.dtype(f"u{values.itemsize}")
+        amax = np.empty(part.size, values.dtype)
+        rows = values.reshape(-1, size)
+        _block_amax(rows.view(word), word.type((1 << (8 * word.itemsize - 1)) - 1), amax.view(word))
+        if nan == "error" and np.isnan(amax).any():
             raise ValueError(_nan_message(source, block))
         scaled = np.empty(values.shape, carrier)
+        room = scaled.reshape(-1, size)
         if tensor_scale is not None:
-            _nvfp4_scales(amax, f64(block.element.max) * f64(tensor_scale), block.scale, part)
+            _nvfp4_scales(amax, float(np.float32(tensor_scale)) * block.element.max, block.scale, part)
             factor = decode(part, block.scale, dtype=np.float32) * np.float32(tensor_scale)
-            _divide(values, factor.astype(np.float64), size, scaled)
+            _divide(rows, factor.astype(np.float64), room)
         else:
             _mx_scales(amax, *numbers, part)
-            _multiply(values, part, size, scaled)
+            factors = np.where(part == 255, 0.0, np.ldexp(1.0, 127 - part.astype(np.int32))).astype(carrier)
+            (_multiply_sticky if exact else _multiply)(rows, factors, room)
         found.append(plan.run(scaled, flat_codes[start:stop], _NO_RANDOM))
 
-    for_chunks(source.size, work, chunk=max(1, (1 << 14) // size) * size)
+    for_chunks(source.size, work, chunk=max(1, (1 << 16) // size) * size)
     if any(flags & plan.error_flags for flags in found):
         raise ValueError(
             f"{block.element.name} has neither Inf nor NaN, and values exceed its range under their block's scale; "
@@ -296,26 +300,22 @@ def _nvfp4_tensor_scale(rows: np.ndarray, block: BlockFormat) -> float:
 
 
 def _nvfp4_scales(amax: np.ndarray, unit: float, fmt: FloatFormat, out: np.ndarray) -> None:
-    ratio = amax / unit  # float64: its rounding cannot reach a tie of E4M3 that the exact quotient misses
+    ratio = (
+        amax.astype(np.float64) / unit
+    )  # float64: its rounding cannot reach a tie of E4M3 that the exact quotient misses
     smallest = fmt.smallest_subnormal
     ratio = np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
     _plans.encode_plan(fmt, _plans.Policy(), ratio.dtype).run(ratio, out, _NO_RANDOM)
 
 
 @nb.njit(nogil=True, cache=True)
-def _block_amax(values: Any, size: Any, amax: Any) -> Any:
-    """Largest magnitude of each block, NaN if it holds one; returns the number of such blocks."""
-    nans = 0
-    for k in range(amax.size):
-        top = values[0] * 0 if values.size == 0 else abs(values[k * size])
-        bad = False
-        for i in range(k * size, (k + 1) * size):
-            v = abs(values[i])
-            top = v if v > top else top
-            bad |= v != v
-        nans += bad
-        amax[k] = np.nan if bad else top
-    return nans
+def _block_amax(bits: Any, mask: Any, amax: Any) -> Any:
+    """Pattern of the largest magnitude of each row; patterns order like magnitudes, and NaN stands above Inf."""
+    for k in range(bits.shape[0]):
+        top = bits[k, 0] & mask
+        for i in range(bits.shape[1]):
+            top = max(top, bits[k, i] & mask)
+        amax[k] = top
 
 
 @nb.njit(nogil=True, cache=True)
@@ -331,23 +331,45 @@ def _mx_scales(amax: Any, emax: Any, fraction_limit: Any, out: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)
-def _multiply(values: Any, scales: Any, size: Any, out: Any) -> Any:
-    """values * 2^-e per block; 0 in a NaN block."""
-    for k in range(scales.size):
-        code = np.int64(scales[k])
-        factor = f64(2.0) ** f64(127 - code)
-        for i in range(k * size, (k + 1) * size):
-            v = values[i]
-            product = v * factor
-            if product == 0.0 and v != 0.0:  # underflow; the directed modes must see that it is not zero
-                product = f64(5e-324) if v > 0.0 else f64(-5e-324)
-            out[i] = product if code != 255 else 0.0
+def _multiply(values: Any, factors: Any, out: Any) -> Any:
+    """Row k times factors[k]; zeros where the factor is 0 (a NaN block)."""
+    size = values.shape[1]
+    for k in range(factors.size):
+        factor = factors[k]
+        if factor == 0:
+            out[k, :] = 0
+        elif size == 32:  # a known count is unrolled into vectors
+            for i in range(32):
+                out[k, i] = values[k, i] * factor
+        else:
+            for i in range(size):
+                out[k, i] = values[k, i] * factor
 
 
 @nb.njit(nogil=True, cache=True)
-def _divide(values: Any, factors: Any, size: Any, out: Any) -> Any:
-    """values / factor per block; 0 where the factor is 0 or NaN."""
+def _multiply_sticky(values: Any, factors: Any, out: Any) -> Any:
+    """As `_multiply` in float64 where nothing becomes 0: the directed modes must see that a value was not zero."""
     for k in range(factors.size):
         factor = factors[k]
-        for i in range(k * size, (k + 1) * size):
-            out[i] = values[i] / factor if factor > 0.0 else 0.0
+        for i in range(values.shape[1]):
+            v = f64(values[k, i])
+            product = v * factor
+            if product == 0.0 and v != 0.0:
+                product = f64(5e-324) if v > 0.0 else f64(-5e-324)
+            out[k, i] = product if factor != 0.0 else 0.0
+
+
+@nb.njit(nogil=True, cache=True)
+def _divide(values: Any, factors: Any, out: Any) -> Any:
+    """Row k over factors[k]; zeros where the factor is 0 (an all-zero block) or NaN."""
+    size = values.shape[1]
+    for k in range(factors.size):
+        factor = factors[k]
+        if not factor > 0.0:
+            out[k, :] = 0.0
+        elif size == 16:
+            for i in range(16):
+                out[k, i] = f64(values[k, i]) / factor
+        else:
+            for i in range(size):
+                out[k, i] = f64(values[k, i]) / factor
