@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qsim.cli.options import show
 from qsim.formats import reference
-from qsim.formats.describe import binades, special_codes
+from qsim.formats.describe import binades, nan_count, special_codes
 from qsim.formats.explain import hex_code, number
 from qsim.formats.spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
 
@@ -164,14 +164,13 @@ def _overflow(fmt: FloatFormat) -> str:
 
 
 def _nans(fmt: FloatFormat) -> str:
-    if not fmt.nan_codes:
-        return "none"
-    if len(fmt.nan_codes) <= 6:
-        return ", ".join(hex_code(c, fmt) for c in fmt.nan_codes)
-    half = len(fmt.nan_codes) // (2 if fmt.signed else 1)
-    runs = [fmt.nan_codes[:half], fmt.nan_codes[half:]]
-    said = " and ".join(f"{hex_code(r[0], fmt)} to {hex_code(r[-1], fmt)}" for r in runs if r)
-    return f"{len(fmt.nan_codes)} codes, {said}"
+    count = nan_count(fmt)
+    if count <= 6:
+        return ", ".join(hex_code(c, fmt) for c in fmt.nan_codes) or "none"
+    # only IEEE formats have more: every mantissa above that of Inf
+    first, last = fmt.max_magnitude_code + 2, (1 << (fmt.exponent_bits + fmt.mantissa_bits)) - 1
+    runs = [[hex_code((sign | c) << fmt.padding_bits, fmt) for c in (first, last)] for sign in (0, fmt.sign_mask)]
+    return f"{count} codes, {' and '.join(' to '.join(run) for run in runs)}"
 
 
 def _block_facts(fmt: BlockFormat, limits: dict[str, Any]) -> list[tuple[str, str]]:

@@ -43,11 +43,19 @@ def describe(fmt: str | Format) -> dict[str, Any]:
         "smallest_subnormal": None if no_subnormals else fmt.smallest_subnormal,
         "eps": None if isinstance(fmt, CodebookFormat) else fmt.eps,
         "has_inf": fmt.has_inf,
-        "nan_codes": len(fmt.nan_codes),
+        "nan_codes": nan_count(fmt),
         "has_negative_zero": fmt.has_negative_zero,
         "finite_values": fmt.finite_count,
         "aliases": " ".join(fmt.aliases),
     }
+
+
+def nan_count(fmt: ElementFormat) -> int:
+    """Number of NaN codes, without listing them: float32 has 2^24 - 2."""
+    if not isinstance(fmt, FloatFormat):
+        return 0
+    numbers = (2 if fmt.signed else 1) * (fmt.max_magnitude_code + 1 + fmt.has_inf)
+    return (1 << fmt.bits) - numbers + (fmt.nan == "negative_zero")
 
 
 _KINDS = {FloatFormat: "float", IntFormat: "int", CodebookFormat: "codebook", BlockFormat: "block"}

@@ -13,7 +13,7 @@ import pytest
 
 from qsim import formats
 from qsim.formats import FloatFormat, get_format, list_formats, reference
-from qsim.formats.describe import binades, codes, describe, special_codes
+from qsim.formats.describe import binades, codes, describe, nan_count, special_codes
 from qsim.formats.explain import bit_fields, explain, number
 from qsim.formats.explain_blocks import explain_blocks
 from qsim.formats.rounding import OVERFLOWS, ROUNDINGS
@@ -192,6 +192,11 @@ def test_binades_cover_the_positive_values(name: str) -> None:
     landmarks = {r["landmark"]: r["value"] for r in special_codes(fmt)}
     assert landmarks["largest finite"] == fmt.max
     assert landmarks["smallest normal"] == fmt.smallest_normal
+
+
+@pytest.mark.parametrize("name", [n for n in ELEMENTS if n != "float32"])
+def test_nan_count_is_the_length_of_the_list(name: str) -> None:
+    assert nan_count(get_format(name)) == len(get_format(name).nan_codes)
 
 
 # --- blocks -------------------------------------------------------------------------------------------------------
