@@ -132,6 +132,7 @@ def _sentence(error: Exception) -> str:
 @click.group(
     cls=LazyGroup,
     params=[_verbose_option()],
+    subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="qsim VERB --help explains a verb. Tables take --json and --csv, figures --plot FILE (.svg or .png).",
 )

@@ -33,7 +33,7 @@ def _split_names(_ctx: click.Context, _param: click.Parameter, value: tuple[str,
               help="A format in between, as in a pipeline that holds bfloat16; repeat for more.")  # fmt: skip
 @click.option("--random-value", type=click.IntRange(min=0), metavar="R",
               help="Random bits of --rounding stochastic, as an integer; drawn from --seed without it.")  # fmt: skip
-@click.option("--random-bits", type=click.IntRange(1, 64), default=32, show_default=True, metavar="N",
+@click.option("--random-bits", type=click.IntRange(1, 32), default=32, show_default=True, metavar="N",
               help="How many random bits.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random bits.")
 @table_options

@@ -93,6 +93,7 @@ def _print_bits(e: CastExplanation, out: Console) -> None:
     head.append(number(e.result), _TAKEN)
     out.print(head, no_wrap=True)
     width = max(len(f.name) for f in shown)
+    column = min(column, starts[-1] + 8)  # a long mantissa leaves room for what it says
     for i in reversed(range(len(shown))):
         out.print(_leader(starts[: i + 1], column, shown[i], width), no_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,8 @@ def print_format(fmt: Format, limits: dict[str, Any], out: Console) -> None:
     facts = _block_facts(fmt, limits) if isinstance(fmt, BlockFormat) else _facts(fmt)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        out.print(Text.assemble(("  " + name.ljust(width + 2), _HEAD), value), soft_wrap=False)
+        for i, line in enumerate(textwrap.wrap(value, max(20, out.width - width - 5))):
+            out.print(Text.assemble(("  " + (name if i == 0 else "").ljust(width + 2), _HEAD), line))
     out.print()
     if isinstance(fmt, BlockFormat):
         out.print(f"The values of an element: qsim formats {fmt.element.name}")
@@ -159,7 +161,7 @@ def _overflow(fmt: FloatFormat) -> str:
     top = fmt.max_magnitude_code
     limit = number(float((fmt.fraction(top) + fmt.fraction(top + 1)) / 2))
     if len(limit) > 12:
-        limit = f"about {float(limit):.6g}"
+        limit = f"about {float(limit):.9g}"
     return f"nearest_even goes past the largest {'above' if top % 2 == 0 else 'from'} {limit}{' on' * (top % 2)}"
 
 

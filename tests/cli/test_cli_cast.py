@@ -43,6 +43,9 @@ def test_every_story_fits_the_terminal(x: str, name: str, columns: int) -> None:
     result = run(x, "--to", name, "--nan", "zero", columns=columns)
     assert result.exit_code == 0
     assert max(map(len, result.output.splitlines())) <= columns
+    (record,) = json.loads(run(x, "--to", name, "--nan", "zero", "--json").output)
+    for field in record["fields"]:  # nothing is cut off at the edge
+        assert field["name"] == "padding" or f"{field['name']}  {field['meaning']}" in result.output
     assert all(line == line.rstrip() for line in result.output.splitlines())
 
 
