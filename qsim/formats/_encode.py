@@ -5,7 +5,8 @@ for that and look odd: Numba widens uint32 arithmetic to 64 bits, so each result
 is masked, so that LLVM knows it is below the word size and keeps 32-bit lanes; `wide_vectors()` asks for 512-bit
 registers, which LLVM avoids by default on Intel servers (1.4x here).
 
-Loops return the largest |x| pattern they saw, or flags, from which the caller knows of NaN and overflow.
+The vectorised loops return the largest |x| pattern they saw, or whether there was a NaN; the general ones whether
+they met a value without a code.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from numba.core import types as nb_types
 from numba.extending import intrinsic
 
 u32, u64, f32, f64 = np.uint32, np.uint64, np.float32, np.float64
-
-# Flags of the general loops: what was met that a policy had to decide.
-NAN_SEEN, OVER_SEEN, BELOW_SEEN = 1, 2, 4
 
 # Where the stored codes for special results stand in the array that the general loops take. BELOW is for values under
 # the smallest one of a format without a sign or without a zero.
@@ -166,7 +164,7 @@ def wide_f32(
 
 @nb.njit(nogil=True, cache=True)
 def power_of_two_f32(bits: Any, out: Any, over_code: Any, nan_code: Any, below_code: Any) -> Any:
-    """float32 patterns to E8M0, nearest, ties to the even code; `below_code` for zeros and negative values."""
+    """float32 patterns to E8M0, nearest, ties to the larger; `below_code` for zeros and negative values."""
     wide_vectors()
     largest = u32(0)
     for i in range(bits.size):
@@ -176,7 +174,7 @@ def power_of_two_f32(bits: Any, out: Any, over_code: Any, nan_code: Any, below_c
         # float32's subnormals from 2^-127 on are code 0's binade: stretch them to a full one, flush the rest to it
         stretched = u32(max(u32(a << u32(1)), u32(0x800000)) - u32(0x800000))
         s = stretched if a < u32(0x800000) else a
-        code = u32(u32(s + u32(0x3FFFFF) + u32(u32(s >> u32(23)) & u32(1))) >> u32(23))
+        code = u32(u32(s + u32(0x400000)) >> u32(23))
         code = over_code if code > u32(0xFE) else code
         code = below_code if (b != a) | (a == u32(0)) else code
         out[i] = nan_code if a > u32(0x7F800000) else code
@@ -217,7 +215,10 @@ def integers_f64(x: Any, out: Any, low: Any, high: Any, scale: Any, code_mask: A
 
 @nb.njit(nogil=True, cache=True)
 def codebook16(x: Any, out: Any, thresholds: Any, nan_code: Any) -> Any:
-    """Values to the index in a table of 16: one threshold picks the half, seven more count up within it."""
+    """Values to the index in a table of 16: the last of the 15 ascending thresholds that is not above.
+
+    A bisection takes half the comparisons, but LLVM makes branches of it that real data mispredict.
+    """
     wide_vectors()
     t0, t1, t2, t3, t4 = thresholds[0], thresholds[1], thresholds[2], thresholds[3], thresholds[4]
     t5, t6, t7, t8, t9 = thresholds[5], thresholds[6], thresholds[7], thresholds[8], thresholds[9]
@@ -225,17 +226,22 @@ def codebook16(x: Any, out: Any, thresholds: Any, nan_code: Any) -> Any:
     nan_seen = u32(0)
     for i in range(x.size):
         v = x[i]
-        upper = v >= t7
-        s0 = t8 if upper else t0
-        s1 = t9 if upper else t1
-        s2 = ta if upper else t2
-        s3 = tb if upper else t3
-        s4 = tc if upper else t4
-        s5 = td if upper else t5
-        s6 = te if upper else t6
-        code = u32(8) if upper else u32(0)
-        code = u32(code + u32(v >= s0) + u32(v >= s1) + u32(v >= s2) + u32(v >= s3))
-        code = u32(code + u32(v >= s4) + u32(v >= s5) + u32(v >= s6))
+        code = u32(0)
+        code = u32(1) if v >= t0 else code
+        code = u32(2) if v >= t1 else code
+        code = u32(3) if v >= t2 else code
+        code = u32(4) if v >= t3 else code
+        code = u32(5) if v >= t4 else code
+        code = u32(6) if v >= t5 else code
+        code = u32(7) if v >= t6 else code
+        code = u32(8) if v >= t7 else code
+        code = u32(9) if v >= t8 else code
+        code = u32(10) if v >= t9 else code
+        code = u32(11) if v >= ta else code
+        code = u32(12) if v >= tb else code
+        code = u32(13) if v >= tc else code
+        code = u32(14) if v >= td else code
+        code = u32(15) if v >= te else code
         is_nan = v != v
         nan_seen |= u32(is_nan)
         out[i] = nan_code if is_nan else code
@@ -282,7 +288,7 @@ def general_float(
     special: Any,
 ) -> Any:
     """float32 or float64 values to any float format in any rounding mode, in integer arithmetic."""
-    flags = 0
+    refused = False
     m = np.int64(mantissa_bits)
     n_random = u64(random_bits)
     min_field = np.int64(min_exponent) + np.int64(1023)
@@ -293,11 +299,11 @@ def general_float(
         negative = b != a
         if a >= u64(0x7FF0000000000000):
             if a == u64(0x7FF0000000000000):
-                flags |= BELOW_SEEN if negative and sign_mask == 0 else OVER_SEEN
-                out[i] = special[S_INF_NEG] if negative else special[S_INF_POS]
+                code = special[S_INF_NEG] if negative else special[S_INF_POS]
             else:
-                flags |= NAN_SEEN
-                out[i] = special[S_NAN_NEG] if negative else special[S_NAN_POS]
+                code = special[S_NAN_NEG] if negative else special[S_NAN_POS]
+            refused |= code < 0
+            out[i] = code
             continue
         field = np.int64(a >> u64(52))
         significand = u64(a & u64(0xFFFFFFFFFFFFF))
@@ -327,16 +333,17 @@ def general_float(
                 up = up or mode <= 1 or mode >= 5
             position = low + 1 if up else low
         if position > max_magnitude:
-            flags |= OVER_SEEN
-            out[i] = special[S_OVER_NEG] if negative else special[S_OVER_POS]
+            code = special[S_OVER_NEG] if negative else special[S_OVER_POS]
+            refused |= code < 0
+            out[i] = code
         elif position == 0 and has_zero:
             out[i] = special[S_ZERO_NEG] if negative else special[S_ZERO_POS]
         elif position < 0 or (negative and sign_mask == 0):
-            flags |= BELOW_SEEN
+            refused |= special[S_BELOW] < 0
             out[i] = special[S_BELOW]
         else:
             out[i] = (position | (sign_mask if negative else 0)) << padding
-    return flags
+    return refused
 
 
 @nb.njit(nogil=True, cache=True)
@@ -353,13 +360,13 @@ def general_integer(
     special: Any,
 ) -> Any:
     """float32 or float64 values to integer codes in any rounding mode."""
-    flags = 0
+    refused = False
     units = f64(2.0) ** f64(random_bits)
     n_random = u64(random_bits)
     for i in range(x.size):
         v = f64(x[i])
         if v != v:
-            flags |= NAN_SEEN
+            refused |= special[S_NAN_POS] < 0
             out[i] = special[S_NAN_POS]
             continue
         negative = v < 0.0
@@ -378,14 +385,14 @@ def general_integer(
                 position += 1
         signed = -position if negative else position
         if signed > high_limit:
-            flags |= OVER_SEEN
+            refused |= special[S_OVER_POS] < 0
             out[i] = special[S_OVER_POS]
         elif signed < low_limit:
-            flags |= OVER_SEEN
+            refused |= special[S_OVER_NEG] < 0
             out[i] = special[S_OVER_NEG]
         else:
             out[i] = signed & code_mask
-    return flags
+    return refused
 
 
 @nb.njit(nogil=True, cache=True)
@@ -393,19 +400,19 @@ def general_codebook(
     x: Any, random: Any, random_bits: Any, out: Any, mode: Any, table: Any, thresholds: Any, special: Any
 ) -> Any:
     """float32 or float64 values to codebook indices: by thresholds, or stochastic with float64 probabilities."""
-    flags = 0
+    refused = False
     units = f64(2.0) ** f64(random_bits)
     last = table.size - 1
     for i in range(x.size):
         v = f64(x[i])
         if v != v:
-            flags |= NAN_SEEN
+            refused |= special[S_NAN_POS] < 0
             out[i] = special[S_NAN_POS]
         elif v > table[last]:
-            flags |= OVER_SEEN
+            refused |= special[S_OVER_POS] < 0
             out[i] = special[S_OVER_POS]
         elif v < table[0]:
-            flags |= OVER_SEEN
+            refused |= special[S_OVER_NEG] < 0
             out[i] = special[S_OVER_NEG]
         elif mode == 6:
             high = np.searchsorted(table, v)
@@ -416,4 +423,4 @@ def general_codebook(
                 out[i] = high if fraction + f64(random[i]) >= units else high - 1
         else:
             out[i] = np.searchsorted(thresholds, v, side="right")
-    return flags
+    return refused

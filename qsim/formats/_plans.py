@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
@@ -27,12 +28,8 @@ class Policy:
     random_bits: int = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodePlan:
-    """`run(values, out, random)` writes codes and returns flags; those in `error_flags` mean there is no code."""
-
-    run: Callable[[np.ndarray, np.ndarray, np.ndarray], int]
-    error_flags: int
+EncodeLoop: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
+"""`loop(values, out, random)` writes codes and returns whether there was a value without one."""
 
 
 def code_mask(fmt: ElementFormat) -> int:
@@ -101,33 +98,15 @@ def _nan_result(fmt: ElementFormat, nan: NanPolicy) -> int:
     return -1 if fmt.nan_code is None else fmt.nan_code
 
 
-def _error_flags(fmt: ElementFormat, special: np.ndarray) -> int:
-    flags = 0
-    if special[enc.S_NAN_POS] < 0:
-        flags |= enc.NAN_SEEN
-    if min(special[[enc.S_OVER_POS, enc.S_OVER_NEG, enc.S_INF_POS, enc.S_INF_NEG]]) < 0:
-        flags |= enc.OVER_SEEN
-    if isinstance(fmt, FloatFormat) and special[enc.S_BELOW] < 0:
-        flags |= enc.BELOW_SEEN
-    return flags
-
-
 @lru_cache(maxsize=512)
-def encode_plan(fmt: ElementFormat, policy: Policy, carrier: np.dtype) -> EncodePlan:
+def encode_plan(fmt: ElementFormat, policy: Policy, carrier: np.dtype) -> EncodeLoop:
     """The loop for values of type `carrier` (float32 or float64)."""
     special = special_codes(fmt, policy)
-    errors = _error_flags(fmt, special)
-    run = None
-    if policy.rounding == "nearest_even":
-        run = _nearest_even(fmt, policy, carrier, special)
-    if run is None:
-        run = general(fmt, policy, special)
-    return EncodePlan(run=run, error_flags=errors)
+    loop = _nearest_even(fmt, policy, carrier, special) if policy.rounding == "nearest_even" else None
+    return loop or general(fmt, policy, special)
 
 
-def _nearest_even(
-    fmt: ElementFormat, policy: Policy, carrier: np.dtype, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int] | None:
+def _nearest_even(fmt: ElementFormat, policy: Policy, carrier: np.dtype, special: np.ndarray) -> EncodeLoop | None:
     """A vectorised loop where one fits, else None."""
     clamps = policy.overflow != "nonsaturating"
     if isinstance(fmt, IntFormat):
@@ -162,9 +141,7 @@ def _overflow_pattern(fmt: FloatFormat, carrier: np.dtype) -> int:
     return _pattern(float(middle), carrier) + (0 if top & 1 else 1)
 
 
-def _narrow(
-    fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray, clamps: bool
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _narrow(fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray, clamps: bool) -> EncodeLoop:
     f32 = carrier == _F32
     u = np.uint32 if f32 else np.uint64
     loop = enc.narrow_f32 if f32 else enc.narrow_f64
@@ -189,14 +166,14 @@ def _narrow(
         u(sign if special[enc.S_NAN_NEG] != nan else 0),
     )
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
         largest = int(loop(values.view(u), out, *args))
-        return (largest > infinity) * enc.NAN_SEEN | (largest >= over_at) * enc.OVER_SEEN
+        return (nan < 0 and largest > infinity) or (over < 0 and over_at <= largest <= infinity)
 
     return run
 
 
-def _wide(fmt: FloatFormat, special: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _wide(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
     u = np.uint32
     infinity = 0x7F800000
     pad, sign = fmt.padding_bits, fmt.sign_mask
@@ -213,39 +190,39 @@ def _wide(fmt: FloatFormat, special: np.ndarray) -> Callable[[np.ndarray, np.nda
         u(sign if special[enc.S_NAN_NEG] != nan else 0),
     )
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
         largest = int(enc.wide_f32(values.view(u), out, *args))
-        return (largest > infinity) * enc.NAN_SEEN
+        return nan < 0 and largest > infinity
 
     return run
 
 
-def _power_of_two(fmt: FloatFormat, special: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _power_of_two(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
     u = np.uint32
+    nan = special[enc.S_NAN_POS]
     codes = [u(max(special[k], 0)) for k in (enc.S_OVER_POS, enc.S_NAN_POS, enc.S_BELOW)]
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
-        return (int(enc.power_of_two_f32(values.view(u), out, *codes)) > 0x7F800000) * enc.NAN_SEEN
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
+        return int(enc.power_of_two_f32(values.view(u), out, *codes)) > 0x7F800000 and nan < 0
 
     return run
 
 
-def _integers(
-    fmt: IntFormat, carrier: np.dtype, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _integers(fmt: IntFormat, carrier: np.dtype, special: np.ndarray) -> EncodeLoop:
     f32 = carrier == _F32
     u, f = (np.uint32, np.float32) if f32 else (np.uint64, np.float64)
     loop = enc.integers_f32 if f32 else enc.integers_f64
+    nan = special[enc.S_NAN_POS]
     args = (
         f(fmt.min),
         f(fmt.max),
         f(math.ldexp(1.0, fmt.fraction_bits)),
         u((1 << fmt.bits) - 1),
-        u(max(special[enc.S_NAN_POS], 0)),
+        u(max(nan, 0)),
     )
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
-        return int(loop(values, out, *args) != 0) * enc.NAN_SEEN
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
+        return bool(loop(values, out, *args)) and nan < 0
 
     return run
 
@@ -274,28 +251,27 @@ def _codebook_thresholds(fmt: CodebookFormat, rounding: Rounding) -> np.ndarray:
     return np.array(thresholds)
 
 
-def _codebook16(
-    fmt: CodebookFormat, policy: Policy, carrier: np.dtype, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _codebook16(fmt: CodebookFormat, policy: Policy, carrier: np.dtype, special: np.ndarray) -> EncodeLoop:
     exact = _codebook_thresholds(fmt, policy.rounding)
     thresholds = exact.astype(carrier)
     below = thresholds.astype(np.float64) < exact  # the first value of the carrier's type at or above
     thresholds[below] = np.nextafter(thresholds[below], np.asarray(np.inf, carrier))
-    nan = np.uint32(max(special[enc.S_NAN_POS], 0))
+    nan = special[enc.S_NAN_POS]
+    nan_code = np.uint32(max(nan, 0))
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
-        return int(enc.codebook16(values, out, thresholds, nan) != 0) * enc.NAN_SEEN
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
+        return bool(enc.codebook16(values, out, thresholds, nan_code)) and nan < 0
 
     return run
 
 
-def general(
-    fmt: ElementFormat, policy: Policy, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def general(fmt: ElementFormat, policy: Policy, special: np.ndarray) -> EncodeLoop:
     """The loop for any format and mode; `special` may hold -1 where `out` is int64."""
     mode = ROUNDINGS.index(policy.rounding)
     n = policy.random_bits
     if isinstance(fmt, FloatFormat):
+        if policy.rounding == "nearest_even" and fmt.ties_to_larger:
+            mode = ROUNDINGS.index("nearest_away")
         tail = (
             fmt.mantissa_bits,
             fmt.min_exponent,
@@ -305,16 +281,16 @@ def general(
             fmt.padding_bits,
             special,
         )
-        return lambda values, out, random: int(enc.general_float(values, random, n, out, mode, *tail))
+        return lambda values, out, random: bool(enc.general_float(values, random, n, out, mode, *tail))
     if isinstance(fmt, IntFormat):
         scale = math.ldexp(1.0, fmt.fraction_bits)
         limits = (fmt.min_integer, fmt.max_integer, (1 << fmt.bits) - 1)
-        return lambda values, out, random: int(
+        return lambda values, out, random: bool(
             enc.general_integer(values, random, n, out, mode, scale, *limits, special)
         )
     table = np.array(fmt.table)
     thresholds = _codebook_thresholds(fmt, policy.rounding)
-    return lambda values, out, random: int(
+    return lambda values, out, random: bool(
         enc.general_codebook(values, random, n, out, mode, table, thresholds, special)
     )
 

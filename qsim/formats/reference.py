@@ -119,6 +119,8 @@ def encode(
     check_choice("nan policy", nan, NAN_POLICIES)
     if isinstance(x, float) and math.isnan(x):
         return _nan(math.copysign(1.0, x) < 0, fmt, nan)
+    if rounding == "nearest_even" and isinstance(fmt, FloatFormat) and fmt.ties_to_larger:
+        rounding = "nearest_away"
     if isinstance(fmt, IntFormat | CodebookFormat):
         return _encode_on_list(x, fmt, rounding, overflow, random_value, random_bits)
     return _encode_float(x, fmt, rounding, overflow, random_value, random_bits)

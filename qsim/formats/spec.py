@@ -129,6 +129,15 @@ class FloatFormat:
             return magnitude_code.bit_length() - 1 - self.mantissa_bits + 1 - self.bias
         return e_field - self.bias
 
+    @property
+    def ties_to_larger(self) -> bool:
+        """Whether `nearest_even` sends a tie to the larger magnitude: in E8M0 every significand is 1, none is even.
+
+        IEEE 754-2019 4.3.1 says so for one significant digit; ml_dtypes and torch agree. P3109's formats of precision 1
+        have a zero and take the even code, as that standard says.
+        """
+        return self.mantissa_bits == 0 and not self.has_subnormals
+
     # --- special codes ----------------------------------------------------------------------------------
 
     @property
