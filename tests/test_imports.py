@@ -43,9 +43,7 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            found.add(module)
-            if module in ("qsim", "hwmodels"):
-                found |= {f"{module}.{alias.name}" for alias in node.names}
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module in ("qsim", "hwmodels") else {module}
     return {name for name in found if name.split(".")[0] in ("qsim", "hwmodels")}
 
 

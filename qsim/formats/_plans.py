@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _decode as dec
 from . import _encode as enc
+from . import _encode_general as gen
 from .rounding import ROUNDINGS, NanPolicy, Overflow, Rounding
 from .spec import CodebookFormat, ElementFormat, FloatFormat, IntFormat
 
@@ -38,19 +39,19 @@ def code_mask(fmt: ElementFormat) -> int:
 
 
 def special_codes(fmt: ElementFormat, policy: Policy) -> np.ndarray:
-    """Stored codes of special results, int64[9], indexed by `_encode.S_*`; -1 where the policy has none."""
+    """Stored codes of special results, int64[9], indexed by `_encode_general.S_*`; -1 where the policy has none."""
     nan = -1 if fmt.nan_code is None else fmt.nan_code
     s = np.full(9, -1, np.int64)
-    s[enc.S_NAN_POS] = s[enc.S_NAN_NEG] = _nan_result(fmt, policy.nan)
+    s[gen.S_NAN_POS] = s[gen.S_NAN_NEG] = _nan_result(fmt, policy.nan)
     if isinstance(fmt, FloatFormat):
         sign = fmt.sign_mask << fmt.padding_bits
-        s[enc.S_ZERO_POS] = s[enc.S_ZERO_NEG] = 0
+        s[gen.S_ZERO_POS] = s[gen.S_ZERO_NEG] = 0
         if fmt.has_negative_zero:
-            s[enc.S_ZERO_NEG] = sign
+            s[gen.S_ZERO_NEG] = sign
         keeps_nan_sign = policy.nan == "keep_sign" and fmt.signed and fmt.nan in ("ieee", "outermost")
-        s[enc.S_NAN_NEG] |= sign if keeps_nan_sign else 0
-        s[enc.S_BELOW] = nan if policy.overflow == "nonsaturating" else 0
-        low = sign | fmt.max_code if fmt.signed else s[enc.S_BELOW]
+        s[gen.S_NAN_NEG] |= sign if keeps_nan_sign else 0
+        s[gen.S_BELOW] = nan if policy.overflow == "nonsaturating" else 0
+        low = sign | fmt.max_code if fmt.signed else s[gen.S_BELOW]
         # what an overflow becomes, positive and negative, when it may leave the finite range
         if fmt.inf_code is not None:
             beyond = (fmt.inf_code, fmt.inf_code | sign)
@@ -59,7 +60,7 @@ def special_codes(fmt: ElementFormat, policy: Policy) -> np.ndarray:
         else:
             beyond = (nan, nan)
         if not fmt.signed:
-            beyond = (beyond[0], int(s[enc.S_BELOW]))
+            beyond = (beyond[0], int(s[gen.S_BELOW]))
         finite = (fmt.max_code, low)
     else:
         mask = (1 << fmt.bits) - 1
@@ -81,8 +82,8 @@ def special_codes(fmt: ElementFormat, policy: Policy) -> np.ndarray:
             overflowed = beyond
     elif policy.overflow == "saturate_finite" and fmt.has_inf:
         infinite = beyond
-    s[enc.S_OVER_POS], s[enc.S_OVER_NEG] = overflowed
-    s[enc.S_INF_POS], s[enc.S_INF_NEG] = infinite
+    s[gen.S_OVER_POS], s[gen.S_OVER_NEG] = overflowed
+    s[gen.S_INF_POS], s[gen.S_INF_NEG] = infinite
     return s
 
 
@@ -149,9 +150,9 @@ def _narrow(fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray
     sign = fmt.sign_mask
     # With clamping, only an Inf that is kept differs from the clamped code.
     over_at = infinity if clamps else _overflow_pattern(fmt, carrier)
-    over = special[enc.S_INF_POS] if clamps else special[enc.S_OVER_POS]
-    over_signed = special[enc.S_INF_NEG if clamps else enc.S_OVER_NEG] != over
-    nan = special[enc.S_NAN_POS]
+    over = special[gen.S_INF_POS] if clamps else special[gen.S_OVER_POS]
+    over_signed = special[gen.S_INF_NEG if clamps else gen.S_OVER_NEG] != over
+    nan = special[gen.S_NAN_POS]
     args = (
         u(shift),
         u(_pattern(fmt.smallest_normal, carrier)),
@@ -163,7 +164,7 @@ def _narrow(fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray
         u(sign),
         u(sign if fmt.has_negative_zero else 0),
         u(sign if over_signed else 0),
-        u(sign if special[enc.S_NAN_NEG] != nan else 0),
+        u(sign if special[gen.S_NAN_NEG] != nan else 0),
     )
 
     def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
@@ -177,17 +178,17 @@ def _wide(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
     u = np.uint32
     infinity = 0x7F800000
     pad, sign = fmt.padding_bits, fmt.sign_mask
-    nan = special[enc.S_NAN_POS]
+    nan = special[gen.S_NAN_POS]
     args = (
         u(23 - fmt.mantissa_bits),
         u(pad),
         u(_overflow_pattern(fmt, _F32)),
-        u(special[enc.S_OVER_POS] >> pad),
-        u(special[enc.S_INF_POS] >> pad),
+        u(special[gen.S_OVER_POS] >> pad),
+        u(special[gen.S_INF_POS] >> pad),
         u(max(nan, 0) >> pad),
         u(32 - fmt.bits),
         u(sign),
-        u(sign if special[enc.S_NAN_NEG] != nan else 0),
+        u(sign if special[gen.S_NAN_NEG] != nan else 0),
     )
 
     def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
@@ -199,8 +200,8 @@ def _wide(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
 
 def _power_of_two(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
     u = np.uint32
-    nan = special[enc.S_NAN_POS]
-    codes = [u(max(special[k], 0)) for k in (enc.S_OVER_POS, enc.S_NAN_POS, enc.S_BELOW)]
+    nan = special[gen.S_NAN_POS]
+    codes = [u(max(special[k], 0)) for k in (gen.S_OVER_POS, gen.S_NAN_POS, gen.S_BELOW)]
 
     def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
         return int(enc.power_of_two_f32(values.view(u), out, *codes)) > 0x7F800000 and nan < 0
@@ -212,7 +213,7 @@ def _integers(fmt: IntFormat, carrier: np.dtype, special: np.ndarray) -> EncodeL
     f32 = carrier == _F32
     u, f = (np.uint32, np.float32) if f32 else (np.uint64, np.float64)
     loop = enc.integers_f32 if f32 else enc.integers_f64
-    nan = special[enc.S_NAN_POS]
+    nan = special[gen.S_NAN_POS]
     args = (
         f(fmt.min),
         f(fmt.max),
@@ -256,7 +257,7 @@ def _codebook16(fmt: CodebookFormat, policy: Policy, carrier: np.dtype, special:
     thresholds = exact.astype(carrier)
     below = thresholds.astype(np.float64) < exact  # the first value of the carrier's type at or above
     thresholds[below] = np.nextafter(thresholds[below], np.asarray(np.inf, carrier))
-    nan = special[enc.S_NAN_POS]
+    nan = special[gen.S_NAN_POS]
     nan_code = np.uint32(max(nan, 0))
 
     def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
@@ -281,17 +282,17 @@ def general(fmt: ElementFormat, policy: Policy, special: np.ndarray) -> EncodeLo
             fmt.padding_bits,
             special,
         )
-        return lambda values, out, random: bool(enc.general_float(values, random, n, out, mode, *tail))
+        return lambda values, out, random: bool(gen.general_float(values, random, n, out, mode, *tail))
     if isinstance(fmt, IntFormat):
         scale = math.ldexp(1.0, fmt.fraction_bits)
         limits = (fmt.min_integer, fmt.max_integer, (1 << fmt.bits) - 1)
         return lambda values, out, random: bool(
-            enc.general_integer(values, random, n, out, mode, scale, *limits, special)
+            gen.general_integer(values, random, n, out, mode, scale, *limits, special)
         )
     table = np.array(fmt.table)
     thresholds = _codebook_thresholds(fmt, policy.rounding)
     return lambda values, out, random: bool(
-        enc.general_codebook(values, random, n, out, mode, table, thresholds, special)
+        gen.general_codebook(values, random, n, out, mode, table, thresholds, special)
     )
 
 
