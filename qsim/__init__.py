@@ -18,6 +18,8 @@ _LAZY = {
     "get_format": "qsim.formats",
 }
 
+_PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "quantize", "tensorcore")
+
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
 
@@ -29,6 +31,12 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
+    if name in _PACKAGES:
+        try:
+            return importlib.import_module(f"qsim.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"qsim.{name}":
+                raise
     raise AttributeError(f"module 'qsim' has no attribute {name!r}")
 
 

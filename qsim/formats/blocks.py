@@ -8,6 +8,7 @@ integer just below a power of two.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -227,6 +228,10 @@ def _quantize(
     carrier = np.dtype(np.float64) if exact else source.carrier
     plan = _plans.encode_plan(block.element, policy, carrier)
     numbers = _rule_numbers(block, rule)
+    chunk = max(1, (1 << 16) // size) * size
+    kept = threading.local()
+    encode_scale = _plans.encode_plan(block.scale, _plans.Policy(), np.dtype(np.float64))
+    decode_scale = _plans.decode_plan(block.scale, np.dtype(np.float32))
     refused = []
 
     def work(start: int, stop: int) -> None:
@@ -235,7 +240,9 @@ def _quantize(
             values = np.where(np.isnan(values), values.dtype.type(0), values)
         part = flat_scales[start // size : stop // size]
         rows = values.reshape(-1, size)
-        scaled = np.empty(values.shape, carrier)
+        if getattr(kept, "scaled", None) is None:  # fresh memory for every piece would cost as much as the arithmetic
+            kept.scaled = np.empty(chunk, carrier)
+        scaled = kept.scaled[: values.size]
         room = scaled.reshape(-1, size)
         amax = _block_amax(rows)
         if nan == "error" and np.isnan(amax).any():
@@ -243,12 +250,14 @@ def _quantize(
         if tensor_scale is None:
             (_mx_sticky if exact else _mx)(rows, amax, *numbers, part, room)
         else:
-            _nvfp4_scales(amax, float(np.float32(tensor_scale)) * block.element.max, block.scale, part)
-            factor = decode(part, block.scale, dtype=np.float32) * np.float32(tensor_scale)
-            _divide(rows, factor.astype(np.float64), room)
+            unit = float(np.float32(tensor_scale)) * block.element.max
+            encode_scale(_nvfp4_ratios(amax, unit, block.scale.smallest_subnormal), part, _NO_RANDOM)
+            factor = np.empty(part.size, np.float32)
+            decode_scale(part, factor)
+            _divide(rows, (factor * np.float32(tensor_scale)).astype(np.float64), room)
         refused.append(plan(scaled, flat_codes[start:stop], _NO_RANDOM))
 
-    for_chunks(source.size, work, chunk=max(1, (1 << 16) // size) * size)
+    for_chunks(source.size, work, chunk=chunk)
     if any(refused):
         raise ValueError(
             f"{block.element.name} has neither Inf nor NaN, and values exceed its range under their block's scale; "
@@ -301,13 +310,10 @@ def _nvfp4_tensor_scale(source: _sources.Source, block: BlockFormat, row: int) -
     return 1.0 if amax == 0 else float(max(scale, np.finfo(np.float32).tiny))
 
 
-def _nvfp4_scales(amax: np.ndarray, unit: float, fmt: FloatFormat, out: np.ndarray) -> None:
-    ratio = (
-        amax.astype(np.float64) / unit
-    )  # float64: its rounding cannot reach a tie of E4M3 that the exact quotient misses
-    smallest = fmt.smallest_subnormal
-    ratio = np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
-    _plans.encode_plan(fmt, _plans.Policy(), ratio.dtype)(ratio, out, _NO_RANDOM)
+def _nvfp4_ratios(amax: np.ndarray, unit: float, smallest: float) -> np.ndarray:
+    """Block scales before rounding. In float64 the quotient's own rounding cannot make or break a tie of E4M3."""
+    ratio = amax.astype(np.float64) / unit
+    return np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
 
 
 def _block_amax(rows: np.ndarray) -> np.ndarray:
