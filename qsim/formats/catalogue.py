@@ -91,7 +91,8 @@ def register(fmt: Format, *, replace: bool = False) -> None:
         _BY_NAME[name.lower()] = fmt
 
 
-for _fmt in (*_FLOATS, *_INTS, _MXINT8_ELEMENT, CodebookFormat(name="nf4", bits=4, table=_NF4)):
+_ELEMENTS: tuple[Format, ...] = (*_FLOATS, *_INTS, _MXINT8_ELEMENT, CodebookFormat(name="nf4", bits=4, table=_NF4))
+for _fmt in _ELEMENTS:
     register(_fmt)
 for _fmt in (
     _block("mxfp8_e4m3", "mxfp8", element="float8_e4m3fn"),
