@@ -293,7 +293,9 @@ def _unknown(name: str) -> str:
         return f"no instruction {name!r}: architectures are {', '.join(architectures)}{hint}"
     operations = sorted({n.split(".")[1] for n in list_instructions(parts[0] + ".")})
     if len(parts) < 2 or parts[1] not in operations:
-        return f"{parts[0]} has no operation {'.'.join(parts[1:2])!r}: it has {', '.join(operations)}; asked for {name!r}"
+        return (
+            f"{parts[0]} has no operation {'.'.join(parts[1:2])!r}: it has {', '.join(operations)}; asked for {name!r}"
+        )
     prefix = ".".join(parts[:2])
     exist = ", ".join(n.removeprefix(prefix + ".") for n in list_instructions(prefix + "."))
     elsewhere = [n for n in _table() if n.split(".")[2:] == parts[2:] and n.split(".")[0] != parts[0]]

@@ -156,7 +156,14 @@ def _align(label: str, negative: bool, m: int, p: int, e: int, zero: bool, unit_
     aligned = m << shift if shift >= 0 else m >> -shift
     lost = (m - (aligned << -shift)) * Fraction(2) ** (e - p) if shift < 0 else Fraction(0)
     return Term(
-        label=label, negative=negative, significand=m, fraction_bits=p, exponent=e, is_zero=zero, aligned=aligned, lost=lost
+        label=label,
+        negative=negative,
+        significand=m,
+        fraction_bits=p,
+        exponent=e,
+        is_zero=zero,
+        aligned=aligned,
+        lost=lost,
     )
 
 
@@ -180,7 +187,9 @@ def truncated_step(
         for i, term in enumerate(with_scales):
             m, e, p = math.prod(f.significand for f in term), sum(f.exponent for f in term), _fractions(term)
             raw.append((f"{i}", sum(f.negative for f in term) % 2 == 1, m, p, e, m == 0))
-    raw.append(("c", addend.negative, addend.significand, addend.fraction_bits, addend.exponent, addend.significand == 0))
+    raw.append(
+        ("c", addend.negative, addend.significand, addend.fraction_bits, addend.exponent, addend.significand == 0)
+    )
     zero_exponent = ins.zero_exponent
     exponents = [e if not zero else zero_exponent for *_, e, zero in raw if not (zero and zero_exponent is None)]
     e_max = max((e for e in exponents if e is not None), default=0)
@@ -218,10 +227,19 @@ def _grouped_terms(
         all_zero = all(f.significand == 0 or g.significand == 0 for f, g in members)
         zero = all_zero or any(s.significand == 0 for s in scale)
         # exact sum sits at the scales' exponent; `unit` only moves the binary point
-        yield f"{start}..{start + group - 1}", m < 0, abs(m), p + _fractions(scale) - unit, sum(s.exponent for s in scale), zero
+        yield (
+            f"{start}..{start + group - 1}",
+            m < 0,
+            abs(m),
+            p + _fractions(scale) - unit,
+            sum(s.exponent for s in scale),
+            zero,
+        )
 
 
-def steps(ins: Instruction, a: Sequence[int], b: Sequence[int], c: int, scales: Sequence[tuple[Operand, Operand]] = ()) -> Iterator[Step]:
+def steps(
+    ins: Instruction, a: Sequence[int], b: Sequence[int], c: int, scales: Sequence[tuple[Operand, Operand]] = ()
+) -> Iterator[Step]:
     """The chain of steps of one output over all of K, in the order of the hardware."""
     for start in range(0, len(a), ins.products):
         part = slice(start, start + ins.products)
@@ -230,7 +248,9 @@ def steps(ins: Instruction, a: Sequence[int], b: Sequence[int], c: int, scales: 
         c = step.bits
 
 
-def dot(ins: Instruction, a: Sequence[int], b: Sequence[int], c: int, scales: Sequence[tuple[Operand, Operand]] = ()) -> int:
+def dot(
+    ins: Instruction, a: Sequence[int], b: Sequence[int], c: int, scales: Sequence[tuple[Operand, Operand]] = ()
+) -> int:
     """One output d = a . b + c: codes and bits in, bits out."""
     from .reference_other import OTHER  # the models beside the truncated sum
 

@@ -143,9 +143,7 @@ def add(x: int, y: int, fmt: FloatFormat, nan: int) -> int:
     special = special_result([(first, one)], second, fmt, nan)
     if special is not None:
         return special
-    values = [
-        (-v.significand if v.negative else v.significand, v.exponent - v.fraction_bits) for v in (first, second)
-    ]
+    values = [(-v.significand if v.negative else v.significand, v.exponent - v.fraction_bits) for v in (first, second)]
     total, unit = _on_common_unit(values)
     if total == 0:
         return fmt.sign_mask if first.negative and second.negative else 0
