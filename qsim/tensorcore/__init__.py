@@ -20,21 +20,21 @@ _LAZY = {
     "Preset": "presets",
     "get_preset": "presets",
     "PRESETS": "presets",
-    "mma": "matmul",
-    "matmul": "matmul",
+    "mma": "gemm",
+    "matmul": "gemm",
     "matmul_floats": "floats",
-    "Probe": "probe",
-    "probe": "probe",
+    "Probe": "probing",
+    "probe": "probing",
     "explain_dot": "explain",
 }
 
 if TYPE_CHECKING:
     from .explain import explain_dot
     from .floats import matmul_floats
-    from .matmul import matmul, mma
+    from .gemm import matmul, mma
     from .model import Instruction, Rounding, generic, get_instruction, list_instructions
     from .presets import PRESETS, Preset, get_preset
-    from .probe import Probe, probe
+    from .probing import Probe, probe
 
 __all__ = [
     "Instruction",
