@@ -14,8 +14,8 @@ from .exact import INF, NAN, cleared_bits, decode_rows, decoder, round_bits
 from .model import CANONICAL_NAN, Instruction
 from .simd import fma_chain
 
-_EXACT_BLOCK = 512
-"""int8 products are below 2^15: sums of 512 are exact in float32, and a float32 GEMM adds them."""
+_EXACT_BLOCK = 256
+"""8-bit products are below 2^16: sums of 256 are exact in float32, and a float32 GEMM adds them."""
 
 
 def run_integer(ins: Instruction, a: np.ndarray, b: np.ndarray, c: np.ndarray, k_index: np.ndarray) -> np.ndarray:
