@@ -223,7 +223,7 @@ def _quantize(
     carrier = np.dtype(np.float64) if exact else source.carrier
     plan = _plans.encode_plan(block.element, policy, carrier)
     numbers = _rule_numbers(block, rule)
-    found = []
+    refused = []
 
     def work(start: int, stop: int) -> None:
         values = source.load(start, stop)
@@ -246,10 +246,10 @@ def _quantize(
             _mx_scales(amax, *numbers, part)
             factors = np.where(part == 255, 0.0, np.ldexp(1.0, 127 - part.astype(np.int32))).astype(carrier)
             (_multiply_sticky if exact else _multiply)(rows, factors, room)
-        found.append(plan.run(scaled, flat_codes[start:stop], _NO_RANDOM))
+        refused.append(plan(scaled, flat_codes[start:stop], _NO_RANDOM))
 
     for_chunks(source.size, work, chunk=max(1, (1 << 16) // size) * size)
-    if any(flags & plan.error_flags for flags in found):
+    if any(refused):
         raise ValueError(
             f"{block.element.name} has neither Inf nor NaN, and values exceed its range under their block's scale; "
             "use overflow='saturate' or scale_rule='rceil'"
@@ -305,7 +305,7 @@ def _nvfp4_scales(amax: np.ndarray, unit: float, fmt: FloatFormat, out: np.ndarr
     )  # float64: its rounding cannot reach a tie of E4M3 that the exact quotient misses
     smallest = fmt.smallest_subnormal
     ratio = np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
-    _plans.encode_plan(fmt, _plans.Policy(), ratio.dtype).run(ratio, out, _NO_RANDOM)
+    _plans.encode_plan(fmt, _plans.Policy(), ratio.dtype)(ratio, out, _NO_RANDOM)
 
 
 @nb.njit(nogil=True, cache=True)

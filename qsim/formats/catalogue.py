@@ -11,7 +11,8 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat, NanCodes
+from .float_format import NanCodes
+from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
 
 
 def _float(name: str, *aliases: str, e: int, m: int, bias: int, nan: NanCodes = "none", **more: object) -> FloatFormat:

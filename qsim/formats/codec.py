@@ -169,7 +169,7 @@ def _run(
     done: Callable[[int, int, np.ndarray], object] | None = None,
 ) -> None:
     """Encode a source piece by piece: each into `room(start, stop)`, then `done(start, stop, codes)` is called."""
-    found = []
+    refused = []
     steps = []
     carrier = source.carrier
     for stage in stages:
@@ -185,7 +185,7 @@ def _run(
 
     def work(start: int, stop: int) -> None:
         codes = room(start, stop)
-        found.append(plan.run(load(start, stop), codes, random.piece(start, stop)))
+        refused.append(plan(load(start, stop), codes, random.piece(start, stop)))
         if done is not None:
             done(start, stop, codes)
 
@@ -195,8 +195,7 @@ def _run(
             work(start, min(start + chunk, source.size))
     else:
         for_chunks(source.size, work, chunk=chunk)
-    flags = functools.reduce(operator.or_, found, 0)
-    if flags & plan.error_flags:
+    if any(refused):
         _sources.raise_unencodable(source, element, policy, load)
 
 
@@ -224,7 +223,7 @@ def _stage_step(stage: ElementFormat, carrier: np.dtype) -> Callable[[np.ndarray
 
     def step(values: np.ndarray) -> np.ndarray:
         codes = np.empty(values.shape, stage.code_dtype)
-        if plan.run(values, codes, _NO_RANDOM) & plan.error_flags:
+        if plan(values, codes, _NO_RANDOM):
             raise ValueError(f"via={stage.name!r}: NaN cannot pass through a format that has none")
         result = np.empty(values.shape, target)
         back(codes, result)
