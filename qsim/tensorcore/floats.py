@@ -16,7 +16,7 @@ _RESULT = {"f32": np.float32, "f16": np.float16, "f64": np.float64}
 
 
 def encode_operand(x: Any, ins: Instruction, which: str) -> np.ndarray:
-    """Values to codes of operand "a" or "b": to nearest even, saturating; integers are only converted."""
+    """Values to codes of operand "a" or "b": to nearest even, finite values saturate; integers are clipped."""
     fmt = ins.format_a if which == "a" else ins.format_b
     text = ins.input_a if which == "a" else ins.input_b
     values = np.asarray(x)
@@ -24,7 +24,7 @@ def encode_operand(x: Any, ins: Instruction, which: str) -> np.ndarray:
         return values.astype(np.float64).view(np.uint64)
     if not isinstance(fmt, FloatFormat):
         return np.clip(np.rint(values), fmt.min_integer, fmt.max_integer).astype(np.int8 if fmt.signed else np.uint8)
-    return encode(values, fmt)
+    return encode(values, fmt, overflow="saturate_finite")
 
 
 def _unit_scales(ins: Instruction, rows: int, k: int, which: str) -> np.ndarray | None:

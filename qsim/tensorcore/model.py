@@ -227,20 +227,21 @@ def _expand(family: dict[str, Any]) -> list[Instruction]:
     status, emulated_by = family.pop("status"), family.pop("emulated_by", "")
     names = family.pop("pairs_of", None)
     inputs = [f"{a}.{b}" if a != b else a for a in names for b in names] if names else family.pop("inputs")
-    skipped = family.pop("except", [])
+    skipped, unrecorded = family.pop("except", []), family.pop("unrecorded", [])
     rows = []
     for architecture in [architectures] if isinstance(architectures, str) else architectures:
         for text in inputs:
             if text in skipped:
                 continue
             first, _, second = text.partition(".")
+            known = status if isinstance(status, str) else status[architecture]
             rows.append(
                 Instruction(
                     name=f"{architecture}.{operation}.{output}.{text}",
                     input_a=first,
                     input_b=second or first,
                     output=output,
-                    status=status if isinstance(status, str) else status[architecture],
+                    status="source" if text in unrecorded else known,
                     emulated_by=f"{architecture}.{emulated_by}" if emulated_by else "",
                     k_order=tuple(family.get("k_order", ())),
                     **{key: value for key, value in family.items() if key != "k_order"},
