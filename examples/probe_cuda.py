@@ -4,8 +4,8 @@
     python examples/probe_cuda.py --json result.json   # where the machine-readable result goes
     python examples/probe_cuda.py --emulate            # no GPU: the emulator plays the device, to try the script
 
-Needs torch with CUDA and numpy. The bit-for-bit check and the naming of table rows need numba as well; without it they are
-left out, and the output says so.
+Needs torch with CUDA and numpy. The bit-for-bit check and the naming of table rows need numba as well; without it they
+are left out, and the output says so.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class TorchDevice:
             names = {
                 e.key for e in profile.key_averages() if "memcpy" not in e.key.lower() and "memset" not in e.key.lower()
             }
-            return sorted(n for n in names if not n.startswith(("cuda", "Activity")))
+            return sorted(n.split("(")[0] for n in names if not n.startswith(("cuda", "cuLaunch", "Activity")))
         except Exception:
             return []
 
@@ -261,6 +261,8 @@ def operands(device: TorchDevice, kind: str, shape: tuple[int, int, int], distri
         x = np.ldexp(x, np.random.default_rng(3).integers(-5, 6, k)[None, :]).astype(np.float32)
     elif distribution == "positive":
         x, w = np.abs(x), np.abs(w)
+    if kind == "tf32":  # exact in TF32: libraries differ in how they round a float32 operand to it
+        x, w = ((v.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for v in (x, w))
     if kind == "s8":
         x, w = (np.clip(np.rint(v * 40), -128, 127).astype(np.int8) for v in (x, w))
     return device.tensor(x, KINDS[kind][0]), device.tensor(w, KINDS[kind][1])
@@ -280,6 +282,9 @@ def alternatives(rule: dict[str, Any], k: int) -> dict[str, dict[str, Any]]:
         if every < k:
             tries[f"promote_every={every}"] = {**base, "promote_every": every}
     tries["one chain"] = base
+    for every in (16, 32, 64):
+        for split in (2, 3, 4, 5, 6, 8, 12, 16):
+            tries[f"promote_every={every}, split_k={split}"] = {**base, "promote_every": every, "split_k": split}
     return tries
 
 
