@@ -16,12 +16,15 @@ _LAZY = {
     "decode": "qsim.formats",
     "cast": "qsim.formats",
     "get_format": "qsim.formats",
+    "Scheme": "qsim.quantize",
+    "get_scheme": "qsim.quantize",
 }
 
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
+    from qsim.quantize import Scheme, get_scheme
 
-__all__ = ["__version__", "cast", "decode", "encode", "get_format"]
+__all__ = ["Scheme", "__version__", "cast", "decode", "encode", "get_format", "get_scheme"]
 
 
 def __getattr__(name: str) -> Any:
