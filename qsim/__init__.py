@@ -16,15 +16,28 @@ _LAZY = {
     "decode": "qsim.formats",
     "cast": "qsim.formats",
     "get_format": "qsim.formats",
+    "QuantizedTensor": "qsim.quantize",
     "Scheme": "qsim.quantize",
     "get_scheme": "qsim.quantize",
 }
 
+# subpackages that `import qsim` makes reachable; `qsim.quantize` can also be called
+_PACKAGES = ("formats", "kernels", "quantize")
+
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
-    from qsim.quantize import Scheme, get_scheme
+    from qsim.quantize import QuantizedTensor, Scheme, get_scheme
 
-__all__ = ["Scheme", "__version__", "cast", "decode", "encode", "get_format", "get_scheme"]
+__all__ = [
+    "QuantizedTensor",
+    "Scheme",
+    "__version__",
+    "cast",
+    "decode",
+    "encode",
+    "get_format",
+    "get_scheme",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,8 +45,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
+    if name in _PACKAGES:
+        return importlib.import_module(f"qsim.{name}")
     raise AttributeError(f"module 'qsim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_PACKAGES})

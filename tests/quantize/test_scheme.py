@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -263,3 +265,15 @@ def test_the_top_level_names_are_lazy():
 
     assert qsim.Scheme is Scheme
     assert qsim.get_scheme("fp8") == get_scheme("fp8")
+
+
+def test_quantize_is_a_package_that_can_be_called():
+    """`qsim.quantize(w, scheme)` and `qsim.quantize.Granularity` are both in use, in either order of import."""
+    code = (
+        "import numpy as np, qsim; w = np.ones((2, 128), dtype=np.float32);"
+        "a = qsim.quantize(w, 'w4a16-g128');"
+        "import qsim.quantize as q; from qsim import quantize as r; from qsim.quantize import quantize as f;"
+        "assert q is qsim.quantize is r and q.Granularity; assert r(w, 'w4a16-g128') == a == f(w, 'w4a16-g128');"
+        "assert qsim.kernels.pack"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""Fused low-bit matrix products on this computer's CPU."""
