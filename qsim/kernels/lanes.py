@@ -117,7 +117,7 @@ def _chunk(bits: int, fp8: int, tokens: int) -> Any:
     step, rows = columns_per_step(bits), 3 if bits == 3 else 1
 
     @intrinsic
-    def chunk(typingctx: Any, words: Any, first: Any, last: Any, xs: Any, m0: Any, acc: Any) -> Any:  # noqa: ARG001
+    def chunk(typingctx: Any, words: Any, first: Any, last: Any, xs: Any, m0: Any, acc: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, _ = _array(context, builder, signature, args, 0)
             x, x_columns = _array(context, builder, signature, args, 3)
@@ -177,7 +177,7 @@ def _expand(bits: int, fp8: int) -> Any:
     step, rows = columns_per_step(bits), 3 if bits == 3 else 1
 
     @intrinsic
-    def expand(  # noqa: ARG001
+    def expand(
         typingctx: Any, words: Any, i: Any, scale: Any, zero: Any, group: Any, out: Any, row: Any, column: Any
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -205,8 +205,49 @@ def _expand(bits: int, fp8: int) -> Any:
     return expand
 
 
+def _product(tokens: int) -> Any:
+    """An intrinsic product(w, depth, x, m0, k0, acc): acc[m0 + m] += sum over k < depth of w[k] * x[m0 + m, k0 + k].
+
+    w (depth, 64) expanded weights that stay in L2, x (M, K), acc (M, 64), all float32.
+    """
+
+    @intrinsic
+    def product(typingctx: Any, w: Any, depth: Any, x: Any, m0: Any, k0: Any, acc: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            wp, _ = _array(context, builder, signature, args, 0)
+            xp, x_columns = _array(context, builder, signature, args, 2)
+            out, _ = _array(context, builder, signature, args, 5)
+            rows = [builder.add(args[3], _I64(m)) for m in range(tokens)]
+            x_rows = [
+                builder.gep(xp, [builder.mul(builder.add(builder.mul(row, x_columns), args[4]), _I64(4))])
+                for row in rows
+            ]
+            places = [[builder.add(builder.mul(row, _I64(256)), _I64(64 * v)) for v in range(4)] for row in rows]
+            sums = [[cgutils.alloca_once(builder, _VF) for _ in range(4)] for _ in range(tokens)]
+            for m in range(tokens):
+                for v in range(4):
+                    builder.store(_load(builder, out, places[m][v], _VF), sums[m][v])
+            with cgutils.for_range(builder, args[1]) as loop:
+                here, x_here = builder.mul(loop.index, _I64(256)), builder.mul(loop.index, _I64(4))
+                wk = [_load(builder, wp, builder.add(here, _I64(64 * v)), _VF) for v in range(4)]
+                for m in range(tokens):
+                    xk = _splat(builder, _load(builder, x_rows[m], x_here, _F32))
+                    for v in range(4):
+                        term = builder.fmul(wk[v], xk, flags=_CONTRACT)
+                        builder.store(builder.fadd(builder.load(sums[m][v]), term, flags=_CONTRACT), sums[m][v])
+            for m in range(tokens):
+                for v in range(4):
+                    builder.store(builder.load(sums[m][v]), _at(builder, out, places[m][v], _VF), align=4)
+            return context.get_dummy_value()
+
+        i64 = types.int64
+        return types.void(w, i64, x, i64, i64, acc), codegen
+
+    return product
+
+
 @intrinsic
-def apply_group(  # noqa: ARG001
+def apply_group(
     typingctx: Any, acc: Any, m: Any, scale: Any, zero: Any, g: Any, xsum: Any, factor: Any, total: Any
 ) -> Any:
     """total[m] += scale[g] * (acc[m] - zero[g] * xsum) * factor over 64 lanes."""
@@ -236,3 +277,4 @@ chunk_e4m3_1, chunk_e5m2_1 = (_chunk(8, fp8, 1) for fp8 in (1, 2))
 chunk_e4m3_4, chunk_e5m2_4 = (_chunk(8, fp8, 4) for fp8 in (1, 2))
 expand_u2, expand_u3, expand_u4, expand_u8 = (_expand(bits, 0) for bits in (2, 3, 4, 8))
 expand_e4m3, expand_e5m2 = (_expand(8, fp8) for fp8 in (1, 2))
+product_1, product_6 = _product(1), _product(6)

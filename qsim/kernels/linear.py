@@ -12,8 +12,10 @@ from .packing import PackedWeight
 
 F32 = np.float32
 DECODE_TOKENS = 16  # up to here every token streams over the packed weight; above, it is expanded once and multiplied
-_SLICE_COLUMNS = 512  # output features expanded at a time in prefill: 8 MiB at K = 4096
-_EXACT_INTEGERS = 1024  # 2^24 / 2^14: columns whose s8 x s8 products sum exactly in float32
+# Prefill works on PREFILL_TOKENS x PREFILL_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of PREFILL_TILES tiles).
+# 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14 = 1024.
+PREFILL_TOKENS, PREFILL_DEPTH, PREFILL_TILES = 256, 512, 4
+_SLICE_ROWS = 512  # output features dequantised at a time by formats without a fused kernel
 
 
 def linear(
@@ -102,53 +104,24 @@ def _decode(act: Activation, packed: PackedWeight) -> np.ndarray:
 
 
 def _prefill(act: Activation, packed: PackedWeight) -> np.ndarray:
-    n, k = packed.shape
-    padded = packed.padded_k
-    values = np.zeros((act.values.shape[0], padded), F32)
-    values[:, :k] = _columns(act.values, packed)
-    groups = padded // packed.group
+    tokens, (n, k), padded = act.values.shape[0], packed.shape, packed.padded_k
+    x = _columns(act.values, packed)
+    if padded != k or act.group is not None:
+        wide = np.zeros((tokens, padded), F32)
+        wide[:, :k] = x
+        x = wide
     if act.group is not None:
-        values *= np.repeat(act.group, packed.group, axis=1)
-    exact_row = act.integer and groups == 1
-    out = np.empty((act.values.shape[0], n), F32)
-    tiles = packed.words.shape[0]
-    per_slice = _SLICE_COLUMNS // 64
-    buffer = np.empty((_EXACT_INTEGERS if exact_row else padded, _SLICE_COLUMNS), F32)
-    for first in range(0, tiles, per_slice):
-        here = min(per_slice, tiles - first)
-        width = min(here * 64, n - first * 64)
-        at = slice(first * 64, first * 64 + width)
-        if exact_row:
-            total = np.zeros((values.shape[0], here * 64), np.int32)
-            for k0 in range(0, padded, _EXACT_INTEGERS):
-                depth = min(_EXACT_INTEGERS, padded - k0)
-                w = buffer[:depth, : here * 64] if here == per_slice else np.empty((depth, here * 64), F32)
-                _expand(packed, first, k0, False, w)
-                total += np.dot(values[:, k0 : k0 + depth], w).astype(np.int32)
-            scale = _row_scale(packed, first, here)
-            out[:, at] = (total.astype(F32) * scale)[:, :width]
-        else:
-            w = buffer if here == per_slice else np.empty((padded, here * 64), F32)
-            _expand(packed, first, 0, True, w)
-            out[:, at] = np.dot(values, w)[:, :width]
-    out *= act.row[:, None]
-    if packed.bias is not None:
-        out += packed.bias
+        x *= np.repeat(act.group, packed.group, axis=1)
+    integer = act.integer and packed.kind == "uint" and padded == packed.group and act.group is None
+    out = np.empty((tokens, n), F32)
+    block = min(tokens, PREFILL_TOKENS)
+    for m in range(0, tokens, block):
+        portable.prefill_matmul(
+            packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
+            F32(packed.zero), x[m : m + block], act.row[m : m + block], _bias(packed), packed.group, PREFILL_DEPTH,
+            packed.number, integer, PREFILL_TILES, out[m : m + block],
+        )  # fmt: skip
     return out
-
-
-def _expand(packed: PackedWeight, first: int, k0: int, scaled: bool, out: np.ndarray) -> None:
-    portable.expand(
-        packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
-        F32(packed.zero), first, k0, packed.group, packed.number, scaled, out,
-    )  # fmt: skip
-
-
-def _row_scale(packed: PackedWeight, first: int, tiles: int) -> np.ndarray:
-    out = np.empty((tiles, 1, 64), F32)
-    for t in range(tiles):
-        portable.tile_scales(packed.scales, packed.scale_kind, packed.rows_per_scale, first + t, out[t])
-    return out.reshape(-1)
 
 
 def _dense(act: Activation, packed: PackedWeight) -> np.ndarray:
@@ -160,7 +133,7 @@ def _dense(act: Activation, packed: PackedWeight) -> np.ndarray:
     n = packed.shape[0]
     granularity = packed.scheme.weight.granularity
     rows = granularity.rows if granularity is not None and granularity.rows else 1
-    step = max(_SLICE_COLUMNS // rows, 1) * rows
+    step = max(_SLICE_ROWS // rows, 1) * rows
     out = np.empty((values.shape[0], n), F32)
     for first in range(0, n, step):
         out[:, first : first + step] = values @ packed.source[first : first + step].dequantize().T

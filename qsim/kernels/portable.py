@@ -235,45 +235,82 @@ def prepare(x: Any, kind: Any, group: Any, step: Any, xs: Any, xsum: Any) -> Non
 
 
 @njit(cache=True, boundscheck=False)
-def _expand_tile(
-    t: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, constant: Any,
-    first: Any, k0: Any, group: Any, kind: Any, scaled: Any, out: Any,
-) -> None:  # fmt: skip
+def _expand_steps(
+    kind: Any, words: Any, k0: Any, k1: Any, scale: Any, zero: Any, group: Any, scaled: Any, out: Any
+) -> None:
+    """Columns k0 .. k1 - 1 of a tile as float32 rows (k1 - k0, 64): (q - zero) * scale, without the scale unless `scaled`."""
     step = columns_per_step(kind)
-    groups = words.shape[1] * (32 // min(kind, 8)) // group if kind != 3 else words.shape[1] // 3 * 32 // group
-    scale, zero = np.empty((groups, 64), F32), np.empty((groups, 64), F32)
-    tile_scales(scales, scale_kind, rows_per_scale, first + t, scale)
-    tile_zeros(zeros, zero_bits, constant, first + t, zero)
-    if not scaled:
-        scale[:] = F32(1)
-    if kind >= 9:
-        scale *= F32(2.0**120) if kind == 9 else F32(2.0**112)
-    here = words[first + t]
-    for r in range(0, out.shape[0], step):
+    ones = scale if scaled else np.ones((scale.shape[0], 64), F32)
+    for r in range(0, k1 - k0, step):
         i, g = (k0 + r) // step, (k0 + r) // group
         if kind == 4:
-            lanes.expand_u4(here, i, scale, zero, g, out, r, t * 64)
+            lanes.expand_u4(words, i, ones, zero, g, out, r, 0)
         elif kind == 8:
-            lanes.expand_u8(here, i, scale, zero, g, out, r, t * 64)
+            lanes.expand_u8(words, i, ones, zero, g, out, r, 0)
         elif kind == 9:
-            lanes.expand_e4m3(here, i, scale, zero, g, out, r, t * 64)
+            lanes.expand_e4m3(words, i, ones, zero, g, out, r, 0)
         elif kind == 3:
-            lanes.expand_u3(here, i, scale, zero, g, out, r, t * 64)
+            lanes.expand_u3(words, i, ones, zero, g, out, r, 0)
         elif kind == 10:
-            lanes.expand_e5m2(here, i, scale, zero, g, out, r, t * 64)
+            lanes.expand_e5m2(words, i, ones, zero, g, out, r, 0)
         else:
-            lanes.expand_u2(here, i, scale, zero, g, out, r, t * 64)
+            lanes.expand_u2(words, i, ones, zero, g, out, r, 0)
+
+
+@njit(cache=True, boundscheck=False)
+def _prefill_tiles(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, x: Any, xrow: Any, bias: Any, group: Any, depth: Any, kind: Any, integer: Any, out: Any,
+) -> None:  # fmt: skip
+    """Tiles first .. last - 1 for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
+    tokens, k, n = x.shape[0], x.shape[1], out.shape[1]
+    groups, tiles = k // group, last - first
+    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
+    for t in range(tiles):
+        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
+        tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
+    if kind >= 9:
+        scale *= F32(2.0**120) if kind == 9 else F32(2.0**112)
+    acc = np.zeros((tiles, tokens, 64), F32)
+    total = np.zeros((tiles if integer else 0, tokens, 64), I32)
+    w = np.empty((depth, 64), F32)
+    for k0 in range(0, k, depth):
+        k1 = min(k0 + depth, k)
+        for t in range(tiles):
+            _expand_steps(kind, words[first + t], k0, k1, scale[t], shift[t], group, not integer, w)
+            here = acc[t]
+            m = 0
+            while m < tokens:
+                if m + 6 <= tokens:
+                    lanes.product_6(w, k1 - k0, x, m, k0, here)
+                    m += 6
+                else:
+                    lanes.product_1(w, k1 - k0, x, m, k0, here)
+                    m += 1
+            if integer:
+                for m in range(tokens):
+                    for lane in range(64):
+                        total[t, m, lane] += I32(here[m, lane])
+                        here[m, lane] = F32(0)
+    for t in range(tiles):
+        start = (first + t) * 64
+        for m in range(tokens):
+            for lane in range(min(64, n - start)):
+                value = F32(total[t, m, lane]) * scale[t, 0, lane] if integer else acc[t, m, lane]
+                out[m, start + lane] = value * xrow[m] + bias[start + lane]
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def expand(
+def prefill_matmul(
     words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    first: Any, k0: Any, group: Any, kind: Any, scaled: Any, out: Any,
+    x: Any, xrow: Any, bias: Any, group: Any, depth: Any, kind: Any, integer: Any, tiles: Any, out: Any,
 ) -> None:  # fmt: skip
-    """Values of tiles first, first + 1, ... as a float32 matrix out (K', 64 * tiles), K' columns from k0 on.
+    """out[m, n] = xrow[m] * sum_k w[n, k] * x[m, k] + bias[n] for many tokens, `tiles` tiles to a task.
 
-    `scaled` False gives the integers q - zero alone.
+    x (M, padded K). `integer`: x and q - zero are integers, exact in float32 over `depth` columns and added in int32.
     """
-    for t in prange(out.shape[1] // 64):
-        _expand_tile(np.int64(t), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, first, k0, group,
-                     kind, scaled, out)  # fmt: skip
+    count = words.shape[0]
+    for task in prange((count + tiles - 1) // tiles):
+        first = np.int64(task) * tiles
+        _prefill_tiles(first, min(first + tiles, count), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
+                       x, xrow, bias, group, depth, kind, integer, out)  # fmt: skip
