@@ -69,23 +69,35 @@ def columns_per_step(bits: int) -> int:
     return 32 if bits == 3 else 32 // bits
 
 
-def _fields(builder: Any, words: list[Any], bits: int, fp8: int, *, in_place: bool) -> list[Callable[[], Any]]:
+def float_fields(builder: Any, words: list[Any], bits: int, fp8: int) -> list[Callable[[], Any]]:
+    """For each column of a step, what computes its 16 float32 values; FP8 as its bits at the top, see above."""
+    return _fields(builder, words, bits, fp8, in_place=False)
+
+
+def word_fields(builder: Any, words: list[Any], bits: int) -> list[Callable[[], Any]]:
+    """For each column of a step, what computes its 16 codes as int32."""
+    return _fields(builder, words, bits, 0, in_place=False, convert=False)
+
+
+def _fields(
+    builder: Any, words: list[Any], bits: int, fp8: int, *, in_place: bool, convert: bool = True
+) -> list[Callable[[], Any]]:
     """For each column of a step, what computes its 16 values from the words, as float32.
 
     `in_place`: without shifting a field down, see the module's text.
     """
 
-    def convert(v: Any) -> Any:
-        return builder.sitofp(v, _VF)
+    def number(v: Any) -> Any:
+        return builder.sitofp(v, _VF) if convert else v
 
     def integer(word: Any, j: int, last: bool) -> Any:
         mask = (1 << bits) - 1
         if last:
-            return convert(builder.lshr(word, _splat_int(32 - bits)))
+            return number(builder.lshr(word, _splat_int(32 - bits)))
         if in_place:
-            return convert(builder.and_(word, _splat_int(mask << (bits * j))))
+            return number(builder.and_(word, _splat_int(mask << (bits * j))))
         down = builder.lshr(word, _splat_int(bits * j)) if j else word
-        return convert(builder.and_(down, _splat_int(mask)))
+        return number(builder.and_(down, _splat_int(mask)))
 
     def float8(word: Any, j: int) -> Any:
         top = builder.shl(word, _splat_int(24 - 8 * j)) if j < 3 else word
@@ -97,7 +109,7 @@ def _fields(builder: Any, words: list[Any], bits: int, fp8: int, *, in_place: bo
         high = builder.and_(builder.lshr(words[2], _splat_int(29 - i)), _splat_int(4))
         if i:  # the third bit of column 31 is bit 30 of the last word
             high = builder.and_(builder.lshr(words[2], _splat_int(28)), _splat_int(4))
-        return convert(builder.or_(low, high))
+        return number(builder.or_(low, high))
 
     if fp8:
         return [lambda j=j: float8(words[0], j) for j in range(4)]  # type: ignore[misc]
@@ -174,7 +186,7 @@ def _expand(bits: int, fp8: int) -> Any:
     Values (field - zero[group, lane]) * scale[group, lane] of one step, to rows row .. of out at 64 columns from
     `column` on; FP8: field * scale, the scale already holding the exponent's 2^120.
     """
-    step, rows = columns_per_step(bits), 3 if bits == 3 else 1
+    rows = 3 if bits == 3 else 1
 
     @intrinsic
     def expand(

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import portable
 from .activations import Activation, take
+from .features import check_path
 from .packing import PackedWeight
 
 F32 = np.float32
@@ -15,6 +16,7 @@ DECODE_TOKENS = 16  # up to here every token streams over the packed weight; abo
 # Prefill works on PREFILL_TOKENS x PREFILL_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of PREFILL_TILES tiles).
 # 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14 = 1024.
 PREFILL_TOKENS, PREFILL_DEPTH, PREFILL_TILES = 256, 512, 4
+AMX_TOKENS = 8  # tile registers hold 16 tokens: with fewer than this the packed weight streams faster without them
 _SLICE_ROWS = 512  # output features dequantised at a time by formats without a fused kernel
 
 
@@ -25,6 +27,7 @@ def linear(
     instruction: str | None = None,
     *,
     activation: str | None = None,
+    path: str | None = None,
 ) -> np.ndarray:
     """x @ w.T + bias for a packed weight w.
 
@@ -35,6 +38,8 @@ def linear(
         instruction: the instruction for `exact`; None chooses the Hopper instruction of the scheme's compute format.
         activation: for weight-only schemes, round `x` to `bfloat16` or `float16` first. None keeps it as it is; a
             bfloat16 `x` may take the CPU's BF16 instructions.
+        path: `portable`, `vnni` or `amx`; None is the fastest that this CPU has and `QSIM_KERNELS` allows. The result is
+            the same up to the order of float32 additions; integer sums are equal.
 
     Returns:
         (..., N) float32. Weight-only: float32 products and sums. INT8 and INT4 by INT8: exact int32 sums (per group where
@@ -59,13 +64,20 @@ def linear(
     else:
         how = packed.scheme.activation
         act = take(rows, how, input_scale=packed.input_scale, activation=activation)
-        out = _multiply(act, packed)
+        out = _multiply(act, packed, check_path(path))
     return out.reshape(*source.shape[:-1], n)
 
 
-def _multiply(act: Activation, packed: PackedWeight) -> np.ndarray:
+def _multiply(act: Activation, packed: PackedWeight, path: str) -> np.ndarray:
     if packed.kind == "dense" or not _groups_fit(act, packed):
         return _dense(act, packed)
+    if path != "portable":
+        from . import special
+
+        if path == "amx" and act.values.shape[0] > AMX_TOKENS and special.amx_fits(act, packed):
+            return special.amx(act, packed)
+        if special.vnni_fits(act, packed):
+            return special.vnni(act, packed)
     if act.values.shape[0] <= DECODE_TOKENS:
         return _decode(act, packed)
     return _prefill(act, packed)
@@ -76,11 +88,11 @@ def _groups_fit(act: Activation, packed: PackedWeight) -> bool:
     return act.group is None or act.group_size == packed.group
 
 
-def _columns(values: np.ndarray, packed: PackedWeight) -> np.ndarray:
+def columns(values: np.ndarray, packed: PackedWeight) -> np.ndarray:
     return values if packed.columns is None else np.ascontiguousarray(values[:, packed.columns])
 
 
-def _bias(packed: PackedWeight) -> np.ndarray:
+def bias_of(packed: PackedWeight) -> np.ndarray:
     return np.zeros(packed.shape[0], F32) if packed.bias is None else packed.bias
 
 
@@ -91,21 +103,21 @@ def _decode(act: Activation, packed: PackedWeight) -> np.ndarray:
     step = min(packed.group, portable.EXACT_COLUMNS if integer_sums else portable.FLOAT_COLUMNS)
     chunks = groups * -(-packed.group // step)
     xs, xsum = np.empty((tokens, padded), F32), np.empty((tokens, chunks), F32)
-    portable.prepare(_columns(act.values, packed), packed.number, packed.group, step, xs, xsum)
+    portable.prepare(columns(act.values, packed), packed.number, packed.group, step, xs, xsum)
     xgroup = np.ones((tokens, groups), F32) if act.group is None else act.group
     row = act.row * F32({9: 2.0**60, 10: 2.0**56}.get(packed.number, 1.0))
     integer = integer_sums and groups == 1 and act.group is None
     out = np.empty((tokens, packed.shape[0]), F32)
     portable.decode_matmul(
         packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
-        F32(packed.zero), xs, xsum, xgroup, row, _bias(packed), packed.group, step, packed.number, integer, out,
+        F32(packed.zero), xs, xsum, xgroup, row, bias_of(packed), packed.group, step, packed.number, integer, out,
     )  # fmt: skip
     return out
 
 
 def _prefill(act: Activation, packed: PackedWeight) -> np.ndarray:
     tokens, (n, k), padded = act.values.shape[0], packed.shape, packed.padded_k
-    x = _columns(act.values, packed)
+    x = columns(act.values, packed)
     if padded != k or act.group is not None:
         wide = np.zeros((tokens, padded), F32)
         wide[:, :k] = x
@@ -118,7 +130,7 @@ def _prefill(act: Activation, packed: PackedWeight) -> np.ndarray:
     for m in range(0, tokens, block):
         portable.prefill_matmul(
             packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
-            F32(packed.zero), x[m : m + block], act.row[m : m + block], _bias(packed), packed.group, PREFILL_DEPTH,
+            F32(packed.zero), x[m : m + block], act.row[m : m + block], bias_of(packed), packed.group, PREFILL_DEPTH,
             packed.number, integer, PREFILL_TILES, out[m : m + block],
         )  # fmt: skip
     return out

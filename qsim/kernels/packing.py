@@ -116,7 +116,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     is_fp8 = isinstance(fmt, FloatFormat) and fmt.name in ("float8_e4m3fn", "float8_e5m2")
     bits = _STORED_BITS[fmt.bits] if is_int else 8
     fields = 32 if bits == 3 else 32 // bits
-    group = granularity.columns or -(-k // 32) * 32
+    group = granularity.columns or -(-k // 64) * 64
     if isinstance(fmt, BlockFormat) or not (is_int or is_fp8) or group % fields:
         empty = np.zeros((0, 0, 0), dtype=np.uint32)
         return PackedWeight(kind="dense", words=empty, scales=empty, zeros=np.zeros((0, 0, 0), np.uint8), **common)

@@ -1,0 +1,329 @@
+"""The paths that use VNNI and AMX instructions. Compile nothing here unless `features` offers the path.
+
+VNNI streams the packed weight for up to four tokens at a time, with exact int32 sums. AMX is for many tokens: a slice of
+columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time in tile registers, and the
+sums of a group are scaled and added in float32. Shapes as in `portable`; xq and xa are activations in the layouts that
+`pack_words` and `pack_tiles` make.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from . import instructions as cpu
+from .portable import columns_per_step, tile_scales, tile_zeros
+
+F32, U32, I32 = np.float32, np.uint32, np.int32
+
+# 64 bytes for ldtilecfg: palette 1, then 16 rows of 64 bytes for each of the eight tiles (Intel SDM, LDTILECFG)
+TILE_TABLE = np.zeros(64, dtype=np.uint8)
+TILE_TABLE[0] = 1
+TILE_TABLE[16:32:2] = 64
+TILE_TABLE[48:56] = 16
+
+
+# --- VNNI ---------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, boundscheck=False)
+def pack_words(x: Any, kind: Any, step: Any, xq: Any, xsum: Any) -> None:
+    """Integers (M, K) float32 to (M, K'/4) words of four int8 in the order of `chunk_b8_*` or `chunk_b4_*`.
+
+    xsum (M, C) int32: their sums over every `step` columns.
+    """
+    xsum[:] = I32(0)
+    for m in range(x.shape[0]):
+        for i in range(xq.shape[1]):
+            word = U32(0)
+            for byte in range(4):
+                k = 4 * i + byte if kind == 8 else (i // 2) * 8 + 2 * byte + (i & 1)
+                if k < x.shape[1]:
+                    value = I32(x[m, k])
+                    word |= (U32(value) & U32(0xFF)) << U32(8 * byte)
+                    xsum[m, k // step] += value
+            xq[m, i] = word
+
+
+@njit(cache=True, boundscheck=False)
+def _vnni_tile(
+    tile: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
+    xq: Any, xsum: Any, xrow: Any, bias: Any, step: Any, kind: Any, integer: Any, out: Any,
+) -> None:  # fmt: skip
+    tokens, n, chunks = xq.shape[0], out.shape[1], xsum.shape[1]
+    groups = 1 if integer else chunks
+    scale, shift = np.empty((groups, 64), F32), np.empty((groups, 64), F32)
+    tile_scales(scales, scale_kind, rows_per_scale, tile, scale)
+    tile_zeros(zeros, zero_bits, zero, tile, shift)
+    acc, total = np.empty((4, 64), I32), np.empty((4, 64), F32)
+    total_int = np.empty((4, 64), I32)
+    here_words, fields = words[tile], 32 // kind
+    rows = min(64, n - tile * 64)
+    m = 0
+    while m < tokens:
+        here = 4 if m + 4 <= tokens else 1
+        total[:here] = F32(0)
+        total_int[:here] = I32(0)
+        for c in range(chunks):
+            first, last = c * step // fields, min((c + 1) * step // fields, here_words.shape[0])
+            if here == 4:
+                if kind == 8:
+                    cpu.chunk_b8_4(here_words, first, last, xq, m, acc)
+                else:
+                    cpu.chunk_b4_4(here_words, first, last, xq, m, acc)
+            elif kind == 8:
+                cpu.chunk_b8_1(here_words, first, last, xq, m, acc)
+            else:
+                cpu.chunk_b4_1(here_words, first, last, xq, m, acc)
+            for i in range(here):
+                sx = xsum[m + i, c]
+                if integer:
+                    for lane in range(64):
+                        total_int[i, lane] += acc[i, lane] - I32(shift[0, lane]) * sx
+                else:
+                    for lane in range(64):
+                        total[i, lane] += F32(acc[i, lane] - I32(shift[c, lane]) * sx) * scale[c, lane]
+        for i in range(here):
+            for lane in range(rows):
+                value = F32(total_int[i, lane]) * scale[0, lane] if integer else total[i, lane]
+                out[m + i, tile * 64 + lane] = value * xrow[m + i] + bias[tile * 64 + lane]
+        m += here
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def vnni_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
+    xq: Any, xsum: Any, xrow: Any, bias: Any, step: Any, kind: Any, integer: Any, out: Any,
+) -> None:  # fmt: skip
+    """`decode_matmul` for integer activations and 4- or 8-bit integer weights; chunks of `step` columns are groups."""
+    for tile in prange(words.shape[0]):
+        _vnni_tile(np.int64(tile), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, xq, xsum, xrow,
+                   bias, step, kind, integer, out)  # fmt: skip
+
+
+# --- AMX ----------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, boundscheck=False)
+def _pack_rows_int8(x: Any, block: Any, step: Any, out: Any, xsum: Any) -> None:
+    depth = out.shape[1]
+    for r in range(16):
+        m = block * 16 + r
+        for t in range(depth):
+            for b in range(64):
+                k = t * 64 + b
+                inside = m < x.shape[0] and k < x.shape[1]
+                out[block, t, r, b] = np.int8(x[m, k]) if inside else np.int8(0)
+        for c in range(xsum.shape[0]):
+            total = F32(0)
+            if m < x.shape[0]:
+                for k in range(c * step, min((c + 1) * step, x.shape[1])):
+                    total += x[m, k]
+            xsum[c, m] = total
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_tiles_int8(x: Any, step: Any, out: Any, xsum: Any) -> None:
+    """Integers (M, K) float32 to A tiles (M'/16, K'/64, 16, 64) int8; xsum (C, M') float32 sums per `step` columns."""
+    for block in prange(out.shape[0]):
+        _pack_rows_int8(x, np.int64(block), step, out, xsum)
+
+
+@njit(cache=True, boundscheck=False)
+def _pack_rows_bf16(x: Any, block: Any, step: Any, out: Any, xsum: Any) -> None:
+    depth = out.shape[1]
+    for r in range(16):
+        m = block * 16 + r
+        bits = x[min(m, x.shape[0] - 1)]
+        for t in range(depth):
+            for b in range(32):
+                k = t * 32 + b
+                inside = m < x.shape[0] and k < x.shape[1]
+                out[block, t, r, b] = np.uint16(bits[k] >> U32(16)) if inside else np.uint16(0)
+        values = bits.view(np.float32)
+        for c in range(xsum.shape[0]):
+            total = F32(0)
+            if m < x.shape[0]:
+                for k in range(c * step, min((c + 1) * step, x.shape[1])):
+                    total += values[k]
+            xsum[c, m] = total
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_tiles_bf16(x: Any, step: Any, out: Any, xsum: Any) -> None:
+    """Bits of float32 values that are BF16 (M, K) uint32 to A tiles (M'/16, K'/32, 16, 32) uint16; xsum as above."""
+    for block in prange(out.shape[0]):
+        _pack_rows_bf16(x, np.int64(block), step, out, xsum)
+
+
+@njit(cache=True, boundscheck=False)
+def _fill_bytes(kind: Any, words: Any, k0: Any, depth: Any, b: Any) -> None:
+    step = columns_per_step(kind)
+    for k in range(0, depth, step):
+        i = (k0 + k) // step
+        if kind == 4:
+            cpu.bytes_u4(words, i, b, k)
+        elif kind == 8:
+            cpu.bytes_u8(words, i, b, k)
+        elif kind == 3:
+            cpu.bytes_u3(words, i, b, k)
+        else:
+            cpu.bytes_u2(words, i, b, k)
+
+
+@njit(cache=True, boundscheck=False)
+def _fill_bf16(kind: Any, words: Any, k0: Any, depth: Any, b: Any) -> None:
+    step = columns_per_step(kind)
+    for k in range(0, depth, step):
+        i = (k0 + k) // step
+        if kind == 4:
+            cpu.bf16_u4(words, i, b, k)
+        elif kind == 8:
+            cpu.bf16_u8(words, i, b, k)
+        elif kind == 9:
+            cpu.bf16_e4m3(words, i, b, k)
+        elif kind == 3:
+            cpu.bf16_u3(words, i, b, k)
+        elif kind == 10:
+            cpu.bf16_e5m2(words, i, b, k)
+        else:
+            cpu.bf16_u2(words, i, b, k)
+
+
+@njit(cache=True, boundscheck=False)
+def _zeros_less_centre(zeros: Any, zero_bits: Any, zero: Any, tile: Any, kind: Any, out: Any) -> None:
+    tile_zeros(zeros, zero_bits, zero, tile, out)
+    if kind <= 8:
+        out -= F32(1 << (kind - 1))
+
+
+@njit(cache=True, boundscheck=False)
+def _amx_int_tiles(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, integer: Any,
+    full: Any, table: Any, out: Any,
+) -> None:  # fmt: skip
+    tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 64
+    groups, tiles, blocks = (1 if integer else k // group), last - first, xa.shape[0] // 2
+    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
+    for t in range(tiles):
+        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
+        _zeros_less_centre(zeros, zero_bits, zero, first + t, kind, shift[t])
+    b = np.empty((4, step * 4), U32)
+    sums = np.empty((tiles if integer else 1, blocks if integer else 1, 2, 1024), I32)
+    total = np.zeros((tiles, 0 if integer else blocks * 32, 64), F32)
+    cpu.configure_tiles(table)
+    for c in range((k + step - 1) // step):
+        k0 = c * step
+        depth = min(step, k - k0)
+        g = 0 if integer else k0 // group
+        for t in range(tiles):
+            _fill_bytes(kind, words[first + t], k0, depth, b)
+            for block in range(blocks):
+                a0 = (2 * block * xa.shape[1] + k0 // 64) * 1024
+                for half in range(2):
+                    b0 = half * 2 * step * 16
+                    if integer:
+                        c0 = ((t * blocks + block) * 2 + half) * 4096
+                        cpu.block_s8(
+                            xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, c0, c > 0
+                        )
+                        continue
+                    cpu.block_s8(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, 0, False)
+                    for i in range(4):
+                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
+                        if full:
+                            cpu.apply_int_full(
+                                sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t]
+                            )
+                        else:
+                            cpu.apply_int(sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t])
+    cpu.release_tiles()
+    for t in range(tiles):
+        start = (first + t) * 64
+        for m in range(tokens):
+            sx = I32(0)
+            if integer:
+                for c in range(xsum.shape[0]):
+                    sx += I32(xsum[c, m])
+            for lane in range(min(64, n - start)):
+                if integer:
+                    half, i = lane // 32, (m % 32) // 16 * 2 + lane % 32 // 16
+                    exact = sums[t, m // 32, half, i * 256 + (m % 16) * 16 + lane % 16] - I32(shift[t, 0, lane]) * sx
+                    value = F32(exact) * scale[t, 0, lane]
+                else:
+                    value = total[t, m, lane]
+                out[m, start + lane] = value * xrow[m] + bias[start + lane]
+
+
+@njit(cache=True, boundscheck=False)
+def _amx_bf16_tiles(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any,
+    full: Any, table: Any, out: Any,
+) -> None:  # fmt: skip
+    tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 32
+    groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
+    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
+    for t in range(tiles):
+        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
+        _zeros_less_centre(zeros, zero_bits, zero, first + t, kind, shift[t])
+    b = np.empty((4, step * 8), U32)
+    sums = np.empty(1024, F32)
+    total = np.zeros((tiles, blocks * 32, 64), F32)
+    cpu.configure_tiles(table)
+    for c in range((k + step - 1) // step):
+        k0 = c * step
+        depth = min(step, k - k0)
+        g = k0 // group
+        for t in range(tiles):
+            _fill_bf16(kind, words[first + t], k0, depth, b)
+            for block in range(blocks):
+                a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024
+                for half in range(2):
+                    b0 = half * 2 * step * 32
+                    cpu.block_bf16(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 32, depth // 32, sums, 0, False)
+                    for i in range(4):
+                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
+                        if full:
+                            cpu.apply_float_full(
+                                sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t]
+                            )
+                        else:
+                            cpu.apply_float(sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t])
+    cpu.release_tiles()
+    for t in range(tiles):
+        start = (first + t) * 64
+        for m in range(tokens):
+            for lane in range(min(64, n - start)):
+                out[m, start + lane] = total[t, m, lane] * xrow[m] + bias[start + lane]
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def amx_int_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
+    xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, integer: Any, full: Any,
+    tiles: Any, table: Any, out: Any,
+) -> None:  # fmt: skip
+    """`prefill_matmul` for integers by integers. xa from `pack_tiles_int8`; chunks of `step` columns divide a group."""
+    count = words.shape[0]
+    for task in prange((count + tiles - 1) // tiles):
+        first = np.int64(task) * tiles
+        _amx_int_tiles(first, min(first + tiles, count), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
+                       xa, xsum, xgroup, xrow, bias, group, step, kind, integer, full, table, out)  # fmt: skip
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def amx_bf16_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
+    xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, full: Any,
+    tiles: Any, table: Any, out: Any,
+) -> None:  # fmt: skip
+    """`prefill_matmul` for BF16 or FP8 activations. xa from `pack_tiles_bf16`; chunks of `step` columns divide a group."""
+    count = words.shape[0]
+    for task in prange((count + tiles - 1) // tiles):
+        first = np.int64(task) * tiles
+        _amx_bf16_tiles(first, min(first + tiles, count), words, scales, scale_kind, rows_per_scale, zeros, zero_bits,
+                        zero, xa, xsum, xgroup, xrow, bias, group, step, kind, full, table, out)  # fmt: skip
