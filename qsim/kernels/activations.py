@@ -19,21 +19,32 @@ class Activation:
     """An activation (M, K) whose value is `values * row[:, None]`, times `group` in groups of `group_size` columns.
 
     Arguments:
-        values: float32; integers and FP8 are their exact values.
+        given: int8 when the scheme quantises to integers, else float32; FP8 are their exact values.
         row: (M,) float32.
         group: (M, G) float32 or None.
-        integer: whether `values` are integers of at most 8 bits.
         format_name: what the values are values of.
-        codes: their codes when they are FP8 or block formats' elements, for the exact path.
+        codes: their codes when they are FP8, for the exact path.
     """
 
-    values: np.ndarray
+    given: np.ndarray
     row: np.ndarray
     group: np.ndarray | None = None
     group_size: int | None = None
-    integer: bool = False
     format_name: str = "float32"
     codes: np.ndarray | None = None
+
+    @property
+    def integer(self) -> bool:
+        return self.given.dtype == np.int8
+
+    @property
+    def tokens(self) -> int:
+        return self.given.shape[0]
+
+    @property
+    def values(self) -> np.ndarray:
+        """float32 (M, K), exact."""
+        return self.given.astype(F32) if self.integer else self.given
 
 
 def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: str | None) -> Activation:
@@ -55,27 +66,26 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
             from qsim.formats import cast
 
             values = np.asarray(cast(values, activation), dtype=F32)
-        return Activation(
-            values=values, row=ones, format_name=get_format(name).name if name != "float64" else "float32"
-        )
+        return Activation(given=values, row=ones, format_name=get_format(name).name if name != "float64" else "float32")
     if activation is not None:
         raise ValueError(
             f"the scheme quantises activations to {how.format.name}: activation={activation!r} does not belong to it"
         )
     values = np.ascontiguousarray(source, dtype=F32)
-    check_finite(values, what="activations")
-    if isinstance(how.format, BlockFormat):
-        return _blocks(values, how.format, ones)
     if (
         isinstance(how.format, IntFormat)
         and how.granularity is not None
         and how.granularity.kind == "token"
-        and (how.dynamic and how.symmetric)
+        and how.dynamic
+        and how.symmetric
     ):
         from .prepare import quantize_tokens
 
         ints, row = quantize_tokens(values, how.format.bits)
-        return Activation(values=ints, row=row, integer=True, format_name=how.format.name)
+        return Activation(given=ints, row=row, format_name=how.format.name)
+    check_finite(values, what="activations")
+    if isinstance(how.format, BlockFormat):
+        return _blocks(values, how.format, ones)
     return _scaled(values, how, ones, input_scale)
 
 
@@ -98,13 +108,13 @@ def _scaled(values: np.ndarray, how: TensorScheme, ones: np.ndarray, input_scale
     codes = encode_with(values, how, scale, None, rule)
     if isinstance(how.format, IntFormat):
         shift = 8 - how.format.bits
-        decoded = ((codes << shift).view(np.int8) >> shift).astype(F32)
+        decoded = (codes << shift).view(np.int8) >> shift
     else:
         from qsim.formats import decode
 
         decoded = np.asarray(decode(codes, how.format), dtype=F32)
     common: dict[str, Any] = {
-        "values": decoded, "integer": isinstance(how.format, IntFormat), "format_name": how.format.name, "codes": codes,
+        "given": decoded, "format_name": how.format.name, "codes": codes,
     }  # fmt: skip
     if granularity.kind == "group":
         return Activation(row=ones, group=scale, group_size=granularity.columns, **common)
@@ -116,4 +126,4 @@ def _blocks(values: np.ndarray, fmt: BlockFormat, ones: np.ndarray) -> Activatio
 
     assert isinstance(fmt.scale, FloatFormat)
     q = quantize_blocks(values, fmt, ragged=True)
-    return Activation(values=np.asarray(dequantize_blocks(q), dtype=F32), row=ones, format_name=fmt.name)
+    return Activation(given=np.asarray(dequantize_blocks(q), dtype=F32), row=ones, format_name=fmt.name)

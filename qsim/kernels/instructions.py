@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .lanes import (
+    _CONTRACT,
     _F32,
     _I32,
     _I64,
@@ -25,7 +26,6 @@ from .lanes import (
     AHEAD,
     _array,
     _at,
-    _CONTRACT,
     _load,
     _prefetch,
     _splat,

@@ -74,11 +74,11 @@ def _multiply(act: Activation, packed: PackedWeight, path: str) -> np.ndarray:
     if path != "portable":
         from . import special
 
-        if path == "amx" and act.values.shape[0] > AMX_TOKENS and special.amx_fits(act, packed):
+        if path == "amx" and act.tokens > AMX_TOKENS and special.amx_fits(act, packed):
             return special.amx(act, packed)
         if special.vnni_fits(act, packed):
             return special.vnni(act, packed)
-    if act.values.shape[0] <= DECODE_TOKENS:
+    if act.tokens <= DECODE_TOKENS:
         return _decode(act, packed)
     return _prefill(act, packed)
 
@@ -98,7 +98,7 @@ def bias_of(packed: PackedWeight) -> np.ndarray:
 
 def _decode(act: Activation, packed: PackedWeight) -> np.ndarray:
     padded = packed.padded_k
-    tokens, groups = act.values.shape[0], padded // packed.group
+    tokens, groups = act.tokens, padded // packed.group
     integer_sums = act.integer and packed.kind == "uint"
     step = min(packed.group, portable.EXACT_COLUMNS if integer_sums else portable.FLOAT_COLUMNS)
     chunks = groups * -(-packed.group // step)
@@ -116,7 +116,7 @@ def _decode(act: Activation, packed: PackedWeight) -> np.ndarray:
 
 
 def _prefill(act: Activation, packed: PackedWeight) -> np.ndarray:
-    tokens, (n, k), padded = act.values.shape[0], packed.shape, packed.padded_k
+    tokens, (n, k), padded = act.tokens, packed.shape, packed.padded_k
     x = columns(act.values, packed)
     if padded != k or act.group is not None:
         wide = np.zeros((tokens, padded), F32)

@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from . import instructions as cpu
+from .memory import aligned_float32, aligned_int32
 from .portable import columns_per_step, tile_scales, tile_zeros
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
@@ -30,21 +31,27 @@ TILE_TABLE[48:56] = 16
 
 @njit(cache=True, boundscheck=False)
 def pack_words(x: Any, kind: Any, step: Any, xq: Any, xsum: Any) -> None:
-    """Integers (M, K) float32 to (M, K'/4) words of four int8 in the order of `chunk_b8_*` or `chunk_b4_*`.
+    """Integers (M, K) int8 to (M, K') bytes, four to a word in the order of `chunk_b8_*` or `chunk_b4_*`.
 
     xsum (M, C) int32: their sums over every `step` columns.
     """
-    xsum[:] = I32(0)
+    k = x.shape[1]
     for m in range(x.shape[0]):
-        for i in range(xq.shape[1]):
-            word = U32(0)
-            for byte in range(4):
-                k = 4 * i + byte if kind == 8 else (i // 2) * 8 + 2 * byte + (i & 1)
-                if k < x.shape[1]:
-                    value = I32(x[m, k])
-                    word |= (U32(value) & U32(0xFF)) << U32(8 * byte)
-                    xsum[m, k // step] += value
-            xq[m, i] = word
+        if kind == 8:
+            for at in range(k):
+                xq[m, at] = x[m, at]
+        else:
+            for i in range(k // 8):
+                for j in range(4):
+                    xq[m, 8 * i + j] = x[m, 8 * i + 2 * j]
+                    xq[m, 8 * i + 4 + j] = x[m, 8 * i + 2 * j + 1]
+            for at in range(k - k % 8, k):
+                xq[m, at - at % 8 + (at % 8) // 2 + 4 * (at & 1)] = x[m, at]
+        for c in range(xsum.shape[1]):
+            total = I32(0)
+            for at in range(c * step, min((c + 1) * step, k)):
+                total += I32(x[m, at])
+            xsum[m, c] = total
 
 
 @njit(cache=True, boundscheck=False)
@@ -107,55 +114,73 @@ def vnni_matmul(
 
 
 @njit(cache=True, boundscheck=False)
-def _pack_rows_int8(x: Any, block: Any, step: Any, out: Any, xsum: Any) -> None:
-    depth = out.shape[1]
+def _pack_block_int8(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    k = x.shape[1]
     for r in range(16):
         m = block * 16 + r
-        for t in range(depth):
-            for b in range(64):
-                k = t * 64 + b
-                inside = m < x.shape[0] and k < x.shape[1]
-                out[block, t, r, b] = np.int8(x[m, k]) if inside else np.int8(0)
-        for c in range(xsum.shape[0]):
-            total = F32(0)
-            if m < x.shape[0]:
-                for k in range(c * step, min((c + 1) * step, x.shape[1])):
-                    total += x[m, k]
-            xsum[c, m] = total
+        inside = k if m < x.shape[0] else 0
+        row = x[min(m, x.shape[0] - 1)]
+        for t in range(out.shape[1]):
+            if (t + 1) * 64 <= inside:
+                for b in range(64):
+                    out[block, t, r, b] = row[t * 64 + b]
+            else:
+                for b in range(64):
+                    out[block, t, r, b] = row[t * 64 + b] if t * 64 + b < inside else np.int8(0)
+        if sums:
+            for c in range(xsum.shape[0]):
+                total = I32(0)
+                for at in range(c * step, min((c + 1) * step, inside)):
+                    total += I32(row[at])
+                xsum[c, m] = F32(total)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def pack_tiles_int8(x: Any, step: Any, out: Any, xsum: Any) -> None:
-    """Integers (M, K) float32 to A tiles (M'/16, K'/64, 16, 64) int8; xsum (C, M') float32 sums per `step` columns."""
+def pack_tiles_int8(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    """Integers (M, K) int8 to A tiles (M'/16, K'/64, 16, 64); if `sums`, xsum (C, M') float32 per `step` columns."""
     for block in prange(out.shape[0]):
-        _pack_rows_int8(x, np.int64(block), step, out, xsum)
+        _pack_block_int8(x, np.int64(block), step, sums, out, xsum)
 
 
 @njit(cache=True, boundscheck=False)
-def _pack_rows_bf16(x: Any, block: Any, step: Any, out: Any, xsum: Any) -> None:
-    depth = out.shape[1]
+def _pack_block_bf16(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    k = x.shape[1]
+    part = np.empty(16, F32)
     for r in range(16):
         m = block * 16 + r
-        bits = x[min(m, x.shape[0] - 1)]
-        for t in range(depth):
-            for b in range(32):
-                k = t * 32 + b
-                inside = m < x.shape[0] and k < x.shape[1]
-                out[block, t, r, b] = np.uint16(bits[k] >> U32(16)) if inside else np.uint16(0)
-        values = bits.view(np.float32)
-        for c in range(xsum.shape[0]):
-            total = F32(0)
-            if m < x.shape[0]:
-                for k in range(c * step, min((c + 1) * step, x.shape[1])):
-                    total += values[k]
-            xsum[c, m] = total
+        inside = k if m < x.shape[0] else 0
+        row = x[min(m, x.shape[0] - 1)]
+        for t in range(out.shape[1]):
+            if (t + 1) * 32 <= inside:
+                for b in range(32):
+                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16))
+            else:
+                for b in range(32):
+                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16)) if t * 32 + b < inside else np.uint16(0)
+        if sums:
+            values = row.view(np.float32)
+            for c in range(xsum.shape[0]):
+                part[:] = F32(0)
+                end = min((c + 1) * step, inside)
+                at = c * step
+                while at + 16 <= end:
+                    for lane in range(16):
+                        part[lane] += values[at + lane]
+                    at += 16
+                total = F32(0)
+                for lane in range(16):
+                    total += part[lane]
+                while at < end:
+                    total += values[at]
+                    at += 1
+                xsum[c, m] = total
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def pack_tiles_bf16(x: Any, step: Any, out: Any, xsum: Any) -> None:
-    """Bits of float32 values that are BF16 (M, K) uint32 to A tiles (M'/16, K'/32, 16, 32) uint16; xsum as above."""
+def pack_tiles_bf16(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    """Bits of float32 values that are BF16, (M, K) uint32, to A tiles (M'/16, K'/32, 16, 32) uint16; xsum as above."""
     for block in prange(out.shape[0]):
-        _pack_rows_bf16(x, np.int64(block), step, out, xsum)
+        _pack_block_bf16(x, np.int64(block), step, sums, out, xsum)
 
 
 @njit(cache=True, boundscheck=False)
@@ -211,9 +236,11 @@ def _amx_int_tiles(
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
         _zeros_less_centre(zeros, zero_bits, zero, first + t, kind, shift[t])
-    b = np.empty((4, step * 4), U32)
-    sums = np.empty((tiles if integer else 1, blocks if integer else 1, 2, 1024), I32)
-    total = np.zeros((tiles, 0 if integer else blocks * 32, 64), F32)
+    b = aligned_int32(step * 16).reshape(4, step * 4)
+    kept = tiles * blocks if integer else 1
+    sums = aligned_int32(kept * 2048).reshape(tiles if integer else 1, blocks if integer else 1, 2, 1024)
+    total = aligned_float32(0 if integer else tiles * blocks * 2048).reshape(tiles, 0 if integer else blocks * 32, 64)
+    total[:] = F32(0)
     cpu.configure_tiles(table)
     for c in range((k + step - 1) // step):
         k0 = c * step
@@ -243,19 +270,35 @@ def _amx_int_tiles(
     cpu.release_tiles()
     for t in range(tiles):
         start = (first + t) * 64
+        if not integer:
+            _finish(total[t], start, xrow, bias, out)
+            continue
         for m in range(tokens):
             sx = I32(0)
-            if integer:
-                for c in range(xsum.shape[0]):
-                    sx += I32(xsum[c, m])
-            for lane in range(min(64, n - start)):
-                if integer:
-                    half, i = lane // 32, (m % 32) // 16 * 2 + lane % 32 // 16
-                    exact = sums[t, m // 32, half, i * 256 + (m % 16) * 16 + lane % 16] - I32(shift[t, 0, lane]) * sx
-                    value = F32(exact) * scale[t, 0, lane]
+            for c in range(xsum.shape[0]):
+                sx += I32(xsum[c, m])
+            for part in range(4):
+                here = sums[t, m // 32, part // 2]
+                at = ((m % 32) // 16 * 2 + part % 2) * 256 + (m % 16) * 16
+                column = start + part * 16
+                if column + 16 <= n:
+                    for lane in range(16):
+                        exact = here[at + lane] - I32(shift[t, 0, part * 16 + lane]) * sx
+                        value = F32(exact) * scale[t, 0, part * 16 + lane]
+                        out[m, column + lane] = value * xrow[m] + bias[column + lane]
                 else:
-                    value = total[t, m, lane]
-                out[m, start + lane] = value * xrow[m] + bias[start + lane]
+                    for lane in range(n - column):
+                        exact = here[at + lane] - I32(shift[t, 0, part * 16 + lane]) * sx
+                        value = F32(exact) * scale[t, 0, part * 16 + lane]
+                        out[m, column + lane] = value * xrow[m] + bias[column + lane]
+
+
+@njit(cache=True, boundscheck=False)
+def _finish(total: Any, start: Any, xrow: Any, bias: Any, out: Any) -> None:
+    tokens, n = out.shape
+    for m in range(tokens):
+        for lane in range(min(64, n - start)):
+            out[m, start + lane] = total[m, lane] * xrow[m] + bias[start + lane]
 
 
 @njit(cache=True, boundscheck=False)
@@ -264,15 +307,16 @@ def _amx_bf16_tiles(
     zero: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any,
     full: Any, table: Any, out: Any,
 ) -> None:  # fmt: skip
-    tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 32
+    k = xa.shape[1] * 32
     groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
         _zeros_less_centre(zeros, zero_bits, zero, first + t, kind, shift[t])
-    b = np.empty((4, step * 8), U32)
-    sums = np.empty(1024, F32)
-    total = np.zeros((tiles, blocks * 32, 64), F32)
+    b = aligned_int32(step * 32).reshape(4, step * 8)
+    sums = aligned_float32(1024)
+    total = aligned_float32(tiles * blocks * 2048).reshape(tiles, blocks * 32, 64)
+    total[:] = F32(0)
     cpu.configure_tiles(table)
     for c in range((k + step - 1) // step):
         k0 = c * step
@@ -295,10 +339,7 @@ def _amx_bf16_tiles(
                             cpu.apply_float(sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t])
     cpu.release_tiles()
     for t in range(tiles):
-        start = (first + t) * 64
-        for m in range(tokens):
-            for lane in range(min(64, n - start)):
-                out[m, start + lane] = total[t, m, lane] * xrow[m] + bias[start + lane]
+        _finish(total[t], (first + t) * 64, xrow, bias, out)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

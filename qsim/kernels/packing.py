@@ -22,6 +22,8 @@ import numpy as np
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
+from .memory import aligned_copy
+
 LANES = 64
 _SCALE_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e8m0fnu": 3, "float8_e4m3fn": 4}
 _STORED_BITS = {2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
@@ -151,11 +153,11 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         kind="uint" if is_int else "fp8",
         bits=bits,
         group=group,
-        words=_words(padded, bits),
-        scales=scales,
+        words=aligned_copy(_words(padded, bits)),
+        scales=aligned_copy(scales),
         scale_kind=scale_kind,
         rows_per_scale=rows_per_scale,
-        zeros=zeros,
+        zeros=aligned_copy(zeros),
         zero_bits=zero_bits,
         zero=float(1 << (bits - 1)) if is_int and qt.zeros is None else 0.0,
         columns=columns,

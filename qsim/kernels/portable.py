@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from . import lanes
+from .memory import aligned_float32
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
 EXACT_COLUMNS = 512  # 2^24 / (255 * 128): columns whose u8 x s8 products sum exactly in float32
@@ -271,9 +272,10 @@ def _prefill_tiles(
         tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
     if kind >= 9:
         scale *= F32(2.0**120) if kind == 9 else F32(2.0**112)
-    acc = np.zeros((tiles, tokens, 64), F32)
+    acc = aligned_float32(tiles * tokens * 64).reshape(tiles, tokens, 64)
+    acc[:] = F32(0)
     total = np.zeros((tiles if integer else 0, tokens, 64), I32)
-    w = np.empty((depth, 64), F32)
+    w = aligned_float32(depth * 64).reshape(depth, 64)
     for k0 in range(0, k, depth):
         k1 = min(k0 + depth, k)
         for t in range(tiles):

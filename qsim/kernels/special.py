@@ -8,6 +8,7 @@ import numpy as np
 
 from . import native
 from .activations import Activation
+from .memory import aligned_empty
 from .packing import PackedWeight
 
 F32 = np.float32
@@ -47,13 +48,15 @@ def vnni(act: Activation, packed: PackedWeight) -> np.ndarray:
     """The product by `vpdpbusd`."""
     from .linear import bias_of, columns
 
-    tokens, padded = act.values.shape[0], packed.padded_k
+    tokens, padded = act.tokens, packed.padded_k
     step, integer = packed.group, _one_scale(packed)
-    xq = np.empty((tokens, padded // 4), np.uint32)
+    xq = np.zeros((tokens, padded), np.int8)
     xsum = np.empty((tokens, padded // step), np.int32)
-    native.pack_words(columns(act.values, packed), packed.bits, step, xq, xsum)
+    native.pack_words(columns(act.given, packed), packed.bits, step, xq, xsum)
     out = np.empty((tokens, packed.shape[0]), F32)
-    native.vnni_matmul(*_weights(packed), xq, xsum, act.row, bias_of(packed), step, packed.bits, integer, out)
+    native.vnni_matmul(
+        *_weights(packed), xq.view(np.uint32), xsum, act.row, bias_of(packed), step, packed.bits, integer, out
+    )
     return out
 
 
@@ -61,31 +64,31 @@ def amx(act: Activation, packed: PackedWeight) -> np.ndarray:
     """The product in tile registers, `TOKENS` tokens at a time."""
     from .linear import bias_of, columns
 
-    tokens, padded = act.values.shape[0], packed.padded_k
-    x = columns(act.values, packed)
+    tokens, padded = act.tokens, packed.padded_k
+    x = columns(act.given, packed)
     step = packed.group if packed.group <= DEPTH else DEPTH
     ints = act.integer and packed.kind == "uint"
     integer = ints and _one_scale(packed) and act.group is None
     if packed.group % step:
         step = 64 if ints else 32
     centred = packed.kind == "fp8" or (packed.zero_bits == 0 and packed.zero == 1 << (packed.bits - 1))
-    full = not centred or act.group is not None
+    full, needs_sums = not centred or act.group is not None, not centred
     out = np.empty((tokens, packed.shape[0]), F32)
     for m in range(0, tokens, TOKENS):
         here = x[m : m + TOKENS]
         rows = -(-here.shape[0] // 32) * 32
-        xsum = np.empty((-(-padded // step), rows), F32)
+        xsum = np.zeros((-(-padded // step), rows), F32)
         xgroup = np.ones((padded // packed.group, rows if full else 1), F32)
         if act.group is not None:
             xgroup[:, : here.shape[0]] = act.group[m : m + TOKENS].T
         rest = (act.row[m : m + TOKENS], bias_of(packed), packed.group, step, packed.number)
         last = (TILES, native.TILE_TABLE, out[m : m + TOKENS])
         if ints:
-            xa = np.empty((rows // 16, padded // 64, 16, 64), np.int8)
-            native.pack_tiles_int8(here, step, xa, xsum)
+            xa = aligned_empty((rows // 16, padded // 64, 16, 64), np.int8)
+            native.pack_tiles_int8(here, step, needs_sums, xa, xsum)
             native.amx_int_matmul(*_weights(packed), xa, xsum, xgroup, *rest, integer, full, *last)
         else:
-            xh = np.empty((rows // 16, padded // 32, 16, 32), np.uint16)
-            native.pack_tiles_bf16(here.view(np.uint32), step, xh, xsum)
+            xh = aligned_empty((rows // 16, padded // 32, 16, 32), np.uint16)
+            native.pack_tiles_bf16(here.view(np.uint32), step, needs_sums, xh, xsum)
             native.amx_bf16_matmul(*_weights(packed), xh, xsum, xgroup, *rest, full, *last)
     return out
