@@ -319,6 +319,32 @@ def _apply_tile(integer: bool, full: bool) -> Any:
     return apply
 
 
+@intrinsic
+def finish_row(  # noqa: ARG001
+    typingctx: Any, c: Any, c0: Any, scale: Any, zero: Any, lane: Any, xsum: Any, row: Any, bias: Any, b0: Any, out: Any,
+    o0: Any,
+) -> Any:  # fmt: skip
+    """out[o0 + i] = float(c[c0 + i] - zero[lane + i] * xsum) * scale[lane + i] * row + bias[b0 + i] for 16 lanes i.
+
+    c and xsum int32, zero int32 (64,), the others float32, all flat; the subtraction is exact.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cp, s, z, b, o = (_array(context, builder, signature, args, i)[0] for i in (0, 2, 3, 7, 9))
+        four = _I64(4)
+        lane_at = builder.mul(args[4], four)
+        total = _load(builder, cp, builder.mul(args[1], four), _VI)
+        shift = builder.mul(_load(builder, z, lane_at, _VI), _splat_word(builder, args[5]))
+        value = builder.sitofp(builder.sub(total, shift), _VF)
+        value = builder.fmul(builder.fmul(value, _load(builder, s, lane_at, _VF)), _splat(builder, args[6]))
+        value = builder.fadd(value, _load(builder, b, builder.mul(args[8], four), _VF))
+        builder.store(value, _at(builder, o, builder.mul(args[10], four), _VF), align=4)
+        return context.get_dummy_value()
+
+    i64, f32 = types.int64, types.float32
+    return types.void(c, i64, scale, zero, i64, types.int32, f32, bias, i64, out, i64), codegen
+
+
 chunk_b4_1, chunk_b8_1 = (_chunk_bytes(bits, 1) for bits in (4, 8))
 chunk_b4_4, chunk_b8_4 = (_chunk_bytes(bits, 4) for bits in (4, 8))
 bytes_u2, bytes_u3, bytes_u4, bytes_u8 = (_tiles_bytes(bits) for bits in (2, 3, 4, 8))

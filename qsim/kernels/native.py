@@ -113,6 +113,17 @@ def vnni_matmul(
 # --- AMX ----------------------------------------------------------------------------------------------------
 
 
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_whole_tiles(x: Any, out: Any) -> None:
+    """Rows of int64, (M, K*b/64) with b bits a value, to A tiles (M/16, T, 16, 8): M of 16 and K of a tile alone."""
+    for block in prange(out.shape[0]):
+        for r in range(16):
+            row = x[np.int64(block) * 16 + r]
+            for t in range(out.shape[1]):
+                for i in range(8):
+                    out[block, t, r, i] = row[t * 8 + i]
+
+
 @njit(cache=True, boundscheck=False)
 def _pack_block_int8(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
     k = x.shape[1]
@@ -248,6 +259,7 @@ def _amx_int_tiles(
         g = 0 if integer else k0 // group
         for t in range(tiles):
             _fill_bytes(kind, words[first + t], k0, depth, b)
+            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
             for block in range(blocks):
                 a0 = (2 * block * xa.shape[1] + k0 // 64) * 1024
                 for half in range(2):
@@ -262,34 +274,34 @@ def _amx_int_tiles(
                     for i in range(4):
                         m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
                         if full:
-                            cpu.apply_int_full(
-                                sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t]
-                            )
+                            cpu.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
                         else:
-                            cpu.apply_int(sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t])
+                            cpu.apply_int(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
     cpu.release_tiles()
     for t in range(tiles):
         start = (first + t) * 64
         if not integer:
             _finish(total[t], start, xrow, bias, out)
             continue
+        whole_shift, here_scale = np.empty(64, I32), scale[t, 0]
+        for lane in range(64):
+            whole_shift[lane] = I32(shift[t, 0, lane])
         for m in range(tokens):
             sx = I32(0)
             for c in range(xsum.shape[0]):
                 sx += I32(xsum[c, m])
             for part in range(4):
-                here = sums[t, m // 32, part // 2]
-                at = ((m % 32) // 16 * 2 + part % 2) * 256 + (m % 16) * 16
-                column = start + part * 16
+                at = ((t * blocks + m // 32) * 2 + part // 2) * 1024
+                at += ((m % 32) // 16 * 2 + part % 2) * 256 + (m % 16) * 16
+                column, lane0 = start + part * 16, part * 16
                 if column + 16 <= n:
-                    for lane in range(16):
-                        exact = here[at + lane] - I32(shift[t, 0, part * 16 + lane]) * sx
-                        value = F32(exact) * scale[t, 0, part * 16 + lane]
-                        out[m, column + lane] = value * xrow[m] + bias[column + lane]
+                    cpu.finish_row(
+                        sums, at, here_scale, whole_shift, lane0, sx, xrow[m], bias, column, out, m * n + column
+                    )
                 else:
+                    flat = sums.reshape(-1)
                     for lane in range(n - column):
-                        exact = here[at + lane] - I32(shift[t, 0, part * 16 + lane]) * sx
-                        value = F32(exact) * scale[t, 0, part * 16 + lane]
+                        value = F32(flat[at + lane] - whole_shift[lane0 + lane] * sx) * here_scale[lane0 + lane]
                         out[m, column + lane] = value * xrow[m] + bias[column + lane]
 
 
@@ -324,6 +336,7 @@ def _amx_bf16_tiles(
         g = k0 // group
         for t in range(tiles):
             _fill_bf16(kind, words[first + t], k0, depth, b)
+            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
             for block in range(blocks):
                 a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024
                 for half in range(2):
@@ -332,11 +345,9 @@ def _amx_bf16_tiles(
                     for i in range(4):
                         m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
                         if full:
-                            cpu.apply_float_full(
-                                sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t]
-                            )
+                            cpu.apply_float_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
                         else:
-                            cpu.apply_float(sums, i * 1024, scale[t], shift[t], g, column, xsum, xgroup, c, m, total[t])
+                            cpu.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
     cpu.release_tiles()
     for t in range(tiles):
         _finish(total[t], (first + t) * 64, xrow, bias, out)

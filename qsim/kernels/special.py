@@ -85,7 +85,10 @@ def amx(act: Activation, packed: PackedWeight) -> np.ndarray:
         last = (TILES, native.TILE_TABLE, out[m : m + TOKENS])
         if ints:
             xa = aligned_empty((rows // 16, padded // 64, 16, 64), np.int8)
-            native.pack_tiles_int8(here, step, needs_sums, xa, xsum)
+            if here.shape[0] == rows and here.shape[1] == padded and not needs_sums:
+                native.pack_whole_tiles(here.view(np.int64), xa.view(np.int64))
+            else:
+                native.pack_tiles_int8(here, step, needs_sums, xa, xsum)
             native.amx_int_matmul(*_weights(packed), xa, xsum, xgroup, *rest, integer, full, *last)
         else:
             xh = aligned_empty((rows // 16, padded // 32, 16, 32), np.uint16)
