@@ -64,6 +64,17 @@ def _prefetch(builder: Any, base: Any, byte: Any) -> None:
     builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # read, keep in all levels, data
 
 
+@intrinsic
+def prefetch(typingctx: Any, array: Any, byte: Any) -> Any:  # noqa: ARG001
+    """Ask for the cache line at `byte` bytes from the start of an array; beyond its end is harmless."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _prefetch(builder, _array(context, builder, signature, args, 0)[0], args[1])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
 def columns_per_step(bits: int) -> int:
     """Columns in one step of a loop: those of a word, or of three words for 3 bits."""
     return 32 if bits == 3 else 32 // bits
@@ -281,6 +292,46 @@ def apply_group(
 
     i64, f32 = types.int64, types.float32
     return types.void(acc, i64, scale, zero, i64, f32, f32, total), codegen
+
+
+@intrinsic
+def half_scales(typingctx: Any, scales: Any, at: Any, out: Any, g: Any) -> Any:  # noqa: ARG001
+    """out[g] = the 64 binary16 scales (uint16 bits) at element `at` of `scales`, as float32.
+
+    Exponent and mantissa move up 13 bits and are re-biased by a multiplication, which handles subnormals too.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        s, o = (_array(context, builder, signature, args, i)[0] for i in (0, 2))
+        halves = ir.VectorType(ir.IntType(16), 16)
+        for v in range(4):
+            bits = builder.load(
+                _at(builder, s, builder.mul(builder.add(args[1], _I64(16 * v)), _I64(2)), halves), align=2
+            )
+            word = builder.shl(builder.zext(bits, _VI), _splat_int(13))  # scales are positive: no sign to move
+            value = builder.fmul(builder.bitcast(word, _VF), ir.Constant(_VF, [float(2.0**112)] * 16))
+            byte = builder.add(builder.mul(args[3], _I64(256)), _I64(64 * v))
+            builder.store(value, _at(builder, o, byte, _VF), align=4)
+        return context.get_dummy_value()
+
+    return types.void(scales, types.int64, out, types.int64), codegen
+
+
+@intrinsic
+def nibble_zeros(typingctx: Any, zeros: Any, at: Any, out: Any, g: Any) -> Any:  # noqa: ARG001
+    """out[g] = the 64 packed 4-bit zero points at byte `at`: lane i in a low half, lane i + 32 in the high half."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        z, o = (_array(context, builder, signature, args, i)[0] for i in (0, 2))
+        for v in range(2):
+            packed = builder.load(_at(builder, z, builder.add(args[1], _I64(16 * v)), ir.VectorType(_I8, 16)), align=1)
+            word = builder.zext(packed, _VI)
+            for half, value in enumerate((builder.and_(word, _splat_int(15)), builder.lshr(word, _splat_int(4)))):
+                byte = builder.add(builder.mul(args[3], _I64(256)), _I64(64 * v + 128 * half))
+                builder.store(builder.sitofp(value, _VF), _at(builder, o, byte, _VF), align=4)
+        return context.get_dummy_value()
+
+    return types.void(zeros, types.int64, out, types.int64), codegen
 
 
 chunk_u2_1, chunk_u3_1, chunk_u4_1, chunk_u8_1 = (_chunk(bits, 0, 1) for bits in (2, 3, 4, 8))

@@ -15,7 +15,7 @@ from numba import njit, prange
 
 from . import instructions as cpu
 from .memory import aligned_float32, aligned_int32
-from .portable import columns_per_step, tile_scales, tile_zeros
+from .portable import columns_per_step, prefetch_next, tile_scales, tile_zeros
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
 
@@ -74,6 +74,8 @@ def _vnni_tile(
         total[:here] = F32(0)
         total_int[:here] = I32(0)
         for c in range(chunks):
+            if m == 0:
+                prefetch_next(scales, zeros, tile + 1, c)
             first, last = c * step // fields, min((c + 1) * step // fields, here_words.shape[0])
             if here == 4:
                 if kind == 8:

@@ -42,16 +42,11 @@ def decode_scale(code: Any, kind: Any) -> Any:
 def tile_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, out: Any) -> None:
     """Scales of the 64 rows of a tile, (G, 64) float32."""
     for g in range(out.shape[0]):
-        if rows_per_scale == 1:
-            if kind == 1:
-                for lane in range(64):
-                    out[g, lane] = decode_scale(scales[tile, g, lane], 1)
-            elif kind == 0:
-                for lane in range(64):
-                    out[g, lane] = decode_scale(scales[tile, g, lane], 0)
-            else:
-                for lane in range(64):
-                    out[g, lane] = decode_scale(scales[tile, g, lane], kind)
+        if rows_per_scale == 1 and kind == 1:
+            lanes.half_scales(scales, (tile * scales.shape[1] + g) * 64, out, g)
+        elif rows_per_scale == 1:
+            for lane in range(64):
+                out[g, lane] = decode_scale(scales[tile, g, lane], kind)
         else:
             for lane in range(64):
                 row = (tile * 64 + lane) // rows_per_scale if rows_per_scale else 0
@@ -67,9 +62,7 @@ def tile_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, out: Any) -> Non
             for lane in range(64):
                 out[g, lane] = constant
         elif bits == 4:
-            for lane in range(32):
-                out[g, lane] = F32(zeros[tile, g, lane] & 15)
-                out[g, lane + 32] = F32(zeros[tile, g, lane] >> 4)
+            lanes.nibble_zeros(zeros, (tile * zeros.shape[1] + g) * 32, out, g)
         elif bits == 8:
             for lane in range(64):
                 out[g, lane] = F32(zeros[tile, g, lane])
@@ -125,6 +118,15 @@ def columns_per_step(kind: Any) -> Any:
 
 
 @njit(cache=True, boundscheck=False)
+def prefetch_next(scales: Any, zeros: Any, tile: Any, g: Any) -> None:
+    """Scales and zero points of the next tile, a group at a time: read in one go they would be a stall of 80 lines."""
+    size = scales.shape[2] * scales.itemsize
+    for at in range(0, size, 64):
+        lanes.prefetch(scales, (tile * scales.shape[1] + g) * size + at)
+    lanes.prefetch(zeros, (tile * zeros.shape[1] + g) * zeros.shape[2] * zeros.itemsize)
+
+
+@njit(cache=True, boundscheck=False)
 def _decode_tile(
     tile: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
     xs: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, integer: Any, out: Any,
@@ -144,6 +146,8 @@ def _decode_tile(
         total_int[:here] = I32(0)
         c = 0
         for g in range(groups):
+            if m == 0:
+                prefetch_next(scales, zeros, tile + 1, g)
             at = g * group
             while at < (g + 1) * group:
                 end = min(at + step, (g + 1) * group)
