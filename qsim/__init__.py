@@ -21,8 +21,8 @@ _LAZY = {
     "get_scheme": "qsim.quantize",
 }
 
-# subpackages that `import qsim` makes reachable; `qsim.quantize` can also be called
-_PACKAGES = ("formats", "kernels", "quantize")
+# `qsim.quantize` is a package that can also be called
+_PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "quantize", "tensorcore")
 
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
@@ -46,9 +46,13 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _PACKAGES:
-        return importlib.import_module(f"qsim.{name}")
+        try:
+            return importlib.import_module(f"qsim.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"qsim.{name}":
+                raise
     raise AttributeError(f"module 'qsim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_PACKAGES})
+    return sorted({*globals(), *_LAZY})

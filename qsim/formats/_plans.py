@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from . import _decode as dec
 from . import _encode as enc
+from . import _encode_general as gen
 from .rounding import ROUNDINGS, NanPolicy, Overflow, Rounding
 from .spec import CodebookFormat, ElementFormat, FloatFormat, IntFormat
 
@@ -27,12 +29,8 @@ class Policy:
     random_bits: int = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodePlan:
-    """`run(values, out, random)` writes codes and returns flags; those in `error_flags` mean there is no code."""
-
-    run: Callable[[np.ndarray, np.ndarray, np.ndarray], int]
-    error_flags: int
+EncodeLoop: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
+"""`loop(values, out, random)` writes codes and returns whether there was a value without one."""
 
 
 def code_mask(fmt: ElementFormat) -> int:
@@ -41,19 +39,19 @@ def code_mask(fmt: ElementFormat) -> int:
 
 
 def special_codes(fmt: ElementFormat, policy: Policy) -> np.ndarray:
-    """Stored codes of special results, int64[9], indexed by `_encode.S_*`; -1 where the policy has none."""
+    """Stored codes of special results, int64[9], indexed by `_encode_general.S_*`; -1 where the policy has none."""
     nan = -1 if fmt.nan_code is None else fmt.nan_code
     s = np.full(9, -1, np.int64)
-    s[enc.S_NAN_POS] = s[enc.S_NAN_NEG] = _nan_result(fmt, policy.nan)
+    s[gen.S_NAN_POS] = s[gen.S_NAN_NEG] = _nan_result(fmt, policy.nan)
     if isinstance(fmt, FloatFormat):
         sign = fmt.sign_mask << fmt.padding_bits
-        s[enc.S_ZERO_POS] = s[enc.S_ZERO_NEG] = 0
+        s[gen.S_ZERO_POS] = s[gen.S_ZERO_NEG] = 0
         if fmt.has_negative_zero:
-            s[enc.S_ZERO_NEG] = sign
+            s[gen.S_ZERO_NEG] = sign
         keeps_nan_sign = policy.nan == "keep_sign" and fmt.signed and fmt.nan in ("ieee", "outermost")
-        s[enc.S_NAN_NEG] |= sign if keeps_nan_sign else 0
-        s[enc.S_BELOW] = nan if policy.overflow == "nonsaturating" else 0
-        low = sign | fmt.max_code if fmt.signed else s[enc.S_BELOW]
+        s[gen.S_NAN_NEG] |= sign if keeps_nan_sign else 0
+        s[gen.S_BELOW] = nan if policy.overflow == "nonsaturating" else 0
+        low = sign | fmt.max_code if fmt.signed else s[gen.S_BELOW]
         # what an overflow becomes, positive and negative, when it may leave the finite range
         if fmt.inf_code is not None:
             beyond = (fmt.inf_code, fmt.inf_code | sign)
@@ -62,7 +60,7 @@ def special_codes(fmt: ElementFormat, policy: Policy) -> np.ndarray:
         else:
             beyond = (nan, nan)
         if not fmt.signed:
-            beyond = (beyond[0], int(s[enc.S_BELOW]))
+            beyond = (beyond[0], int(s[gen.S_BELOW]))
         finite = (fmt.max_code, low)
     else:
         mask = (1 << fmt.bits) - 1
@@ -84,8 +82,8 @@ def special_codes(fmt: ElementFormat, policy: Policy) -> np.ndarray:
             overflowed = beyond
     elif policy.overflow == "saturate_finite" and fmt.has_inf:
         infinite = beyond
-    s[enc.S_OVER_POS], s[enc.S_OVER_NEG] = overflowed
-    s[enc.S_INF_POS], s[enc.S_INF_NEG] = infinite
+    s[gen.S_OVER_POS], s[gen.S_OVER_NEG] = overflowed
+    s[gen.S_INF_POS], s[gen.S_INF_NEG] = infinite
     return s
 
 
@@ -101,33 +99,15 @@ def _nan_result(fmt: ElementFormat, nan: NanPolicy) -> int:
     return -1 if fmt.nan_code is None else fmt.nan_code
 
 
-def _error_flags(fmt: ElementFormat, special: np.ndarray) -> int:
-    flags = 0
-    if special[enc.S_NAN_POS] < 0:
-        flags |= enc.NAN_SEEN
-    if min(special[[enc.S_OVER_POS, enc.S_OVER_NEG, enc.S_INF_POS, enc.S_INF_NEG]]) < 0:
-        flags |= enc.OVER_SEEN
-    if isinstance(fmt, FloatFormat) and special[enc.S_BELOW] < 0:
-        flags |= enc.BELOW_SEEN
-    return flags
-
-
 @lru_cache(maxsize=512)
-def encode_plan(fmt: ElementFormat, policy: Policy, carrier: np.dtype) -> EncodePlan:
+def encode_plan(fmt: ElementFormat, policy: Policy, carrier: np.dtype) -> EncodeLoop:
     """The loop for values of type `carrier` (float32 or float64)."""
     special = special_codes(fmt, policy)
-    errors = _error_flags(fmt, special)
-    run = None
-    if policy.rounding == "nearest_even":
-        run = _nearest_even(fmt, policy, carrier, special)
-    if run is None:
-        run = general(fmt, policy, special)
-    return EncodePlan(run=run, error_flags=errors)
+    loop = _nearest_even(fmt, policy, carrier, special) if policy.rounding == "nearest_even" else None
+    return loop or general(fmt, policy, special)
 
 
-def _nearest_even(
-    fmt: ElementFormat, policy: Policy, carrier: np.dtype, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int] | None:
+def _nearest_even(fmt: ElementFormat, policy: Policy, carrier: np.dtype, special: np.ndarray) -> EncodeLoop | None:
     """A vectorised loop where one fits, else None."""
     clamps = policy.overflow != "nonsaturating"
     if isinstance(fmt, IntFormat):
@@ -162,9 +142,7 @@ def _overflow_pattern(fmt: FloatFormat, carrier: np.dtype) -> int:
     return _pattern(float(middle), carrier) + (0 if top & 1 else 1)
 
 
-def _narrow(
-    fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray, clamps: bool
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _narrow(fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray, clamps: bool) -> EncodeLoop:
     f32 = carrier == _F32
     u = np.uint32 if f32 else np.uint64
     loop = enc.narrow_f32 if f32 else enc.narrow_f64
@@ -172,10 +150,10 @@ def _narrow(
     sign = fmt.sign_mask
     # With clamping, only an Inf that is kept differs from the clamped code.
     over_at = infinity if clamps else _overflow_pattern(fmt, carrier)
-    over = special[enc.S_INF_POS] if clamps else special[enc.S_OVER_POS]
-    over_signed = special[enc.S_INF_NEG if clamps else enc.S_OVER_NEG] != over
-    nan = special[enc.S_NAN_POS]
-    args = (
+    over = special[gen.S_INF_POS] if clamps else special[gen.S_OVER_POS]
+    over_signed = special[gen.S_INF_NEG if clamps else gen.S_OVER_NEG] != over
+    nan = special[gen.S_NAN_POS]
+    args: tuple[Any, ...] = (
         u(shift),
         u(_pattern(fmt.smallest_normal, carrier)),
         u(_pattern(fmt.max, carrier)),
@@ -186,66 +164,69 @@ def _narrow(
         u(sign),
         u(sign if fmt.has_negative_zero else 0),
         u(sign if over_signed else 0),
-        u(sign if special[enc.S_NAN_NEG] != nan else 0),
+        u(sign if special[gen.S_NAN_NEG] != nan else 0),
     )
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
+    if f32:
+        args += (bool(clamps and over == fmt.max_code and fmt.has_negative_zero),)
+
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
         largest = int(loop(values.view(u), out, *args))
-        return (largest > infinity) * enc.NAN_SEEN | (largest >= over_at) * enc.OVER_SEEN
+        return (nan < 0 and largest > infinity) or (over < 0 and over_at <= largest <= infinity)
 
     return run
 
 
-def _wide(fmt: FloatFormat, special: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _wide(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
     u = np.uint32
     infinity = 0x7F800000
     pad, sign = fmt.padding_bits, fmt.sign_mask
-    nan = special[enc.S_NAN_POS]
+    nan = special[gen.S_NAN_POS]
     args = (
         u(23 - fmt.mantissa_bits),
         u(pad),
         u(_overflow_pattern(fmt, _F32)),
-        u(special[enc.S_OVER_POS] >> pad),
-        u(special[enc.S_INF_POS] >> pad),
+        u(special[gen.S_OVER_POS] >> pad),
+        u(special[gen.S_INF_POS] >> pad),
         u(max(nan, 0) >> pad),
         u(32 - fmt.bits),
         u(sign),
-        u(sign if special[enc.S_NAN_NEG] != nan else 0),
+        u(sign if special[gen.S_NAN_NEG] != nan else 0),
     )
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
         largest = int(enc.wide_f32(values.view(u), out, *args))
-        return (largest > infinity) * enc.NAN_SEEN
+        return nan < 0 and largest > infinity
 
     return run
 
 
-def _power_of_two(fmt: FloatFormat, special: np.ndarray) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _power_of_two(fmt: FloatFormat, special: np.ndarray) -> EncodeLoop:
     u = np.uint32
-    codes = [u(max(special[k], 0)) for k in (enc.S_OVER_POS, enc.S_NAN_POS, enc.S_BELOW)]
+    nan = special[gen.S_NAN_POS]
+    codes = [u(max(special[k], 0)) for k in (gen.S_OVER_POS, gen.S_NAN_POS, gen.S_BELOW)]
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
-        return (int(enc.power_of_two_f32(values.view(u), out, *codes)) > 0x7F800000) * enc.NAN_SEEN
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
+        return int(enc.power_of_two_f32(values.view(u), out, *codes)) > 0x7F800000 and nan < 0
 
     return run
 
 
-def _integers(
-    fmt: IntFormat, carrier: np.dtype, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _integers(fmt: IntFormat, carrier: np.dtype, special: np.ndarray) -> EncodeLoop:
     f32 = carrier == _F32
     u, f = (np.uint32, np.float32) if f32 else (np.uint64, np.float64)
     loop = enc.integers_f32 if f32 else enc.integers_f64
+    nan = special[gen.S_NAN_POS]
     args = (
         f(fmt.min),
         f(fmt.max),
         f(math.ldexp(1.0, fmt.fraction_bits)),
         u((1 << fmt.bits) - 1),
-        u(max(special[enc.S_NAN_POS], 0)),
+        u(max(nan, 0)),
     )
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
-        return int(loop(values, out, *args) != 0) * enc.NAN_SEEN
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
+        return bool(loop(values, out, *args)) and nan < 0
 
     return run
 
@@ -274,28 +255,27 @@ def _codebook_thresholds(fmt: CodebookFormat, rounding: Rounding) -> np.ndarray:
     return np.array(thresholds)
 
 
-def _codebook16(
-    fmt: CodebookFormat, policy: Policy, carrier: np.dtype, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def _codebook16(fmt: CodebookFormat, policy: Policy, carrier: np.dtype, special: np.ndarray) -> EncodeLoop:
     exact = _codebook_thresholds(fmt, policy.rounding)
     thresholds = exact.astype(carrier)
     below = thresholds.astype(np.float64) < exact  # the first value of the carrier's type at or above
     thresholds[below] = np.nextafter(thresholds[below], np.asarray(np.inf, carrier))
-    nan = np.uint32(max(special[enc.S_NAN_POS], 0))
+    nan = special[gen.S_NAN_POS]
+    nan_code = np.uint32(max(nan, 0))
 
-    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> int:
-        return int(enc.codebook16(values, out, thresholds, nan) != 0) * enc.NAN_SEEN
+    def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
+        return bool(enc.codebook16(values, out, thresholds, nan_code)) and nan < 0
 
     return run
 
 
-def general(
-    fmt: ElementFormat, policy: Policy, special: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], int]:
+def general(fmt: ElementFormat, policy: Policy, special: np.ndarray) -> EncodeLoop:
     """The loop for any format and mode; `special` may hold -1 where `out` is int64."""
     mode = ROUNDINGS.index(policy.rounding)
     n = policy.random_bits
     if isinstance(fmt, FloatFormat):
+        if policy.rounding == "nearest_even" and fmt.ties_to_larger:
+            mode = ROUNDINGS.index("nearest_away")
         tail = (
             fmt.mantissa_bits,
             fmt.min_exponent,
@@ -305,17 +285,17 @@ def general(
             fmt.padding_bits,
             special,
         )
-        return lambda values, out, random: int(enc.general_float(values, random, n, out, mode, *tail))
+        return lambda values, out, random: bool(gen.general_float(values, random, n, out, mode, *tail))
     if isinstance(fmt, IntFormat):
         scale = math.ldexp(1.0, fmt.fraction_bits)
         limits = (fmt.min_integer, fmt.max_integer, (1 << fmt.bits) - 1)
-        return lambda values, out, random: int(
-            enc.general_integer(values, random, n, out, mode, scale, *limits, special)
+        return lambda values, out, random: bool(
+            gen.general_integer(values, random, n, out, mode, scale, *limits, special)
         )
     table = np.array(fmt.table)
     thresholds = _codebook_thresholds(fmt, policy.rounding)
-    return lambda values, out, random: int(
-        enc.general_codebook(values, random, n, out, mode, table, thresholds, special)
+    return lambda values, out, random: bool(
+        gen.general_codebook(values, random, n, out, mode, table, thresholds, special)
     )
 
 
@@ -346,7 +326,8 @@ def decode_plan(fmt: ElementFormat, target: np.dtype) -> Callable[[np.ndarray, n
     f = np.float32 if target == _F32 else np.float64
     if isinstance(fmt, CodebookFormat):
         table = np.array(fmt.table, target)
-        return lambda codes, out: int(dec.codebook(codes, out, table))
+        loop = dec.codebook16 if fmt.bits == 4 else dec.codebook
+        return lambda codes, out: int(loop(codes, out, table))
     if isinstance(fmt, IntFormat):
         args = (np.uint32(1 << (fmt.bits - 1) if fmt.signed else 0), f(math.ldexp(1.0, -fmt.fraction_bits)))
         return lambda codes, out: int(dec.integers(codes, out, *args))

@@ -37,6 +37,11 @@ def _ml_format(dtype: np.dtype) -> ElementFormat | None:
         raise ValueError(f"the ml_dtypes type {dtype.name} has no format here; accepted are {_ACCEPTED}") from None
 
 
+def _clean(codes: np.ndarray, fmt: ElementFormat) -> np.ndarray:
+    """Codes without the sign bits that ml_dtypes repeats above its 2- and 4-bit integers."""
+    return codes if fmt.bits == fmt.storage_bits and fmt.bits >= 8 else codes & codes.dtype.type(_plans.code_mask(fmt))
+
+
 def _as_array(x: Any, what: str) -> np.ndarray:
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise ValueError(f"{what}: the array has masked elements, which have no value; fill them first")
@@ -68,7 +73,7 @@ def open_source(x: Any, what: str = "encode") -> Source:
     direct = False
     load: Callable[[int, int], np.ndarray]
     if fmt is not None:
-        codes = flat.view(fmt.code_dtype) & fmt.code_dtype.type(_plans.code_mask(fmt))
+        codes = _clean(flat.view(fmt.code_dtype), fmt)
         plan = _plans.decode_plan(fmt, carrier)
 
         def load(start: int, stop: int) -> np.ndarray:
@@ -113,8 +118,7 @@ def open_codes(codes: Any, fmt: str | Format | None) -> tuple[np.ndarray, Elemen
         element = own if fmt is None else get_element_format(fmt)
         if element != own:
             raise ValueError(f"decode: the array holds {own.name}, the format asked for is {element.name}")
-        bits = np.ascontiguousarray(array).view(element.code_dtype)
-        return (bits & element.code_dtype.type(_plans.code_mask(element))).reshape(array.shape), element
+        return _clean(np.ascontiguousarray(array).view(element.code_dtype), element).reshape(array.shape), element
     if fmt is None:
         raise ValueError("decode needs a format: only ml_dtypes arrays carry their own")
     element = get_element_format(fmt)

@@ -43,11 +43,13 @@ def decode(code: int, fmt: str | Format) -> Fraction | float:
     if isinstance(fmt, IntFormat):
         integer = code - (1 << fmt.bits) if fmt.signed and code >> (fmt.bits - 1) else code
         return Fraction(integer, 1 << fmt.fraction_bits)
-    if code in fmt.nan_codes:
-        return math.nan
+    nan_code = fmt.nan_code
     code >>= fmt.padding_bits
     negative = bool(code & fmt.sign_mask)
     magnitude = code & ~fmt.sign_mask
+    # not `in nan_codes`: float32 has 2^24 of them
+    if magnitude > fmt.max_magnitude_code + fmt.has_inf or code << fmt.padding_bits == nan_code:
+        return math.nan
     if magnitude > fmt.max_magnitude_code:
         return -math.inf if negative else math.inf
     if magnitude == 0 and fmt.has_zero:
@@ -117,6 +119,8 @@ def encode(
     check_choice("nan policy", nan, NAN_POLICIES)
     if isinstance(x, float) and math.isnan(x):
         return _nan(math.copysign(1.0, x) < 0, fmt, nan)
+    if rounding == "nearest_even" and isinstance(fmt, FloatFormat) and fmt.ties_to_larger:
+        rounding = "nearest_away"
     if isinstance(fmt, IntFormat | CodebookFormat):
         return _encode_on_list(x, fmt, rounding, overflow, random_value, random_bits)
     return _encode_float(x, fmt, rounding, overflow, random_value, random_bits)

@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias, get_args
 Rounding: TypeAlias = Literal["nearest_even", "nearest_away", "toward_zero", "up", "down", "to_odd", "stochastic"]
 """How a value between two neighbours is rounded.
 
-* `nearest_even`: to the nearer; a tie to the even code (IEEE 754 roundTiesToEven).
+* `nearest_even`: to the nearer; a tie to the even code (IEEE 754 roundTiesToEven). In E8M0, where no
+  significand is even, a tie goes to the larger.
 * `nearest_away`: to the nearer; a tie away from zero.
 * `toward_zero`, `up` (toward +inf), `down` (toward -inf): IEEE 754's directed modes.
 * `to_odd`: to the neighbour with the odd code unless exact; a later narrower rounding is then correct

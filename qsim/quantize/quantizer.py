@@ -110,7 +110,7 @@ def quantize(
     if isinstance(how.format, BlockFormat):
         if scale_rule is not None or clip is not None:
             raise ValueError(f"{how.format.name} takes block_scale_rule; scale_rule and clip belong to other formats")
-        return QuantizedTensor(**_blocks(x, how.format, block_scale_rule), **common)
+        return QuantizedTensor(**_blocks(x, how.format, block_scale_rule, how.ragged), **common)
     if block_scale_rule is not None:
         raise ValueError(f"block_scale_rule belongs to block formats: got {how.format.name}")
     rule = get_rule(scale_rule, how)
@@ -272,5 +272,9 @@ def _values(
     return ((codes << shift).view(np.int8) >> shift).astype(np.float32) * s
 
 
-def _blocks(x: np.ndarray, fmt: BlockFormat, scale_rule: str | None) -> dict[str, Any]:
-    raise NotImplementedError
+def _blocks(x: np.ndarray, fmt: BlockFormat, scale_rule: str | None, ragged: bool) -> dict[str, Any]:
+    from qsim.formats import decode, quantize_blocks
+
+    q = quantize_blocks(x, fmt, scale_rule=scale_rule, ragged=ragged)  # type: ignore[arg-type]
+    scales = np.asarray(decode(q.scales, fmt.scale), dtype=np.float32)
+    return {"codes": q.codes, "scales": scales, "tensor_scale": q.tensor_scale}
