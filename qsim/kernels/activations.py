@@ -59,6 +59,8 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
     """
     source = np.asarray(x)
     ones = np.ones(source.shape[0], F32)
+    if activation is None and source.dtype == F32 and not how.is_quantized:  # decode is short: no detours
+        return Activation(given=np.ascontiguousarray(source), row=ones)
     if not how.is_quantized:
         name = activation or ("bfloat16" if source.dtype.name == "bfloat16" else source.dtype.name)
         values = np.ascontiguousarray(source, dtype=F32)

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from functools import lru_cache
+from typing import Any
 
 PATHS = ("portable", "vnni", "amx")
 VARIABLE = "QSIM_KERNELS"
@@ -31,8 +32,9 @@ def compiled_features() -> frozenset[str]:
     in `NUMBA_CPU_FEATURES` without them.
     """
     import llvmlite.binding as llvm
-    from numba.core import config
+    from numba.core import config as numba_config
 
+    config: Any = numba_config  # its names are made at run time
     if config.CPU_FEATURES is not None:
         signs = [f.strip() for f in config.CPU_FEATURES.split(",") if f.strip()]
         return frozenset(f[1:] for f in signs if f.startswith("+")) - {f[1:] for f in signs if f.startswith("-")}

@@ -1,7 +1,8 @@
 """VNNI and AMX instructions as Numba intrinsics. Importing this is harmless; compiling a caller needs the CPU features.
 
 `vpdpbusd` multiplies four unsigned by four signed bytes in each of 16 lanes and adds the sum to an int32: stored codes
-are unsigned, activations signed, so it fits without conversion. AMX multiplies a tile A (16 tokens x 64 bytes of K) by a
+are unsigned, activations signed, so it fits without conversion. AMX multiplies a tile A (16 tokens x 64 bytes of K)
+by a
 tile B (64 bytes of K x 16 features) in one instruction. LLVM's own tile type does not pass through Numba, so the tile
 registers are named in assembly text, which no other code here uses.
 """
@@ -12,9 +13,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from .lanes import (
     _CONTRACT,
@@ -34,6 +34,8 @@ from .lanes import (
     float_fields,
     word_fields,
 )
+
+intrinsic: Any = extending.intrinsic
 
 llvm.initialize_native_asmparser()  # without it, inline assembly ends the process
 
@@ -57,13 +59,14 @@ def _chunk_bytes(bits: int, tokens: int) -> Any:
     """An intrinsic chunk(words, first, last, xq, m0, acc).
 
     acc[m, lane] = sum of code * x over the words first .. last - 1 of a tile, int32; words (K*bits/32, 64) uint32, xq
-    (M, K/4) uint32: four int8 activations a word, in order for 8 bits; for 4 bits the columns 0, 2, 4, 6 then 1, 3, 5, 7
+    (M, K/4) uint32: four int8 activations a word, in order for 8 bits; for 4 bits the columns 0, 2, 4, 6 then 1, 3,
+    5, 7
     of every eight, so that a mask and a shift by 4 leave whole words of codes.
     """
     per_word = 1 if bits == 8 else 2
 
     @intrinsic
-    def chunk(typingctx: Any, words: Any, first: Any, last: Any, xq: Any, m0: Any, acc: Any) -> Any:  # noqa: ARG001
+    def chunk(typingctx: Any, words: Any, first: Any, last: Any, xq: Any, m0: Any, acc: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, _ = _array(context, builder, signature, args, 0)
             x, x_columns = _array(context, builder, signature, args, 3)
@@ -114,13 +117,14 @@ def _chunk_bytes(bits: int, tokens: int) -> Any:
 def _tiles_bytes(bits: int) -> Any:
     """An intrinsic to_bytes(words, i, out, k): the codes of one step less 2^(bits-1), as signed rows of B tiles.
 
-    out is (4, depth * 16) uint32: for each 16 lanes, tiles of 16 rows of 16 words, a word four columns of a lane; k is the
+    out is (4, depth * 16) uint32: for each 16 lanes, tiles of 16 rows of 16 words, a word four columns of a lane; k
+    is the
     first column, counted from the start of `out`.
     """
     step = columns_per_step(bits)
 
     @intrinsic
-    def to_bytes(typingctx: Any, words: Any, i: Any, out: Any, k: Any) -> Any:  # noqa: ARG001
+    def to_bytes(typingctx: Any, words: Any, i: Any, out: Any, k: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, _ = _array(context, builder, signature, args, 0)
             o, width = _array(context, builder, signature, args, 2)
@@ -165,10 +169,12 @@ def _quads(builder: Any, words: list[Any], bits: int) -> list[Any]:
 
 
 def _tiles_bf16(bits: int, fp8: int) -> Any:
-    """As `_tiles_bytes` for BF16: a word two columns of a lane; integers less 2^(bits-1), FP8 values as they are. Exact."""
+    """As `_tiles_bytes` for BF16: a word two columns of a lane; integers less 2^(bits-1), FP8 values as they are.
+    Exact.
+    """
 
     @intrinsic
-    def to_bf16(typingctx: Any, words: Any, i: Any, out: Any, k: Any) -> Any:  # noqa: ARG001
+    def to_bf16(typingctx: Any, words: Any, i: Any, out: Any, k: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, _ = _array(context, builder, signature, args, 0)
             o, width = _array(context, builder, signature, args, 2)
@@ -198,7 +204,7 @@ def _tiles_bf16(bits: int, fp8: int) -> Any:
 
 
 @intrinsic
-def configure_tiles(typingctx: Any, table: Any) -> Any:  # noqa: ARG001
+def configure_tiles(typingctx: Any, table: Any) -> Any:
     """Load the tile configuration, 64 bytes; for each thread before its first tile instruction."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -212,10 +218,10 @@ def configure_tiles(typingctx: Any, table: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
-def release_tiles(typingctx: Any) -> Any:  # noqa: ARG001
+def release_tiles(typingctx: Any) -> Any:
     """Return the tile registers to their initial state."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.asm(ir.FunctionType(ir.VoidType(), []), "tilerelease", "~{memory}", [], side_effect=True)
         return context.get_dummy_value()
 
@@ -237,7 +243,7 @@ def _block(product: str) -> Any:
     ])  # fmt: skip
 
     @intrinsic
-    def block(  # noqa: ARG001
+    def block(
         typingctx: Any, a: Any, a0: Any, a1: Any, b: Any, b0: Any, b1: Any, steps: Any, c: Any, c0: Any, keep: Any
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -280,12 +286,13 @@ def _apply_tile(integer: bool, full: bool) -> Any:
     """An intrinsic apply(c, c0, scale, zero, g, column, xsum, xgroup, chunk, m0, total).
 
     For the 16 x 16 tile at byte c0 of c (int32 when `integer`, else float32):
-    total[m0 + r, column + lane] += scale[g, column + lane] * (c[r, lane] - zero[g, column + lane] * xsum[chunk, m0 + r])
+    total[m0 + r, column + lane] += scale[g, column + lane] * (c[r, lane] - zero[g, column + lane] * xsum[chunk, m0 +
+    r])
     * xgroup[g, m0 + r]. Without `full` the zero point is 0 and xgroup 1. `total` is (M, 64) float32.
     """
 
     @intrinsic
-    def apply(  # noqa: ARG001
+    def apply(
         typingctx: Any, c: Any, c0: Any, scale: Any, zero: Any, g: Any, column: Any, xsum: Any, xgroup: Any, chunk: Any,
         m0: Any, total: Any,
     ) -> Any:  # fmt: skip
@@ -320,9 +327,9 @@ def _apply_tile(integer: bool, full: bool) -> Any:
 
 
 @intrinsic
-def finish_row(  # noqa: ARG001
-    typingctx: Any, c: Any, c0: Any, scale: Any, zero: Any, lane: Any, xsum: Any, row: Any, bias: Any, b0: Any, out: Any,
-    o0: Any,
+def finish_row(
+    typingctx: Any, c: Any, c0: Any, scale: Any, zero: Any, lane: Any, xsum: Any, row: Any, bias: Any, b0: Any,
+    out: Any, o0: Any,
 ) -> Any:  # fmt: skip
     """out[o0 + i] = float(c[c0 + i] - zero[lane + i] * xsum) * scale[lane + i] * row + bias[b0 + i] for 16 lanes i.
 

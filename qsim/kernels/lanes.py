@@ -1,6 +1,7 @@
 """The inner loops, written as vectors of 16 lanes in LLVM's own language.
 
-LLVM lowers `<16 x float>` to whatever the CPU has (one AVX-512 register, two AVX2, four NEON), so this is as portable as
+LLVM lowers `<16 x float>` to whatever the CPU has (one AVX-512 register, two AVX2, four NEON), so this is as portable
+as
 Numba itself; nothing here names an instruction. What it buys over a loop that LLVM must vectorise: accumulators stay in
 registers, widths are not halved on CPUs that LLVM tunes to 256 bits, and the result does not hang on what the optimiser
 finds. The same formulations as plain loops are in `ladder`.
@@ -17,13 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from numba.np import arrayobj
 
+intrinsic: Any = extending.intrinsic  # its annotation is of the compiler's side, not of the call
+
 AHEAD = 4096
-"""Bytes between a load and the prefetch before it. A packed weight is one stream, but a kernel that computes between its
+"""Bytes between a load and the prefetch before it. A packed weight is one stream, but a kernel that computes between
+its
 loads does not keep enough of them in flight: without this the 4-bit product reached 19 of 38 GB/s, with it 26.
 1 to 6 KiB measured alike."""
 
@@ -65,7 +68,7 @@ def _prefetch(builder: Any, base: Any, byte: Any) -> None:
 
 
 @intrinsic
-def prefetch(typingctx: Any, array: Any, byte: Any) -> Any:  # noqa: ARG001
+def prefetch(typingctx: Any, array: Any, byte: Any) -> Any:
     """Ask for the cache line at `byte` bytes from the start of an array; beyond its end is harmless."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -295,7 +298,7 @@ def apply_group(
 
 
 @intrinsic
-def half_scales(typingctx: Any, scales: Any, at: Any, out: Any, g: Any) -> Any:  # noqa: ARG001
+def half_scales(typingctx: Any, scales: Any, at: Any, out: Any, g: Any) -> Any:
     """out[g] = the 64 binary16 scales (uint16 bits) at element `at` of `scales`, as float32.
 
     Exponent and mantissa move up 13 bits and are re-biased by a multiplication, which handles subnormals too.
@@ -318,7 +321,7 @@ def half_scales(typingctx: Any, scales: Any, at: Any, out: Any, g: Any) -> Any: 
 
 
 @intrinsic
-def nibble_zeros(typingctx: Any, zeros: Any, at: Any, out: Any, g: Any) -> Any:  # noqa: ARG001
+def nibble_zeros(typingctx: Any, zeros: Any, at: Any, out: Any, g: Any) -> Any:
     """out[g] = the 64 packed 4-bit zero points at byte `at`: lane i in a low half, lane i + 32 in the high half."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -13,7 +13,8 @@ from .packing import PackedWeight
 
 F32 = np.float32
 DECODE_TOKENS = 16  # up to here every token streams over the packed weight; above, it is expanded once and multiplied
-# Prefill works on PREFILL_TOKENS x PREFILL_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of PREFILL_TILES tiles).
+# Prefill works on PREFILL_TOKENS x PREFILL_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of PREFILL_TILES
+# tiles).
 # 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14 = 1024.
 PREFILL_TOKENS, PREFILL_DEPTH, PREFILL_TILES = 256, 512, 4
 AMX_TOKENS = 8  # tile registers hold 16 tokens: with fewer than this the packed weight streams faster without them
@@ -38,11 +39,13 @@ def linear(
         instruction: the instruction for `exact`; None chooses the Hopper instruction of the scheme's compute format.
         activation: for weight-only schemes, round `x` to `bfloat16` or `float16` first. None keeps it as it is; a
             bfloat16 `x` may take the CPU's BF16 instructions.
-        path: `portable`, `vnni` or `amx`; None is the fastest that this CPU has and `QSIM_KERNELS` allows. The result is
+        path: `portable`, `vnni` or `amx`; None is the fastest that this CPU has and `QSIM_KERNELS` allows. The result
+        is
             the same up to the order of float32 additions; integer sums are equal.
 
     Returns:
-        (..., N) float32. Weight-only: float32 products and sums. INT8 and INT4 by INT8: exact int32 sums (per group where
+        (..., N) float32. Weight-only: float32 products and sums. INT8 and INT4 by INT8: exact int32 sums (per group
+        where
         the weight has groups), scaled in float32. FP8 by FP8: exact products, float32 sums.
 
     Raises:

@@ -1,7 +1,9 @@
 """The paths that use VNNI and AMX instructions. Compile nothing here unless `features` offers the path.
 
-VNNI streams the packed weight for up to four tokens at a time, with exact int32 sums. AMX is for many tokens: a slice of
-columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time in tile registers, and the
+VNNI streams the packed weight for up to four tokens at a time, with exact int32 sums. AMX is for many tokens: a slice
+of
+columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time in tile registers, and
+the
 sums of a group are scaled and added in float32. Shapes as in `portable`; xq and xa are activations in the layouts that
 `pack_words` and `pack_tiles` make.
 """
@@ -365,7 +367,8 @@ def amx_int_matmul(
     count = words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
-        _amx_int_tiles(first, min(first + tiles, count), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
+        last = min(first + tiles, count)
+        _amx_int_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
                        xa, xsum, xgroup, xrow, bias, group, step, kind, integer, full, table, out)  # fmt: skip
 
 
@@ -375,9 +378,12 @@ def amx_bf16_matmul(
     xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, full: Any,
     tiles: Any, table: Any, out: Any,
 ) -> None:  # fmt: skip
-    """`prefill_matmul` for BF16 or FP8 activations. xa from `pack_tiles_bf16`; chunks of `step` columns divide a group."""
+    """`prefill_matmul` for BF16 or FP8 activations. xa from `pack_tiles_bf16`; chunks of `step` columns divide a
+    group.
+    """
     count = words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
-        _amx_bf16_tiles(first, min(first + tiles, count), words, scales, scale_kind, rows_per_scale, zeros, zero_bits,
+        last = min(first + tiles, count)
+        _amx_bf16_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits,
                         zero, xa, xsum, xgroup, xrow, bias, group, step, kind, full, table, out)  # fmt: skip

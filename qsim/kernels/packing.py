@@ -3,7 +3,8 @@
 64 output rows are the lanes of a vector loop, so weights are interleaved 64 rows at a time in words of 32 bits:
 
     words   [N/64][K/F][64]     uint32, field j of a word is column F*i + j; F = 32/bits (16, 8, 4 for 2, 4, 8 bits)
-            [N/64][K/32*3][64] for 3 bits: word w of three holds columns 10w .. 10w+9 of 32 in its low 30 bits; columns 30 and
+            [N/64][K/32*3][64] for 3 bits: word w of three holds columns 10w .. 10w+9 of 32 in its low 30 bits;
+            columns 30 and
                                 31 are the two top bits of words 0 and 1, their third bits the top two of word 2
     scales  [N/64][K/g][64]     in the scale's own format (or as they are for tensor and block granularity)
     zeros   [N/64][K/g][...]    packed integers, or floats
@@ -93,7 +94,8 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     """Lay a quantised weight out for `linear`.
 
     Arguments:
-        qt: a weight (N, K). Integers of 2 to 8 bits and 8-bit floats get fused kernels (5, 6 and 7 bits are stored in 8);
+        qt: a weight (N, K). Integers of 2 to 8 bits and 8-bit floats get fused kernels (5, 6 and 7 bits are stored in
+        8);
             other formats and group sizes that are not whole 32-bit words are multiplied after dequantisation.
         bias: (N,) or None, added to the product in float32.
 

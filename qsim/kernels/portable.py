@@ -1,6 +1,7 @@
 """The portable kernels: a packed weight times a few tokens, and a packed weight expanded for a matrix product.
 
-Shapes: words (T, K*bits/32, 64) uint32; xs (M, K) float32 activations, scaled per field; xsum (M, C) their sums per chunk;
+Shapes: words (T, K*bits/32, 64) uint32; xs (M, K) float32 activations, scaled per field; xsum (M, C) their sums per
+chunk;
 xgroup (M, G) scale of an activation group; out (M, N). A chunk is at most `step` columns of one group: sums of products
 of 8-bit integers stay below 2^24 in it, where float32 is exact, so integer schemes are exact too.
 `kind` numbers a stored format: 2, 3, 4, 8 bits unsigned, 9 is E4M3, 10 is E5M2.
@@ -181,7 +182,8 @@ def decode_matmul(
     """
     for tile in prange(words.shape[0]):
         # the index of a parallel loop is unsigned; with a signed one the body is compiled once, not twice
-        _decode_tile(np.int64(tile), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, xs, xsum, xgroup,
+        t = np.int64(tile)
+        _decode_tile(t, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, xs, xsum, xgroup,
                      xrow, bias, group, step, kind, integer, out)  # fmt: skip
 
 
@@ -243,7 +245,9 @@ def prepare(x: Any, kind: Any, group: Any, step: Any, xs: Any, xsum: Any) -> Non
 def _expand_steps(
     kind: Any, words: Any, k0: Any, k1: Any, scale: Any, zero: Any, group: Any, scaled: Any, out: Any
 ) -> None:
-    """Columns k0 .. k1 - 1 of a tile as float32 rows (k1 - k0, 64): (q - zero) * scale, without the scale unless `scaled`."""
+    """Columns k0 .. k1 - 1 of a tile as float32 rows (k1 - k0, 64): (q - zero) * scale, without the scale unless
+    `scaled`.
+    """
     step = columns_per_step(kind)
     ones = scale if scaled else np.ones((scale.shape[0], 64), F32)
     for r in range(0, k1 - k0, step):
@@ -318,5 +322,6 @@ def prefill_matmul(
     count = words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
-        _prefill_tiles(first, min(first + tiles, count), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
+        last = min(first + tiles, count)
+        _prefill_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
                        x, xrow, bias, group, depth, kind, integer, out)  # fmt: skip

@@ -54,9 +54,8 @@ def vnni(act: Activation, packed: PackedWeight) -> np.ndarray:
     xsum = np.empty((tokens, padded // step), np.int32)
     native.pack_words(columns(act.given, packed), packed.bits, step, xq, xsum)
     out = np.empty((tokens, packed.shape[0]), F32)
-    native.vnni_matmul(
-        *_weights(packed), xq.view(np.uint32), xsum, act.row, bias_of(packed), step, packed.bits, integer, out
-    )
+    multiply: Any = native.vnni_matmul
+    multiply(*_weights(packed), xq.view(np.uint32), xsum, act.row, bias_of(packed), step, packed.bits, integer, out)
     return out
 
 
@@ -89,9 +88,11 @@ def amx(act: Activation, packed: PackedWeight) -> np.ndarray:
                 native.pack_whole_tiles(here.view(np.int64), xa.view(np.int64))
             else:
                 native.pack_tiles_int8(here, step, needs_sums, xa, xsum)
-            native.amx_int_matmul(*_weights(packed), xa, xsum, xgroup, *rest, integer, full, *last)
+            multiply: Any = native.amx_int_matmul
+            multiply(*_weights(packed), xa, xsum, xgroup, *rest, integer, full, *last)
         else:
             xh = aligned_empty((rows // 16, padded // 32, 16, 32), np.uint16)
             native.pack_tiles_bf16(here.view(np.uint32), step, needs_sums, xh, xsum)
-            native.amx_bf16_matmul(*_weights(packed), xh, xsum, xgroup, *rest, full, *last)
+            multiply = native.amx_bf16_matmul
+            multiply(*_weights(packed), xh, xsum, xgroup, *rest, full, *last)
     return out

@@ -76,7 +76,8 @@ def quantize(
     """Round a tensor to the codes of a scheme.
 
     Arguments:
-        w: (N, K) weights, or (..., K) for other parts. float16, float32, bfloat16 or float64, all taken to float32, which
+        w: (N, K) weights, or (..., K) for other parts. float16, float32, bfloat16 or float64, all taken to float32,
+        which
             is what the originals compute in.
         scheme: a name or a `Scheme`.
         part: which part of the scheme to follow.
@@ -197,7 +198,7 @@ def round_scale(
     else:
         from qsim.formats import cast
 
-        mode = {"nearest": "nearest_even", "up": "up", "down": "down"}[
+        mode: Any = {"nearest": "nearest_even", "up": "up", "down": "down"}[
             rounding or ("up" if fmt.name == "float8_e8m0fnu" else "nearest")
         ]
         out = np.asarray(cast(scale, fmt, rounding=mode), dtype=np.float32)

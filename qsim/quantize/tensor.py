@@ -199,7 +199,7 @@ class QuantizedTensor:
         arrays = {"codes": pack_bits(self.codes, self.element.bits), "shape": np.array(self.shape, dtype=np.int64)}
         arrays["scales"] = _store(self.scales, self.tensor_scheme.scale_format)
         if self.zeros is not None:
-            zero_format = self.tensor_scheme.zero_point_format
+            zero_format: Any = self.tensor_scheme.zero_point_format
             integer = isinstance(zero_format, IntFormat)
             arrays["zeros"] = pack_bits(self.zeros, zero_format.bits) if integer else _store(self.zeros, zero_format)
         if self.group_index is not None:
