@@ -16,14 +16,28 @@ _LAZY = {
     "decode": "qsim.formats",
     "cast": "qsim.formats",
     "get_format": "qsim.formats",
+    "QuantizedTensor": "qsim.quantize",
+    "Scheme": "qsim.quantize",
+    "get_scheme": "qsim.quantize",
 }
 
+# `qsim.quantize` is a package that can also be called
 _PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "quantize", "tensorcore")
 
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
+    from qsim.quantize import QuantizedTensor, Scheme, get_scheme
 
-__all__ = ["__version__", "cast", "decode", "encode", "get_format"]
+__all__ = [
+    "QuantizedTensor",
+    "Scheme",
+    "__version__",
+    "cast",
+    "decode",
+    "encode",
+    "get_format",
+    "get_scheme",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -375,7 +375,11 @@ def _probe_integers(matmul: MatmulFunction, input: str, input_b: str, rows: int)
         raise ValueError(f"matmul of integers must return integers: got {out.dtype.name}")
     total = high[0] * high[1] * k
     value = int(out[0, 0])
-    kind = "unseen" if not reached and value == total else {total: "exact", (total + 2**31) % 2**32 - 2**31: "wrap", 2**31 - 1: "clamp"}.get(value, "other")
+    kind = (
+        "unseen"
+        if not reached and value == total
+        else {total: "exact", (total + 2**31) % 2**32 - 2**31: "wrap", 2**31 - 1: "clamp"}.get(value, "other")
+    )
     return Probe(input_a=input, input_b=input_b, output=out.dtype.name, integer=kind)
 
 

@@ -1,0 +1,14 @@
+"""Fused low-bit matrix products that run fast on this computer's CPU.
+
+    packed = pack(quantize(w, "w4a16-g128"))
+    y = linear(x, packed)          # x @ w.T
+
+`QSIM_KERNELS=portable` (or `vnni`) keeps to the paths up to that one; see `features`.
+"""
+
+from .features import available_paths
+from .linear import linear
+from .packing import PackedWeight, pack
+from .traffic import Traffic, traffic
+
+__all__ = ["PackedWeight", "Traffic", "available_paths", "linear", "pack", "traffic"]

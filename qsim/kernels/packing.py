@@ -1,0 +1,245 @@
+"""Packed weights: the layout that the kernels stream, made once from a quantised tensor.
+
+64 output rows are the lanes of a vector loop, so weights are interleaved 64 rows at a time in words of 32 bits:
+
+    words   [N/64][K/F][64]     uint32, field j of a word is column F*i + j; F = 32/bits (16, 8, 4 for 2, 4, 8 bits)
+            [N/64][K/32*3][64] for 3 bits: word w of three holds columns 10w .. 10w+9 of 32 in its low 30 bits;
+            columns 30 and
+                                31 are the two top bits of words 0 and 1, their third bits the top two of word 2
+    scales  [N/64][K/g][64]     in the scale's own format (or as they are for tensor and block granularity)
+    zeros   [N/64][K/g][...]    packed integers, or floats
+
+Codes are kept unsigned, q + 2^(bits-1), so that a symmetric weight is one with the constant zero point 2^(bits-1).
+Rows are padded to 64 and columns to whole groups; padding is counted apart in `traffic`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsim.formats import BlockFormat, FloatFormat, IntFormat
+from qsim.quantize import QuantizedTensor, Scheme
+
+from .memory import aligned_copy
+
+LANES = 64
+_SCALE_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e8m0fnu": 3, "float8_e4m3fn": 4}
+_STORED_BITS = {2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedWeight:
+    """A weight (N, K) as the kernels read it. Made by `pack`.
+
+    Arguments:
+        shape: (N, K).
+        scheme: the scheme of the quantised tensor.
+        kind: `uint` (integers), `fp8` (8-bit floats), `dense` (formats without a fused kernel: `source` is kept and
+            dequantised a slice at a time).
+        bits: bits of a stored code.
+        group: columns that share a scale, padded columns included.
+        words, scales, zeros: see the module's text; scales are unsigned integers holding the bits of their format.
+        scale_kind: 0 float32, 1 float16, 2 bfloat16, 3 E8M0, 4 E4M3.
+        rows_per_scale: 1, r of a block of r rows, or 0 for one scale.
+        zero_bits: 0 no array (the constant `zero`), 2..8 packed integers, 16 float16, 17 bfloat16, 32 float32.
+        zero: the zero point of symmetric codes.
+        columns: order in which columns are stored (GPTQ act order), or None.
+        source: the quantised tensor, for `dense` and for exact=True.
+    """
+
+    shape: tuple[int, int]
+    scheme: Scheme
+    kind: str
+    source: QuantizedTensor
+    bits: int = 0
+    group: int = 0
+    words: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray
+    scale_kind: int = 0
+    rows_per_scale: int = 1
+    zero_bits: int = 0
+    zero: float = 0.0
+    columns: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    input_scale: float | None = None
+
+    @property
+    def padded_k(self) -> int:
+        """Columns with padding: a whole number of groups and words."""
+        return self.words.shape[1] * 32 // self.bits
+
+    @property
+    def number(self) -> int:
+        """The kernels' number of the stored format: bits of unsigned integers, 9 for E4M3, 10 for E5M2."""
+        if self.kind != "fp8":
+            return self.bits
+        return 9 if self.scheme.weight.format.name == "float8_e4m3fn" else 10
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers that a product streams, padding included."""
+        if self.kind == "dense":
+            return self.source.nbytes
+        return self.words.nbytes + self.scales.nbytes + (self.zeros.nbytes if self.zero_bits else 0)
+
+    def __repr__(self) -> str:
+        return f"PackedWeight({self.scheme.name or self.kind}, shape={self.shape}, {self.nbytes} bytes)"
+
+
+def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
+    """Lay a quantised weight out for `linear`.
+
+    Arguments:
+        qt: a weight (N, K). Integers of 2 to 8 bits and 8-bit floats get fused kernels (5, 6 and 7 bits are stored in
+        8);
+            other formats and group sizes that are not whole 32-bit words are multiplied after dequantisation.
+        bias: (N,) or None, added to the product in float32.
+
+    Raises:
+        ValueError: not a weight matrix; a bias of another length; NaN or Inf codes in an FP8 weight (the row is named);
+            an FP8 format other than E4M3 and E5M2.
+    """
+    if len(qt.shape) != 2 or qt.part != "weight":
+        raise ValueError(f"pack takes a weight (N, K): got part {qt.part!r} of shape {qt.shape}")
+    n, k = qt.shape
+    if bias is not None:
+        bias = np.ascontiguousarray(bias, dtype=np.float32)
+        if bias.shape != (n,):
+            raise ValueError(f"a bias has one entry an output row, ({n},): got {bias.shape}{_of(qt)}")
+    common: dict[str, Any] = {
+        "shape": (n, k), "scheme": qt.scheme, "source": qt, "bias": bias, "input_scale": qt.input_scale,
+    }  # fmt: skip
+    how, fmt = qt.tensor_scheme, qt.tensor_scheme.format
+    granularity = how.granularity
+    assert granularity is not None
+    is_int = isinstance(fmt, IntFormat) and fmt.fraction_bits == 0
+    is_fp8 = isinstance(fmt, FloatFormat) and fmt.name in ("float8_e4m3fn", "float8_e5m2")
+    bits = _STORED_BITS[fmt.bits] if is_int else 8
+    fields = 32 if bits == 3 else 32 // bits
+    group = granularity.columns or -(-k // 64) * 64
+    if isinstance(fmt, BlockFormat) or not (is_int or is_fp8) or group % fields:
+        empty = np.zeros((0, 0, 0), dtype=np.uint32)
+        return PackedWeight(kind="dense", words=empty, scales=empty, zeros=np.zeros((0, 0, 0), np.uint8), **common)
+
+    columns = None
+    codes = qt.codes
+    if qt.group_index is not None:
+        columns = np.argsort(qt.group_index, kind="stable").astype(np.int64)
+        counts = np.bincount(qt.group_index, minlength=-(-k // group))
+        if (counts[:-1] != group).any():
+            raise ValueError(
+                f"group_index must give every group {group} columns: got {counts.tolist()[:8]}...{_of(qt)}"
+            )
+        codes = codes[:, columns]
+    if is_fp8:
+        assert isinstance(fmt, FloatFormat)
+        _refuse_specials(codes, fmt, qt)
+    elif qt.zeros is None:
+        codes = (qt.integers if columns is None else qt.integers[:, columns]).view(np.uint8) + np.uint8(1 << (bits - 1))
+
+    tiles, groups = -(-n // LANES), -(-k // group)
+    padded = np.zeros((tiles * LANES, groups * group), dtype=np.uint8)
+    padded[:n, :k] = codes
+    scales, scale_kind = _scale_bits(qt.scales, how.scale_format)
+    rows_per_scale = {"tensor": 0, "block": granularity.rows or 1}.get(granularity.kind, 1)
+    if rows_per_scale == 1:
+        scales = _tile(scales, tiles)
+    else:
+        scales = np.ascontiguousarray(scales.reshape(scales.shape[0], -1, 1))
+    zeros, zero_bits = _zeros(qt, tiles)
+    return PackedWeight(
+        kind="uint" if is_int else "fp8",
+        bits=bits,
+        group=group,
+        words=aligned_copy(_words(padded, bits)),
+        scales=aligned_copy(scales),
+        scale_kind=scale_kind,
+        rows_per_scale=rows_per_scale,
+        zeros=aligned_copy(zeros),
+        zero_bits=zero_bits,
+        zero=float(1 << (bits - 1)) if is_int and qt.zeros is None else 0.0,
+        columns=columns,
+        **common,
+    )
+
+
+def _of(qt: QuantizedTensor) -> str:
+    return f" (layer {qt.name})" if qt.name else ""
+
+
+def _refuse_specials(codes: np.ndarray, fmt: FloatFormat, qt: QuantizedTensor) -> None:
+    special = (codes & 0x7F) > fmt.max_code
+    if special.any():
+        row = int(np.flatnonzero(special.any(axis=1))[0])
+        raise ValueError(
+            f"FP8 weights must be finite: {int(special.sum())} codes are NaN or Inf, the first in row {row}{_of(qt)}"
+        )
+
+
+def _words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """(64 T, K) uint8 codes to the interleaved words."""
+    n, k = codes.shape
+    tiles = n // LANES
+    if bits == 3:
+        c = codes.reshape(tiles, LANES, k // 32, 32).astype(np.uint32)
+        out = np.zeros((tiles, k // 32, 3, LANES), dtype=np.uint32)
+        for w in range(3):
+            for j in range(10):
+                out[:, :, w] |= (c[..., 10 * w + j] << np.uint32(3 * j)).transpose(0, 2, 1)
+        for i, w in ((30, 0), (31, 1)):
+            out[:, :, w] |= ((c[..., i] & 3) << np.uint32(30)).transpose(0, 2, 1)
+            out[:, :, 2] |= ((c[..., i] >> 2) << np.uint32(31 - w)).transpose(0, 2, 1)
+        return out.reshape(tiles, -1, LANES)
+    fields = 32 // bits
+    out = np.zeros((tiles, k // fields, LANES), dtype=np.uint32)
+    c = codes.reshape(tiles, LANES, k // fields, fields)
+    for j in range(fields):
+        out |= c[..., j].transpose(0, 2, 1).astype(np.uint32) << np.uint32(bits * j)
+    return out
+
+
+def _tile(per_row: np.ndarray, tiles: int) -> np.ndarray:
+    """(N, G) to [T][G][64], padded rows 0."""
+    n, g = per_row.shape
+    padded = np.zeros((tiles * LANES, g), dtype=per_row.dtype)
+    padded[:n] = per_row
+    return np.ascontiguousarray(padded.reshape(tiles, LANES, g).transpose(0, 2, 1))
+
+
+def _scale_bits(values: np.ndarray, fmt: Any) -> tuple[np.ndarray, int]:
+    """The bits of scales in their format, and the kernel's number of that format."""
+    kind = _SCALE_KINDS[fmt.name]
+    if kind == 0:
+        return values.astype(np.float32).view(np.uint32), kind
+    if kind == 1:
+        return values.astype(np.float16).view(np.uint16), kind
+    if kind == 2:
+        return (values.view(np.uint32) >> 16).astype(np.uint16), kind  # values of the format: the low half is zero
+    from qsim.formats import encode
+
+    return np.asarray(encode(values, fmt)), kind
+
+
+def _zeros(qt: QuantizedTensor, tiles: int) -> tuple[np.ndarray, int]:
+    if qt.zeros is None:
+        return np.zeros((1, 1, 1), dtype=np.uint8), 0
+    how = qt.tensor_scheme
+    per_row = np.broadcast_to(qt.zeros, (qt.shape[0], qt.zeros.shape[-1])) if qt.zeros.ndim == 1 else qt.zeros
+    if how.granularity is not None and how.granularity.kind == "block":
+        rows = how.granularity.rows or 1
+        per_row = np.repeat(per_row, rows, axis=0)[: qt.shape[0]]
+    if isinstance(how.zero_point_format, IntFormat):
+        lanes = _tile(np.ascontiguousarray(per_row, dtype=np.uint8), tiles)
+        bits = how.zero_point_format.bits
+        if bits == 8:
+            return lanes, 8
+        if bits == 4:  # lane i beside lane i + 32: both halves are whole vectors
+            return lanes[..., :32] | (lanes[..., 32:] << 4), 4
+        flags = np.unpackbits(lanes[..., None], axis=-1, count=bits, bitorder="little")
+        return np.packbits(flags.reshape(*lanes.shape[:2], -1), axis=-1, bitorder="little"), bits
+    stored, kind = _scale_bits(np.ascontiguousarray(per_row, dtype=np.float32), how.zero_point_format)
+    return _tile(stored, tiles), {0: 32, 1: 16, 2: 17}[kind]

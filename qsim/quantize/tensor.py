@@ -1,0 +1,295 @@
+"""A quantised tensor: codes, scales, zero points, and the scheme they follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from qsim.formats import BlockFormat, IntFormat, get_format
+
+from .granularity import Granularity
+from .scheme import Scheme, TensorScheme
+
+Part: TypeAlias = Literal["weight", "activation", "kv_cache"]
+
+
+def expand(values: np.ndarray, granularity: Granularity, shape: tuple[int, ...]) -> np.ndarray:
+    """Values per region, made to broadcast against a tensor of `shape`."""
+    if granularity.kind in ("tensor", "channel", "token"):
+        return values
+    assert granularity.columns is not None
+    if granularity.kind == "block":
+        assert granularity.rows is not None
+        values = np.repeat(values, granularity.rows, axis=-2)[..., : shape[-2], :]
+    return np.repeat(values, granularity.columns, axis=-1)[..., : shape[-1]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizedTensor:
+    """Codes with the scales and zero points that give them a value: value = (code - zero) * scale.
+
+    Arguments:
+        codes: the tensor's shape, one code an element, as `qsim.formats` defines them (two's complement for signed
+            integers), in the format's unsigned dtype.
+        scales: float32, `scheme.<part>.granularity.scale_shape(shape)`; each is a value of the scale format.
+        zeros: shape of `scales`; uint8 for packed integers, float32 for float zero points; None when symmetric.
+        scheme: the whole scheme.
+        part: which part of the scheme this tensor follows.
+        tensor_scale: NVFP4's float32 scale over the whole tensor; None otherwise.
+        input_scale: the stored scale of the activation that meets this weight, for static schemes.
+        group_index: (K,) int32, the group of each column when it is not `column // group_size` (GPTQ with act order and
+            groups found on the way, `g_idx` on disk).
+        name: the layer, for messages.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit the scheme.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    scheme: Scheme
+    zeros: np.ndarray | None = None
+    part: Part = "weight"
+    tensor_scale: float | None = None
+    input_scale: float | None = None
+    group_index: np.ndarray | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        part, where = self.tensor_scheme, f" ({self.name})" if self.name else ""
+        if not part.is_quantized:
+            raise ValueError(f"{part.format.name} stands for itself; there is nothing to quantise{where}")
+        assert part.granularity is not None
+        part.check_shape(self.shape, self.name)
+        element = self.element
+        if self.codes.dtype != element.code_dtype:
+            raise ValueError(f"codes of {element.name} are {element.code_dtype}: got {self.codes.dtype}{where}")
+        if self.codes.size and element.bits < 8 and int(self.codes.max()) >> element.bits:
+            raise ValueError(f"codes of {element.name} have {element.bits} bits: got {int(self.codes.max())}{where}")
+        expected = part.granularity.scale_shape(self.shape)
+        for label, array in (("scales", self.scales), ("zeros", self.zeros)):
+            if array is not None and array.shape != expected:
+                raise ValueError(
+                    f"{label} of shape {expected} belong to {part.granularity} of {self.shape}: "
+                    f"got {array.shape}{where}"
+                )
+        if self.scales.dtype != np.float32:
+            raise ValueError(f"scales are float32 values of the scale format: got {self.scales.dtype}{where}")
+        if (self.zeros is None) != part.symmetric:
+            given = "none" if self.zeros is None else "zeros"
+            raise ValueError(f"zeros are given exactly when the scheme has a zero point: got {given}{where}")
+        if self.group_index is not None and self.group_index.shape != self.shape[-1:]:
+            raise ValueError(
+                f"group_index has one entry a column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
+            )
+
+    # --- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def tensor_scheme(self) -> TensorScheme:
+        """The part of the scheme that this tensor follows."""
+        return getattr(self.scheme, self.part)
+
+    @property
+    def element(self) -> Any:
+        """Format of one code (a block format's element)."""
+        fmt = self.tensor_scheme.format
+        return fmt.element if isinstance(fmt, BlockFormat) else fmt
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that cross the bus to read it: packed codes, scales and zero points in their formats."""
+        return int(self.tensor_scheme.nbytes(self.shape))
+
+    @property
+    def integers(self) -> np.ndarray:
+        """Codes as integers with their sign: int8, or uint8 for codes with a zero point."""
+        fmt = self.element
+        if not isinstance(fmt, IntFormat):
+            raise ValueError(f"{fmt.name} codes are not integers; use qsim.formats.decode")
+        if not fmt.signed:
+            return self.codes
+        shift = 8 - fmt.bits
+        return (self.codes << shift).view(np.int8) >> shift
+
+    def dequantize(self) -> np.ndarray:
+        """float32 values: (code - zero) * scale, one rounding; NVFP4 multiplies the tensor scale last."""
+        part = self.tensor_scheme
+        assert part.granularity is not None
+        if isinstance(self.element, IntFormat):
+            values = self.integers.astype(np.float32)
+            if self.zeros is not None:
+                values -= self._per_element(self.zeros.astype(np.float32))
+            values = np.ldexp(values, -self.element.fraction_bits) if self.element.fraction_bits else values
+        else:
+            from qsim.formats import decode
+
+            values = np.asarray(decode(self.codes, self.element), dtype=np.float32)
+        values = values * self._per_element(self.scales)
+        return values if self.tensor_scale is None else values * np.float32(self.tensor_scale)
+
+    def _per_element(self, values: np.ndarray) -> np.ndarray:
+        if self.group_index is not None:
+            return values[..., self.group_index]
+        granularity = self.tensor_scheme.granularity
+        assert granularity is not None
+        return expand(values, granularity, self.shape)
+
+    def __getitem__(self, rows: slice) -> QuantizedTensor:
+        """Rows of the first axis, as views.
+
+        Raises:
+            TypeError: anything but a slice.
+            ValueError: a slice that cuts through a block, or has a step.
+        """
+        if not isinstance(rows, slice):
+            raise TypeError(f"a quantised tensor is sliced by rows, like q[:64]: got {type(rows).__name__}")
+        start, stop, step = rows.indices(self.shape[0])
+        granularity = self.tensor_scheme.granularity
+        assert granularity is not None
+        of_scales = rows
+        if step != 1:
+            raise ValueError(f"rows are sliced with step 1: got {step}")
+        if granularity.kind == "tensor":
+            of_scales = slice(None)
+        elif granularity.kind == "block" and len(self.shape) == 2:
+            r = granularity.rows
+            assert r is not None
+            if start % r or (stop % r and stop != self.shape[0]):
+                raise ValueError(f"a slice must not cut a block of {r} rows: got rows {start}:{stop}")
+            of_scales = slice(start // r, -(-stop // r))
+        zeros = None if self.zeros is None else self.zeros[of_scales]
+        return replace(self, codes=self.codes[start:stop], scales=self.scales[of_scales], zeros=zeros)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantizedTensor):
+            return NotImplemented
+        if (self.scheme, self.part, self.tensor_scale, self.input_scale) != (
+            other.scheme, other.part, other.tensor_scale, other.input_scale,
+        ):  # fmt: skip
+            return False
+        return all(
+            (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
+            for a, b in ((self.codes, other.codes), (self.scales, other.scales), (self.zeros, other.zeros),
+                         (self.group_index, other.group_index))
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        label = self.scheme.name or self.tensor_scheme.format.name
+        return f"QuantizedTensor({label}, {self.part}, shape={self.shape}, {self.nbytes} bytes)"
+
+    # --- on disk ------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write to one file, `.safetensors` or `.npz`: packed codes, scales and zero points in their formats.
+
+        Raises:
+            ValueError: another suffix.
+        """
+        path = Path(path)
+        arrays = {"codes": pack_bits(self.codes, self.element.bits), "shape": np.array(self.shape, dtype=np.int64)}
+        arrays["scales"] = _store(self.scales, self.tensor_scheme.scale_format)
+        if self.zeros is not None:
+            zero_format: Any = self.tensor_scheme.zero_point_format
+            integer = isinstance(zero_format, IntFormat)
+            arrays["zeros"] = pack_bits(self.zeros, zero_format.bits) if integer else _store(self.zeros, zero_format)
+        if self.group_index is not None:
+            arrays["group_index"] = self.group_index.astype(np.int32)
+        for key in ("tensor_scale", "input_scale"):
+            if getattr(self, key) is not None:
+                arrays[key] = np.array([getattr(self, key)], dtype=np.float32)
+        meta = {"scheme": self.scheme.to_toml(), "part": self.part, "name": self.name}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file(arrays, path, metadata=meta)
+        elif path.suffix == ".npz":
+            np.savez(path, **arrays, **{f"meta_{k}": np.array(v) for k, v in meta.items()})  # type: ignore[arg-type]
+        else:
+            raise ValueError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> QuantizedTensor:
+        """The inverse of `save`: equal in codes, scales, zero points and scheme."""
+        path = Path(path)
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="numpy") as file:
+                meta = dict(file.metadata())
+                arrays = {key: file.get_tensor(key) for key in file.keys()}
+        elif path.suffix == ".npz":
+            with np.load(path) as file:
+                arrays = {k: file[k] for k in file.files if not k.startswith("meta_")}
+                meta = {k[5:]: str(file[k]) for k in file.files if k.startswith("meta_")}
+        else:
+            raise ValueError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+        scheme = Scheme.from_toml(meta["scheme"])
+        part: TensorScheme = getattr(scheme, meta["part"])
+        assert part.granularity is not None
+        shape = tuple(int(n) for n in arrays["shape"])
+        element = part.format.element if isinstance(part.format, BlockFormat) else part.format
+        region = part.granularity.scale_shape(shape)
+        zeros = None
+        if "zeros" in arrays:
+            zero_format = part.zero_point_format
+            if isinstance(zero_format, IntFormat):
+                zeros = unpack_bits(arrays["zeros"], zero_format.bits, region)
+            else:
+                zeros = _restore(arrays["zeros"], zero_format)
+        scalars = {k: float(arrays[k][0]) for k in ("tensor_scale", "input_scale") if k in arrays}
+        return cls(
+            codes=unpack_bits(arrays["codes"], element.bits, shape),
+            scales=_restore(arrays["scales"], part.scale_format),
+            zeros=zeros,
+            scheme=scheme,
+            part=meta["part"],  # type: ignore[arg-type]
+            group_index=arrays.get("group_index"),
+            name=meta.get("name", ""),
+            tensor_scale=scalars.get("tensor_scale"),
+            input_scale=scalars.get("input_scale"),
+        )
+
+
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes as a dense bit stream, least significant bit first: code i at bits [i*bits, (i+1)*bits). uint8."""
+    flat = np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1, 1)
+    if bits == 8:
+        return flat.reshape(-1)
+    return np.packbits(np.unpackbits(flat, axis=1, count=bits, bitorder="little").reshape(-1), bitorder="little")
+
+
+def unpack_bits(stream: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `pack_bits`. uint8 of that shape."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if bits == 8:
+        return stream.reshape(shape)
+    flags = np.unpackbits(stream, count=count * bits, bitorder="little").reshape(count, bits)
+    return np.packbits(flags, axis=1, bitorder="little").reshape(shape)
+
+
+def _store(values: np.ndarray, fmt: Any) -> np.ndarray:
+    if fmt.name == "float32":
+        return values
+    if fmt.name == "float16":
+        return values.astype(np.float16)
+    from qsim.formats import encode
+
+    return np.asarray(encode(values, fmt))
+
+
+def _restore(stored: np.ndarray, fmt: Any) -> np.ndarray:
+    if fmt.name in ("float32", "float16"):
+        return stored.astype(np.float32)
+    from qsim.formats import decode
+
+    return np.asarray(decode(stored, get_format(fmt)), dtype=np.float32)
