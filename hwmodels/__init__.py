@@ -23,6 +23,8 @@ _LAZY = {
     "predict": "hwmodels.predict",
     "speedup": "hwmodels.predict",
     "Prediction": "hwmodels.predict",
+    "predict_request": "hwmodels.request",
+    "throughput": "hwmodels.request",
     "fit": "hwmodels.calibration.build",
     "sweep": "hwmodels.whatif",
     "pareto": "hwmodels.whatif",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from hwmodels.device import Device
     from hwmodels.load import device_names, get_device
     from hwmodels.predict import Prediction, predict, speedup
+    from hwmodels.request import predict_request, throughput
     from hwmodels.roofline import roofline
     from hwmodels.timing import attention, attention_time, gemm, gemm_time
     from hwmodels.whatif import break_even, pareto, sweep, tornado

@@ -108,6 +108,7 @@ class Architecture:
         return 2 * self.layers * self.kv_heads * self.head_dim
 
 
+@lru_cache(maxsize=1)
 def architecture_names() -> tuple[str, ...]:
     """Names of the architectures shipped as data."""
     folder = resources.files("hwmodels") / "architectures"

@@ -54,6 +54,7 @@ _REQUIRED = (("title",), ("kind",), ("compute", "peaks"), ("memory", "capacity_g
              ("memory", "bandwidth_gbytes_per_s"))  # fmt: skip
 
 
+@lru_cache(maxsize=1)
 def device_names() -> tuple[str, ...]:
     """Names of the devices shipped as data."""
     folder = resources.files("hwmodels") / "devices"

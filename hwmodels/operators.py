@@ -44,7 +44,10 @@ class Operator:
         calls: how often it runs in the step.
         m, n, k: of a product, else 0.
         reduction: an element-wise kernel that first reduces over a row (norm, quantise).
-        linear: which linear layer (`block` weights follow the scheme, `head` stays in 16 bit).
+        head: lm_head or router, which stay in 16 bit.
+        weight_bytes: of the packed weight.
+        reread_bytes: input that a quantising kernel reads a second time (largest value first, codes second); it costs
+            traffic only when it is larger than the on-chip memory.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Operator:
     reduction: bool = False
     head: bool = False
     weight_bytes: Any = 0.0
+    reread_bytes: Any = 0.0
 
 
 def weight_nbytes(scheme: Scheme, n: int, k: int) -> int:
@@ -155,7 +159,7 @@ def step_operators(
     a, tp = architecture, tensor_parallel
     batch = np.asarray(batch, dtype=np.float64)
     context = np.asarray(context, dtype=np.float64)
-    new = np.ones_like(context) if phase == "decode" else (context if seq is None else np.asarray(seq, np.float64))
+    new = np.float64(1.0) if phase == "decode" else (context if seq is None else np.asarray(seq, np.float64))
     tokens = batch * new
     layers = float(a.layers)
     dynamic = scheme.activation.is_quantized
@@ -170,9 +174,12 @@ def step_operators(
         cost = gemm_cost(rows, n, k, weight_bytes=weight, activation_bytes=act, output_bytes=output_bytes)
         return Operator(name=name, kind="gemm", cost=cost, calls=layers * copies, m=rows, n=n, k=k, weight_bytes=weight)
 
-    def small(name: str, traffic: Any, reduction: bool = False, flop: Any = 0.0, calls: Any = layers) -> Operator:
+    def small(
+        name: str, traffic: Any, reduction: bool = False, flop: Any = 0.0, calls: Any = layers, reread: Any = 0.0
+    ) -> Operator:
         cost = Cost(flop=flop, traffic_bytes=np.asarray(traffic, dtype=np.float64))
-        return Operator(name=name, kind="small", cost=cost, calls=calls, reduction=reduction)
+        again = reread if dynamic and separate_quantize else 0.0
+        return Operator(name=name, kind="small", cost=cost, calls=calls, reduction=reduction, reread_bytes=again)
 
     def quantize(name: str, width: int) -> Iterator[Operator]:
         if dynamic and unfused_quantize:
@@ -182,23 +189,30 @@ def step_operators(
     (n_qkv, _), (_, k_o) = ((heads + 2 * kv_heads) * d, h), (h, heads * d)
     gate = 2 if a.gated else 1
     shared = a.shared_ffn // tp
-    # a fused norm reads the residual and the last result, writes the residual and the (quantised) operand
-    yield small("norm_qkv", tokens * h * (2 + 2 + 2 + act_stored), reduction=True, flop=5.0 * tokens * h)
+    # consumers read a product's result in the format that it was written in
+    out = output_bytes
+    yield small(
+        "norm_qkv", tokens * h * (2 + act_stored), reduction=True, flop=5.0 * tokens * h, reread=tokens * h * 2.0
+    )
     yield from quantize("quantize_qkv", h)
     yield product("qkv", n_qkv, h, tokens)
-    yield small("rope", 2 * tokens * (heads + kv_heads) * d * 2.0, flop=6.0 * tokens * (heads + kv_heads) * d)
-    yield small("kv_write", tokens * 2 * kv_heads * d * (2 + kv))
+    yield small("rope", tokens * (heads + kv_heads) * d * (out + 2), flop=6.0 * tokens * (heads + kv_heads) * d)
+    yield small("kv_write", tokens * kv_heads * d * (2 + out + 2 * kv))
     cost = attention_cost(
         phase, batch=batch, context=context, seq=new if phase == "prefill" else None, q_heads=heads, kv_heads=kv_heads,
         head_dim=d, kv_bytes_per_element=kv,
     )  # fmt: skip
     yield Operator(name="attention", kind="attention", cost=cost, calls=layers)
     if dynamic and separate_quantize:
-        yield small("quantize_o", tokens * heads * d * (2 + act), reduction=True)
+        width = tokens * heads * d
+        yield small("quantize_o", width * (2 + act), reduction=True, reread=width * 2.0)
     yield product("o", h, k_o, tokens)
     if tp > 1:
         yield _all_reduce("all_reduce_o", tokens, h, layers)
-    yield small("norm_mlp", tokens * h * (2 + 2 + 2 + act_stored), reduction=True, flop=5.0 * tokens * h)
+    yield small(
+        "norm_mlp", tokens * h * (out + 2 + 2 + act_stored), reduction=True, flop=5.0 * tokens * h,
+        reread=tokens * h * 2.0,
+    )  # fmt: skip
     yield from quantize("quantize_gate_up", h)
     if a.experts > 1:
         yield Operator(
@@ -216,13 +230,14 @@ def step_operators(
     else:
         yield product("gate_up", gate * ffn, h, tokens)
         yield small(
-            "activation", tokens * ffn * (gate * output_bytes + act_stored), reduction=dynamic, flop=4.0 * tokens * ffn
-        )
+            "activation", tokens * ffn * (gate * out + act_stored), reduction=dynamic, flop=4.0 * tokens * ffn,
+            reread=tokens * ffn * gate * out,
+        )  # fmt: skip
         yield from quantize("quantize_down", ffn)
         yield product("down", h, ffn, tokens)
     if tp > 1:
         yield _all_reduce("all_reduce_down", tokens, h, layers)
-    yield small("residual", tokens * h * 2.0 * 3)
+    yield small("residual", tokens * h * (out + 4.0))
     yield small("norm_head", batch * h * 2.0 * 2, reduction=True, calls=1.0)
     vocab = -(-a.vocab // tp)
     head_weight = 2.0 * vocab * h

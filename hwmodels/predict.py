@@ -7,9 +7,11 @@ tokens in prefill, over all devices. Bands are 80 % bands.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,9 +46,17 @@ class OperatorTime:
     high_s: Any
     flop: Any
     traffic_bytes: Any
-    bound: Any
+    compute_s: Any
+    memory_s: Any
     fidelity: str
     kernel: str = ""
+
+    @property
+    def bound(self) -> Any:
+        """`compute` or `memory`; `overhead` when neither explains half of the time."""
+        useful = np.maximum(self.compute_s, self.memory_s)
+        limit = np.where(self.compute_s > self.memory_s, "compute", "memory")
+        return np.where(useful < 0.5 * self.time_s, "overhead", limit)[()]
 
     @property
     def intensity(self) -> Any:
@@ -323,13 +333,20 @@ class _Runner:
                     kv_bytes_per_element=_kv_bytes(self.scheme, self.arch), new=None if phase == "decode" else new,
                 )  # fmt: skip
             elif op.kind == "small":
-                est = small(self.device, op.cost.traffic_bytes, reduction=op.reduction, fidelity=self.fidelity)
+                est = small(self.device, self._moved(op), reduction=op.reduction, fidelity=self.fidelity)
             elif op.kind == "all_reduce":
                 est = all_reduce(self.device, op.cost.traffic_bytes, self.tensor_parallel)
             else:
                 est = found[i]
             rows.append(self._row(op, est))
         return rows
+
+    def _moved(self, op: Operator) -> Any:
+        """Bytes of an element-wise kernel; what it reads twice counts when the chip cannot hold it between."""
+        chip = self.device.on_chip
+        if chip is None or self.fidelity == "ideal":
+            return op.cost.traffic_bytes
+        return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
 
     def _products(self, ops: Sequence[Operator], head: bool) -> list[Estimate]:
         """One call for all products of a family: N, K and weight bytes along a leading axis."""
@@ -372,14 +389,10 @@ class _Runner:
             if self.profile.launch_s:
                 least = self.profile.launch_s * launches
                 time, low, high = np.maximum(time, least), np.maximum(low, least * 0.8), np.maximum(high, least * 1.2)
-        useful = np.maximum(est.compute_s, est.memory_s)
-        bound = np.where(
-            useful < 0.5 * time, "overhead", np.where(est.compute_s > est.memory_s, "compute", "memory")
-        )[()]
         return OperatorTime(
             name=op.name, kind=op.kind, calls=op.calls, time_s=time * op.calls, low_s=low * op.calls,
             high_s=high * op.calls, flop=op.cost.flop * op.calls, traffic_bytes=op.cost.traffic_bytes * op.calls,
-            bound=bound, fidelity=est.kind,
+            compute_s=est.compute_s * op.calls, memory_s=est.memory_s * op.calls, fidelity=est.kind,
             kernel=("cublas_bf16" if op.head else self.choice.kernel) if op.kind == "gemm" else (self.attention_kernel or ""),
         )  # fmt: skip
 
@@ -413,11 +426,19 @@ class _Runner:
                 OperatorTime(
                     name="lm_head" if head else "fused layers", kind="fused", calls=calls, time_s=time, low_s=time * 0.6,
                     high_s=time * 1.4, flop=flop, traffic_bytes=traffic, fidelity="transferred", kernel="dataflow",
-                    bound=np.where(np.maximum(t_c, t_m) < 0.5 * time, "overhead",
-                                   np.where(t_c > t_m, "compute", "memory"))[()],
+                    compute_s=t_c, memory_s=t_m,
                 )  # fmt: skip
             )
         for op in ops:
             if op.kind == "all_reduce":
                 rows.append(self._row(op, all_reduce(dev, op.cost.traffic_bytes, self.tensor_parallel)))
         return rows
+
+
+class _Callable(ModuleType):
+    """`hwmodels.predict(...)` stays the function when the module of that name has been imported."""
+
+    __call__ = staticmethod(predict)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,3 +29,12 @@ class Roofline:
 def roofline(flop: Any, traffic_bytes: Any, peak_flop_per_s: float, bandwidth_bytes_per_s: float) -> Roofline:
     """Times of `flop` operations and `traffic_bytes` bytes at the two peaks (arrays broadcast)."""
     return Roofline(compute_s=flop / peak_flop_per_s, memory_s=traffic_bytes / bandwidth_bytes_per_s)
+
+
+class _Callable(ModuleType):
+    """`hwmodels.roofline(...)` stays the function when the module of that name has been imported."""
+
+    __call__ = staticmethod(roofline)
+
+
+sys.modules[__name__].__class__ = _Callable
