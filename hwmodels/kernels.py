@@ -67,7 +67,7 @@ FAMILIES: dict[str, KernelFamily] = {
         _family("trtllm_int4_wo", "INT4 per-channel plugin (TensorRT-LLM)", "bfloat16", 4, 2, "marlin_int4"),
         _family("trtllm_int8_wo", "INT8 per-channel plugin (TensorRT-LLM)", "bfloat16", 8, 2, "trtllm_int4_wo"),
         _family("marlin_int4", "Marlin-class INT4", "bfloat16", 4.125, 2, "trtllm_int4_wo", "cublas_bf16"),
-        _family("marlin_fp8", "Marlin-class FP8 weight-only", "bfloat16", 8, 2, "trtllm_int8_wo", "marlin_int4"),
+        _family("marlin_fp8", "Marlin-class FP8 weight-only", "bfloat16", 8, 2, "trtllm_int8_wo", "trtllm_int4_wo"),
         _family("native_fp4", "native 4-bit float product", "float4_e2m1fn", 4.5, 0.5625, "cublas_fp8", "trtllm_fp8"),
         _family("native_mxfp8", "native MXFP8 product", "mxfp8_e4m3", 8.25, 1.03, "cublas_fp8", "trtllm_fp8"),
         _family("w4a8", "4-bit weights, INT8 product", "int8", 4.125, 1, "cublas_int8", "trtllm_sq"),

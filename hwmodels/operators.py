@@ -178,7 +178,7 @@ def step_operators(
         name: str, traffic: Any, reduction: bool = False, flop: Any = 0.0, calls: Any = layers, reread: Any = 0.0
     ) -> Operator:
         cost = Cost(flop=flop, traffic_bytes=np.asarray(traffic, dtype=np.float64))
-        again = reread if dynamic and separate_quantize else 0.0
+        again = reread if scheme.activation.dynamic and separate_quantize else 0.0
         return Operator(name=name, kind="small", cost=cost, calls=calls, reduction=reduction, reread_bytes=again)
 
     def quantize(name: str, width: int) -> Iterator[Operator]:
@@ -203,7 +203,7 @@ def step_operators(
         head_dim=d, kv_bytes_per_element=kv,
     )  # fmt: skip
     yield Operator(name="attention", kind="attention", cost=cost, calls=layers)
-    if dynamic and separate_quantize:
+    if dynamic and separate_quantize and scheme.activation.dynamic:  # a static scale is applied where the operand is made
         width = tokens * heads * d
         yield small("quantize_o", width * (2 + act), reduction=True, reread=width * 2.0)
     yield product("o", h, k_o, tokens)
@@ -230,7 +230,7 @@ def step_operators(
     else:
         yield product("gate_up", gate * ffn, h, tokens)
         yield small(
-            "activation", tokens * ffn * (gate * out + act_stored), reduction=dynamic, flop=4.0 * tokens * ffn,
+            "activation", tokens * ffn * (gate * out + act_stored), reduction=scheme.activation.dynamic, flop=4.0 * tokens * ffn,
             reread=tokens * ffn * gate * out,
         )  # fmt: skip
         yield from quantize("quantize_down", ffn)

@@ -101,7 +101,7 @@ def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: b
 
 
 def _prefer(device: Device, profile: Profile, *candidates: tuple[str, str]) -> str:
-    """The candidate of the profile's stack, else the first one calibrated on the device, else the first."""
+    """The candidate of the profile's stack, else the first one calibrated on the device, else the last."""
     for stack, kernel in candidates:
         if stack == profile.stack:
             return kernel
@@ -109,14 +109,14 @@ def _prefer(device: Device, profile: Profile, *candidates: tuple[str, str]) -> s
     for _, kernel in candidates:
         if own is not None and kernel in own.kernels:
             return kernel
-    return candidates[0][1]
+    return candidates[-1][1]
 
 
 def _choose(device: Device, scheme: Scheme, profile: Profile) -> Choice:
     w, a = scheme.weight, scheme.activation
     has = device.compute.formats
     if not w.is_quantized and not a.is_quantized:
-        return Choice(kernel=_prefer(device, profile, ("pytorch", "cublas_bf16"), ("trtllm", "trtllm_bf16")))
+        return Choice(kernel=_prefer(device, profile, ("pytorch", "cublas_bf16"), ("trtllm", "trtllm_bf16"), ("", "cublas_bf16")))
     if not a.is_quantized:
         return Choice(kernel=_weight_only(device, scheme, profile))
     if isinstance(w.format, BlockFormat) or w.bits <= 4 and not isinstance(w.format, IntFormat):
@@ -145,6 +145,8 @@ def _choose(device: Device, scheme: Scheme, profile: Profile) -> Choice:
         if kind == "block":
             return Choice(kernel="trtllm_fp8_block", quantizes_activation=True)
         own = "cublas_fp8_rowwise" if kind in ("channel", "group") else "cublas_fp8"
+        if not a.dynamic:  # the plugin's time contains a quantisation that a static scale fuses away
+            return Choice(kernel=own, quantizes_activation=True)
         kernel = _prefer(device, profile, ("pytorch", own), ("trtllm", "trtllm_fp8"))
         return Choice(kernel=kernel, quantizes_activation=True)
     return _fall_back(device, scheme, profile, f"no product of {w.format.name} with {a.format.name}")

@@ -76,6 +76,10 @@ def _donors(device: Device) -> list[str]:
     return [*own, *kin, *(n for n in ("h100", "h200", "a100", "l40s") if n not in (*own, *kin, device.calibration))]
 
 
+def _is_kin(device: Device, donor: str) -> bool:
+    return donor == device.transfer_from or {donor, device.calibration} == {"h100", "h200"}
+
+
 def _generic(kernel: str) -> Parameters:
     from .calibration.store import Parameters
 
@@ -84,8 +88,10 @@ def _generic(kernel: str) -> Parameters:
     )
 
 
-def _transferred(found: Parameters, origin: str) -> Parameters:
-    return replace(found, kind="transferred", surface=None, band={}, origin=origin)
+def _transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
+    """Parameters for another kernel or device; the correction surface goes along only between devices of one kind."""
+    surface = found.surface if kin else None
+    return replace(found, kind="transferred", surface=surface, band={}, origin=origin)
 
 
 def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:
@@ -113,7 +119,7 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
         if table is not None:
             for name in (kernel, *(family.like if family.sixteen_bit else ())):
                 if name in table.kernels:
-                    return _transferred(table.kernels[name], f"{name} on {donor}")
+                    return _transferred(table.kernels[name], f"{name} on {donor}", kin=_is_kin(device, donor))
     for donor in _donors(device):
         table = _calibration(donor)
         for name in family.like:
@@ -318,7 +324,8 @@ def attention_parameters(
             table = _calibration(donor)
             for name in [*names, "trtllm"]:
                 if table is not None and f"{name}.{suffix}" in table.attention:
-                    return _transferred(table.attention[f"{name}.{suffix}"], f"{name} on {donor}")
+                    found = table.attention[f"{name}.{suffix}"]
+                    return _transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
     return _generic(f"{kernel}.{phase}")
 
 
