@@ -28,9 +28,9 @@ from .timing import DATAFLOW, IDEAL_MISS, Estimate, all_reduce, attention, gemm,
 if TYPE_CHECKING:
     from qsim.quantize import Scheme
 
-CORRELATION = 0.5
+CORRELATION = 0.3
 """Assumed correlation of the errors of two operators of a step: they share a device, a clock and a library."""
-COMPOSITION = 0.05
+COMPOSITION = 0.03
 """Half width of the 80 % band of what composing kernels leaves out (gaps, cache effects between kernels)."""
 
 
