@@ -11,7 +11,8 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat, NanCodes
+from .float_format import NanCodes
+from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
 
 
 def _float(name: str, *aliases: str, e: int, m: int, bias: int, nan: NanCodes = "none", **more: object) -> FloatFormat:
@@ -91,7 +92,8 @@ def register(fmt: Format, *, replace: bool = False) -> None:
         _BY_NAME[name.lower()] = fmt
 
 
-for _fmt in (*_FLOATS, *_INTS, _MXINT8_ELEMENT, CodebookFormat(name="nf4", bits=4, table=_NF4)):
+_ELEMENTS: tuple[Format, ...] = (*_FLOATS, *_INTS, _MXINT8_ELEMENT, CodebookFormat(name="nf4", bits=4, table=_NF4))
+for _fmt in _ELEMENTS:
     register(_fmt)
 for _fmt in (
     _block("mxfp8_e4m3", "mxfp8", element="float8_e4m3fn"),

@@ -1,0 +1,1 @@
+"""What quantisation did to a tensor: arrays in, arrays and records out."""

@@ -1,0 +1,157 @@
+"""`qsim formats`: the catalogue, one format in full, several compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qsim.formats.catalogue import get_element_format, get_format, list_formats
+from qsim.formats.describe import binades, codes, describe, special_codes
+from qsim.formats.spec import BlockFormat, FloatFormat
+
+from .options import check_one_output, console, emit, plot_option, print_json, table_options
+
+if TYPE_CHECKING:
+    from qsim.analysis.formats import FormatError
+
+
+@click.command(short_help="List number formats, show one in full, compare their errors.")
+@click.argument("names", nargs=-1, metavar="[FORMAT...]")
+@click.option("--compare", is_flag=True, help="Relative error against magnitude of the FORMATs, side by side.")
+@click.option("--scaled-max", type=float, metavar="X",
+              help="With --compare: scale integers and codebooks so that their largest value is X. "
+              "[default: the smallest maximum of the float formats beside them, else 1]")  # fmt: skip
+@click.option("--align", is_flag=True,
+              help="With --compare: scale the float formats to that maximum too.")  # fmt: skip
+@plot_option
+@table_options
+def formats(
+    names: tuple[str, ...],
+    compare: bool,
+    scaled_max: float | None,
+    align: bool,
+    plot: Path | None,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """List number formats, show one in full, compare their errors.
+
+    Without FORMAT: all of them, with their limits. With one: its limits and the table of its values, and with
+    --plot its number line and spacing. Names are those of ml_dtypes and OCP (float8_e4m3fn, e4m3, mxfp4), and any
+    by their grammar (float7_e3m3fn, binary8p4se).
+
+    \b
+    Examples:
+      qsim formats
+      qsim formats e4m3
+      qsim formats e4m3 --plot e4m3.svg
+      qsim formats --compare e4m3 e5m2 int8 --plot error.png
+    """
+    check_one_output(as_json, as_csv)
+    if not compare and (scaled_max is not None or align):
+        raise ValueError("--scaled-max and --align belong to --compare")
+    if plot is not None:
+        from qsim.plots.style import check_path
+
+        check_path(plot)
+    if compare:
+        _compare(names, scaled_max, align, plot, as_json, as_csv)
+    elif not names:
+        if plot is not None:
+            raise ValueError("--plot draws one format, or several with --compare: name them")
+        _list(as_json, as_csv)
+    elif len(names) == 1:
+        _show(names[0], plot, as_json, as_csv)
+    else:
+        raise ValueError(f"one format is shown at a time: got {' '.join(names)}; use --compare for several")
+
+
+def _list(as_json: bool, as_csv: bool) -> None:
+    rows = [describe(f) for f in list_formats()]
+    if emit(rows, as_json=as_json, as_csv=as_csv):
+        return
+    from .format_view import print_catalogue
+
+    print_catalogue(rows, console())
+
+
+def _show(name: str, plot: Path | None, as_json: bool, as_csv: bool) -> None:
+    fmt = get_format(name)
+    limits = describe(fmt)
+    if plot is not None:
+        _plot_one(get_element_format(fmt), plot)
+    table: dict[str, Any] = {}
+    if not isinstance(fmt, BlockFormat):
+        if fmt.storage_bits <= 8:
+            table = {"codes": codes(fmt)}
+        elif isinstance(fmt, FloatFormat):
+            table = {"special_codes": special_codes(fmt), "binades": binades(fmt)}
+    if as_json:
+        print_json(limits | table)
+    elif not emit(next(iter(table.values()), [limits]), as_json=False, as_csv=as_csv):
+        from . import format_view
+
+        format_view.print_format(fmt, limits, console())
+    if plot is not None:
+        click.echo(f"wrote {plot}", err=True)
+
+
+def _plot_one(fmt: Any, plot: Path) -> None:
+    import numpy as np
+
+    from qsim.plots.formats import binade_figure, format_figure
+    from qsim.plots.style import save
+
+    edge = fmt.smallest_normal if isinstance(fmt, FloatFormat) and fmt.has_subnormals else None
+    if fmt.bits <= 10:
+        figure = format_figure(fmt.name, fmt.values, smallest_normal=edge)
+    else:
+        rows = binades(fmt)
+        first, last, spacing = (np.array([row[key] for row in rows]) for key in ("first", "last", "spacing"))
+        figure = binade_figure(fmt.name, first, last, spacing, smallest_normal=edge)
+    save(figure, plot)
+
+
+def _compare(
+    names: tuple[str, ...], scaled_max: float | None, align: bool, plot: Path | None, as_json: bool, as_csv: bool
+) -> None:
+    if not names:
+        raise ValueError("--compare needs formats: for instance qsim formats --compare e4m3 e5m2 int8")
+    for name in names:  # a wrong name is said before Numba is loaded
+        get_element_format(name)
+    from qsim.analysis.formats import compare
+
+    found = compare(names, scaled_max=scaled_max, align=align)
+    if plot is not None:
+        from qsim.plots.formats import ErrorSeries, error_figure
+        from qsim.plots.style import save
+
+        series = [
+            ErrorSeries(label=e.label, magnitude=e.curve.magnitude, worst=e.curve.worst, rms=e.curve.rms, max=e.max)
+            for e in found
+        ]
+        save(error_figure(series), plot)
+        click.echo(f"wrote {plot}", err=True)
+    if emit(_curve_rows(found), as_json=as_json, as_csv=as_csv) or plot is not None:
+        return
+    from .format_view import print_comparison
+
+    print_comparison(found, console())
+
+
+def _curve_rows(found: list[FormatError]) -> list[dict[str, Any]]:
+    return [
+        {
+            "format": e.format.name,
+            "scale": e.scale,
+            "max": e.max,
+            "from": float(low),
+            "to": min(float(high), e.max),
+            "worst_relative_error": float(worst),
+            "rms_relative_error": float(rms),
+        }
+        for e in found
+        for low, high, worst, rms in zip(e.curve.low, e.curve.high, e.curve.worst, e.curve.rms, strict=True)
+    ]

@@ -1,0 +1,137 @@
+"""The look that all figures share, and how a figure becomes a file.
+
+Figures are made without pyplot: no window and no figure that lives on. Colours are Okabe and Ito's, which
+readers with any common colour vision tell apart (Color Universal Design, 2008); lines also differ in dash and marker.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, LIGHT = "#6B6B6B", "#D9D9D9"
+
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+"""Colours of series in order; yellow is left out, it is too light for a line on white."""
+
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+"""Line styles in order, to go with `CYCLE` where series cross."""
+
+WIDTH_IN = 7.2
+"""Figure width in inches: a page's column, and readable at 100 % on a screen."""
+
+SUFFIXES = (".svg", ".png")
+
+_RC: dict[str, Any] = {
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": "#222222",
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "text.parse_math": True,
+    "svg.fonttype": "path",  # looks the same where the font is missing
+    "svg.hashsalt": "qsim",  # the same figure is the same file
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """A context with this project's settings over matplotlib's own defaults, whatever the user's matplotlibrc says.
+
+    Figures are built and saved inside it; the settings of the caller are back afterwards.
+    """
+    settings: Any = dict(matplotlib.rcParamsDefault)
+    del settings["backend"]  # not ours to choose; figures here need none
+    settings.update(_RC)
+    return matplotlib.rc_context(settings)
+
+
+def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+    """An empty figure that lays itself out; sizes in inches. Call it inside `styled()`."""
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if a figure can be written there; called before any work is done.
+
+    Raises:
+        ValueError: a suffix other than .svg and .png.
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: no such folder, or the path is one.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a figure is written as {' or '.join(SUFFIXES)}, by the file's suffix: got {str(path)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    if not path.parent.exists():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"{path}: {path.parent} is not a folder")
+    return path
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as SVG or PNG, by the suffix; the same figure gives the same bytes.
+
+    The file appears whole or not at all: it is drawn in memory, written beside the target and moved there. An
+    existing file of that name is replaced, nothing else is touched.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError, OSError: see `check_path`; a folder that cannot be written to.
+    """
+    path = check_path(path)
+    kind = path.suffix.lower()[1:]
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    target = path.resolve()  # a link keeps pointing where it did
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=target.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(buffer.getvalue())
+        os.chmod(temporary, _mode_of(target))
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _mode_of(target: Path) -> int:
+    """The permissions of the file that is replaced, or what a new file gets."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

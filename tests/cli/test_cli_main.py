@@ -1,0 +1,104 @@
+"""The command as a whole: its map, its speed, its manners."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import qsim.cli
+from qsim.cli import SECTIONS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*args: str, **env: str) -> click.testing.Result:
+    return CliRunner().invoke(main, list(args), prog_name="qsim", env={"COLUMNS": "80", **env})
+
+
+def test_help_is_a_map_of_the_verbs_that_exist() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert result.output.index("Learn:") < result.output.index("  formats") < result.output.index("  cast")
+    shown = {line.split()[0] for line in result.output.splitlines() if line.startswith("  ")}
+    for verbs in SECTIONS.values():
+        for verb, (target, _) in verbs.items():
+            exists = (ROOT / target.partition(":")[0].replace(".", "/")).with_suffix(".py").exists()
+            assert (verb in shown) == exists
+
+
+def test_every_shown_verb_loads_and_explains_itself() -> None:
+    ctx = click.Context(main)
+    for verb in main.list_commands(ctx):
+        assert isinstance(main.get_command(ctx, verb), click.Command)
+        result = run(verb, "--help")
+        assert result.exit_code == 0
+        assert "--verbose" in result.output
+
+
+def test_a_missing_verb_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(qsim.cli._TARGETS, "cast", "qsim.cli.not_there:cast")
+    assert "cast" not in main.list_commands(click.Context(main))
+    assert run("cast", "1").exit_code == 2
+
+
+def test_help_loads_nothing_heavy_and_is_quick() -> None:
+    code = (
+        "import sys\n"
+        "from qsim.cli import main\n"
+        "main(['--help'], prog_name='qsim', standalone_mode=False)\n"
+        "print('loaded', sorted({'numpy', 'numba', 'matplotlib', 'rich', 'pandas', 'scipy'} & set(sys.modules)))\n"
+    )
+    best = 1e9
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - start)
+    assert done.stdout.splitlines()[-1] == "loaded []"
+    assert best < 0.3
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qsim", "cast", "-0.3", "--to", "e4m3", "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert '"result": -0.3125' in done.stdout
+
+
+def test_shell_completion_offers_the_verbs() -> None:
+    env = {**os.environ, "_QSIM_COMPLETE": "bash_complete", "COMP_WORDS": "qsim ca", "COMP_CWORD": "1"}
+    code = "from qsim.cli import main; main(prog_name='qsim')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert "plain,cast" in done.stdout.split()
+
+
+def test_unknown_verb_names_the_nearest() -> None:
+    result = run("fromats")
+    assert result.exit_code == 2
+    assert "did you mean formats" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "where", [("--verbose", "cast", "1", "--to", "e4m33"), ("cast", "1", "--to", "e4m33", "--verbose")]
+)
+def test_a_mistake_is_one_sentence_and_a_traceback_on_request(where: tuple[str, ...]) -> None:
+    plain = run("cast", "1", "--to", "e4m33")
+    assert plain.exit_code == 2
+    assert plain.stdout == ""
+    assert plain.stderr.startswith("qsim: unknown format 'e4m33': the nearest are ")
+    assert len(plain.stderr.splitlines()) == 1
+    verbose = run(*where)
+    assert verbose.exit_code == 2
+    assert "Traceback" in verbose.stderr
+    assert verbose.stderr.endswith(plain.stderr)
+
+
+def test_version() -> None:
+    assert run("--version").output == f"qsim {qsim.__version__}\n"

@@ -1,0 +1,95 @@
+"""The house rule of who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# package -> what else of the project it may import (besides itself). Nothing imports upward or sideways against it.
+GROUND = {"qsim.formats", "qsim.quantize"}
+ALLOWED: dict[str, set[str]] = {
+    "qsim.formats": set(),
+    "qsim.quantize": {"qsim.formats"},
+    "qsim.tensorcore": {"qsim.formats"},
+    "qsim.kernels": GROUND | {"qsim.tensorcore"},
+    "qsim.models": GROUND | {"qsim.tensorcore", "qsim.kernels"},
+    "qsim.algorithms": GROUND | {"qsim.tensorcore", "qsim.kernels", "qsim.models"},
+    "qsim.checkpoints": GROUND | {"qsim.tensorcore", "qsim.kernels", "qsim.models"},
+    "qsim.analysis": GROUND,
+    "qsim.plots": GROUND | {"qsim.analysis"},
+    "hwmodels": {"qsim.formats", "qsim.quantize"},
+}
+TOP = {"qsim.study", "qsim.cli"}  # join both wings
+
+
+def package_of(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "qsim" and len(parts) > 1 else parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the project's modules that a file imports, at any depth, type checking included."""
+    package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module in ("qsim", "hwmodels") else {module}
+    return {name for name in found if name.split(".")[0] in ("qsim", "hwmodels")}
+
+
+def violations(path: Path) -> list[str]:
+    home = package_of(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    if home in TOP or home in ("qsim", "qsim.__main__"):
+        return []
+    allowed = ALLOWED.get(home)
+    if allowed is None:
+        return [f"{path}: {home} has no place in the house: name it in tests/test_imports.py and DESIGN"]
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for name in sorted(imports_of(path))
+        if package_of(name) != home and package_of(name) not in allowed
+    ]
+
+
+def test_nothing_imports_against_the_floors():
+    files = [p for wing in ("qsim", "hwmodels") for p in (ROOT / wing).rglob("*.py")]
+    assert len(files) > 10
+    assert [v for path in files for v in violations(path)] == []
+
+
+def test_the_rule_sees_violations(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for place, line in (
+        ("qsim/formats/x.py", "from ..tensorcore import mma"),
+        ("hwmodels/y.py", "import qsim.kernels"),
+    ):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+        assert len(violations(path)) == 1
+        path.write_text("def f():\n    " + line)
+        assert len(violations(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import qsim", ("numpy", "numba", "matplotlib", "pandas", "scipy")),
+        ("import hwmodels", ("numba", "matplotlib")),
+        ("import qsim.formats; qsim.get_format('e4m3')", ("numba", "matplotlib", "pandas", "scipy")),
+    ],
+)
+def test_imports_are_light(statement, heavy):
+    code = f"import sys; {statement}; print(' '.join(m for m in {heavy!r} if m in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.split() == []

@@ -1,0 +1,51 @@
+"""The README's examples print what the README shows."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qsim.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    (command, output.rstrip())
+    for block in CONSOLE
+    for command, output in re.findall(r"^\$ (qsim [^\n]*)\n(.*?)(?=^\$ |\Z)", block, re.DOTALL | re.MULTILINE)
+]
+
+
+def test_there_is_something_to_check():
+    assert len(COMMANDS) >= 2
+    assert ">>> " in README
+
+
+@pytest.mark.parametrize(("command", "output"), COMMANDS, ids=[c for c, _ in COMMANDS])
+def test_commands_print_what_is_shown(command, output, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = CliRunner().invoke(main, shlex.split(command)[1:], catch_exceptions=False)
+    assert result.exit_code == 0
+    shown = [line.rstrip() for line in output.splitlines()]
+    printed = [line.rstrip() for line in result.output.rstrip().splitlines()]
+    assert printed == shown
+
+
+def test_python_examples():
+    blocks = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    parsed = doctest.DocTestParser().get_doctest(blocks, {}, "README.md", "README.md", 0)
+    results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(parsed)
+    assert results.attempted >= 6
+    assert results.failed == 0
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
