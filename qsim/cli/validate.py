@@ -1,0 +1,94 @@
+"""`qsim validate`: predictions against measured and published numbers, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import check_one_output, console, print_csv, print_json, show, table_options
+
+
+@click.command(short_help="Hold predictions against measured and published numbers.")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Folder with measured_gemm.csv, measured_attention.csv and published.csv; without it, our own tables only.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Write validation.md and its figures into this folder.")  # fmt: skip
+@table_options
+def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -> None:
+    """Hold predictions against measured and published numbers.
+
+    Fits again without every shape that it then predicts: no row of the report has been seen by the fit behind it.
+    Takes about half a minute with --data.
+
+    \b
+    Examples:
+      qsim validate
+      qsim validate --data ../shared/data --out reports
+    """
+    check_one_output(as_json, as_csv)
+    from hwmodels.report import group_rows, render
+    from hwmodels.validate import validate as run
+
+    result = run(data)
+    rows = group_rows(result)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        figures = _figures(result, out)
+        command = "qsim validate" + (" --data DIR" if data is not None else "") + " --out reports"
+        (out / "validation.md").write_text(render(result, command, figures), encoding="utf-8")
+        click.echo(f"wrote {out / 'validation.md'}", err=True)
+    if as_json:
+        print_json(rows)
+    elif as_csv:
+        print_csv(rows)
+    else:
+        _print(rows)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("group", "rows", "MAPE", "required", "met", "in band"):
+        table.add_column(name, justify="left" if name in ("group", "met") else "right")
+    section = None
+    for r in rows:
+        if r["section"] != section:
+            section = r["section"]
+            table.add_row(f"[bold]{section}[/bold]")
+        table.add_row(
+            f"  {r['group']}", str(r["rows"]), f"{r['mape_percent']:.1f} %",
+            "" if r["required_percent"] is None else f"{r['required_percent']:g} %",
+            "" if r["passed"] is None else "yes" if r["passed"] else "NO",
+            "" if r["band_coverage"] is None else f"{r['band_coverage']:.0%}",
+        )  # fmt: skip
+    show(console(), table)
+
+
+def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
+    from qsim.plots.hardware import Compared, comparison_figure
+    from qsim.plots.style import save
+
+    made = []
+    titles = {
+        "H200 linear": ("Linear layers, held out", "validation_layers.png"),
+        "H200 whole": ("Whole steps, H200", "validation_steps.png"),
+        "Published product": ("Product tables, held out", "validation_tables.png"),
+        "Published attention": ("Attention tables, held out", "validation_attention.png"),
+    }
+    for start, (title, file) in titles.items():
+        mine = result.points[result.points.section.str.startswith(start)]
+        if len(mine) == 0:
+            continue
+        if start == "Published product":
+            mine = mine.assign(name=mine.name.str.split(" ").str[0])
+        groups = [
+            Compared(label=str(name), measured_s=g.measured_s.to_numpy(), predicted_s=g.predicted_s.to_numpy(),
+                     low_s=g.low_s.to_numpy(), high_s=g.high_s.to_numpy())
+            for name, g in mine.groupby("name")
+        ]  # fmt: skip
+        save(comparison_figure(title, groups), folder / file)
+        made.append((title, file))
+    return made
