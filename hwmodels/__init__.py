@@ -31,7 +31,6 @@ _LAZY = {
     "break_even": "hwmodels.whatif",
     "tornado": "hwmodels.whatif",
 }
-# modules whose name is also a function's: the function wins, as `hwmodels.predict(...)`
 if TYPE_CHECKING:
     from hwmodels.architecture import Architecture, architecture_names, get_architecture
     from hwmodels.calibration.build import fit
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Architecture", "Device", "Prediction", "architecture_names", "attention", "attention_time", "break_even",
+    "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "pareto", "predict",
+    "predict_request", "roofline", "speedup", "sweep", "throughput", "tornado",
 ]  # fmt: skip
 
 

@@ -202,8 +202,10 @@ def from_config(config: Mapping[str, Any], name: str = "config") -> Architecture
         raise ValueError(f"{name}: num_attention_heads must divide hidden_size: got {heads}, {hidden}")
     experts = config.get("num_local_experts") or config.get("num_experts") or 1
     opt = kind == "opt"
-    ffn = need("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner") if experts > 1 else need(
-        "intermediate_size", "ffn_dim", "n_inner"
+    ffn = (
+        need("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
+        if experts > 1
+        else need("intermediate_size", "ffn_dim", "n_inner")
     )
     return Architecture(
         name=str(config.get("_name_or_path") or name).rsplit("/", 1)[-1],

@@ -56,7 +56,8 @@ def _four_bit_70b() -> list[Claim]:
         s = speedup(one, two)
         out.append(
             Claim(
-                text="4-bit 70B on one 80 GB GPU is 2-3 times faster", case=f"{device}: W4A16 on 1 against BF16 on 2, a GPU",
+                text="4-bit 70B on one 80 GB GPU is 2-3 times faster",
+                case=f"{device}: W4A16 on 1 against BF16 on 2, a GPU",
                 value=2 * s.value, low=2 * s.low, high=2 * s.high, unit="x tokens/s a GPU",
                 verdict=f"as latency {s.value:.2f}x: two GPUs read twice as fast", fidelity=one.fidelity,
             )
@@ -103,7 +104,8 @@ def _fp8() -> list[Claim]:
         value = fp8.output_tokens_per_s / b16.output_tokens_per_s
         spread = ((fp8.high_s / fp8.low_s) ** 0.5 * (b16.high_s / b16.low_s) ** 0.5) ** 0.5
         out.append(
-            Claim(text="FP8 gives +33 % tokens/s on an H100", case=f"Mistral-7B, 32 requests of 80 + 100 tokens, {name}",
+            Claim(text="FP8 gives +33 % tokens/s on an H100",
+                  case=f"Mistral-7B, 32 requests of 80 + 100 tokens, {name}",
                   value=100 * (value - 1), low=100 * (value / spread - 1), high=100 * (value * spread - 1), unit="%",
                   verdict="static scales fuse away the quantisation" if "static" in name else
                           "run-time quantisation inside every product", fidelity=fp8.fidelity)
@@ -132,7 +134,12 @@ def _flash_attention() -> list[Claim]:
 
 def _int4() -> list[Claim]:
     out = []
-    cases = (("h200", "tinygemm_int4"), ("h200", "trtllm_int4_wo"), ("a100", "trtllm_int4_wo"), ("l40s", "trtllm_int4_wo"))
+    cases = (
+        ("h200", "tinygemm_int4"),
+        ("h200", "trtllm_int4_wo"),
+        ("a100", "trtllm_int4_wo"),
+        ("l40s", "trtllm_int4_wo"),
+    )
     for device, kernel in cases:
         for m in (1, 16):
             four = gemm(device, m, 28672, 4096, kernel)
@@ -161,5 +168,3 @@ def fits_note() -> str:
 
     most = largest_batch(get_device("a100"), arch, resolve_scheme("w4a16-g128"), context=2048)
     return f"Llama-2-70B in W4A16 on one 80 GB GPU leaves room for {most} sequences of 2048 tokens."
-
-

@@ -57,7 +57,13 @@ def device_sources(device: Device) -> Iterator[dict[str, Any]]:
     for key, source in device.sources.items():
         yield {"device": device.name, "field": key, "value": values.get(key, ""), "instruction": "", "source": source}
     for key, value in device.overrides.items():
-        yield {"device": device.name, "field": key, "value": str(value), "instruction": "", "source": "set by the caller"}
+        yield {
+            "device": device.name,
+            "field": key,
+            "value": str(value),
+            "instruction": "",
+            "source": "set by the caller",
+        }
 
 
 def operator_rows(prediction: Prediction) -> list[dict[str, Any]]:
@@ -122,7 +128,8 @@ def roofs(predictions: list[Prediction]) -> list[dict[str, Any]]:
         for fmt in dict.fromkeys(("bfloat16", p.scheme.compute.name if p.scheme.compute is not None else "bfloat16")):
             peak = p.device.peak_flop_per_s(fmt)
             if peak is not None:
-                label = f"{p.device.name} {fmt}: {peak / 1e12:.0f} T, {p.device.memory.bandwidth_bytes_per_s / 1e9:.0f} GB/s"
+                bandwidth = p.device.memory.bandwidth_bytes_per_s
+                label = f"{p.device.name} {fmt}: {peak / 1e12:.0f} T, {bandwidth / 1e9:.0f} GB/s"
                 found[label] = {"label": label, "peak_flop_per_s": peak,
                                 "bandwidth_bytes_per_s": p.device.memory.bandwidth_bytes_per_s}  # fmt: skip
     return list(found.values())

@@ -92,7 +92,8 @@ class Device:
     Attributes:
         name: file name of its TOML.
         title: name in print.
-        kind: `gpu`, `asic-dataflow` (fused layers), `asic-sram` (weights in on-chip memory of many chips), `asic`, `cpu`.
+        kind: `gpu`, `asic-dataflow` (fused layers), `asic-sram` (weights in on-chip memory of many chips), `asic`,
+            `cpu`.
         compute, memory, on_chip, link, power: see the classes. `memory` is the tier that holds the weights;
             `on_chip` the L2 or SRAM in front of it, None when unknown; `tiers` all tiers, nearest first.
         calibration: name of the fitted kernel parameters, None when there are none.

@@ -42,7 +42,7 @@ def best_time(call: Callable[[], Any], *, least_s: float = 0.3, least_runs: int 
 
 
 def measure_bandwidth(nbytes: int = 1 << 29, threads: int | None = None) -> float:
-    """Read bandwidth in bytes/s: all threads sum their share of one array, larger than the caches where memory allows."""
+    """Read bandwidth in bytes/s: all threads sum their share of one array, larger than most caches."""
     from concurrent.futures import ThreadPoolExecutor
 
     count = threads or os.cpu_count() or 1
@@ -116,22 +116,26 @@ def measure_host(
 def host_device_toml(m: HostMeasurement) -> str:
     """The measured computer as a device file, ready for `--device host.toml`.
 
-    The products of every format are priced at the measured float32 rate: a portable CPU kernel dequantises and multiplies.
+    The products of every format are priced at the measured float32 rate: a portable kernel dequantises and
+    multiplies.
     """
     rate = m.float32_flop_per_s / 1e12
     source = f"measured here with {m.threads} threads"
     clean = m.processor.replace('"', "'")
     peaks = "".join(
-        f'\n[compute.peaks.{name}]\naccumulate = "float32"\ndense_tflops = {rate:.4g}\nsource = "{source}, float32 BLAS"\n'
+        f'\n[compute.peaks.{name}]\naccumulate = "float32"\ndense_tflops = {rate:.4g}\n'
+        f'source = "{source}, float32 BLAS"\n'
         for name in ("bfloat16", "float16", "int8", "float8_e4m3fn")
     )
     return (
-        f'title = "{clean}"\nvendor = "host"\nkind = "cpu"\n\n[compute]\nunits = {m.threads}\nvector_tflops = {rate:.4g}\n'
+        f'title = "{clean}"\nvendor = "host"\nkind = "cpu"\n\n[compute]\nunits = {m.threads}\n'
+        f"vector_tflops = {rate:.4g}\n"
         f'{peaks}\n[memory]\nname = "RAM"\ncapacity_gbytes = {m.memory_bytes / 1e9:.4g}\n'
-        f"bandwidth_gbytes_per_s = {m.bandwidth_bytes_per_s / 1e9:.4g}\n\n[on_chip]\nname = \"last-level cache\"\n"
+        f'bandwidth_gbytes_per_s = {m.bandwidth_bytes_per_s / 1e9:.4g}\n\n[on_chip]\nname = "last-level cache"\n'
         f"capacity_mbytes = {m.cache_bytes / 1e6:.4g}\n\n[sources]\n"
         f'"memory.bandwidth_gbytes_per_s" = "{source}: sum of 512 MB"\n"memory.capacity_gbytes" = "operating system"\n'
-        f'"compute.units" = "threads"\n"on_chip.capacity_mbytes" = "operating system"\n"compute.vector_tflops" = "{source}"\n'
+        f'"compute.units" = "threads"\n"on_chip.capacity_mbytes" = "operating system"\n'
+        f'"compute.vector_tflops" = "{source}"\n'
     )
 
 
@@ -148,9 +152,7 @@ def host_speedups(m: HostMeasurement) -> list[dict[str, Any]]:
         if r["scheme"] == "fp32" or other is None:
             continue
         flop = 2.0 * r["M"] * r["N"] * r["K"]
-        limit = [
-            max(x["bytes"] / m.bandwidth_bytes_per_s, flop / m.float32_flop_per_s) for x in (other, r)
-        ]
+        limit = [max(x["bytes"] / m.bandwidth_bytes_per_s, flop / m.float32_flop_per_s) for x in (other, r)]
         out.append(
             {"scheme": r["scheme"], "M": r["M"], "N": r["N"], "K": r["K"], "measured": other["seconds"] / r["seconds"],
              "predicted": limit[0] / limit[1], "gbytes_per_s": r["bytes"] / r["seconds"] / 1e9}

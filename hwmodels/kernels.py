@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 VECTOR = "vector"
 """Compute format of a kernel that is bound by the vector units, not by the tensor cores."""
@@ -23,8 +24,8 @@ class KernelFamily:
         weight_bits: bits per weight with scales and zero points, where the caller gives no exact byte count.
         activation_bytes, output_bytes: per element read and written.
         includes_quantize: the run-time quantisation of the activation is part of the measured time.
-        scale_bits_per_row: float32 scales per row of the weight are left to `weight_bits` / the caller.
         like: families whose efficiencies are borrowed, nearest first, where this one is not calibrated.
+        min_m: least M that the library takes.
         sixteen_bit: weights and activations are 16 bit; transferred predictions then have the narrower band.
     """
 
@@ -40,10 +41,10 @@ class KernelFamily:
     min_m: int = 1
 
 
-def _family(name: str, title: str, compute: str, bits: float, act: float, *like: str, **more: object) -> KernelFamily:
+def _family(name: str, title: str, compute: str, bits: float, act: float, *like: str, **more: Any) -> KernelFamily:
     return KernelFamily(
         name=name, title=title, compute=compute, weight_bits=bits, activation_bytes=act, like=like, **more
-    )  # type: ignore[arg-type]
+    )
 
 
 FAMILIES: dict[str, KernelFamily] = {

@@ -168,7 +168,7 @@ def check_key(path: str, file: str) -> None:
 def _check_value(path: str, value: Any, file: str) -> None:
     _, last = _home(path)
     if last in _NUMBERS:
-        factor, low, high = _NUMBERS[last]
+        _, low, high = _NUMBERS[last]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{file}: {path} is a number, in the unit its name ends with: got {value!r}")
         if not math.isfinite(value) or value <= 0:

@@ -107,7 +107,8 @@ def attention_cost(
 
     Returns:
         Prefill: 4 B h d (S L - S^2/2 + S/2) operations: causal, half of the square. Each of K and V is read once (it
-        stays in the L2 between query blocks). Decode: 4 B h d L operations, K and V read once, grouped heads share them.
+        stays in the L2 between query blocks). Decode: 4 B h d L operations, K and V read once, grouped heads
+        share them.
 
     Raises:
         ValueError: a phase that is neither.
@@ -151,8 +152,8 @@ def step_operators(
         tensor_parallel: devices that share every layer; the costs are those of one device.
         output_bytes: of a product's result (4 for int32).
         activation_bytes: of a product's operand; None derives it from the scheme.
-        separate_quantize: the run-time quantisation of the activation is a kernel of its own, fused with the element-wise
-            kernel before it; False when the product's own time contains it.
+        separate_quantize: the run-time quantisation of the activation is a kernel of its own, fused with the
+            element-wise kernel before it; False when the product's own time contains it.
         unfused_quantize: it stands alone, unfused, and is read and written once more.
         fused: dataflow: activations stay on the chip between the operators of a layer.
     """
@@ -203,7 +204,9 @@ def step_operators(
         head_dim=d, kv_bytes_per_element=kv,
     )  # fmt: skip
     yield Operator(name="attention", kind="attention", cost=cost, calls=layers)
-    if dynamic and separate_quantize and scheme.activation.dynamic:  # a static scale is applied where the operand is made
+    if (
+        dynamic and separate_quantize and scheme.activation.dynamic
+    ):  # a static scale is applied where the operand is made
         width = tokens * heads * d
         yield small("quantize_o", width * (2 + act), reduction=True, reread=width * 2.0)
     yield product("o", h, k_o, tokens)
@@ -217,7 +220,8 @@ def step_operators(
     if a.experts > 1:
         yield Operator(
             name="router", kind="gemm", cost=gemm_cost(tokens, a.experts, h, weight_bytes=2.0 * a.experts * h,
-            activation_bytes=2.0), calls=layers, m=tokens, n=a.experts, k=h, head=True, weight_bytes=2.0 * a.experts * h,
+            activation_bytes=2.0), calls=layers,
+            m=tokens, n=a.experts, k=h, head=True, weight_bytes=2.0 * a.experts * h,
         )  # fmt: skip
         routed = tokens * a.experts_per_token / active
         yield product("gate_up", gate * ffn, h, np.maximum(routed, 1.0), active)
@@ -230,7 +234,8 @@ def step_operators(
     else:
         yield product("gate_up", gate * ffn, h, tokens)
         yield small(
-            "activation", tokens * ffn * (gate * out + act_stored), reduction=scheme.activation.dynamic, flop=4.0 * tokens * ffn,
+            "activation", tokens * ffn * (gate * out + act_stored), reduction=scheme.activation.dynamic,
+            flop=4.0 * tokens * ffn,
             reread=tokens * ffn * gate * out,
         )  # fmt: skip
         yield from quantize("quantize_down", ffn)
@@ -249,7 +254,9 @@ def step_operators(
 
 
 def _all_reduce(name: str, tokens: Any, hidden: int, layers: float) -> Operator:
-    return Operator(name=name, kind="all_reduce", cost=Cost(flop=0.0, traffic_bytes=tokens * hidden * 2.0), calls=layers)
+    return Operator(
+        name=name, kind="all_reduce", cost=Cost(flop=0.0, traffic_bytes=tokens * hidden * 2.0), calls=layers
+    )
 
 
 def _operand_bytes(scheme: Scheme) -> float:

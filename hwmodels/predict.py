@@ -1,8 +1,8 @@
 """Time of a whole prefill or decode step, operator by operator, with a band, memory and energy.
 
-Definitions. TTFT: one prefill of the whole prompt of every sequence of the batch, logits of the last token, no queueing.
-TPOT: one decode step; every sequence of the batch gets one token. Tokens/s count generated tokens in decode and prompt
-tokens in prefill, over all devices. Bands are 80 % bands.
+Definitions. TTFT: one prefill of the whole prompt of every sequence of the batch, logits of the last token, no
+queueing. TPOT: one decode step; every sequence of the batch gets one token. Tokens/s count generated tokens in decode
+and prompt tokens in prefill, over all devices. Bands are 80 % bands.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def predict(
         overrides: device fields, `{"memory.bandwidth_gbytes_per_s": 6000}` or `["key=value"]`.
 
     Raises:
-        ValueError: unknown names (nearest listed), sizes that are not positive, tensor_parallel that does not divide the
-            heads, or, with `strict`, a scheme without a path.
+        ValueError: unknown names (nearest listed), sizes that are not positive, tensor_parallel that does not
+            divide the heads, or, with `strict`, a scheme without a path.
     """
     dev = get_device(device, overrides)
     arch = get_architecture(model)
@@ -226,9 +226,7 @@ def predict(
     else:
         rows = runner.kernels(ops, phase, batch, context, new)
     time, low, high = _total(rows, how, fidelity)
-    memory = footprint(
-        dev, arch, quant, batch=batch, context=context, tokens=tokens, tensor_parallel=tensor_parallel
-    )
+    memory = footprint(dev, arch, quant, batch=batch, context=context, tokens=tokens, tensor_parallel=tensor_parallel)
     scalar_context = int(np.max(context))
     most = largest_batch(dev, arch, quant, context=scalar_context, tensor_parallel=tensor_parallel)
     if not np.all(memory.fits):
@@ -393,8 +391,13 @@ class _Runner:
             name=op.name, kind=op.kind, calls=op.calls, time_s=time * op.calls, low_s=low * op.calls,
             high_s=high * op.calls, flop=op.cost.flop * op.calls, traffic_bytes=op.cost.traffic_bytes * op.calls,
             compute_s=est.compute_s * op.calls, memory_s=est.memory_s * op.calls, fidelity=est.kind,
-            kernel=("cublas_bf16" if op.head else self.choice.kernel) if op.kind == "gemm" else (self.attention_kernel or ""),
+            kernel=self._kernel_name(op),
         )  # fmt: skip
+
+    def _kernel_name(self, op: Operator) -> str:
+        if op.kind == "gemm":
+            return "cublas_bf16" if op.head else self.choice.kernel
+        return (self.attention_kernel or "") if op.kind == "attention" else ""
 
     def fused(self, ops: Sequence[Operator]) -> list[OperatorTime]:
         """Dataflow: a layer is one kernel. Weights and cache move, activations stay; overhead is per layer.
@@ -414,9 +417,7 @@ class _Runner:
             mine = [op for op in ops if op.kind in ("gemm", "attention") and (op.name == "lm_head") == head]
             calls = 1.0 if head else float(self.arch.layers)
             flop = sum(op.cost.flop * op.calls for op in mine)
-            traffic = sum(
-                (op.weight_bytes if op.kind == "gemm" else op.cost.traffic_bytes) * op.calls for op in mine
-            )
+            traffic = sum((op.weight_bytes if op.kind == "gemm" else op.cost.traffic_bytes) * op.calls for op in mine)
             t_c = flop / (DATAFLOW[0] * peak * share)
             t_m = traffic / (DATAFLOW[1] * bandwidth)
             time = soft_roofline(t_c, t_m, 4.0) + calls * (dev.layer_overhead_s or 0.0)
@@ -424,10 +425,19 @@ class _Runner:
                 time = time + chips * dev.hop_latency_s
             rows.append(
                 OperatorTime(
-                    name="lm_head" if head else "fused layers", kind="fused", calls=calls, time_s=time, low_s=time * 0.6,
-                    high_s=time * 1.4, flop=flop, traffic_bytes=traffic, fidelity="transferred", kernel="dataflow",
-                    compute_s=t_c, memory_s=t_m,
-                )  # fmt: skip
+                    name="lm_head" if head else "fused layers",
+                    kind="fused",
+                    calls=calls,
+                    time_s=time,
+                    low_s=time * 0.6,
+                    high_s=time * 1.4,
+                    flop=flop,
+                    traffic_bytes=traffic,
+                    fidelity="transferred",
+                    kernel="dataflow",
+                    compute_s=t_c,
+                    memory_s=t_m,
+                )
             )
         for op in ops:
             if op.kind == "all_reduce":

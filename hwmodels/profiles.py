@@ -116,10 +116,12 @@ def _choose(device: Device, scheme: Scheme, profile: Profile) -> Choice:
     w, a = scheme.weight, scheme.activation
     has = device.compute.formats
     if not w.is_quantized and not a.is_quantized:
-        return Choice(kernel=_prefer(device, profile, ("pytorch", "cublas_bf16"), ("trtllm", "trtllm_bf16"), ("", "cublas_bf16")))
+        return Choice(
+            kernel=_prefer(device, profile, ("pytorch", "cublas_bf16"), ("trtllm", "trtllm_bf16"), ("", "cublas_bf16"))
+        )
     if not a.is_quantized:
         return Choice(kernel=_weight_only(device, scheme, profile))
-    if isinstance(w.format, BlockFormat) or w.bits <= 4 and not isinstance(w.format, IntFormat):
+    if isinstance(w.format, BlockFormat) or (w.bits <= 4 and not isinstance(w.format, IntFormat)):
         peak = w.format.name if w.format.name in has else None
         if peak is None and w.bits <= 4 and "float4_e2m1fn" in has:
             peak = "float4_e2m1fn"

@@ -1,8 +1,8 @@
 """Predictions for published end-to-end and kernel numbers: one row of the table in, one prediction out.
 
-Kernel, prefill and speed-up rows are predicted with nothing fitted on them. A decode or end-to-end time of an engine also
-holds its scheduler and sampling, which no kernel table knows: following the decode law t = t0 + bytes / (eta BW), t0 and
-eta of an engine on a device are taken from its other rows, never from the row that is predicted.
+Kernel, prefill and speed-up rows are predicted with nothing fitted on them. A decode time of an engine also holds its
+scheduler and sampling, which no kernel table knows: following the decode law t = t0 + bytes / (eta BW), t0 and eta of
+an engine on a device are taken from its other rows, never from the row that is predicted.
 """
 
 from __future__ import annotations
@@ -52,8 +52,10 @@ OUTSIDE = (
 _SCHEMES = (
     (r"unfused", "w8a8-channel-token"), (r"smoothquant|w8a8$|int8 dynamic", "w8a8-channel-token"),
     (r"fp8 w8a8 \+ fp8 kv|fp8 weights\+acts\+kv", "fp8-kv"), (r"emulated fp8 kv", "bf16-kvfp8"),
-    (r"int8 weights \+ int8 kv", "w8a16-kvint8"), (r"^fp8", "fp8"), (r"int4-g32", "w4a16-g32"), (r"int4-g64", "w4a16-g64"),
-    (r"q4_k_m", "q4_k_m"), (r"exl2 3", "w3a16-g128"), (r"exl2 5", "w5a16-g128"), (r"exl2 4|gptq-w4|awq|w4a16|exllama", "w4a16-g128"),
+    (r"int8 weights \+ int8 kv", "w8a16-kvint8"), (r"^fp8", "fp8"), (r"int4-g32", "w4a16-g32"),
+    (r"int4-g64", "w4a16-g64"),
+    (r"q4_k_m", "q4_k_m"), (r"exl2 3", "w3a16-g128"), (r"exl2 5", "w5a16-g128"),
+    (r"exl2 4|gptq-w4|awq|w4a16|exllama", "w4a16-g128"),
     (r"w3", "w3a16-g128"), (r"w8a16|int8 weight-only", "w8a16"), (r"fp16|bf16", "bf16"),
 )  # fmt: skip
 Q4_K_M_BYTES = {"llama-3-8b": 4.58 * 2**30, "llama-3-70b": 39.59 * 2**30}
@@ -106,14 +108,18 @@ def decode_bytes(arch: Architecture, scheme_name: str, batch: float, context: fl
         embedding = arch.head_parameters * 4.5 / 8  # quantised like the rest, not read
         return Q4_K_M_BYTES[arch.name] - embedding + batch * context * arch.kv_elements_per_token * 2
     if scheme_name == "w4a16-g32":  # bf16 scale and zero point
-        return 0.625 * arch.block_parameters + 2.0 * arch.head_parameters + batch * context * arch.kv_elements_per_token * 2
+        return (
+            0.625 * arch.block_parameters
+            + 2.0 * arch.head_parameters
+            + batch * context * arch.kv_elements_per_token * 2
+        )
     scheme = resolve_scheme(scheme_name)
     blocks = sum(weight_nbytes(scheme, n, k) for n, k in arch.linear_shapes.values()) * arch.layers
     return blocks + 2.0 * arch.head_parameters + batch * context * kv_bytes_per_token(arch, scheme)
 
 
 def fit_law(moved_s: np.ndarray, time_s: np.ndarray) -> tuple[float, float]:
-    """(t0, eta) of t0 + moved / eta, with a weak prior (2.5 ms within a factor 2, 0.85 +- 0.15) for engines with few rows."""
+    """(t0, eta) of t0 + moved / eta, with a weak prior for engines with few rows: 2.5 ms, 0.85 +- 0.15."""
     from scipy.optimize import least_squares
 
     def misfit(theta: np.ndarray) -> np.ndarray:
@@ -307,7 +313,8 @@ def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str 
             h, f = (8192.0, 22016.0) if big else (4096.0, 11008.0)
             shapes = [(3 * h, h), (h, h), (2 * f, h), (h, f)]
         times = [
-            sum(float(gemm(dev, m, n, k, kernel).time_s) for n, k in shapes) for kernel in ("cublas_bf16", "marlin_int4")
+            sum(float(gemm(dev, m, n, k, kernel).time_s) for n, k in shapes)
+            for kernel in ("cublas_bf16", "marlin_int4")
         ]
         return Row(**base, kind="ratio", measured=measured, predicted=times[0] / times[1], low=None, high=None,
                    note="Marlin-class, nothing fitted")  # fmt: skip

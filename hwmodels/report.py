@@ -38,9 +38,9 @@ def render(validation: Validation, command: str, figures: Sequence[tuple[str, st
     parts = [
         "# Validation of the hardware models",
         f"Produced by `{command}` with Python {platform.python_version()} and NumPy {np.__version__}. Errors are mean "
-        "absolute percentage errors of predicted against measured time, on rows that no fit has seen: products and attention "
-        "are held out by shape, whole steps are never fitted. `in band` is the share of rows inside an 80 % band that was "
-        "drawn from other shapes (steps: the band of the prediction).",
+        "absolute percentage errors of predicted against measured time, on rows that no fit has seen: products and "
+        "attention are held out by shape, whole steps are never fitted. `in band` is the share of rows inside an 80 % "
+        "band that was drawn from other shapes (steps: the band of the prediction).",
         *(f"![{title}]({file})" for title, file in figures),
     ]
     for section in dict.fromkeys(g.section for g in validation.groups):
@@ -98,8 +98,8 @@ def _published(validation: Validation) -> list[str]:
         if abs(r.error) > 0.2
     ]
     return [
-        f"## Published rows outside their band\n\n{skipped} rows have no prediction (kernel, device or format without a "
-        "model).",
+        f"## Published rows outside their band\n\n{skipped} rows have no prediction (kernel, device or format without "
+        "a model).",
         _table(["row", "phase", "error", "likely reason"], out),
         "### Published speed-ups more than 20 % off",
         _table(["row", "published", "predicted", "likely reason"], ratios),
@@ -119,8 +119,8 @@ def _limits() -> str:
     return (
         "## Limits\n\n"
         "Two sessions on an H200 measured the five Llama-3-8B layers: single kernels differ by 4 % (bf16, int4), 8 % "
-        "(fp8), 11 % (fp8 row-wise) and 14 % (int8) in the mean, whole steps by 1 %. Errors of single layers below those "
-        "figures say little. The correlation of operator errors (0.3) and the share of composition (3 %) in the band of a "
-        "step were chosen by looking at how many measured steps the bands hold; no time depends on them. Dataflow and SRAM "
-        "parts are assumed, not fitted. Fits of 2024-2026 kernels cannot follow engines of 2022 and 2023."
+        "(fp8), 11 % (fp8 row-wise) and 14 % (int8) in the mean, whole steps by 2 %. Errors of single layers below "
+        "those figures say little. The correlation of operator errors (0.3) and the share of composition (3 %) in the "
+        "band of a step were chosen by looking at how many measured steps the bands hold; no time depends on them. "
+        "Dataflow and SRAM parts are assumed, not fitted. Kernels of 2024 and later cannot follow engines of 2022."
     )

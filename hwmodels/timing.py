@@ -154,7 +154,7 @@ def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, sur
     memory = cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
     time = p.t0_s + soft_roofline(compute, memory, p.p)
     if p.surface is not None and surface is not None:
-        time = time * np.exp(p.surface(*surface, device.compute.units))
+        time = time * np.exp(p.surface(surface[0], surface[1], surface[2], device.compute.units))
     floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
     time = np.maximum(time, floor)
     low, high = _band(p, x)

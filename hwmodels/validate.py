@@ -1,7 +1,7 @@
 """Predictions against measurements, never by a fit that has seen the row: the tables of `qsim validate`.
 
-Products and attention are held out by layer shape (a shape's rows leave the fit together); whole steps are never fitted;
-of published rows see `hwmodels.published`.
+Products and attention are held out by layer shape (a shape's rows leave the fit together); whole steps are never
+fitted; of published rows see `hwmodels.published`.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def _own_attention() -> tuple[list[Group], list[pd.DataFrame]]:
         fitted = fit_parameters(rows, "sdpa_cudnn", Settings(ridge=None, tau=False), None)
         guess = predict_rows(fresh, fitted, None)
         groups.append(
-            Group(section=section, name=phase, rows=len(fresh), mape=100 * judge(fresh, guess)["all"], required=required)
+            Group(
+                section=section, name=phase, rows=len(fresh), mape=100 * judge(fresh, guess)["all"], required=required
+            )
         )
         points.append(_points(section, phase, fresh.x, fresh.time_s, guess))
     return groups, points
@@ -208,7 +210,8 @@ def _steps() -> tuple[list[Group], list[pd.DataFrame], pd.DataFrame]:
         for phase in ("decode", "prefill"):
             mine = table.phase == phase
             groups.append(
-                Group(section=title, name=phase, rows=int(mine.sum()), mape=float(error[mine].mean()), required=required,
+                Group(section=title, name=phase, rows=int(mine.sum()), mape=float(error[mine].mean()),
+                      required=required,
                       coverage=float(inside[mine].mean()),
                       detail={"within 10 %": 100 * float((error[mine] <= 10).mean())})
             )  # fmt: skip
@@ -218,8 +221,10 @@ def _steps() -> tuple[list[Group], list[pd.DataFrame], pd.DataFrame]:
                           "wrong signs": float(pairs.wrong_sign.sum())})
         )  # fmt: skip
         if name == "e2e_unseen":
-            for model, mine in table.groupby("model"):
-                groups.append(Group(section=title, name=str(model), rows=len(mine), mape=float(error[mine.index].mean())))
+            for model, part in table.groupby("model"):
+                groups.append(
+                    Group(section=title, name=str(model), rows=len(part), mape=float(error[part.index].mean()))
+                )
         points.append(
             pd.DataFrame({"section": title, "name": table.phase, "measured_s": table.median_s,
                           "predicted_s": table.predicted_s, "low_s": table.low_s, "high_s": table.high_s})
@@ -245,7 +250,8 @@ def _tables(data: Path) -> tuple[list[Group], list[pd.DataFrame]]:
             errors = _percent(judge(rows, guess))
             groups.append(
                 Group(section=section, name=f"{device} {kernel}", rows=len(rows), mape=errors["all"],
-                      required=_limit(device, kernel), coverage=coverage(rows.x, rows.time_s, guess, fold), detail=errors)
+                      required=_limit(device, kernel), coverage=coverage(rows.x, rows.time_s, guess, fold),
+                      detail=errors)
             )  # fmt: skip
             points.append(_points(section, f"{device} {kernel}", rows.x, rows.time_s, guess))
     section = "Published attention table, five folds over (query heads, KV heads)"
@@ -276,7 +282,8 @@ def _published(data: Path) -> tuple[list[Group], list[Any], list[Any]]:
     for phase, band in BANDS.items():
         errors = np.abs([r.error for r in rows if r.phase == phase and r.error is not None and r.kind != "ratio"])
         groups.append(
-            Group(section=section, name=phase, rows=len(errors), mape=100 * float(np.median(errors)), required=100 * band,
+            Group(section=section, name=phase, rows=len(errors), mape=100 * float(np.median(errors)),
+                  required=100 * band,
                   detail={"mean": 100 * float(errors.mean()), "share inside": 100 * float((errors <= band).mean())})
         )  # fmt: skip
     errors = np.abs([r.error for r in ratios if r.error is not None])

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MEASURES: dict[str, Callable[[Prediction], Any]] = {
+    "time_s": lambda p: p.time_s,
+    "low_s": lambda p: p.low_s,
+    "high_s": lambda p: p.high_s,
+    "tokens_per_s": lambda p: p.tokens_per_s,
+    "fits": lambda p: p.fits,
+    "memory_gbytes": lambda p: p.footprint.total_bytes / 1e9,
+}
+"""Column of a sweep -> what it holds."""
+
+
 def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple | np.ndarray | range) else [value]
 
@@ -50,12 +61,10 @@ def sweep(
     batches = np.asarray(_list(batch), dtype=np.float64)[:, None]
     contexts = np.asarray(_list(context), dtype=np.float64)[None, :]
     grid = np.broadcast_shapes(batches.shape, contexts.shape)
-    wanted = tuple(columns or ("time_s", "low_s", "high_s", "tokens_per_s", "fits", "memory_gbytes"))
+    wanted = tuple(columns or MEASURES)
     names = list(fields or {})
     combos = list(
-        itertools.product(
-            _list(device), _list(model), _list(scheme), _list(phase), *((fields or {})[n] for n in names)
-        )
+        itertools.product(_list(device), _list(model), _list(scheme), _list(phase), *((fields or {})[n] for n in names))
     )
     frames: dict[str, list[Any]] = {}
     size = int(np.prod(grid))
@@ -64,18 +73,12 @@ def sweep(
         frames.setdefault(name, []).append(value)
 
     for dev, mod, sch, ph, *values in combos:
-        p = predict(dev, mod, sch, ph, batches, contexts, overrides=dict(zip(names, values, strict=True)) or None, **how)
-        measures: dict[str, Callable[[], Any]] = {
-            "time_s": lambda p=p: p.time_s,
-            "low_s": lambda p=p: p.low_s,
-            "high_s": lambda p=p: p.high_s,
-            "tokens_per_s": lambda p=p: p.tokens_per_s,
-            "fits": lambda p=p: p.fits,
-            "memory_gbytes": lambda p=p: p.footprint.total_bytes / 1e9,
-        }
-        unknown = [c for c in wanted if c not in measures]
+        p = predict(
+            dev, mod, sch, ph, batches, contexts, overrides=dict(zip(names, values, strict=True)) or None, **how
+        )
+        unknown = [c for c in wanted if c not in MEASURES]
         if unknown:
-            raise ValueError(f"unknown column {unknown[0]!r}: one of {', '.join(measures)}")
+            raise ValueError(f"unknown column {unknown[0]!r}: one of {', '.join(MEASURES)}")
         constants = {
             "device": p.device.name, "model": p.architecture.name, "scheme": p.scheme.name or "custom", "phase": ph,
             **dict(zip(names, values, strict=True)), "fidelity": p.fidelity, "kernel": p.kernel,
@@ -85,7 +88,7 @@ def sweep(
         keep("batch", np.broadcast_to(batches, grid).reshape(-1))
         keep("context", np.broadcast_to(contexts, grid).reshape(-1))
         for name in wanted:
-            keep(name, np.broadcast_to(measures[name](), grid).reshape(-1))
+            keep(name, np.broadcast_to(MEASURES[name](p), grid).reshape(-1))
     return pd.DataFrame({name: _column(parts) for name, parts in frames.items()})
 
 
@@ -94,9 +97,9 @@ def _column(parts: list[Any]) -> Any:
 
     if isinstance(parts[0], tuple):
         labels = list(dict.fromkeys(value for value, _ in parts))
-        codes = np.repeat([labels.index(value) for value, _ in parts], [size for _, size in parts])
+        codes: Any = np.repeat([labels.index(value) for value, _ in parts], [size for _, size in parts])
         if isinstance(labels[0], str):
-            return pd.Categorical.from_codes(codes, labels)
+            return pd.Categorical.from_codes(codes, categories=pd.Index(labels))
         return np.asarray(labels)[codes]
     return np.concatenate(parts)
 
@@ -257,7 +260,9 @@ def _field_values(device: Any, field: str) -> dict[str, float]:
         return {}
     table: Any = {**_shipped_table(device.name)}
     if ".*." in field:
-        return {f"compute.peaks.{label}.dense_tflops": e["dense_tflops"] for label, e in table["compute"]["peaks"].items()}
+        return {
+            f"compute.peaks.{label}.dense_tflops": e["dense_tflops"] for label, e in table["compute"]["peaks"].items()
+        }
     for part in field.split("."):
         table = table.get(part) if isinstance(table, Mapping) else None
         if table is None:

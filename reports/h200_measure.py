@@ -1,8 +1,8 @@
 """Measure linear layers, attention and whole decoder steps on the GPU of this machine (needs PyTorch with CUDA).
 
 The method is that of `hwmodels/measurements/README.md`: calls captured in one CUDA graph, weights and KV caches rotated
-past the L2, first replay dropped, median over replays. The shapes are those that `gemm.csv` and `e2e.csv` do not hold, so
-that the calibration fitted on the latter can be tried on layers and models that it has not seen.
+past the L2, first replay dropped, median over replays. The shapes are those that `gemm.csv` and `e2e.csv` do not hold,
+so that the calibration fitted on the latter can be tried on layers and models that it has not seen.
 
     python reports/h200_measure.py OUT_DIR {gemm,attention,e2e} SECONDS
 """
@@ -99,7 +99,7 @@ def gemm():
         wake @ wake
     torch.cuda.synchronize()
     layers = {}
-    for name, (h, f, q, kv, d, v, _) in MODELS.items():
+    for name, (h, f, q, kv, d, _, _) in MODELS.items():
         short = {"llama2-7b": "l2-7b", "llama3-70b-16l": "l70b", "qwen2.5-7b": "q7b", "llama3-8b": "l8b"}[name]
         layers[f"{short}.qkv"] = ((q + 2 * kv) * d, h)
         layers[f"{short}.o"] = (h, q * d)
@@ -122,7 +122,7 @@ def gemm():
                     if time.time() - START > LIMIT:
                         return
                     x = quant_act(torch.randn(m, k, device=DEV, dtype=BF), fmt)
-                    calls = [lambda w=ws[i % copies], x=x: product(x, w, fmt) for i in range(max(copies, 24))]
+                    calls = [lambda w=ws[i % copies], x=x, fmt=fmt: product(x, w, fmt) for i in range(max(copies, 24))]
                     t = graph_time(calls, 5)
                     out.writerow([torch.cuda.get_device_name(), name, n, k, m, fmt, *(f"{s:.9f}" for s in t)])
                 del ws, base
@@ -232,13 +232,11 @@ def e2e():
                         continue
                     torch._dynamo.reset()
                     run = make_layer(fmt, phase, q, kv, d, b, s)
-                    caches = [
-                        [torch.randn(b, kv, s, d, device=DEV, dtype=BF) for _ in range(2)] for _ in range(layers)
-                    ]
+                    caches = [[torch.randn(b, kv, s, d, device=DEV, dtype=BF) for _ in range(2)] for _ in range(layers)]
                     x0 = torch.randn(rows, h, device=DEV, dtype=BF)
                     cos, sin = torch.randn(2, 1 if phase == "decode" else s, d // 2, device=DEV)
 
-                    def step(run=run, caches=caches, x0=x0, cos=cos, sin=sin, b=b, ws=ws):
+                    def step(run=run, caches=caches, x0=x0, cos=cos, sin=sin, b=b, ws=ws, g=g, h=h, head=head):
                         x = x0
                         for w, (kc, vc) in zip(ws, caches, strict=True):
                             x = run(x, g, g, *w, kc, vc, cos, sin)
@@ -251,7 +249,7 @@ def e2e():
                         out.writerow([name, fmt, phase, b, s, f"{t:.6f}"])
                         f.flush()
                         print(name, fmt, phase, b, s, t, f"{time.time() - START:.0f}s", flush=True)
-                    except Exception as e:  # noqa: BLE001
+                    except Exception as e:
                         print("failed", name, fmt, phase, b, s, repr(e)[:300], flush=True)
                     del caches, x0
                     torch.cuda.empty_cache()

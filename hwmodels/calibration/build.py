@@ -184,7 +184,9 @@ def fit(
         raise ValueError(f"{csv}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
     bad = table[~(table[["m", "n", "k", "latency_s"]] > 0).all(axis=1)]
     if len(bad):
-        raise ValueError(f"{csv}: row {bad.index[0] + 2}: m, n, k and latency_s must be positive: {bad.iloc[0].to_dict()}")
+        raise ValueError(
+            f"{csv}: row {bad.index[0] + 2}: m, n, k and latency_s must be positive: {bad.iloc[0].to_dict()}"
+        )
     value = get_device(device)
     names = {**sources.TABLE_KERNELS, **sources.OWN_FORMATS}
     fitted = {}

@@ -60,9 +60,7 @@ class Settings:
     folds: int = 5
 
 
-def gemm_rows(
-    device: Device, family: KernelFamily, m: Array, n: Array, k: Array, time_s: Array, session: Any = 0
-) -> Rows:
+def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time_s: Any, session: Any = 0) -> Rows:
     """Rows of a matrix product y[M,N] = x[M,K] w[N,K]^T; the weight costs the family's bits per weight."""
     peak = device.compute.vector_flop_per_s if family.compute == VECTOR else device.peak_flop_per_s(family.compute)
     if peak is None:
@@ -108,7 +106,7 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
     fitted = replace(unpack(best.x), rows=len(rows), shapes=len(np.unique(rows.shape)))
     if settings.ridge is None:
         return fitted
-    knots = np.unique(np.round(np.log2(rows.x), 6))
+    knots: Array = np.unique(np.round(np.log2(rows.x), 6)).astype(np.float64)
     surface = fit_surface(
         rows.x, rows.a, rows.b, np.log(rows.time_s / soft_time(rows, fitted)), knots=knots, ridge=settings.ridge,
         smooth=settings.smooth, units=units if settings.waves else None, session=rows.session,

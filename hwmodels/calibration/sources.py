@@ -34,8 +34,8 @@ TABLE_KERNELS = {
 """`kernel` of the published table -> kernel family."""
 
 TABLE_CITATION = (
-    "ai-dynamo/aiconfigurator, commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce, Apache-2.0: measured with TensorRT-LLM; "
-    "a random subset of its shapes"
+    "ai-dynamo/aiconfigurator, commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce, Apache-2.0: measured with "
+    "TensorRT-LLM; a random subset of its shapes"
 )
 
 OWN_SETTINGS = {
@@ -104,7 +104,8 @@ def attention_rows(device: Device, phase: str, table: Any) -> Rows:
     _, shape = np.unique(np.stack([q, kv]), axis=1, return_inverse=True)
     return Rows(
         x=seq, a=batch * (q if phase == "prefill" else kv), b=q / kv, k=np.zeros_like(seq), time_s=time,
-        shape=shape.reshape(-1), flop_s=cost.flop / peak, memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s,
+        shape=shape.reshape(-1), flop_s=cost.flop / peak,
+        memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s,
         session=np.zeros(len(seq), dtype=np.int64),
     )  # fmt: skip
 
@@ -112,8 +113,9 @@ def attention_rows(device: Device, phase: str, table: Any) -> Rows:
 def table_attention(table: Any, device: str, phase: str) -> Any:
     """The usable rows of the published attention table.
 
-    Left out, as its README advises: A100 decode with grouped heads (faster than memory in places), and L40S decode whose
-    K and V lie in the L2 between calls (2 MB to 100 MB, or to 400 MB without grouping), which a decoder never has.
+    Left out, as its README advises: A100 decode with grouped heads (faster than memory in places), and L40S decode
+    whose K and V lie in the L2 between calls (2 MB to 100 MB, or to 400 MB without
+    grouping), which a decoder never has.
     """
     mine = table[(table.device == device) & (table.phase == ("context" if phase == "prefill" else "generation"))]
     if phase == "prefill":

@@ -25,7 +25,7 @@ REGIME_EDGES = (16.0, 256.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Soft roofline of one kernel on one device: t = t0 + ((F / (eta_c peak) + K tau)^p + (bytes / (eta_m BW))^p)^(1/p).
+    """Soft roofline of a kernel on a device: t = t0 + ((F / (eta_c peak) + K tau)^p + (bytes / (eta_m BW))^p)^(1/p).
 
     Attributes:
         t0_s: fixed time of a call.
@@ -56,7 +56,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Time of an element-wise kernel against the bytes it moves, from measurements, and the extra time of a reduction."""
+    """Measured time of an element-wise kernel against the bytes it moves, and the extra time of a reduction."""
 
     bytes: np.ndarray
     time_s: np.ndarray
@@ -145,9 +145,7 @@ def load_calibration(device: str) -> Calibration | None:
                 graph_gap_s=t["graph_gap_us"] * 1e-6,
                 eager_gap_s=t["eager_gap_us"] * 1e-6,
             )
-    return Calibration(
-        name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance)
-    )
+    return Calibration(name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance))
 
 
 def _number(value: float, digits: int = 5) -> str:
@@ -168,7 +166,9 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
         f"rows = {fitted.rows}",
         f"shapes = {fitted.shapes}",
         "held_out_mape = { " + ", ".join(f"{k} = {_number(v, 3)}" for k, v in fitted.held_out_mape.items()) + " }",
-        "band_80 = { " + ", ".join(f"{k} = [{_number(a, 4)}, {_number(b, 4)}]" for k, (a, b) in fitted.band.items()) + " }",
+        "band_80 = { "
+        + ", ".join(f"{k} = [{_number(a, 4)}, {_number(b, 4)}]" for k, (a, b) in fitted.band.items())
+        + " }",
     ]
     if fitted.surface is not None:
         s = fitted.surface

@@ -66,7 +66,8 @@ def how_options(function: _F) -> _F:
     """`--tp --profile --fidelity --strict`."""
     for option in reversed(
         (
-            click.option("--tp", "tensor_parallel", default=1, show_default=True, metavar="N", help="Devices a layer is shared by."),
+            click.option("--tp", "tensor_parallel", default=1, show_default=True, metavar="N",
+                         help="Devices a layer is shared by."),
             click.option("--profile", default="cuda_graph", show_default=True, metavar="NAME",
                          help="How the stack runs: cuda_graph, eager, trtllm, torch_compile, serving, ..."),
             click.option("--fidelity", type=click.Choice(["ideal", "calibrated", "transferred"]), default="calibrated",

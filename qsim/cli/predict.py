@@ -18,8 +18,12 @@ from .options import check_one_output, console, plot_option, print_csv, print_js
 @click.option("--phase", type=click.Choice(["decode", "prefill", "request"]), default="decode", show_default=True,
               help="One decode step, one prefill, or whole requests.")  # fmt: skip
 @click.option("--batch", default=1, show_default=True, metavar="B", help="Sequences.")
-@click.option("--context", default=2048, show_default=True, metavar="L", help="Tokens in the cache; the prompt of a prefill.")
-@click.option("--new-tokens", default=256, show_default=True, metavar="N", help="With --phase request: tokens to generate.")
+@click.option(
+    "--context", default=2048, show_default=True, metavar="L", help="Tokens in the cache; the prompt of a prefill."
+)
+@click.option(
+    "--new-tokens", default=256, show_default=True, metavar="N", help="With --phase request: tokens to generate."
+)
 @click.option("--kernel", metavar="NAME", help="Kernel family of the linear layers, instead of the profile's choice.")
 @click.option("--attention", metavar="NAME", help="Attention kernel: sdpa_cudnn, sdpa_flash, trtllm.")
 @click.option("--baseline", metavar="SCHEME", help="Speed-up over this scheme, with its band.")
@@ -82,7 +86,10 @@ def predict(
         from qsim.plots.style import save
 
         parts = {str(r["operator"]): [float(r["time_s"])] for r in rows}
-        save(breakdown_figure(f"{p.architecture.name}, {phase}, batch {batch}", [f"{p.device.name} {scheme}"], parts), plot)
+        save(
+            breakdown_figure(f"{p.architecture.name}, {phase}, batch {batch}", [f"{p.device.name} {scheme}"], parts),
+            plot,
+        )
         click.echo(f"wrote {plot}", err=True)
     if as_json:
         print_json({**head, "operators": rows})
@@ -99,18 +106,27 @@ def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     if not head["fits"]:
         click.echo(notes[0])
         notes = notes[1:]
-    step = "a step, TPOT" if head["phase"] == "decode" else "the prefill, TTFT"
-    click.echo(f"{head['model']} {head['scheme']} on {head['device']}: {head['phase']}, batch {head['batch']}, "
-               f"context {head['context']}" + (f", {head['tensor_parallel']} devices" if head["tensor_parallel"] > 1 else ""))  # fmt: skip
-    click.echo(f"  time        {milliseconds(head['time_s'])} {step}  (80 % band {milliseconds(head['low_s'])} to "
-               f"{milliseconds(head['high_s'])}, {head['fidelity']})")  # fmt: skip
-    if "speedup" in head:
-        click.echo(f"  speed-up    {head['speedup']:.2f}x over {head['baseline']}  (80 % band {head['speedup_low']:.2f} to "
-                   f"{head['speedup_high']:.2f})")  # fmt: skip
-    click.echo(f"  rate        {head['tokens_per_s']:.4g} tokens/s  (MBU {head['mbu']:.0%}, MFU {head['mfu']:.0%}; mostly "
-               f"{head['bound']}-bound)")  # fmt: skip
-    click.echo(f"  memory      {head['total_gbytes']:.1f} of {head['capacity_gbytes']:g} GB: weights {head['weights_gbytes']:.1f}, "
-               f"KV cache {head['kv_cache_gbytes']:.1f}; largest batch at this context {head['largest_batch']}")  # fmt: skip
+    h = head
+    step = "a step, TPOT" if h["phase"] == "decode" else "the prefill, TTFT"
+    many = f", {h['tensor_parallel']} devices" if h["tensor_parallel"] > 1 else ""
+    band = f"80 % band {milliseconds(h['low_s'])} to {milliseconds(h['high_s'])}"
+    used = f"weights {h['weights_gbytes']:.1f}, KV cache {h['kv_cache_gbytes']:.1f}"
+    lines = [
+        f"{h['model']} {h['scheme']} on {h['device']}: {h['phase']}, batch {h['batch']}, context {h['context']}{many}",
+        f"  time        {milliseconds(h['time_s'])} {step}  ({band}, {h['fidelity']})",
+    ]
+    if "speedup" in h:
+        lines.append(
+            f"  speed-up    {h['speedup']:.2f}x over {h['baseline']}  "
+            f"(80 % band {h['speedup_low']:.2f} to {h['speedup_high']:.2f})"
+        )
+    lines += [
+        f"  rate        {h['tokens_per_s']:.4g} tokens/s  (MBU {h['mbu']:.0%}, MFU {h['mfu']:.0%}; "
+        f"mostly {h['bound']}-bound)",
+        f"  memory      {h['total_gbytes']:.1f} of {h['capacity_gbytes']:g} GB: {used}; "
+        f"largest batch at this context {h['largest_batch']}",
+    ]
+    click.echo("\n".join(lines))
     if head["energy_at_most_j"] is not None:
         per = head["energy_at_most_j"] / (head["tokens_per_s"] * head["time_s"])
         click.echo(f"  energy      at most {per:.3g} J a token (board power throughout)")
@@ -139,7 +155,11 @@ def _request(r: Any, as_json: bool, as_csv: bool) -> None:
     else:
         click.echo(f"  TTFT        {milliseconds(r.ttft_s)}")
         click.echo(f"  TPOT        {milliseconds(r.tpot_s)} in the mean over the growing context")
-        click.echo(f"  latency     {r.latency_s:.4g} s a request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})")
-        click.echo(f"  throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({r.running_batch} at once, {r.waves} waves)")
+        click.echo(
+            f"  latency     {r.latency_s:.4g} s a request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})"
+        )
+        click.echo(
+            f"  throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({r.running_batch} at once, {r.waves} waves)"
+        )
         for note in r.notes:
             click.echo(f"  note        {note}")

@@ -68,7 +68,7 @@ def roofline(
         points = [
             Placed(label=r["operator"], series=f"{r['device']} {r['scheme']}", intensity=r["flop_per_byte"],
                    flop_per_s=r["tflop_per_s"] * 1e12)
-            for r in rows if r["gflop"] > 0 and r["bound"] and r["share"] > 0.01
+            for r in rows if r["kernel"] or r["operator"] == "attention"
         ]  # fmt: skip
         save(roofline_figure(f"{model}, {phase}, batch {batch}, context {context}", ceilings, points), plot)
         click.echo(f"wrote {plot}", err=True)

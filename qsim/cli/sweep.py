@@ -16,7 +16,9 @@ from .options import check_one_output, console, plot_option, print_csv, print_js
 @device_option(multiple=True)
 @scheme_option(multiple=True)
 @click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True)
-@click.option("--batch", type=Numbers(), default="1:64", show_default=True, help="1,2,4 or 1:64 (doubling) or 1:64:8 (steps).")
+@click.option(
+    "--batch", type=Numbers(), default="1:64", show_default=True, help="1,2,4 or 1:64 (doubling) or 1:64:8 (steps)."
+)
 @click.option("--context", type=Numbers(), default="2048", show_default=True, help="As --batch.")
 @click.option("--field", multiple=True, metavar="KEY=V,V,...", help="Device field and the values to try. Repeatable.")
 @click.option("--pareto", is_flag=True, help="Only the cases that no other beats in time a step and tokens/s.")
@@ -57,7 +59,9 @@ def sweep(
             _tornado_figure(table, f"{model} {scheme[0]} on {device[0]}: +-20 %", plot)
     else:
         fields = dict(_field(f) for f in field)
-        table = hwmodels.sweep(list(device), model, list(scheme), phase, list(batch), list(context), fields=fields, **how)
+        table = hwmodels.sweep(
+            list(device), model, list(scheme), phase, list(batch), list(context), fields=fields, **how
+        )
         front = hwmodels.pareto(table[table.fits], least=["time_s"], most=["tokens_per_s"]) if pareto or plot else table
         if plot is not None:
             _pareto_figure(table, front, model, plot)
@@ -65,7 +69,7 @@ def sweep(
     if as_json:
         print_json(table.to_dict("records"))
     elif as_csv:
-        print_csv(table.to_dict("records"))
+        print_csv({str(k): v for k, v in row.items()} for row in table.to_dict("records"))
     else:
         _print(table)
 
@@ -86,7 +90,9 @@ def _print(table: Any) -> None:
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in table.columns:
-        shown.add_column(str(name), justify="left" if str(table[name].dtype) in ("category", "object", "str") else "right")
+        shown.add_column(
+            str(name), justify="left" if str(table[name].dtype) in ("category", "object", "str") else "right"
+        )
     for row in table.head(200).itertuples(index=False):
         shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
     show(console(), shown)
@@ -113,7 +119,8 @@ def _tornado_figure(table: Any, title: str, plot: Path) -> None:
     from qsim.plots.hardware import tornado_figure
     from qsim.plots.style import save
 
-    figure = tornado_figure(title, list(table.field), 1e3 * table.low, 1e3 * table.high, 1e3 * float(table.base.iloc[0]),
+    figure = tornado_figure(title, list(table.field), 1e3 * table.low, 1e3 * table.high,
+                            1e3 * float(table.base.iloc[0]),
                             xlabel="time a step (ms)")  # fmt: skip
     save(figure, plot)
     click.echo(f"wrote {plot}", err=True)

@@ -12,7 +12,8 @@ from .options import check_one_output, console, print_csv, print_json, show, tab
 
 @click.command(short_help="Hold predictions against measured and published numbers.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Folder with measured_gemm.csv, measured_attention.csv and published.csv; without it, our own tables only.")  # fmt: skip
+              help="Folder with measured_gemm.csv, measured_attention.csv and published.csv; without it, our own "
+              "tables only.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Write validation.md and its figures into this folder.")  # fmt: skip
 @table_options

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from .style import CYCLE, DASHES, GREY, LIGHT, new_figure, styled
@@ -32,10 +33,6 @@ class Placed:
     series: str
     intensity: float
     flop_per_s: float
-
-
-def _log_label(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def roofline_figure(title: str, ceilings: Sequence[Ceiling], points: Sequence[Placed]) -> Figure:
@@ -74,15 +71,24 @@ def roofline_figure(title: str, ceilings: Sequence[Ceiling], points: Sequence[Pl
 
 
 def _label_points(axes: Any, points: Sequence[Placed]) -> None:
-    """Label the points of the first series, alternating above and below so that near ones do not collide."""
-    if not points:
-        return
-    first = sorted((p for p in points if p.series == points[0].series), key=lambda p: p.intensity)
-    for i, p in enumerate(first):
-        above = i % 2 == 0
+    """Name the operators of each intensity once, right of the highest point there."""
+    clusters: list[list[Placed]] = []
+    for p in sorted(points, key=lambda p: p.intensity):
+        if clusters and p.intensity < 1.25 * clusters[-1][0].intensity:
+            clusters[-1].append(p)
+        else:
+            clusters.append([p])
+    for i, cluster in enumerate(clusters):
+        names = list(dict.fromkeys(p.label for p in cluster))
+        top = max(cluster, key=lambda p: p.flop_per_s)
+        low = min(cluster, key=lambda p: p.flop_per_s)
+        below = i % 2 == 1
+        at = low if below else top
         axes.annotate(
-            p.label, (p.intensity, p.flop_per_s / 1e12), xytext=(4, 7 + 9 * (i % 4 // 2) if above else -13 - 9 * (i % 4 // 2)),
-            textcoords="offset points", fontsize=7.5, color="#333333",
+            "\n".join(", ".join(names[j : j + 3]) for j in range(0, len(names), 3)),
+            (at.intensity, at.flop_per_s / 1e12),
+            xytext=(7, -6) if below else (-6, 7), textcoords="offset points", fontsize=7.5, color="#333333",
+            ha="left" if below else "right", va="top" if below else "bottom",
         )  # fmt: skip
 
 
@@ -98,7 +104,9 @@ class Band:
     measured: NDArray[np.float64] | None = None
 
 
-def speedup_figure(title: str, curves: Sequence[Band], *, xlabel: str = "batch", ylabel: str = "speed-up over bf16 (x)") -> Figure:
+def speedup_figure(
+    title: str, curves: Sequence[Band], *, xlabel: str = "batch", ylabel: str = "speed-up over bf16 (x)"
+) -> Figure:
     """Speed-up against batch with 80 % bands; circles are measurements; 1 is drawn."""
     with styled():
         figure = new_figure(4.2)
@@ -138,7 +146,9 @@ def breakdown_figure(title: str, labels: Sequence[str], parts: Mapping[str, Sequ
             left += value
         axes.barh(labels, total * 1e3 - left, left=left, color=LIGHT, label="other", height=0.65)
         for y, value in enumerate(total * 1e3):
-            axes.annotate(f"{value:.3g} ms", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(
+                f"{value:.3g} ms", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
+            )
         axes.set_xlim(right=float(total.max()) * 1e3 * 1.14)
         axes.invert_yaxis()
         axes.set(xlabel="time (ms)", title=title)
@@ -176,18 +186,25 @@ def comparison_figure(title: str, groups: Sequence[Compared]) -> Figure:
             color, marker = CYCLE[i % len(CYCLE)], MARKERS[i % len(MARKERS)]
             x, y = g.measured_s[pick] * 1e3, g.predicted_s[pick] * 1e3
             mape = 100 * float(np.mean(np.abs(g.predicted_s / g.measured_s - 1)))
-            look: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": 3.5, "color": color, "alpha": 0.75}
+            look: dict[str, Any] = {
+                "linestyle": "none",
+                "marker": marker,
+                "markersize": 3.5,
+                "color": color,
+                "alpha": 0.75,
+            }
             left.plot(x, y, label=f"{g.label}: {mape:.1f} %", **look)
             ratio = g.measured_s[pick] / g.predicted_s[pick]
             right.plot(x, ratio, **look)
-            if len(pick) <= 60:
+            if len(pick) <= 160:
                 down = np.maximum(1 - g.low_s[pick] / g.predicted_s[pick], 0)
                 up = np.maximum(g.high_s[pick] / g.predicted_s[pick] - 1, 0)
                 right.errorbar(x, np.ones(len(pick)), yerr=np.stack([down, up]), linestyle="none", ecolor=color,
-                               alpha=0.35, elinewidth=2.5)  # fmt: skip
+                               alpha=0.3, elinewidth=1.5)  # fmt: skip
         left.set(xscale="log", yscale="log", xlabel="measured (ms)", ylabel="predicted (ms)", title=title)
         right.set(xscale="log", xlabel="measured (ms)", ylabel="measured / predicted", ylim=(0.5, 1.6))
-        right.set_title("bars: 80 % band", fontweight="normal")
+        if any(len(g.measured_s) <= 160 for g in groups):
+            right.set_title("bars: 80 % band of each prediction", fontweight="normal")
         for axes in (left, right):
             axes.grid(True)
         figure.legend(loc="outside lower center", ncols=3)
@@ -209,6 +226,11 @@ def pareto_figure(
         for i in np.flatnonzero(front)[order][::step]:
             axes.annotate(labels[i], (x[i], y[i]), xytext=(5, 4), textcoords="offset points", fontsize=7.5)
         axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
         axes.grid(True)
         axes.legend()
         return figure
@@ -236,7 +258,9 @@ def measured_figure(title: str, labels: Sequence[str], predicted: Any, measured:
         figure = new_figure(0.8 + 0.5 * len(labels) + 0.6)
         axes = figure.add_subplot()
         y = np.arange(len(labels))
-        axes.barh(y - 0.2, predicted, height=0.36, color=LIGHT, edgecolor=GREY, label="allowed by bandwidth and arithmetic")
+        axes.barh(
+            y - 0.2, predicted, height=0.36, color=LIGHT, edgecolor=GREY, label="allowed by bandwidth and arithmetic"
+        )
         axes.barh(y + 0.2, measured, height=0.36, color=CYCLE[0], label="measured")
         axes.axvline(1.0, color=GREY, linewidth=0.8)
         axes.set_yticks(y, labels)
