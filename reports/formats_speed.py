@@ -21,7 +21,7 @@ from _machine import describe, quiet_check, times
 
 import qsim
 from qsim.formats import FloatFormat, get_element_format, list_formats
-from qsim.formats._encode import wide_vectors
+from qsim.formats._lanes import wide_vectors
 from qsim.formats._parallel import for_chunks
 
 COUNT = 1 << 24

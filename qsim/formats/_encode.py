@@ -15,28 +15,14 @@ from typing import Any
 
 import numba as nb
 import numpy as np
-from numba.core import types as nb_types
-from numba.extending import intrinsic
+
+from ._lanes import prefetch, wide_vectors
 
 u32, u64, f32, f64 = np.uint32, np.uint64, np.float32, np.float64
 
 
-def _wide_vectors(typing_context: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        attributes = builder.function.attributes
-        if isinstance(attributes, set):  # llvmlite checks names in its own `add`, LLVM takes any string attribute
-            set.add(attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return nb_types.void(), codegen
-
-
-# Lets the vectoriser use 512-bit registers in the function that calls it. Without AVX-512 it changes nothing.
-wide_vectors: Any = intrinsic(_wide_vectors)
-
-
 @nb.njit(nogil=True, cache=True)
-def narrow_f32(
+def _narrow_f32(
     bits: Any,
     out: Any,
     shift: Any,
@@ -77,6 +63,66 @@ def narrow_f32(
         mask = nan_mask if is_nan else mask
         code = nan_code if is_nan else code
         out[i] = code | u32(u32(b >> (sign_shift & u32(31))) & mask)
+    return largest
+
+
+@nb.njit(nogil=True, cache=True)
+def _lean_f32(bits: Any, out: Any, shift: Any, min_bits: Any, cap: Any, sign_shift: Any, sign_mask: Any) -> Any:
+    """`_narrow_f32` for numbers that clamp: without its eight operations for overflow, NaN and unsigned zeros."""
+    wide_vectors()
+    magic = u32(u32(shift) << u32(23))
+    offset = u32(u32(0) - magic - u32(min_bits >> (shift & u32(31))))
+    largest = u32(0)
+    for i in range(bits.size):
+        b = bits[i]
+        a = u32(b & u32(0x7FFFFFFF))
+        largest = max(largest, a)
+        c = min(a, cap)
+        e = max(u32(c & u32(0x7F800000)), min_bits)
+        t = f32(u32(c).view(np.float32)) + f32(u32(e + magic).view(np.float32))
+        code = u32(u32(f32(t).view(np.uint32) - e) + u32(e >> (shift & u32(31))) + offset)
+        out[i] = code | u32(u32(b >> (sign_shift & u32(31))) & sign_mask)
+    return largest
+
+
+@nb.njit(nogil=True, cache=True)
+def narrow_f32(
+    bits: Any,
+    out: Any,
+    shift: Any,
+    min_bits: Any,
+    cap: Any,
+    over_bits: Any,
+    over_code: Any,
+    nan_code: Any,
+    sign_shift: Any,
+    sign_mask: Any,
+    zero_mask: Any,
+    over_mask: Any,
+    nan_mask: Any,
+    lean: Any,
+) -> Any:
+    """`_narrow_f32` in pieces, by `_lean_f32` where `lean` allows it and a piece turns out to hold no NaN.
+
+    The next piece is fetched meanwhile: the arithmetic is too dense for the processor to run ahead to the next cache
+    miss on its own (1.1 to 1.4 times as fast from memory, where one thread works).
+    """
+    largest = u32(0)
+    for start in range(0, bits.size, 8192):
+        for line in range(start + 16384, start + 24576, 16):
+            prefetch(bits, line)
+        stop = min(start + 8192, bits.size)
+        x, codes = bits[start:stop], out[start:stop]
+        if lean:
+            found = _lean_f32(x, codes, shift, min_bits, cap, sign_shift, sign_mask)
+            if found <= u32(0x7F800000):
+                largest = max(largest, found)
+                continue
+        found = _narrow_f32(
+            x, codes, shift, min_bits, cap, over_bits, over_code, nan_code,
+            sign_shift, sign_mask, zero_mask, over_mask, nan_mask,
+        )  # fmt: skip
+        largest = max(largest, found)
     return largest
 
 

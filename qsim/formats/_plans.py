@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -153,7 +153,7 @@ def _narrow(fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray
     over = special[gen.S_INF_POS] if clamps else special[gen.S_OVER_POS]
     over_signed = special[gen.S_INF_NEG if clamps else gen.S_OVER_NEG] != over
     nan = special[gen.S_NAN_POS]
-    args = (
+    args: tuple[Any, ...] = (
         u(shift),
         u(_pattern(fmt.smallest_normal, carrier)),
         u(_pattern(fmt.max, carrier)),
@@ -166,6 +166,9 @@ def _narrow(fmt: FloatFormat, shift: int, carrier: np.dtype, special: np.ndarray
         u(sign if over_signed else 0),
         u(sign if special[gen.S_NAN_NEG] != nan else 0),
     )
+
+    if f32:
+        args += (bool(clamps and over == fmt.max_code and fmt.has_negative_zero),)
 
     def run(values: np.ndarray, out: np.ndarray, random: np.ndarray) -> bool:
         largest = int(loop(values.view(u), out, *args))
