@@ -9,9 +9,9 @@ import pytest
 from hwmodels.load import _shipped_table, check_key, device_names, get_device
 
 REQUIRED = (
-    "a100-sxm-40gb", "a100-sxm-80gb", "a100-pcie-80gb", "h100-sxm", "h100-pcie", "h100-nvl", "h200", "l40s", "l40", "l4",
-    "rtx-4090", "rtx-6000-ada", "b200", "mi300x", "gaudi2", "gaudi3", "tpu-v5e", "tpu-v6e", "sn40l-like", "groq-like",
-    "asic",
+    "a100-sxm-40gb", "a100-sxm-80gb", "a100-pcie-80gb", "h100-sxm", "h100-pcie", "h100-nvl", "h200", "l40s", "l40",
+    "l4", "rtx-4090", "rtx-6000-ada", "b200", "mi300x", "gaudi2", "gaudi3", "tpu-v5e", "tpu-v6e", "sn40l-like",
+    "groq-like", "asic",
 )  # fmt: skip
 
 

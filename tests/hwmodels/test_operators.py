@@ -6,18 +6,24 @@ import numpy as np
 import pytest
 
 from hwmodels.architecture import architecture_names, from_config, get_architecture
-from hwmodels.footprint import kv_bytes_per_token, model_weight_bytes
+from hwmodels.footprint import kv_bytes_per_token
 from hwmodels.operators import attention_cost, gemm_cost, step_operators, weight_nbytes
 from qsim.quantize import get_scheme, quantize
 
 SCHEMES = ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w8a16", "w8a8-channel-token", "fp8", "fp8-rowwise",
-           "fp8-block128", "mxfp4", "nvfp4")  # fmt: skip
+           "fp8-block128")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_weight_bytes_equal_the_packed_tensor(name: str) -> None:
     w = np.random.default_rng(0).standard_normal((256, 384)).astype(np.float32)
     assert weight_nbytes(get_scheme(name), 256, 384) == quantize(w, name).nbytes
+
+
+def test_block_formats_cost_codes_and_scales() -> None:
+    """OCP MX: 32 codes and an E8M0 byte; NVFP4: 16 codes and an E4M3 byte, and one float32 a tensor."""
+    assert weight_nbytes(get_scheme("mxfp4"), 256, 384) == 256 * 384 // 2 + 256 * 384 // 32
+    assert weight_nbytes(get_scheme("nvfp4"), 256, 384) == 256 * 384 // 2 + 256 * 384 // 16 + 4
 
 
 def test_group_formats_cost_what_the_reference_says() -> None:
@@ -102,7 +108,10 @@ def test_one_call_is_a_scalar_or_a_grid() -> None:
             for a, b in zip(grid, one, strict=True):
                 flop = np.broadcast_to(a.cost.flop, (3, 2))[i, j]
                 traffic = np.broadcast_to(a.cost.traffic_bytes, (3, 2))[i, j]
-                assert (flop, traffic) == (pytest.approx(float(b.cost.flop)), pytest.approx(float(b.cost.traffic_bytes)))
+                assert (flop, traffic) == (
+                    pytest.approx(float(b.cost.flop)),
+                    pytest.approx(float(b.cost.traffic_bytes)),
+                )
 
 
 def test_experts_are_read_when_a_token_goes_there() -> None:

@@ -90,7 +90,9 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 def test_kv_capacity_is_a_cliff() -> None:
     """The batch runs in waves when the cache does not hold it."""
     one = hwmodels.predict_request("h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128)
-    two = hwmodels.predict_request("h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128, tensor_parallel=2)
+    two = hwmodels.predict_request(
+        "h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128, tensor_parallel=2
+    )
     assert one.waves > 1
     assert two.waves == 1
     assert two.output_tokens_per_s > 3 * one.output_tokens_per_s
@@ -121,7 +123,9 @@ def test_eager_launches_cost_time() -> None:
     graph = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 1, 512)
     eager = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 1, 512, profile="eager")
     assert float(eager.time_s) > 1.3 * float(graph.time_s)
-    big = [hwmodels.predict("h200", "llama-3-8b", "bf16", "prefill", 1, 8192, profile=p) for p in ("eager", "cuda_graph")]
+    big = [
+        hwmodels.predict("h200", "llama-3-8b", "bf16", "prefill", 1, 8192, profile=p) for p in ("eager", "cuda_graph")
+    ]
     assert float(big[0].time_s / big[1].time_s) < 1.15
 
 

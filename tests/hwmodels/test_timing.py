@@ -70,8 +70,9 @@ def test_more_tokens_cost_more_over_octaves() -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "m", "speedup"),
-    [("cublas_fp8", 1, 1.72), ("cublas_fp8", 8192, 1.92), ("cublas_fp8_rowwise", 1, 0.94), ("cublas_fp8_rowwise", 1024, 1.93),
-     ("cublas_int8", 256, 0.91), ("tinygemm_int4", 1, 1.73), ("tinygemm_int4", 16, 0.46), ("tinygemm_int4", 128, 0.07)],
+    [("cublas_fp8", 1, 1.72), ("cublas_fp8", 8192, 1.92), ("cublas_fp8_rowwise", 1, 0.94),
+     ("cublas_fp8_rowwise", 1024, 1.93), ("cublas_int8", 256, 0.91), ("tinygemm_int4", 1, 1.73),
+     ("tinygemm_int4", 16, 0.46), ("tinygemm_int4", 128, 0.07)],
 )  # fmt: skip
 def test_measured_speedups_over_bf16_on_an_h200(kernel: str, m: int, speedup: float) -> None:
     """Geometric mean over the five Llama-3-8B layers, as measured."""
