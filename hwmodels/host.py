@@ -142,8 +142,8 @@ def host_device_toml(m: HostMeasurement) -> str:
 def host_speedups(m: HostMeasurement) -> list[dict[str, Any]]:
     """Measured and predicted speed-up of every fused kernel over the float32 product of the same shape.
 
-    Predicted: both move their bytes at the measured bandwidth or multiply at the measured rate, whichever is longer, so
-    the prediction is the most that a kernel can give.
+    Predicted: both move their bytes at the measured bandwidth or multiply at the measured rate, whichever is longer. A
+    kernel can be measured above it where the float32 product of BLAS does not reach that bandwidth itself.
     """
     base = {(r["M"], r["N"], r["K"]): r for r in m.kernels if r["scheme"] == "fp32"}
     out = []

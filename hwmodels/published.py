@@ -41,8 +41,9 @@ OUTSIDE = (
     (r"SN40L", "a cloud endpoint: a service figure"), (r"-kv8-", "emulated FP8 cache on a device without FP8"),
     (r"SQ-PT|SQ-FT", "2022 kernels: about a third of the INT8 peak"), (r"LC-.*-pp", "llama.cpp prefill of 2023"),
     (r"MLC-A100|GF-.*tp", "tensor parallel of an engine whose collectives are not modelled"),
-    (r"awq-b|exllamav2-b", "kernel without a family here"), (r"A10base", "clocks locked to base"),
-    (r"GPTQ", "research code: layers spread over devices, W3 kernel"), (r"b64", "scheduler at large batch"),
+    (r"awq-b|exllamav2-b", "kernel without a family here"), (r"A10base", "base clock of 885 MHz assumed"),
+    (r"GPTQ", "research code: layers spread over devices, W3 kernel"),
+    (r"ANL.*b64|GPTJ.*b64|TRT5.*b64", "scheduler at large batch"),
     (r"DG-64|DG-128", "DeepGEMM keeps fewer tokens busier than TensorRT-LLM's kernel"),
     (r"FA3", "another attention kernel"), (r"ML-", "Marlin priced with TensorRT-LLM's weight-only efficiency"),
     (r"TRT5|TRT6|TRT-", "TensorRT-LLM 0.5/0.6 of 2023; the kernels are those of 1.x"),
@@ -306,6 +307,8 @@ def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str 
         if "marlin" not in row.method:
             return Row(**{**empty.__dict__, "note": "kernel without a family here"})
         m = float(row.batch)
+        if "base" in row.device:
+            dev = get_device(dev.name, {"compute.peaks.bfloat16.dense_tflops": 125 * 885 / 1695})
         if "72k" in row.table or "73728" in str(row.output_len):
             shapes = [(73728.0, 18432.0)]
         else:
@@ -363,3 +366,13 @@ def _sixteen_bit(row: Any) -> list[Row]:
 def likely_reason(row: Row) -> str:
     """Why a row may lie outside its band."""
     return _match(OUTSIDE, row.id) or row.note
+
+
+def is_service(row: Row) -> bool:
+    """A vendor's service, whose chip count and batching are unknown: not held against the model."""
+    return "SN40L" in row.id
+
+
+def is_old_engine(row: Row) -> bool:
+    """An engine of 2022 or 2023, whose kernels are not those that the calibrations measured."""
+    return re.match(r"SQ-|LC-.*-pp|TRT5|TRT6|TRT-|TRTQ|GPTQ", row.id) is not None

@@ -118,7 +118,7 @@ def _claims(validation: Validation) -> list[str]:
 def _limits() -> str:
     return (
         "## Limits\n\n"
-        "Two sessions on an H200 measured the five Llama-3-8B layers: single kernels differ by 4 % (bf16, int4), 8 % "
+        "Two campaigns on an H200 measured the five Llama-3-8B layers: single kernels differ by 4 % (bf16, int4), 8 % "
         "(fp8), 11 % (fp8 row-wise) and 14 % (int8) in the mean, whole steps by 2 %. Errors of single layers below "
         "those figures say little. The correlation of operator errors (0.3) and the share of composition (3 %) in the "
         "band of a step were chosen by looking at how many measured steps the bands hold; no time depends on them. "

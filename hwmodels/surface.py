@@ -78,7 +78,7 @@ def fit_surface(
     units: int | None,
     ridge: float,
     smooth: float,
-    session: NDArray[np.int64] | None = None,
+    campaign: NDArray[np.int64] | None = None,
 ) -> Surface:
     """Least squares for the residual y with a ridge on the coefficients and on their change from knot to knot.
 
@@ -86,8 +86,8 @@ def fit_surface(
         x, a, b, y: (n,) leading coordinate, the other two, residual log(measured / soft roofline).
         units: of the device, for wave features; None leaves them out.
         ridge, smooth: weights of the two penalties, in units of one measurement.
-        session: 0 for the rows whose level is kept; rows with another number get an offset for each knot of their own,
-            which is left out of the result. A second measuring session then tells about shapes, not about its level.
+        campaign: 0 for the rows whose level is kept; rows with another number get an offset for each knot of their own,
+            which is left out of the result. A second measuring campaign then tells about shapes, not about its level.
     """
     low = np.array([np.log2(a).min(), np.log2(b).min()])
     high = np.array([np.log2(a).max(), np.log2(b).max()])
@@ -98,8 +98,8 @@ def fit_surface(
     change = np.diff(np.eye(width), axis=0)
     bend = change.T @ change
     penalty = np.kron(np.diag(np.r_[0.3, np.ones(count - 1)]), ridge * np.eye(width) + smooth * bend)
-    if session is not None and (session > 0).any():
-        own = hats * (session > 0)[:, None]
+    if campaign is not None and (campaign > 0).any():
+        own = hats * (campaign > 0)[:, None]
         design = np.concatenate([design, own], axis=1)
         penalty = np.block(
             [

@@ -28,7 +28,7 @@ class Rows:
         k: (n,) length of the inner loop, for tau.
         time_s: (n,) measured.
         shape: (n,) number of the shape a row belongs to; rows of one shape are held out together.
-        session: (n,) 0 for the session whose level counts.
+        campaign: (n,) 0 for the campaign whose level counts.
     """
 
     x: Array
@@ -39,7 +39,7 @@ class Rows:
     k: Array
     time_s: Array
     shape: NDArray[np.int64]
-    session: NDArray[np.int64]
+    campaign: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,7 +60,7 @@ class Settings:
     folds: int = 5
 
 
-def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time_s: Any, session: Any = 0) -> Rows:
+def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time_s: Any, campaign: Any = 0) -> Rows:
     """Rows of a matrix product y[M,N] = x[M,K] w[N,K]^T; the weight costs the family's bits per weight."""
     peak = device.compute.vector_flop_per_s if family.compute == VECTOR else device.peak_flop_per_s(family.compute)
     if peak is None:
@@ -71,18 +71,18 @@ def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time
     return Rows(
         x=m, a=n, b=k, k=k, time_s=np.asarray(time_s, dtype=np.float64), shape=shape.reshape(-1),
         flop_s=2 * m * n * k / peak, memory_s=traffic / device.memory.bandwidth_bytes_per_s,
-        session=np.broadcast_to(np.asarray(session, dtype=np.int64), m.shape),
+        campaign=np.broadcast_to(np.asarray(campaign, dtype=np.int64), m.shape),
     )  # fmt: skip
 
 
 def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | None) -> Parameters:
     """Soft roofline by robust least squares on the logarithm, then the surface on what is left.
 
-    The roofline is fitted on the first session alone when it has rows: its level is the one that is kept.
+    The roofline is fitted on the first campaign alone when it has rows: its level is the one that is kept.
     """
     from scipy.optimize import least_squares
 
-    base = rows.take(rows.session == 0) if (rows.session == 0).any() else rows
+    base = rows.take(rows.campaign == 0) if (rows.campaign == 0).any() else rows
 
     def unpack(theta: Array) -> Parameters:
         t0, eta_c, eta_m, p = np.exp(theta[:4])
@@ -109,7 +109,7 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
     knots: Array = np.unique(np.round(np.log2(rows.x), 6)).astype(np.float64)
     surface = fit_surface(
         rows.x, rows.a, rows.b, np.log(rows.time_s / soft_time(rows, fitted)), knots=knots, ridge=settings.ridge,
-        smooth=settings.smooth, units=units if settings.waves else None, session=rows.session,
+        smooth=settings.smooth, units=units if settings.waves else None, campaign=rows.campaign,
     )  # fmt: skip
     return replace(fitted, surface=surface)
 
@@ -136,7 +136,7 @@ def held_out(
 ) -> tuple[Array, NDArray[np.int64]]:
     """Prediction of every row by a fit that has not seen any row of its shape, and the fold it was left out with.
 
-    A second session's level is estimated, from the shapes that stay in, as a median by octave of M.
+    A second campaign's level is estimated, from the shapes that stay in, as a median by octave of M.
     """
     shapes = np.unique(rows.shape)
     folds = min(settings.folds, len(shapes))
@@ -149,13 +149,13 @@ def held_out(
         inside, outside = rows.take(fold != i), rows.take(fold == i)
         fitted = fit_parameters(inside, kernel, settings, units)
         guess = predict_rows(outside, fitted, units)
-        if (outside.session > 0).any():
-            seen = inside.take(inside.session > 0)
+        if (outside.campaign > 0).any():
+            seen = inside.take(inside.campaign > 0)
             ratio = np.log(seen.time_s / predict_rows(seen, fitted, units))
             octaves = np.unique(seen.x)
             level = np.array([np.median(ratio[seen.x == m]) for m in octaves])
             shift = np.interp(np.log2(outside.x), np.log2(octaves), level)
-            guess = np.where(outside.session > 0, guess * np.exp(shift), guess)
+            guess = np.where(outside.campaign > 0, guess * np.exp(shift), guess)
         out[fold == i] = guess
         if report is not None:
             report(i)

@@ -72,15 +72,15 @@ def data_table(folder: str | Path, name: str) -> Any:
 
 
 def own_gemm_rows(fmt: str, *, unseen: bool = True) -> tuple[Rows, Any]:
-    """Our rows of a format and their table: session 0 is `gemm.csv`, session 1 `gemm_unseen.csv`."""
+    """Our rows of a format and their table: campaign 0 is `gemm.csv`, campaign 1 `gemm_unseen.csv`."""
     import pandas as pd
 
-    first, second = own_table("gemm").assign(session=0), own_table("gemm_unseen").assign(session=1)
+    first, second = own_table("gemm").assign(campaign=0), own_table("gemm_unseen").assign(campaign=1)
     table = pd.concat([first, second] if unseen else [first], ignore_index=True)
     table = table[table.fmt == fmt].reset_index(drop=True)
     device = get_device("h200")
     family = get_family(OWN_FORMATS[fmt])
-    rows = gemm_rows(device, family, table.M, table.N, table.K, table.median_s, table.session.to_numpy())
+    rows = gemm_rows(device, family, table.M, table.N, table.K, table.median_s, table.campaign.to_numpy())
     return rows, table
 
 
@@ -106,7 +106,7 @@ def attention_rows(device: Device, phase: str, table: Any) -> Rows:
         x=seq, a=batch * (q if phase == "prefill" else kv), b=q / kv, k=np.zeros_like(seq), time_s=time,
         shape=shape.reshape(-1), flop_s=cost.flop / peak,
         memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s,
-        session=np.zeros(len(seq), dtype=np.int64),
+        campaign=np.zeros(len(seq), dtype=np.int64),
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
     from qsim.plots.hardware import Compared, comparison_figure
     from qsim.plots.style import save
 
-    made = []
+    made = [_speedup_figure(folder)]
     titles = {
         "H200 linear": ("Linear layers, held out", "validation_layers.png"),
         "H200 whole": ("Whole steps, H200", "validation_steps.png"),
@@ -93,3 +93,19 @@ def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
         save(comparison_figure(title, groups), folder / file)
         made.append((title, file))
     return made
+
+
+def _speedup_figure(folder: Path) -> tuple[str, str]:
+    from hwmodels.validate import layer_speedups
+    from qsim.plots.hardware import Band, speedup_figure
+    from qsim.plots.style import save
+
+    curves = [
+        Band(label=str(kernel), x=t.M.to_numpy(float), value=t.predicted.to_numpy(), low=t.low.to_numpy(),
+             high=t.high.to_numpy(),
+             measured=t.measured.to_numpy())
+        for kernel, t in layer_speedups().groupby("kernel", sort=False)
+    ]  # fmt: skip
+    title = "H200: speed-up of the five Llama-3-8B layers, lines fitted, circles measured"
+    save(speedup_figure(title, curves, xlabel="tokens in the step, M"), folder / "validation_speedup.png")
+    return "Speed-up against batch", "validation_speedup.png"

@@ -77,13 +77,13 @@ def test_bad_tables_are_refused(tmp_path: Path, change, says: str) -> None:  # t
         hwmodels.fit(csv, "h100")
 
 
-def test_a_second_session_changes_shapes_not_the_level() -> None:
+def test_a_second_campaign_changes_shapes_not_the_level() -> None:
     rng = np.random.default_rng(0)
     x, a, b = (2.0 ** rng.uniform(lo, hi, 400) for lo, hi in ((0, 10), (10, 15), (10, 14)))
     truth = 0.1 * (np.log2(a) - 12.5)
-    session = (np.arange(400) % 2).astype(np.int64)
-    y = truth + 0.5 * session
-    s = fit_surface(x, a, b, y, knots=np.arange(11.0), units=None, ridge=0.01, smooth=0.01, session=session)
+    campaign = (np.arange(400) % 2).astype(np.int64)
+    y = truth + 0.5 * campaign
+    s = fit_surface(x, a, b, y, knots=np.arange(11.0), units=None, ridge=0.01, smooth=0.01, campaign=campaign)
     assert np.abs(s(x, a, b) - truth).mean() < 0.05
 
 
