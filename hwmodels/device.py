@@ -69,6 +69,15 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnChip:
+    """L2 or SRAM in front of the memory; the bandwidth is None where none is published."""
+
+    name: str
+    capacity_bytes: float
+    bandwidth_bytes_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Link:
     """What joins one chip to the next: bandwidth in each direction, and latency of one message."""
 
@@ -111,8 +120,8 @@ class Device:
     vendor: str
     compute: Compute
     memory: Memory
-    on_chip: Memory | None = None
-    tiers: tuple[Memory, ...] = ()
+    on_chip: OnChip | None = None
+    tiers: tuple[Memory | OnChip, ...] = ()
     link: Link | None = None
     power: Power | None = None
     calibration: str | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .device import Compute, Device, Link, Memory, Peak, Power
+from .device import Compute, Device, Link, Memory, OnChip, Peak, Power
 
 KINDS = ("gpu", "asic-dataflow", "asic-sram", "asic", "cpu")
 
@@ -222,11 +222,31 @@ def _si(table: Mapping[str, Any], key: str) -> float | None:
 def _tier(table: Mapping[str, Any] | None, file: str, where: str) -> Memory | None:
     if table is None:
         return None
-    capacity = _si(table, "capacity_gbytes") or _si(table, "capacity_mbytes")
-    bandwidth = _si(table, "bandwidth_gbytes_per_s")
+    capacity, bandwidth = _si(table, "capacity_gbytes"), _si(table, "bandwidth_gbytes_per_s")
+    if capacity is None or bandwidth is None:
+        missing = "capacity_gbytes" if capacity is None else "bandwidth_gbytes_per_s"
+        raise ValueError(f"{file}: {where}.{missing} is missing")
+    return Memory(name=table.get("name", where), capacity_bytes=capacity, bandwidth_bytes_per_s=bandwidth)
+
+
+def _cache(table: Mapping[str, Any] | None, file: str) -> OnChip | None:
+    if table is None:
+        return None
+    capacity = _si(table, "capacity_mbytes")
     if capacity is None:
-        raise ValueError(f"{file}: {where} has no capacity")
-    return Memory(name=table.get("name", where), capacity_bytes=capacity, bandwidth_bytes_per_s=bandwidth or math.nan)
+        raise ValueError(f"{file}: on_chip.capacity_mbytes is missing")
+    bandwidth = _si(table, "bandwidth_gbytes_per_s")
+    return OnChip(name=table.get("name", "on chip"), capacity_bytes=capacity, bandwidth_bytes_per_s=bandwidth)
+
+
+def _link(table: Mapping[str, Any] | None, file: str) -> Link | None:
+    if table is None:
+        return None
+    bandwidth, latency = _si(table, "bandwidth_gbytes_per_s_per_direction"), _si(table, "latency_us")
+    if bandwidth is None or latency is None:
+        missing = "bandwidth_gbytes_per_s_per_direction" if bandwidth is None else "latency_us"
+        raise ValueError(f"{file}: link.{missing} is missing")
+    return Link(name=table.get("name", "link"), bandwidth_bytes_per_s=bandwidth, latency_s=latency)
 
 
 def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, Any], changes: Any) -> Device:
@@ -247,8 +267,7 @@ def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, 
         )
     memory = _tier(data["memory"], file, "memory")
     assert memory is not None
-    on_chip, far = _tier(data.get("on_chip"), file, "on_chip"), _tier(data.get("far"), file, "far")
-    link = data.get("link")
+    on_chip, far = _cache(data.get("on_chip"), file), _tier(data.get("far"), file, "far")
     power = data.get("power")
     units = data["compute"].get("units")
     return Device(
@@ -260,13 +279,7 @@ def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, 
         memory=memory,
         on_chip=on_chip,
         tiers=tuple(t for t in (on_chip, memory, far) if t is not None),
-        link=None
-        if link is None
-        else Link(
-            name=link.get("name", "link"),
-            bandwidth_bytes_per_s=_si(link, "bandwidth_gbytes_per_s_per_direction") or math.nan,
-            latency_s=_si(link, "latency_us") or 1e-6,
-        ),
+        link=_link(data.get("link"), file),
         power=None if power is None else Power(board_w=float(power["board_w"]), idle_w=_si(power, "idle_w")),
         calibration=data.get("calibration"),
         transfer_from=data.get("transfer_from"),

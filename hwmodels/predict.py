@@ -68,6 +68,13 @@ class Prediction:
     energy_j: Any
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        what = f"{self.architecture.name} {self.scheme.name} on {self.device.name}, {self.phase}"
+        if np.ndim(self.time_s):
+            return f"Prediction({what}, time_s of shape {np.shape(self.time_s)}, {self.fidelity})"
+        band = f"{float(self.low_s):.4g} to {float(self.high_s):.4g}"
+        return f"Prediction({what}, time_s={float(self.time_s):.4g} (80 % band {band}), {self.fidelity})"
+
     @property
     def fits(self) -> Any:
         return self.footprint.fits
@@ -178,6 +185,7 @@ def predict(
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, strict)
     notes = [choice.note] if choice.note else []
+    notes += _ragged(arch, quant)
     family = get_family(choice.kernel)
     quantizes = choice.quantizes_activation
     ops = list(
@@ -212,11 +220,23 @@ def predict(
     )  # fmt: skip
 
 
+def _ragged(arch: Architecture, quant: Scheme) -> list[str]:
+    """A note when groups do not divide a layer: the last group of each of its rows is then shorter."""
+    group = quant.weight.group_size
+    if group is None or quant.weight.ragged:
+        return []
+    odd = sorted({k for name, (_, k) in arch.linear_shapes.items() if name != "router" and k % group})
+    return [f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"] if odd else []
+
+
 def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tensor_parallel: int) -> None:
     for name, value in (("batch", batch), ("context", context), ("seq", seq)):
         if value is None:
             continue
-        array = np.asarray(value, dtype=np.float64)
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is a number or an array of numbers: got {value!r}") from None
         if array.size == 0 or not np.all(np.isfinite(array)) or np.any(array < 1):
             raise ValueError(f"{name} must be at least 1: got {value!r}")
     if seq is not None and np.any(np.asarray(seq) > np.asarray(context)):

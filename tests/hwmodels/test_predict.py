@@ -194,6 +194,7 @@ def _timed() -> float:
     [
         ({"batch": 0}, "batch must be at least 1"),
         ({"context": -3}, "context must be at least 1"),
+        ({"batch": "x"}, "batch is a number"),
         ({"phase": "decoding"}, "prefill or decode"),
         ({"phase": "prefill", "seq": 4096, "context": 10}, "seq counts the new tokens"),
         ({"scheme": "w4a17"}, "unknown scheme"),
@@ -214,3 +215,14 @@ def test_seed_claims_have_predictions_and_bands() -> None:
     assert all(c.low <= c.value <= c.high for c in claims)
     byte_claims = [c for c in claims if c.unit == "GB"]
     assert [round(c.value) for c in byte_claims] == [138, 37]
+
+
+def test_groups_that_do_not_divide_are_said() -> None:
+    p = hwmodels.predict("h100", "llama-3-8b", "w4a16-g96")
+    assert any("groups of 96 do not divide K = 4096, 14336" in n for n in p.notes)
+
+
+def test_a_prediction_prints_in_one_line() -> None:
+    assert repr(hwmodels.predict("h100", "llama-3-8b", "fp8")).startswith(
+        "Prediction(llama-3-8b fp8 on h100-sxm, decode, "
+    )
