@@ -22,7 +22,7 @@ _LAZY = {
 }
 
 # subpackages that `import qsim` makes reachable; `qsim.quantize` can also be called
-_PACKAGES = ("formats", "kernels", "quantize")
+_PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "quantize", "tensorcore")
 
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
@@ -46,7 +46,11 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _PACKAGES:
-        return importlib.import_module(f"qsim.{name}")
+        try:
+            return importlib.import_module(f"qsim.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"qsim.{name}":
+                raise
     raise AttributeError(f"module 'qsim' has no attribute {name!r}")
 
 

@@ -93,3 +93,9 @@ def test_imports_are_light(statement, heavy):
     code = f"import sys; {statement}; print(' '.join(m for m in {heavy!r} if m in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.split() == []
+
+
+def test_packages_are_reached_from_the_top():
+    code = "import qsim; print(qsim.formats.pack([1, 2], 4), hasattr(qsim, 'no_such_package'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.split() == ["[33]", "False"]

@@ -8,6 +8,7 @@ integer just below a power of two.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -130,12 +131,16 @@ def quantize_blocks(
             "pass ragged=True for a shorter last block"
         )
     rows, lead = _rows(array, axis, block.block_size)
-    codes = np.zeros(rows.shape, np.uint8)
-    scales = np.zeros((rows.shape[0], rows.shape[1] // block.block_size), np.uint8)
+    codes = np.empty(rows.shape, np.uint8)
+    scales = np.empty((rows.shape[0], rows.shape[1] // block.block_size), np.uint8)
     source = _sources.open_source(rows, "quantize_blocks")
     policy = _plans.Policy(rounding=rounding, overflow=overflow)
     if block.tensor_scale:
-        tensor_scale = _nvfp4_tensor_scale(rows, block) if tensor_scale is None else float(np.float32(tensor_scale))
+        tensor_scale = (
+            _nvfp4_tensor_scale(source, block, rows.shape[1])
+            if tensor_scale is None
+            else float(np.float32(tensor_scale))
+        )
     _quantize(source, block, policy, scale_rule or "floor", nan, tensor_scale, codes, scales)
     return BlockQuantized(
         fmt=block,
@@ -223,6 +228,10 @@ def _quantize(
     carrier = np.dtype(np.float64) if exact else source.carrier
     plan = _plans.encode_plan(block.element, policy, carrier)
     numbers = _rule_numbers(block, rule)
+    chunk = max(1, (1 << 16) // size) * size
+    kept = threading.local()
+    encode_scale = _plans.encode_plan(block.scale, _plans.Policy(), np.dtype(np.float64))
+    decode_scale = _plans.decode_plan(block.scale, np.dtype(np.float32))
     refused = []
 
     def work(start: int, stop: int) -> None:
@@ -230,25 +239,25 @@ def _quantize(
         if nan == "zero":
             values = np.where(np.isnan(values), values.dtype.type(0), values)
         part = flat_scales[start // size : stop // size]
-        word = np.dtype(f"u{values.itemsize}")
-        amax = np.empty(part.size, values.dtype)
         rows = values.reshape(-1, size)
-        _block_amax(rows.view(word), word.type((1 << (8 * word.itemsize - 1)) - 1), amax.view(word))
+        if getattr(kept, "scaled", None) is None:  # fresh memory for every piece would cost as much as the arithmetic
+            kept.scaled = np.empty(chunk, carrier)
+        scaled = kept.scaled[: values.size]
+        room = scaled.reshape(-1, size)
+        amax = _block_amax(rows)
         if nan == "error" and np.isnan(amax).any():
             raise ValueError(_nan_message(source, block))
-        scaled = np.empty(values.shape, carrier)
-        room = scaled.reshape(-1, size)
-        if tensor_scale is not None:
-            _nvfp4_scales(amax, float(np.float32(tensor_scale)) * block.element.max, block.scale, part)
-            factor = decode(part, block.scale, dtype=np.float32) * np.float32(tensor_scale)
-            _divide(rows, factor.astype(np.float64), room)
+        if tensor_scale is None:
+            (_mx_sticky if exact else _mx)(rows, amax, *numbers, part, room)
         else:
-            _mx_scales(amax, *numbers, part)
-            factors = np.where(part == 255, 0.0, np.ldexp(1.0, 127 - part.astype(np.int32))).astype(carrier)
-            (_multiply_sticky if exact else _multiply)(rows, factors, room)
+            unit = float(np.float32(tensor_scale)) * block.element.max
+            encode_scale(_nvfp4_ratios(amax, unit, block.scale.smallest_subnormal), part, _NO_RANDOM)
+            factor = np.empty(part.size, np.float32)
+            decode_scale(part, factor)
+            _divide(rows, (factor * np.float32(tensor_scale)).astype(np.float64), room)
         refused.append(plan(scaled, flat_codes[start:stop], _NO_RANDOM))
 
-    for_chunks(source.size, work, chunk=max(1, (1 << 16) // size) * size)
+    for_chunks(source.size, work, chunk=chunk)
     if any(refused):
         raise ValueError(
             f"{block.element.name} has neither Inf nor NaN, and values exceed its range under their block's scale; "
@@ -281,64 +290,72 @@ def _rule_numbers(block: BlockFormat, rule: ScaleRule) -> tuple[int, int]:
     return element.emax, int((significand - 1.0) * one) + 1
 
 
-def _nvfp4_tensor_scale(rows: np.ndarray, block: BlockFormat) -> float:
-    source = _sources.open_source(rows)
-    amax = 0.0
-    step = 1 << 18
-    for start in range(0, source.size, step):
-        values = source.load(start, min(start + step, source.size))
-        with np.errstate(invalid="ignore"):
-            amax = max(amax, float(np.nanmax(np.abs(values), initial=0.0)))
+def _nvfp4_tensor_scale(source: _sources.Source, block: BlockFormat, row: int) -> float:
+    tops = []
+
+    def work(start: int, stop: int) -> None:
+        values = source.load(start, stop)
+        amax = _block_amax(values.reshape(-1, block.block_size))
+        tops.append(float(np.fmax.reduce(amax, initial=0.0)))
+
+    # NaN blocks are left out, with what else they hold
+    for_chunks(source.size, work, chunk=max(1, (1 << 16) // block.block_size) * block.block_size)
+    amax = max(tops, default=0.0)
     if math.isinf(amax):
         bad = int(np.flatnonzero(np.isinf(source.load(0, source.size)))[0])
         raise ValueError(
-            f"{block.name} cannot scale Inf: the first is in row {bad // rows.shape[1]} at {bad % rows.shape[1]}; "
-            "clip or replace it"
+            f"{block.name} cannot scale Inf: the first is in row {bad // row} at {bad % row}; clip or replace it"
         )
     scale = np.float32(amax) / np.float32(block.scale.max * block.element.max)
     return 1.0 if amax == 0 else float(max(scale, np.finfo(np.float32).tiny))
 
 
-def _nvfp4_scales(amax: np.ndarray, unit: float, fmt: FloatFormat, out: np.ndarray) -> None:
-    ratio = (
-        amax.astype(np.float64) / unit
-    )  # float64: its rounding cannot reach a tie of E4M3 that the exact quotient misses
-    smallest = fmt.smallest_subnormal
-    ratio = np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
-    _plans.encode_plan(fmt, _plans.Policy(), ratio.dtype)(ratio, out, _NO_RANDOM)
+def _nvfp4_ratios(amax: np.ndarray, unit: float, smallest: float) -> np.ndarray:
+    """Block scales before rounding. In float64 the quotient's own rounding cannot make or break a tie of E4M3."""
+    ratio = amax.astype(np.float64) / unit
+    return np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
+
+
+def _block_amax(rows: np.ndarray) -> np.ndarray:
+    """Largest magnitude of each row, or NaN: patterns of magnitudes order like them, and NaN stands above Inf."""
+    word = np.dtype(f"u{rows.itemsize}")
+    tops = np.empty(rows.shape[0], word)
+    _row_maxima(rows.view(word), word.type((1 << (8 * word.itemsize - 1)) - 1), tops)
+    return tops.view(rows.dtype)
 
 
 @nb.njit(nogil=True, cache=True)
-def _block_amax(bits: Any, mask: Any, amax: Any) -> Any:
-    """Pattern of the largest magnitude of each row; patterns order like magnitudes, and NaN stands above Inf."""
+def _row_maxima(bits: Any, mask: Any, tops: Any) -> Any:
     for k in range(bits.shape[0]):
         top = bits[k, 0] & mask
         for i in range(bits.shape[1]):
             top = max(top, bits[k, i] & mask)
-        amax[k] = top
+        tops[k] = top
 
 
 @nb.njit(nogil=True, cache=True)
-def _mx_scales(amax: Any, emax: Any, fraction_limit: Any, out: Any) -> Any:
-    for k in range(amax.size):
-        bits = u64(f64(amax[k]).view(np.uint64))
-        field = np.int64(bits >> u64(52))
-        fraction = np.int64(bits & u64(0xFFFFFFFFFFFFF))
-        e = field - 1023 - emax + (1 if fraction >= fraction_limit else 0)
-        code = min(max(e + 127, 0), 254)
-        # a float64 subnormal has field 0 and lands at code 0 as it must; NaN and Inf have field 2047
-        out[k] = np.uint8(255 if amax[k] != amax[k] else code)
+def _mx_scale(amax: Any, emax: Any, fraction_limit: Any) -> Any:
+    """E8M0 code of a block. A float64 subnormal has exponent field 0 and lands at code 0 as it must."""
+    bits = u64(f64(amax).view(np.uint64))
+    carry = np.int64(1) if np.int64(bits & u64(0xFFFFFFFFFFFFF)) >= fraction_limit else np.int64(0)
+    code = np.int64(bits >> u64(52)) - 1023 - emax + carry + 127
+    return min(max(code, np.int64(0)), np.int64(254))
 
 
 @nb.njit(nogil=True, cache=True)
-def _multiply(values: Any, factors: Any, out: Any) -> Any:
-    """Row k times factors[k]; zeros where the factor is 0 (a NaN block)."""
+def _mx(values: Any, amax: Any, emax: Any, fraction_limit: Any, scales: Any, out: Any) -> Any:
+    """Scale codes of rows, and the rows times 2^-e; zeros in a NaN block."""
     size = values.shape[1]
-    for k in range(factors.size):
-        factor = factors[k]
-        if factor == 0:
+    for k in range(values.shape[0]):
+        top = f64(amax[k])
+        if top != top:
+            scales[k] = 255
             out[k, :] = 0
-        elif size == 32:  # a known count is unrolled into vectors
+            continue
+        code = _mx_scale(top, emax, fraction_limit)
+        scales[k] = code
+        factor = out.dtype.type(f64(u64(u64(1023 + 127 - code) << u64(52)).view(np.float64)))
+        if size == 32:  # a known count is unrolled into vectors
             for i in range(32):
                 out[k, i] = values[k, i] * factor
         else:
@@ -347,16 +364,14 @@ def _multiply(values: Any, factors: Any, out: Any) -> Any:
 
 
 @nb.njit(nogil=True, cache=True)
-def _multiply_sticky(values: Any, factors: Any, out: Any) -> Any:
-    """As `_multiply` in float64 where nothing becomes 0: the directed modes must see that a value was not zero."""
-    for k in range(factors.size):
-        factor = factors[k]
+def _mx_sticky(values: Any, amax: Any, emax: Any, fraction_limit: Any, scales: Any, out: Any) -> Any:
+    """As `_mx` in float64 where nothing becomes 0: the directed modes must see that a value was not zero."""
+    _mx(values, amax, emax, fraction_limit, scales, out)
+    for k in range(values.shape[0]):
         for i in range(values.shape[1]):
-            v = f64(values[k, i])
-            product = v * factor
-            if product == 0.0 and v != 0.0:
-                product = f64(5e-324) if v > 0.0 else f64(-5e-324)
-            out[k, i] = product if factor != 0.0 else 0.0
+            v = values[k, i]
+            if out[k, i] == 0.0 and v != 0.0 and scales[k] != 255:
+                out[k, i] = f64(5e-324) if v > 0.0 else f64(-5e-324)
 
 
 @nb.njit(nogil=True, cache=True)

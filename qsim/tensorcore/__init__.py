@@ -1,0 +1,64 @@
+"""How hardware multiplies matrices, bit for bit: tensor-core instructions and the GEMMs that libraries build of them.
+
+    >>> from qsim.tensorcore import matmul, mma
+    >>> y = matmul(a_codes, b_codes, preset="cublaslt_fp8_fast")   # the bits of torch._scaled_mm on an H200
+
+Names load their part on first use; `mma`, `matmul` and `probe` bring in Numba.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "Instruction": "model",
+    "Rounding": "model",
+    "generic": "model",
+    "get_instruction": "model",
+    "list_instructions": "model",
+    "Preset": "presets",
+    "get_preset": "presets",
+    "PRESETS": "presets",
+    "mma": "gemm",
+    "matmul": "gemm",
+    "matmul_floats": "floats",
+    "Probe": "probing",
+    "probe": "probing",
+    "explain_dot": "explain",
+}
+
+if TYPE_CHECKING:
+    from .explain import explain_dot
+    from .floats import matmul_floats
+    from .gemm import matmul, mma
+    from .model import Instruction, Rounding, generic, get_instruction, list_instructions
+    from .presets import PRESETS, Preset, get_preset
+    from .probing import Probe, probe
+
+__all__ = [
+    "Instruction",
+    "PRESETS",
+    "Preset",
+    "Probe",
+    "Rounding",
+    "explain_dot",
+    "generic",
+    "get_instruction",
+    "get_preset",
+    "list_instructions",
+    "matmul",
+    "matmul_floats",
+    "mma",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,387 @@
+"""Explicit vector code for Numba: fused multiply-adds, the rounding mode, and the inner loop of the fast kernel.
+
+Numba vectorises loops but cannot keep a block of accumulators in registers, and it has no FMA. So the one loop that takes
+the time is written here as LLVM vectors, which every CPU has in some width; all else is ordinary Numba.
+
+**The truncated sum as two FMAs.** A term is |a b| truncated to a multiple of u = 2^(Emax - F). A float accumulator that
+holds M = 2^p u (p its fraction bits, 23 or 52) has its last bit at u, so with rounding toward zero `fma(a, b, M + s)` adds
+a positive product truncated exactly so, and a negative product to `-M + s`. One accumulator takes the positive products,
+the other the negative ones; their sum is the exact sum of truncated terms. B is packed as its positive and its negative
+part, and the sign of a says which part goes to which accumulator: two FMAs a product, no conversion and no multiply.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+TOWARD_ZERO, TO_NEAREST = 0, 1  # arguments of llvm.set.rounding, as C's FLT_ROUNDS
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_HAS_512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
+VECTOR_BITS = 512 if _HAS_512 else 256
+_IN_FLIGHT = 8 if _HAS_512 else 3
+"""Vectors per accumulator: FMA latency x ports is 8, and two accumulators of 8 leave registers for A, B and C."""
+
+LANES = {32: VECTOR_BITS // 32 * _IN_FLIGHT, 64: VECTOR_BITS // 64 * _IN_FLIGHT}
+"""Columns of a panel by float width: what one pass of the inner loop holds in registers."""
+
+
+def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    function_type = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+
+
+@intrinsic
+def set_rounding(typingctx: Any, mode: Any) -> Any:
+    """Set this thread's floating-point rounding mode: `TOWARD_ZERO` or `TO_NEAREST`. Always set it back."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _call(builder, "llvm.set.rounding", ir.VoidType(), [args[0]])
+        return context.get_dummy_value()
+
+    return types.void(types.int32), codegen
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c with one rounding, for float32 or float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return c(a, b, c), codegen
+
+
+def _data(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
+    return context.make_array(array_type)(context, builder, value).data
+
+
+class _Vectors:
+    """Short names for vector instructions of one width."""
+
+    def __init__(self, builder: Any, float_type: Any, bits: int) -> None:
+        self.builder = builder
+        self.lanes = VECTOR_BITS // bits
+        self.scalar = float_type
+        self.float = ir.VectorType(float_type, self.lanes)
+        self.int = ir.VectorType(ir.IntType(bits), self.lanes)
+        self.suffix = f"v{self.lanes}f{bits}"
+
+    def splat(self, scalar: Any, lanes: int | None = None) -> Any:
+        lanes = lanes or self.lanes
+        vector = ir.VectorType(scalar.type, lanes)
+        first = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
+        return self.builder.shuffle_vector(
+            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+        )
+
+    def load(self, pointer: Any, vector: Any) -> Any:
+        bits = getattr(vector.element, "width", 32 if vector.element == ir.FloatType() else 64)
+        return self.builder.load(self.builder.bitcast(pointer, vector.as_pointer()), align=bits // 8)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        bits = getattr(value.type.element, "width", 32 if value.type.element == ir.FloatType() else 64)
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=bits // 8)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return _call(self.builder, f"llvm.fma.{self.suffix}", self.float, [a, b, c])
+
+    def larger(self, a: Any, b: Any) -> Any:
+        """Larger of two floats that are not NaN; compiles to one instruction."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def smaller(self, a: Any, b: Any) -> Any:
+        return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
+
+    def slice(self, wide: Any, start: int) -> Any:
+        index = ir.Constant(ir.VectorType(_I32, self.lanes), list(range(start, start + self.lanes)))
+        return self.builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), index)
+
+
+def _max_signed(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed(">", a, b), a, b)
+
+
+def _largest_exponents(v: _Vectors, columns: int, exp_type: Any, p: dict[str, Any]) -> Any:
+    """Largest exponent of the step's products in every column, as one wide vector of small integers.
+
+    int8 exponents mark a zero by -64, so a sum below -40 means "no product"; it becomes the floor.
+    """
+    builder = v.builder
+    wide = ir.VectorType(exp_type, columns)
+    floor = v.splat(p["floor"], columns)
+    largest = cgutils.alloca_once_value(builder, floor if exp_type == _I16 else v.splat(exp_type(-128), columns))
+    with cgutils.for_range(builder, p["products"], intp=_I64) as loop:
+        ea = v.splat(builder.load(builder.gep(p["ea"], [loop.index])), columns)
+        eb = v.load(builder.gep(p["eb"], [builder.mul(loop.index, _I64(columns))]), wide)
+        builder.store(_max_signed(builder, builder.load(largest), builder.add(ea, eb)), largest)
+    found = builder.load(largest)
+    if exp_type == _I8:
+        none = builder.icmp_signed("<", found, v.splat(_I8(-40), columns))
+        found = _max_signed(builder, builder.select(none, floor, found), floor)
+    return found
+
+
+def _accumulate(v: _Vectors, columns: int, positive: list[Any], negative: list[Any], p: dict[str, Any]) -> None:
+    """The loop that takes the time: products of one sign into `positive`, of the other into `negative`."""
+    builder = v.builder
+    bits = 32 if v.scalar == ir.FloatType() else 64
+    word = ir.IntType(bits)
+    with cgutils.for_range(builder, p["products"], intp=_I64) as loop:
+        a_pointer = builder.gep(p["a"], [loop.index])
+        a = builder.load(a_pointer)
+        is_negative = builder.lshr(builder.bitcast(a, word), word(bits - 1))
+        is_negative = builder.zext(is_negative, _I64) if bits == 32 else is_negative
+        row = builder.gep(p["b"], [builder.mul(loop.index, _I64(2 * columns))])
+        swap = builder.mul(is_negative, _I64(columns))
+        same = builder.gep(row, [swap])
+        other = builder.gep(row, [builder.sub(_I64(columns), swap)])
+        splat = v.splat(a)
+        for i, (pos, neg) in enumerate(zip(positive, negative, strict=True)):
+            offset = [_I64(i * v.lanes)]
+            builder.store(v.fma(splat, v.load(builder.gep(same, offset), v.float), builder.load(pos)), pos)
+            builder.store(v.fma(splat, v.load(builder.gep(other, offset), v.float), builder.load(neg)), neg)
+
+
+def _base32(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any]) -> Any:
+    """M = 2^(Emax - F + 23) in float32 lanes. The floor on Emax is -126, so a subnormal C needs no care."""
+    builder = v.builder
+    c_exponent = builder.and_(builder.bitcast(c, v.int), v.splat(_I32(0x7F800000)))
+    biased = builder.add(builder.sext(exponents, v.int), v.splat(_I32(127)))
+    largest = _max_signed(builder, builder.shl(biased, v.splat(_I32(23))), c_exponent)
+    return builder.bitcast(builder.add(largest, v.splat(builder.trunc(p["shift"], _I32))), v.float)
+
+
+def _base64(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any]) -> Any:
+    """M = 2^(Emax - F + 52) in float64 lanes. C's exponent has the accumulator's minimum, and a zero C has none."""
+    builder = v.builder
+    exponent_mask = v.splat(_I64(0x7FF0000000000000))
+    c_power = builder.bitcast(builder.and_(builder.bitcast(c, v.int), exponent_mask), v.float)
+    c_power = v.larger(c_power, v.splat(p["c_smallest"]))
+    zero = ir.Constant(v.float, None)
+    c_power = builder.select(builder.fcmp_unordered("!=", c, zero), c_power, zero)
+    biased = builder.add(builder.sext(exponents, v.int), v.splat(_I64(1023)))
+    power = builder.bitcast(builder.shl(biased, v.splat(_I64(52))), v.float)
+    return builder.fmul(v.larger(power, c_power), v.splat(p["scale"]))
+
+
+def _nearest_even_f16(v: _Vectors, x: Any, c: Any) -> Any:
+    """float64 lanes rounded to f16, ties to even, while the rounding mode is toward zero; an infinite C stays."""
+    builder = v.builder
+    magnitude_mask, exponent_mask = _I64(0x7FFFFFFFFFFFFFFF), _I64(0x7FF0000000000000)
+    bits = builder.bitcast(x, v.int)
+    sign = builder.and_(bits, v.splat(_I64(-0x8000000000000000)))
+    magnitude = builder.bitcast(builder.and_(bits, v.splat(magnitude_mask)), v.float)
+    power = builder.bitcast(builder.and_(bits, v.splat(exponent_mask)), v.float)
+    unit = builder.fmul(v.larger(power, v.splat(ir.DoubleType()(2.0**-14))), v.splat(ir.DoubleType()(2.0**-10)))
+    # adding 2^52 units cuts at the unit; the rest decides
+    base = builder.fmul(unit, v.splat(ir.DoubleType()(2.0**52)))
+    shifted = builder.fadd(magnitude, base)
+    low = builder.fsub(shifted, base)
+    rest = builder.fsub(magnitude, low)
+    half = builder.fmul(unit, v.splat(ir.DoubleType()(0.5)))
+    odd = builder.trunc(builder.bitcast(shifted, v.int), ir.VectorType(ir.IntType(1), v.lanes))
+    tie_up = builder.and_(builder.fcmp_ordered("==", rest, half), odd)
+    up = builder.or_(builder.fcmp_ordered(">", rest, half), tie_up)
+    rounded = builder.select(up, builder.fadd(low, unit), low)
+    infinity = v.splat(ir.DoubleType()(float("inf")))
+    rounded = builder.select(builder.fcmp_ordered(">=", rounded, v.splat(ir.DoubleType()(65536.0))), infinity, rounded)
+    is_zero = builder.fcmp_ordered("==", rounded, ir.Constant(v.float, None))
+    signed = builder.or_(builder.bitcast(rounded, v.int), sign)
+    result = builder.bitcast(builder.select(is_zero, ir.Constant(v.int, None), signed), v.float)
+    c_magnitude = builder.bitcast(builder.and_(builder.bitcast(c, v.int), v.splat(magnitude_mask)), v.float)
+    return builder.select(builder.fcmp_ordered("==", c_magnitude, infinity), c, result)
+
+
+def _one_step(v: _Vectors, columns: int, exp_type: Any, state_bits: int, c: list[Any], p: dict[str, Any]) -> None:
+    """c <- step(a, b, c) for every column of the panel; `c` are stack slots that LLVM turns into registers."""
+    builder = v.builder
+    exponents = _largest_exponents(v, columns, exp_type, p)
+    zero = ir.Constant(v.float, None)
+    positive, negative = [], []
+    for i, slot in enumerate(c):
+        old = builder.load(slot)
+        base = (_base32 if v.scalar == ir.FloatType() else _base64)(v, old, v.slice(exponents, i * v.lanes), p)
+        # C is a term like the others: into the accumulator of its sign, truncated by the rounding mode
+        positive.append(cgutils.alloca_once_value(builder, builder.fadd(base, v.larger(old, zero))))
+        negative.append(cgutils.alloca_once_value(builder, builder.fsub(v.smaller(old, zero), base)))
+    _accumulate(v, columns, positive, negative, p)
+    for slot, pos, neg in zip(c, positive, negative, strict=True):
+        total = builder.fadd(builder.load(pos), builder.load(neg))
+        if v.scalar == ir.FloatType():
+            bits = builder.and_(builder.bitcast(total, v.int), v.splat(p["mask"]))
+            total = builder.bitcast(bits, v.float)
+        elif state_bits == 32:
+            # the conversion rounds toward zero, float32 subnormals included
+            half_width = ir.VectorType(_I32, v.lanes)
+            narrow = builder.fptrunc(total, ir.VectorType(ir.FloatType(), v.lanes))
+            bits = builder.and_(builder.bitcast(narrow, half_width), v.splat(p["mask"]))
+            total = builder.fpext(builder.bitcast(bits, narrow.type), v.float)
+        else:
+            total = _nearest_even_f16(v, total, builder.load(slot))
+        builder.store(builder.fadd(total, zero), slot)  # a negative sum that is cut to nothing is +0
+
+
+@intrinsic
+def chain_steps(
+    typingctx: Any,
+    a: Any,
+    a_exponent: Any,
+    a_start: Any,
+    b: Any,
+    b_exponent: Any,
+    state: Any,
+    state_start: Any,
+    steps: Any,
+    products: Any,
+    floor: Any,
+    fraction_bits: Any,
+    mask: Any,
+    c_smallest: Any,
+) -> Any:
+    """A chain of truncated fused dot products for one row of A and one panel of columns of B.
+
+    Call with the rounding mode toward zero. All operands finite, and no sum may reach 2^128.
+
+    Arguments:
+        a, a_exponent: flat arrays of A's values (float32 or float64) and exponents (int8 or int16, zeros marked);
+            the row's products start at index a_start.
+        b, b_exponent: the packed panel: (K, 2, columns) values, positive and negative parts, and (K, columns) exponents.
+        state, state_start: accumulators, read and written: float32, or float64 holding f16 values (then results are
+            rounded to f16, to nearest even).
+        steps, products: number of steps, and L.
+        floor: smallest Emax, of the exponents' type.  fraction_bits: F.
+        mask: uint32 bits of a float32 result to keep.  c_smallest: 2^(minimum exponent of the accumulator).
+    """
+    float_bits, exp_bits, state_bits = a.dtype.bitwidth, a_exponent.dtype.bitwidth, state.dtype.bitwidth
+    signature = types.void(
+        a,
+        a_exponent,
+        types.int64,
+        b,
+        b_exponent,
+        state,
+        types.int64,
+        types.int64,
+        types.int64,
+        types.int64,
+        types.int64,
+        types.uint32,
+        types.float64,
+    )
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        (a_, ea_, a0, b_, eb_, state_, state0, n_steps, n_products, floor_, f_, mask_, c_smallest_) = args
+        columns = LANES[float_bits]
+        exp_type = ir.IntType(exp_bits)
+        v = _Vectors(builder, ir.FloatType() if float_bits == 32 else ir.DoubleType(), float_bits)
+        a_data, b_data = (_data(context, builder, t, x) for t, x in ((sig.args[0], a_), (sig.args[3], b_)))
+        ea_data, eb_data = (_data(context, builder, t, x) for t, x in ((sig.args[1], ea_), (sig.args[4], eb_)))
+        state_data = builder.gep(_data(context, builder, sig.args[5], state_), [state0])
+        stored = ir.VectorType(ir.FloatType() if state_bits == 32 else ir.DoubleType(), v.lanes)
+        common = {
+            "products": n_products,
+            "floor": builder.trunc(floor_, exp_type),
+            "mask": mask_,
+            "c_smallest": c_smallest_,
+            # 2^(p - F), as a shift of the exponent field in float32, as a factor in float64
+            "shift": builder.shl(builder.sub(_I64(23), f_), _I64(23)),
+            "scale": builder.bitcast(
+                builder.shl(builder.add(builder.sub(_I64(52), f_), _I64(1023)), _I64(52)), ir.DoubleType()
+            ),
+        }
+        c = []
+        for i in range(columns // v.lanes):
+            value = v.load(builder.gep(state_data, [_I64(i * v.lanes)]), stored)
+            value = value if stored == v.float else builder.fpext(value, v.float)
+            c.append(cgutils.alloca_once_value(builder, value))
+        with cgutils.for_range(builder, n_steps, intp=_I64) as loop:
+            k = builder.mul(loop.index, n_products)
+            a_at = builder.add(a0, k)
+            _one_step(
+                v,
+                columns,
+                exp_type,
+                state_bits,
+                c,
+                {
+                    **common,
+                    "a": builder.gep(a_data, [a_at]),
+                    "ea": builder.gep(ea_data, [a_at]),
+                    "b": builder.gep(b_data, [builder.mul(k, _I64(2 * columns))]),
+                    "eb": builder.gep(eb_data, [builder.mul(k, _I64(columns))]),
+                },
+            )
+        for i, slot in enumerate(c):
+            value = builder.load(slot)
+            value = value if stored == v.float else builder.fptrunc(value, stored)
+            v.store(value, builder.gep(state_data, [_I64(i * v.lanes)]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@numba.njit(cache=True, nogil=True)
+def run_panel(
+    a: np.ndarray,
+    a_exponent: np.ndarray,
+    b: np.ndarray,
+    b_exponent: np.ndarray,
+    state: np.ndarray,
+    first: int,
+    k: int,
+    products: int,
+    floor: int,
+    fraction_bits: int,
+    mask: int,
+    c_smallest: float,
+) -> None:
+    """`chain_steps` for every row of A against one packed panel, whose columns of `state` start at `first`."""
+    rows, wide = state.shape
+    flat = state.reshape(rows * wide)
+    set_rounding(np.int32(TOWARD_ZERO))
+    for i in range(rows):
+        chain_steps(
+            a,
+            a_exponent,
+            i * k,
+            b,
+            b_exponent,
+            flat,
+            i * wide + first,
+            k // products,
+            products,
+            floor,
+            fraction_bits,
+            np.uint32(mask),
+            c_smallest,
+        )
+    set_rounding(np.int32(TO_NEAREST))
+
+
+@numba.njit(cache=True, nogil=True)
+def fma_chain(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """out <- fma(a_k, b_k, out) in order of k; a (rows, K), b (K, columns), out (rows, columns)."""
+    rows, columns = out.shape
+    for i in range(rows):
+        for k in range(a.shape[1]):
+            x = a[i, k]
+            for j in range(columns):
+                out[i, j] = fma(x, b[k, j], out[i, j])
+
+
+@numba.njit(cache=True, nogil=True)
+def promote_scaled(
+    total: np.ndarray, part: np.ndarray, scale_rows: np.ndarray, scale_columns: np.ndarray, out: np.ndarray
+) -> None:
+    """out = fma(scale_row * scale_column, part, total): the product of scales rounded, then one FFMA."""
+    for i in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            out[i, j] = fma(scale_rows[i] * scale_columns[j], part[i, j], total[i, j])
