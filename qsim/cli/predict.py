@@ -133,15 +133,23 @@ def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     for note in notes:
         click.echo(f"  note        {note}")
     click.echo()
+    out = console()
+    columns: dict[str, Any] = {
+        "operator": lambda r: r["operator"], "calls": lambda r: str(r["calls"]),
+        "time": lambda r: milliseconds(r["time_s"]), "share": lambda r: f"{r['share']:.1%}",
+        "GFLOP": lambda r: f"{r['gflop']:.4g}", "MB": lambda r: f"{r['mbytes']:.4g}",
+        "FLOP/B": lambda r: f"{r['flop_per_byte']:.3g}", "bound": lambda r: r["bound"],
+        "kernel": lambda r: r["kernel"], "fidelity": lambda r: r["fidelity"],
+    }  # fmt: skip
+    if out.width < 104:  # what a narrow terminal can do without
+        columns = {name: get for name, get in columns.items() if name not in ("GFLOP", "MB", "fidelity")}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("operator", "calls", "time", "share", "GFLOP", "MB", "FLOP/B", "bound", "kernel", "fidelity"):
-        table.add_column(name, justify="left" if name in ("operator", "bound", "kernel", "fidelity") else "right")
+    for name in columns:
+        left = name in ("operator", "bound", "kernel", "fidelity")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for r in rows:
-        table.add_row(
-            r["operator"], str(r["calls"]), milliseconds(r["time_s"]), f"{r['share']:.1%}", f"{r['gflop']:.4g}",
-            f"{r['mbytes']:.4g}", f"{r['flop_per_byte']:.3g}", r["bound"], r["kernel"], r["fidelity"],
-        )  # fmt: skip
-    show(console(), table)
+        table.add_row(*(get(r) for get in columns.values()))
+    show(out, table)
 
 
 def _request(r: Any, as_json: bool, as_csv: bool) -> None:

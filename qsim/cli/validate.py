@@ -51,21 +51,24 @@ def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("group", "rows", "MAPE", "required", "met", "in band"):
-        table.add_column(name, justify="left" if name in ("group", "met") else "right")
-    section = None
-    for r in rows:
-        if r["section"] != section:
-            section = r["section"]
-            table.add_row(f"[bold]{section}[/bold]")
-        table.add_row(
-            f"  {r['group']}", str(r["rows"]), f"{r['mape_percent']:.1f} %",
-            "" if r["required_percent"] is None else f"{r['required_percent']:g} %",
-            "" if r["passed"] is None else "yes" if r["passed"] else "NO",
-            "" if r["band_coverage"] is None else f"{r['band_coverage']:.0%}",
-        )  # fmt: skip
-    show(console(), table)
+    out = console()
+    for section in dict.fromkeys(r["section"] for r in rows):
+        click.echo(f"\n{section}")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("group", "rows", "error", "required", "met", "in band"):
+            left = name in ("group", "met")
+            table.add_column(
+                name, justify="left" if left else "right", no_wrap=True, min_width=24 if name == "group" else 7
+            )
+        for r in rows:
+            if r["section"] == section:
+                table.add_row(
+                    r["group"], str(r["rows"]), f"{r['mape_percent']:.1f} %",
+                    "" if r["required_percent"] is None else f"{r['required_percent']:g} %",
+                    "" if r["passed"] is None else "yes" if r["passed"] else "NO",
+                    "" if r["band_coverage"] is None else f"{r['band_coverage']:.0%}",
+                )  # fmt: skip
+        show(out, table)
 
 
 def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
