@@ -1,1 +1,61 @@
-"""hwmodels: how long low-precision inference takes on a given device, what bounds it, and how sure that is."""
+"""hwmodels: how long low-precision inference takes on a given device, what bounds it, and how sure that is.
+
+`import hwmodels` is light; the names below load their part on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "Device": "hwmodels.device",
+    "get_device": "hwmodels.load",
+    "device_names": "hwmodels.load",
+    "Architecture": "hwmodels.architecture",
+    "get_architecture": "hwmodels.architecture",
+    "architecture_names": "hwmodels.architecture",
+    "roofline": "hwmodels.roofline",
+    "gemm": "hwmodels.timing",
+    "gemm_time": "hwmodels.timing",
+    "attention": "hwmodels.timing",
+    "attention_time": "hwmodels.timing",
+    "predict": "hwmodels.predict",
+    "speedup": "hwmodels.predict",
+    "Prediction": "hwmodels.predict",
+    "predict_request": "hwmodels.request",
+    "throughput": "hwmodels.request",
+    "fit": "hwmodels.calibration.build",
+    "sweep": "hwmodels.whatif",
+    "pareto": "hwmodels.whatif",
+    "break_even": "hwmodels.whatif",
+    "tornado": "hwmodels.whatif",
+}
+if TYPE_CHECKING:
+    from hwmodels.architecture import Architecture, architecture_names, get_architecture
+    from hwmodels.calibration.build import fit
+    from hwmodels.device import Device
+    from hwmodels.load import device_names, get_device
+    from hwmodels.predict import Prediction, predict, speedup
+    from hwmodels.request import predict_request, throughput
+    from hwmodels.roofline import roofline
+    from hwmodels.timing import attention, attention_time, gemm, gemm_time
+    from hwmodels.whatif import break_even, pareto, sweep, tornado
+
+__all__ = [
+    "Architecture", "Device", "Prediction", "architecture_names", "attention", "attention_time", "break_even",
+    "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "pareto", "predict",
+    "predict_request", "roofline", "speedup", "sweep", "throughput", "tornado",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

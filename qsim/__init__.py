@@ -21,7 +21,7 @@ _LAZY = {
     "get_scheme": "qsim.quantize",
 }
 
-# `qsim.quantize` is a package that can also be called
+# subpackages that `import qsim` makes reachable; `qsim.quantize` can also be called
 _PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "quantize", "tensorcore")
 
 if TYPE_CHECKING:

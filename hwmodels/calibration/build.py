@@ -1,0 +1,213 @@
+"""Building the shipped calibrations from measured tables.
+
+`python -m hwmodels.calibration.build [DATA]` rewrites `h200.pytorch.toml` from our own measurements and, with a data
+folder, the `<device>.trtllm.toml` of the published tables. Attention kernels are named `<kernel>.<phase>`; decode with
+more than 32 query heads to a KV head runs another kernel in TensorRT-LLM, `<kernel>.decode_wide`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..kernels import get_family
+from ..load import get_device
+from . import sources
+from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
+from .store import Parameters, _number, parameters_toml
+
+WIDE_GROUP = 32
+"""Query heads to a KV head above which TensorRT-LLM's decode attention is another kernel."""
+
+
+def _provenance(**entries: str) -> str:
+    return "[provenance]\n" + "".join(f'{k} = "{v}"\n' for k, v in entries.items())
+
+
+def own_kernels(held_fmt: str | None = None) -> dict[str, Parameters]:
+    """Our product kernels, fitted on all our layers, judged layer by layer."""
+    units = get_device("h200").compute.units
+    out = {}
+    for fmt, kernel in sources.OWN_FORMATS.items():
+        if held_fmt in (None, fmt):
+            rows, _ = sources.own_gemm_rows(fmt)
+            out[kernel] = fit_and_judge(rows, kernel, sources.OWN_SETTINGS[kernel], units)
+    return out
+
+
+def own_attention() -> dict[str, Parameters]:
+    """SDPA on an H200: two constants a phase and back-end; cuDNN judged on head counts that it was not fitted on."""
+    table, unseen = sources.own_table("attention"), sources.own_table("attention_unseen")
+    device = get_device("h200")
+    out = {}
+    for phase in ("prefill", "decode"):
+        for backend in ("cudnn", "flash"):
+            rows = _memory_only(sources.attention_rows(device, phase, table[table.op == f"{phase}_{backend}"]), phase)
+            name = f"sdpa_{backend}.{phase}"
+            fitted = fit_parameters(rows, name, Settings(ridge=None, tau=False), None)
+            if phase == "decode":
+                fitted = replace(fitted, eta_compute=1.0)  # not told by these rows
+            other = rows
+            if backend == "cudnn":
+                other = sources.attention_rows(device, phase, unseen[unseen.op == f"{phase}_default"])
+                other = _memory_only(other, phase)
+            guess = predict_rows(other, fitted, None)
+            out[name] = replace(fitted, held_out_mape=judge(other, guess), band=bands(other.x, other.time_s, guess))
+    return out
+
+
+def _memory_only(rows: Rows, phase: str) -> Rows:
+    """Few rows of one head count cannot tell a slow decode kernel from slow arithmetic: decode is traffic alone."""
+    return rows if phase == "prefill" else replace(rows, flop_s=rows.flop_s * 1e-6)
+
+
+def own_small() -> str:
+    """The TOML table of element-wise kernels: the copy curve up to 256 MiB, and what a reduction over a row adds."""
+    table = sources.own_table("memory")
+    copy = table[(table.op == "copy") & (table.bytes <= 2**28)].sort_values("bytes")
+    total = table[(table.op == "sum_f32") & (table.bytes <= 4096)].median_s.mean()
+    least = table[(table.op == "copy") & (table.bytes <= 4096)].median_s.mean()
+    gap = {op: float(table[table.op == op].median_s.iloc[0]) for op in ("tiny_graph", "tiny_eager")}
+    times = np.maximum.accumulate(copy.median_s.to_numpy())
+    row = lambda v, d=5: "[" + ", ".join(_number(float(x), d) for x in v) + "]"  # noqa: E731
+    return (
+        "[small]\n"
+        f"bytes = {row(2.0 * copy.bytes.to_numpy(), 10)}\n"
+        f"time_us = {row(times * 1e6)}\n"
+        f"reduction_us = {_number((total - least) * 1e6)}\n"
+        f"graph_gap_us = {_number(gap['tiny_graph'] * 1e6)}\n"
+        f"eager_gap_us = {_number(gap['tiny_eager'] * 1e6)}\n"
+    )
+
+
+def table_kernels(table: Any, device: str) -> dict[str, Parameters]:
+    """Product kernels of the published table on one device, judged by shape."""
+    value = get_device(sources.TABLE_DEVICES[device])
+    out = {}
+    for kernel, name in sources.TABLE_KERNELS.items():
+        if ((table.device == device) & (table.kernel == kernel)).any():
+            rows = sources.table_gemm_rows(table, device, kernel)
+            out[name] = fit_and_judge(rows, name, sources.TABLE_SETTINGS, value.compute.units)
+    return out
+
+
+def attention_parts(table: Any, device: str) -> dict[str, Rows]:
+    """Rows of every attention kernel of the published table on one device."""
+    value = get_device(sources.TABLE_DEVICES[device])
+    out = {}
+    for phase in ("prefill", "decode"):
+        mine = sources.table_attention(table, device, phase)
+        wide = mine.q_heads > WIDE_GROUP * mine.kv_heads if phase == "decode" else mine.q_heads < 0
+        for suffix, part in (("", mine[~wide]), ("_wide", mine[wide])):
+            if len(part) > 100:
+                out[f"trtllm.{phase}{suffix}"] = sources.attention_rows(value, phase, part)
+    return out
+
+
+def table_attention(table: Any, device: str) -> dict[str, Parameters]:
+    """Attention kernels of the published table on one device, judged by head counts."""
+    return {
+        name: fit_and_judge(rows, name, sources.ATTENTION_SETTINGS, None)
+        for name, rows in attention_parts(table, device).items()
+    }
+
+
+def _write(path: Path, provenance: str, kernels: dict[str, Parameters], attention: Any, extra: str = "") -> None:
+    parts = [provenance, *(parameters_toml("kernels", p) for p in kernels.values())]
+    for name, p in attention.items():
+        parts.append(parameters_toml("attention", replace(p, kernel=f'"{name}"')))
+    path.write_text("\n".join([*parts, extra]).rstrip() + "\n", encoding="utf-8")
+
+
+def build(folder: Path, data: Path | None = None) -> list[Path]:
+    """Write all calibrations into `folder`; those of the published tables only when `data` is given."""
+    written = [folder / "h200.pytorch.toml"]
+    _write(
+        written[0],
+        _provenance(
+            source="hwmodels/measurements: gemm.csv, gemm_unseen.csv (shape only), attention.csv, memory.csv",
+            stack="PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
+            held_out="every layer left out in turn; attention: other head counts (cuDNN)",
+        ),
+        own_kernels(),
+        own_attention(),
+        own_small(),
+    )
+    if data is not None:
+        gemm, attention = sources.data_table(data, "measured_gemm"), sources.data_table(data, "measured_attention")
+        for device, name in sources.TABLE_DEVICES.items():
+            short = {"a100-sxm-80gb": "a100", "h100-sxm": "h100"}.get(name, name)
+            written.append(folder / f"{short}.trtllm.toml")
+            _write(
+                written[-1],
+                _provenance(
+                    source=sources.TABLE_CITATION,
+                    stack="TensorRT-LLM 1.0 to 1.3",
+                    held_out="five folds over (N, K); attention over (query heads, KV heads)",
+                ),
+                table_kernels(gemm, device),
+                table_attention(attention, device),
+            )
+    return written
+
+
+def fit(
+    csv: str | Path, device: str, *, out: str | Path | None = None, source: str = "", folds: int = 5
+) -> dict[str, Parameters]:
+    """Fit kernel parameters to a CSV of measured products.
+
+    Arguments:
+        csv: columns `kernel` (a family of `hwmodels.kernels`, or `fmt`/`kernel` as in our tables), `m, n, k` (any case)
+            and `latency_s` or `median_s`.
+        device: the device it was measured on; its peaks set the scale.
+        out: TOML to write; the device's `calibration` may name it.
+
+    Returns:
+        kernel family -> parameters with held-out errors (folds over (N, K)) and bands.
+
+    Raises:
+        ValueError: missing columns, unknown kernels, times that are not positive, or too few rows.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(csv)
+    table.columns = [c.lower() for c in table.columns]
+    table = table.rename(columns={"median_s": "latency_s"})
+    if "kernel" not in table and "fmt" in table:
+        table["kernel"] = table.fmt
+    missing = [c for c in ("kernel", "m", "n", "k", "latency_s") if c not in table]
+    if missing:
+        raise ValueError(f"{csv}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
+    bad = table[~(table[["m", "n", "k", "latency_s"]] > 0).all(axis=1)]
+    if len(bad):
+        raise ValueError(
+            f"{csv}: row {bad.index[0] + 2}: m, n, k and latency_s must be positive: {bad.iloc[0].to_dict()}"
+        )
+    value = get_device(device)
+    names = {**sources.TABLE_KERNELS, **sources.OWN_FORMATS}
+    fitted = {}
+    for label, mine in table.groupby("kernel"):
+        name = str(label) if "_" in str(label) and label not in names else names.get(str(label), str(label))
+        family = get_family(name)
+        if len(mine) < 10:
+            raise ValueError(f"{csv}: kernel {label!r} has {len(mine)} rows; a fit needs at least 10")
+        rows = gemm_rows(value, family, mine.m, mine.n, mine.k, mine.latency_s)
+        shapes = len(np.unique(rows.shape))
+        settings = Settings(ridge=1.0 if shapes >= 4 else None, folds=min(folds, shapes), tau=shapes >= 4)
+        if shapes < 2:
+            guess = predict_rows(rows, one := fit_parameters(rows, name, settings, value.compute.units), None)
+            fitted[name] = replace(one, held_out_mape={}, band=bands(rows.x, rows.time_s, guess))
+        else:
+            fitted[name] = fit_and_judge(rows, name, settings, value.compute.units)
+    if out is not None:
+        provenance = _provenance(source=source or Path(csv).name, stack="user", held_out=f"{folds} folds over (N, K)")
+        _write(Path(out), provenance, fitted, {})
+    return fitted
+
+
+if __name__ == "__main__":
+    build(Path(__file__).parent, Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -1,0 +1,129 @@
+"""The measured tables that calibrations are fitted on, as rows: our own, and the published ones of a data folder."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..device import Device
+from ..kernels import get_family
+from ..load import get_device
+from .fit import Rows, Settings, gemm_rows
+
+OWN_FORMATS = {
+    "bf16": "cublas_bf16",
+    "fp8": "cublas_fp8",
+    "fp8_row": "cublas_fp8_rowwise",
+    "int8": "cublas_int8",
+    "int4": "tinygemm_int4",
+}
+"""`fmt` of our tables -> kernel family."""
+
+TABLE_DEVICES = {"A100-SXM": "a100-sxm-80gb", "L40S": "l40s", "H100-SXM": "h100-sxm", "H200": "h200"}
+TABLE_KERNELS = {
+    "bf16": "trtllm_bf16",
+    "fp8": "trtllm_fp8",
+    "fp8_block": "trtllm_fp8_block",
+    "int4_wo": "trtllm_int4_wo",
+    "int8_wo": "trtllm_int8_wo",
+    "sq": "trtllm_sq",
+}
+"""`kernel` of the published table -> kernel family."""
+
+TABLE_CITATION = (
+    "ai-dynamo/aiconfigurator, commit 095f58a51c4ca8e61b66ec108d86f223f8d559ce, Apache-2.0: measured with "
+    "TensorRT-LLM; a random subset of its shapes"
+)
+
+OWN_SETTINGS = {
+    "cublas_bf16": Settings(ridge=1.0, smooth=1.0, folds=99),
+    "cublas_fp8": Settings(ridge=0.3, smooth=1.0, folds=99),
+    "cublas_fp8_rowwise": Settings(ridge=0.1, smooth=3.0, folds=99),
+    "cublas_int8": Settings(ridge=0.3, smooth=1.0, folds=99),
+    "tinygemm_int4": Settings(ridge=1.0, smooth=1.0, tau=False, folds=99),
+}
+TABLE_SETTINGS = Settings(ridge=1.0, smooth=1.0)
+ATTENTION_SETTINGS = Settings(ridge=1.0, smooth=1.0, tau=False, waves=False)
+
+
+def own_table(name: str) -> Any:
+    """One of our measured tables (`gemm`, `gemm_unseen`, `attention`, ...) as a DataFrame."""
+    import pandas as pd
+
+    with resources.as_file(resources.files("hwmodels") / "measurements" / f"{name}.csv") as path:
+        return pd.read_csv(path)
+
+
+def data_table(folder: str | Path, name: str) -> Any:
+    """A table of the data folder.
+
+    Raises:
+        ValueError: the folder does not hold it.
+    """
+    import pandas as pd
+
+    path = Path(folder) / f"{name}.csv"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: --data names the folder with {name}.csv")
+    return pd.read_csv(path)
+
+
+def own_gemm_rows(fmt: str, *, unseen: bool = True) -> tuple[Rows, Any]:
+    """Our rows of a format and their table: campaign 0 is `gemm.csv`, campaign 1 `gemm_unseen.csv`."""
+    import pandas as pd
+
+    first, second = own_table("gemm").assign(campaign=0), own_table("gemm_unseen").assign(campaign=1)
+    table = pd.concat([first, second] if unseen else [first], ignore_index=True)
+    table = table[table.fmt == fmt].reset_index(drop=True)
+    device = get_device("h200")
+    family = get_family(OWN_FORMATS[fmt])
+    rows = gemm_rows(device, family, table.M, table.N, table.K, table.median_s, table.campaign.to_numpy())
+    return rows, table
+
+
+def table_gemm_rows(table: Any, device: str, kernel: str) -> Rows:
+    """Rows of the published product table of one device and kernel (names as in the table)."""
+    mine = table[(table.device == device) & (table.kernel == kernel)]
+    value = get_device(TABLE_DEVICES[device])
+    return gemm_rows(value, get_family(TABLE_KERNELS[kernel]), mine.m, mine.n, mine.k, mine.latency_s)
+
+
+def attention_rows(device: Device, phase: str, table: Any) -> Rows:
+    """Rows of an attention table (`batch, seq, q_heads, kv_heads` and a time); bf16 queries and cache, heads of 128."""
+    from ..operators import attention_cost
+
+    time = (table.latency_s if "latency_s" in table else table.median_s).to_numpy(dtype=np.float64)
+    batch, seq, q, kv = (table[c].to_numpy(dtype=np.float64) for c in ("batch", "seq", "q_heads", "kv_heads"))
+    head_dim = table.head_dim.to_numpy(dtype=np.float64) if "head_dim" in table else 128.0
+    cost = attention_cost(phase, batch=batch, context=seq, q_heads=q, kv_heads=kv, head_dim=head_dim)
+    peak = device.peak_flop_per_s("bfloat16")
+    assert peak is not None
+    _, shape = np.unique(np.stack([q, kv]), axis=1, return_inverse=True)
+    return Rows(
+        x=seq, a=batch * (q if phase == "prefill" else kv), b=q / kv, k=np.zeros_like(seq), time_s=time,
+        shape=shape.reshape(-1), flop_s=cost.flop / peak,
+        memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s,
+        campaign=np.zeros(len(seq), dtype=np.int64),
+    )  # fmt: skip
+
+
+def table_attention(table: Any, device: str, phase: str) -> Any:
+    """The usable rows of the published attention table.
+
+    Left out, as its README advises: A100 decode with grouped heads (faster than memory in places), and L40S decode
+    whose K and V lie in the L2 between calls (2 MB to 100 MB, or to 400 MB without
+    grouping), which a decoder never has.
+    """
+    mine = table[(table.device == device) & (table.phase == ("context" if phase == "prefill" else "generation"))]
+    if phase == "prefill":
+        return mine
+    if device == "A100-SXM":
+        return mine[mine.q_heads == mine.kv_heads]
+    if device == "L40S":
+        kv_bytes = 4.0 * mine.batch * mine.seq * mine.kv_heads * 128
+        limit = np.where(mine.q_heads == mine.kv_heads, 400e6, 100e6)
+        return mine[(kv_bytes < 2e6) | (kv_bytes > limit)]
+    return mine

@@ -1,0 +1,186 @@
+"""Fitted parameters as values, and their TOML form.
+
+One file a device and software stack, `<device>.<stack>.toml`: provenance, then a table for each kernel family or
+attention kernel with the parameters of its soft roofline, its correction surface, its held-out errors and its bands.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..surface import Surface
+
+REGIMES = ("small", "medium", "large")
+REGIME_EDGES = (16.0, 256.0)
+"""M (or the sequence length) up to 16 is small, up to 256 medium, above large; each regime has its own band."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Soft roofline of a kernel on a device: t = t0 + ((F / (eta_c peak) + K tau)^p + (bytes / (eta_m BW))^p)^(1/p).
+
+    Attributes:
+        t0_s: fixed time of a call.
+        eta_compute, eta_memory: reached shares of the dense peak and of the memory bandwidth.
+        p: 1 adds the two times, large takes the larger.
+        tau_s_per_k: latency of one step along K of a thread block; 0 where it was not fitted.
+        surface: correction fitted on what is left, None without.
+        band: regime -> (low, high), factors on the time between which 80 % of held-out measurements lie.
+        held_out_mape: regime or "all" -> mean absolute error on shapes left out of the fit, as a fraction.
+        rows, shapes: how much it was fitted on.
+        kind: "calibrated" for this device, "transferred" from another.
+    """
+
+    kernel: str
+    t0_s: float
+    eta_compute: float
+    eta_memory: float
+    p: float
+    tau_s_per_k: float = 0.0
+    surface: Surface | None = None
+    band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    held_out_mape: Mapping[str, float] = field(default_factory=dict)
+    rows: int = 0
+    shapes: int = 0
+    kind: str = "calibrated"
+    origin: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Measured time of an element-wise kernel against the bytes it moves, and the extra time of a reduction."""
+
+    bytes: np.ndarray
+    time_s: np.ndarray
+    reduction_s: float
+    graph_gap_s: float
+    eager_gap_s: float
+
+    def __call__(self, moved: Any) -> Any:
+        """Seconds to move `moved` bytes (read and written together); beyond the last point, its rate."""
+        moved = np.asarray(moved, dtype=np.float64)
+        inside = np.exp(np.interp(np.log(np.maximum(moved, 1.0)), np.log(self.bytes), np.log(self.time_s)))
+        return np.where(moved > self.bytes[-1], moved * (self.time_s[-1] / self.bytes[-1]), inside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Everything fitted for a device: kernels and attention by name, small operators, where it came from."""
+
+    name: str
+    kernels: Mapping[str, Parameters]
+    attention: Mapping[str, Parameters]
+    small: Curve | None
+    provenance: tuple[Mapping[str, Any], ...]
+
+
+def _surface(table: Mapping[str, Any] | None) -> Surface | None:
+    if table is None:
+        return None
+    return Surface(
+        knots=np.array(table["knots_log2"], dtype=np.float64),
+        coefficients=np.array(table["coefficients"], dtype=np.float64),
+        low=np.array(table["low_log2"], dtype=np.float64),
+        high=np.array(table["high_log2"], dtype=np.float64),
+        waves=table["waves"],
+    )
+
+
+def _parameters(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
+    return Parameters(
+        kernel=name,
+        t0_s=table["t0_us"] * 1e-6,
+        eta_compute=table["eta_compute"],
+        eta_memory=table["eta_memory"],
+        p=table["p"],
+        tau_s_per_k=table.get("tau_ns_per_k", 0.0) * 1e-9,
+        surface=_surface(table.get("surface")),
+        band={k: (v[0], v[1]) for k, v in table.get("band_80", {}).items()},
+        held_out_mape=dict(table.get("held_out_mape", {})),
+        rows=table.get("rows", 0),
+        shapes=table.get("shapes", 0),
+        origin=origin,
+    )
+
+
+@lru_cache(maxsize=32)
+def load_calibration(device: str) -> Calibration | None:
+    """The calibration of a device: all its files together, or None when there is none."""
+    if device.endswith(".toml"):
+        path = Path(device)
+        if not path.is_file():
+            raise ValueError(f"calibration file {device} does not exist")
+        texts = [(path.stem, path.read_text(encoding="utf-8"))]
+    else:
+        folder = resources.files("hwmodels") / "calibration"
+        found = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{device}.") and f.name.endswith(".toml"))
+        texts = [(name[:-5], (folder / name).read_text(encoding="utf-8")) for name in found]
+    if not texts:
+        return None
+    kernels: dict[str, Parameters] = {}
+    attention: dict[str, Parameters] = {}
+    small: Curve | None = None
+    provenance = []
+    for origin, text in texts:
+        table = tomllib.loads(text)
+        provenance.append({"file": origin, **table.get("provenance", {})})
+        for name, entry in table.get("kernels", {}).items():
+            kernels.setdefault(name, _parameters(name, entry, origin))
+        for name, entry in table.get("attention", {}).items():
+            attention.setdefault(name, _parameters(name, entry, origin))
+        if "small" in table:
+            t = table["small"]
+            small = Curve(
+                bytes=np.array(t["bytes"], dtype=np.float64),
+                time_s=np.array(t["time_us"], dtype=np.float64) * 1e-6,
+                reduction_s=t["reduction_us"] * 1e-6,
+                graph_gap_s=t["graph_gap_us"] * 1e-6,
+                eager_gap_s=t["eager_gap_us"] * 1e-6,
+            )
+    return Calibration(name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance))
+
+
+def _number(value: float, digits: int = 5) -> str:
+    text = f"{value:.{digits}g}"
+    return text if any(c in text for c in ".en") else text + ".0"
+
+
+def parameters_toml(section: str, fitted: Parameters) -> str:
+    """The TOML table of one fitted kernel."""
+    head = f"{section}.{fitted.kernel}"
+    lines = [
+        f"[{head}]",
+        f"t0_us = {_number(fitted.t0_s * 1e6)}",
+        f"eta_compute = {_number(fitted.eta_compute)}",
+        f"eta_memory = {_number(fitted.eta_memory)}",
+        f"p = {_number(fitted.p)}",
+        f"tau_ns_per_k = {_number(fitted.tau_s_per_k * 1e9)}",
+        f"rows = {fitted.rows}",
+        f"shapes = {fitted.shapes}",
+        "held_out_mape = { " + ", ".join(f"{k} = {_number(v, 3)}" for k, v in fitted.held_out_mape.items()) + " }",
+        "band_80 = { "
+        + ", ".join(f"{k} = [{_number(a, 4)}, {_number(b, 4)}]" for k, (a, b) in fitted.band.items())
+        + " }",
+    ]
+    if fitted.surface is not None:
+        s = fitted.surface
+        row = lambda values: "[" + ", ".join(_number(float(v), 4) for v in values) + "]"  # noqa: E731
+        lines += [
+            f"[{head}.surface]",
+            f"waves = {'true' if s.waves else 'false'}",
+            f"knots_log2 = {row(s.knots)}",
+            f"low_log2 = {row(s.low)}",
+            f"high_log2 = {row(s.high)}",
+            "coefficients = [",
+            *(f"  {row(r)}," for r in s.coefficients),
+            "]",
+        ]
+    return "\n".join(lines) + "\n"

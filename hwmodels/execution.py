@@ -1,0 +1,193 @@
+"""Pricing the operators of a step: kernel by kernel, or fused layers on dataflow parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .architecture import Architecture
+from .device import Device
+from .footprint import sram_chips
+from .kernels import get_family
+from .operators import Operator, _kv_bytes
+from .profiles import Choice, Profile
+from .timing import DATAFLOW, Estimate, all_reduce, attention, gemm, small, soft_roofline
+
+if TYPE_CHECKING:
+    from qsim.quantize import Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """One row of the operator table; times are of all calls of the step."""
+
+    name: str
+    kind: str
+    calls: float
+    time_s: Any
+    low_s: Any
+    high_s: Any
+    flop: Any
+    traffic_bytes: Any
+    compute_s: Any
+    memory_s: Any
+    fidelity: str
+    kernel: str = ""
+
+    @property
+    def bound(self) -> Any:
+        """`compute` or `memory`; `overhead` when neither explains half of the time."""
+        useful = np.maximum(self.compute_s, self.memory_s)
+        limit = np.where(self.compute_s > self.memory_s, "compute", "memory")
+        return np.where(useful < 0.5 * self.time_s, "overhead", limit)[()]
+
+    @property
+    def intensity(self) -> Any:
+        return self.flop / self.traffic_bytes
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Prices operators; products of one family in one call."""
+
+    device: Device
+    arch: Architecture
+    scheme: Scheme
+    choice: Choice
+    profile: Profile
+    fidelity: str
+    attention_kernel: str | None
+    tensor_parallel: int
+
+    def kernels(self, ops: Sequence[Operator], phase: str, batch: Any, context: Any, new: Any) -> list[OperatorTime]:
+        """Every operator as a kernel of its own."""
+        found: dict[int, Estimate] = {}
+        for head in (False, True):
+            at = [i for i, op in enumerate(ops) if op.kind == "gemm" and op.head == head]
+            if at:
+                found.update(zip(at, self._products([ops[i] for i in at], head), strict=True))
+        rows = []
+        for i, op in enumerate(ops):
+            if op.kind == "attention":
+                kv = max(1, self.arch.kv_heads // self.tensor_parallel)
+                est = attention(
+                    self.device, phase, batch, context, self.arch.heads // self.tensor_parallel, kv, self.arch.head_dim,
+                    self.attention_kernel, fidelity=self.fidelity,
+                    kv_bytes_per_element=_kv_bytes(self.scheme, self.arch), new=None if phase == "decode" else new,
+                )  # fmt: skip
+            elif op.kind == "small":
+                est = small(self.device, self._moved(op), reduction=op.reduction, fidelity=self.fidelity)
+            elif op.kind == "all_reduce":
+                est = all_reduce(self.device, op.cost.traffic_bytes, self.tensor_parallel)
+            else:
+                est = found[i]
+            rows.append(self._row(op, est))
+        return rows
+
+    def _moved(self, op: Operator) -> Any:
+        """Bytes of an element-wise kernel; what it reads twice counts when the chip cannot hold it between."""
+        chip = self.device.on_chip
+        if chip is None or self.fidelity == "ideal":
+            return op.cost.traffic_bytes
+        return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
+
+    def _products(self, ops: Sequence[Operator], head: bool) -> list[Estimate]:
+        """One call for all products of a family: N, K and weight bytes along a leading axis."""
+        kernel = "cublas_bf16" if head else self.choice.kernel
+        m = np.stack(np.broadcast_arrays(*(np.asarray(op.m, np.float64) for op in ops)))
+        wide = (len(ops), *([1] * (m.ndim - 1)))
+        n = np.array([op.n for op in ops], np.float64).reshape(wide)
+        k = np.array([op.k for op in ops], np.float64).reshape(wide)
+        w = np.array([float(op.weight_bytes) for op in ops]).reshape(wide)
+        unique, inverse = (None, None)
+        if m[0].size > 4096 and all(np.array_equal(m[0], row) for row in m[1:]):
+            unique, inverse = np.unique(m[0], return_inverse=True)
+        if unique is not None and unique.size < m[0].size // 4:
+            flat = (len(ops), 1)
+            est = gemm(
+                self.device, unique[None], n.reshape(flat), k.reshape(flat), kernel, fidelity=self.fidelity,
+                weight_bytes=w.reshape(flat), compute=None if head else self.choice.compute,
+            )  # fmt: skip
+            take = lambda v, i: np.broadcast_to(v, (len(ops), unique.size))[i][inverse].reshape(m[0].shape)  # noqa: E731
+        else:
+            est = gemm(
+                self.device, m, n, k, kernel, fidelity=self.fidelity, weight_bytes=w,
+                compute=None if head else self.choice.compute,
+            )  # fmt: skip
+            take = lambda v, i: np.broadcast_to(v, m.shape)[i]  # noqa: E731
+        return [
+            Estimate(
+                time_s=take(est.time_s, i), low_s=take(est.low_s, i), high_s=take(est.high_s, i),
+                compute_s=take(est.compute_s, i), memory_s=take(est.memory_s, i), kind=est.kind, origin=est.origin,
+            )
+            for i in range(len(ops))
+        ]  # fmt: skip
+
+    def _row(self, op: Operator, est: Estimate) -> OperatorTime:
+        time, low, high = est.time_s, est.low_s, est.high_s
+        if self.fidelity != "ideal":
+            launches = self.profile.small_kernels if op.kind == "small" else 1.0
+            if launches != 1.0:
+                time, low, high = time * launches, low * launches, high * launches
+            if self.profile.launch_s:
+                least = self.profile.launch_s * launches
+                time, low, high = np.maximum(time, least), np.maximum(low, least * 0.8), np.maximum(high, least * 1.2)
+        return OperatorTime(
+            name=op.name, kind=op.kind, calls=op.calls, time_s=time * op.calls, low_s=low * op.calls,
+            high_s=high * op.calls, flop=op.cost.flop * op.calls, traffic_bytes=op.cost.traffic_bytes * op.calls,
+            compute_s=est.compute_s * op.calls, memory_s=est.memory_s * op.calls, fidelity=est.kind,
+            kernel=self._kernel_name(op),
+        )  # fmt: skip
+
+    def _kernel_name(self, op: Operator) -> str:
+        if op.kind == "gemm":
+            return "cublas_bf16" if op.head else self.choice.kernel
+        return (self.attention_kernel or "") if op.kind == "attention" else ""
+
+    def fused(self, ops: Sequence[Operator]) -> list[OperatorTime]:
+        """Dataflow: a layer is one kernel. Weights and cache move, activations stay; overhead is per layer.
+
+        An SRAM part holds the weights over many chips: its bandwidth and arithmetic are those of the chips that work on
+        a layer, and a token crosses all chips.
+        """
+        dev, family = self.device, get_family(self.choice.kernel)
+        compute = self.choice.compute or family.compute
+        peak = dev.peak_flop_per_s(compute) or dev.peak_flop_per_s("bfloat16")
+        assert peak is not None
+        chips = sram_chips(dev, self.arch, self.scheme) if dev.kind == "asic-sram" else 1
+        share = max(1.0, chips / self.arch.layers)
+        bandwidth = dev.memory.bandwidth_bytes_per_s * share
+        rows = []
+        for head in (False, True):
+            mine = [op for op in ops if op.kind in ("gemm", "attention") and (op.name == "lm_head") == head]
+            calls = 1.0 if head else float(self.arch.layers)
+            flop = sum(op.cost.flop * op.calls for op in mine)
+            traffic = sum((op.weight_bytes if op.kind == "gemm" else op.cost.traffic_bytes) * op.calls for op in mine)
+            t_c = flop / (DATAFLOW[0] * peak * share)
+            t_m = traffic / (DATAFLOW[1] * bandwidth)
+            time = soft_roofline(t_c, t_m, 4.0) + calls * (dev.layer_overhead_s or 0.0)
+            if dev.hop_latency_s and not head:
+                time = time + chips * dev.hop_latency_s
+            rows.append(
+                OperatorTime(
+                    name="lm_head" if head else "fused layers",
+                    kind="fused",
+                    calls=calls,
+                    time_s=time,
+                    low_s=time * 0.6,
+                    high_s=time * 1.4,
+                    flop=flop,
+                    traffic_bytes=traffic,
+                    fidelity="transferred",
+                    kernel="dataflow",
+                    compute_s=t_c,
+                    memory_s=t_m,
+                )
+            )
+        for op in ops:
+            if op.kind == "all_reduce":
+                rows.append(self._row(op, all_reduce(dev, op.cost.traffic_bytes, self.tensor_parallel)))
+        return rows

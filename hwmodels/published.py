@@ -1,0 +1,378 @@
+"""Predictions for published end-to-end and kernel numbers: one row of the table in, one prediction out.
+
+Kernel, prefill and speed-up rows are predicted with nothing fitted on them. A decode time of an engine also holds its
+scheduler and sampling, which no kernel table knows: following the decode law t = t0 + bytes / (eta BW), t0 and eta of
+an engine on a device are taken from its other rows, never from the row that is predicted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .architecture import Architecture, get_architecture
+from .device import Device
+from .footprint import kv_bytes_per_token
+from .load import get_device
+from .operators import weight_nbytes
+from .predict import predict, resolve_scheme
+from .request import predict_request
+from .timing import attention, gemm
+
+BANDS = {"prefill": 0.15, "gemm": 0.15, "attention": 0.15, "decode": 0.20, "e2e": 0.20}
+"""Relative error allowed a phase."""
+
+_DEVICES = (
+    (r"^A100-PCIe-80", "a100-pcie-80gb"), (r"^A100-PCIe", "a100-pcie-40gb"), (r"40GB", "a100-sxm-40gb"),
+    (r"^A100", "a100-sxm-80gb"), (r"^A6000", "rtx-a6000"), (r"^A10", "a10"), (r"^RTX4090", "rtx-4090"),
+    (r"^RTX3090", "rtx-3090"), (r"^RTX6000Ada", "rtx-6000-ada"), (r"^L40S", "l40s"), (r"^L4$", "l4"),
+    (r"^JetsonOrin", "jetson-agx-orin"), (r"^H100-PCIe", "h100-pcie"), (r"^H[18]00", "h100-sxm"),
+    (r"^G?H200", "h200"), (r"SN40L", "sn40l-like"), (r"^Gaudi2", "gaudi2"),
+)  # fmt: skip
+_MODELS = (
+    (r"llama-?3\.?1?-8b", "llama-3-8b"), (r"llama-?3-70b", "llama-3-70b"), (r"llama-?v?-?2?-?70b", "llama-2-70b"),
+    (r"llama-?v?-?2?-?13b", "llama-2-13b"), (r"llama-?v?-?2?-?7b", "llama-2-7b"), (r"mistral-7b", "mistral-7b"),
+    (r"gpt-?j", "gpt-j-6b"), (r"qwen-2\.5-7b", "qwen2.5-7b"), (r"opt-([\d.]+)b", r"opt-\1b"),
+)  # fmt: skip
+OUTSIDE = (
+    (r"SN40L", "a cloud endpoint: a service figure"), (r"-kv8-", "emulated FP8 cache on a device without FP8"),
+    (r"SQ-PT|SQ-FT", "2022 kernels: about a third of the INT8 peak"), (r"LC-.*-pp", "llama.cpp prefill of 2023"),
+    (r"MLC-A100|GF-.*tp", "tensor parallel of an engine whose collectives are not modelled"),
+    (r"awq-b|exllamav2-b", "kernel without a family here"), (r"A10base", "base clock of 885 MHz assumed"),
+    (r"GPTQ", "research code: layers spread over devices, W3 kernel"),
+    (r"ANL.*b64|GPTJ.*b64|TRT5.*b64", "scheduler at large batch"),
+    (r"DG-64|DG-128", "DeepGEMM keeps fewer tokens busier than TensorRT-LLM's kernel"),
+    (r"FA3", "another attention kernel"), (r"ML-", "Marlin priced with TensorRT-LLM's weight-only efficiency"),
+    (r"TRT5|TRT6|TRT-", "TensorRT-LLM 0.5/0.6 of 2023; the kernels are those of 1.x"),
+    (r"TC-4090|Orin", "transferred from an A100"),
+)  # fmt: skip
+"""Row -> the likely reason when it lies outside its band."""
+_SCHEMES = (
+    (r"unfused", "w8a8-channel-token"), (r"smoothquant|w8a8$|int8 dynamic", "w8a8-channel-token"),
+    (r"fp8 w8a8 \+ fp8 kv|fp8 weights\+acts\+kv", "fp8-kv"), (r"emulated fp8 kv", "bf16-kvfp8"),
+    (r"int8 weights \+ int8 kv", "w8a16-kvint8"), (r"^fp8", "fp8"), (r"int4-g32", "w4a16-g32"),
+    (r"int4-g64", "w4a16-g64"),
+    (r"q4_k_m", "q4_k_m"), (r"exl2 3", "w3a16-g128"), (r"exl2 5", "w5a16-g128"),
+    (r"exl2 4|gptq-w4|awq|w4a16|exllama", "w4a16-g128"),
+    (r"w3", "w3a16-g128"), (r"w8a16|int8 weight-only", "w8a16"), (r"fp16|bf16", "bf16"),
+)  # fmt: skip
+Q4_K_M_BYTES = {"llama-3-8b": 4.58 * 2**30, "llama-3-70b": 39.59 * 2**30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A published row beside its prediction; `error` is relative, None when nothing predicts the row."""
+
+    id: str
+    phase: str
+    kind: str
+    measured: float
+    predicted: float | None
+    low: float | None
+    high: float | None
+    note: str = ""
+
+    @property
+    def error(self) -> float | None:
+        return None if self.predicted is None else self.predicted / self.measured - 1
+
+
+def _match(table: Any, text: str) -> str | None:
+    for pattern, name in table:
+        found = re.search(pattern, text, re.I)
+        if found:
+            return str(found.expand(name)) if "\\" in name else str(name)
+    return None
+
+
+def _number(text: Any, default: float = 0.0) -> float:
+    found = re.search(r"\d+(\.\d+)?", str(text))
+    return float(found.group()) if found else default
+
+
+def _engine(row: Any) -> str:
+    text = f"{row.source} {row.method}".lower()
+    for name in ("gpt-fast", "ao torchao", "exllamav2", "llama.cpp", "mlc", "baseten", "gptq arxiv", "2605.30571"):
+        if name in text:
+            return name
+    if "tinychat" in text:
+        return "hf-eager" if "eager" in text else "tinychat"
+    return "vllm" if "vllm" in text else "sambaflow" if "sambaflow" in text else "tensorrt-llm"
+
+
+def decode_bytes(arch: Architecture, scheme_name: str, batch: float, context: float) -> float:
+    """Bytes of a decode step: block weights, lm_head in 16 bit, and the KV cache; the embedding is not read."""
+    if scheme_name == "q4_k_m":
+        embedding = arch.head_parameters * 4.5 / 8  # quantised like the rest, not read
+        return Q4_K_M_BYTES[arch.name] - embedding + batch * context * arch.kv_elements_per_token * 2
+    if scheme_name == "w4a16-g32":  # bf16 scale and zero point
+        return (
+            0.625 * arch.block_parameters
+            + 2.0 * arch.head_parameters
+            + batch * context * arch.kv_elements_per_token * 2
+        )
+    scheme = resolve_scheme(scheme_name)
+    blocks = sum(weight_nbytes(scheme, n, k) for n, k in arch.linear_shapes.values()) * arch.layers
+    return blocks + 2.0 * arch.head_parameters + batch * context * kv_bytes_per_token(arch, scheme)
+
+
+def fit_law(moved_s: np.ndarray, time_s: np.ndarray) -> tuple[float, float]:
+    """(t0, eta) of t0 + moved / eta, with a weak prior for engines with few rows: 2.5 ms, 0.85 +- 0.15."""
+    from scipy.optimize import least_squares
+
+    def misfit(theta: np.ndarray) -> np.ndarray:
+        t0, eta = np.exp(theta[0]), theta[1]
+        out = np.log((t0 + moved_s / eta) / time_s) / 0.05
+        return np.concatenate([out, [(theta[0] - np.log(2.5e-3)) / 0.7, (eta - 0.85) / 0.15]])
+
+    found = least_squares(misfit, [np.log(2.5e-3), 0.85], bounds=([-12, 0.3], [-2, 1.0]))
+    return float(np.exp(found.x[0])), float(found.x[1])
+
+
+def clean(table: Any) -> Any:
+    """The table with the column of the metric under a name that Python can write."""
+    return table.rename(columns={"metric(unit)": "metric"})
+
+
+def predict_rows(table: Any) -> list[Row]:
+    """Every row of `published.csv` with its prediction."""
+    table = clean(table)
+    laws = _decode_observations(table)
+    return [_one(row, laws) for row in table.itertuples()]
+
+
+def _identify(row: Any) -> tuple[Device | None, Architecture | None, str | None]:
+    device = _match(_DEVICES, row.device)
+    model = _match(_MODELS, str(row.model))
+    scheme = _match(_SCHEMES, str(row.method))
+    if scheme in ("fp8", "fp8-kv") and _engine(row) == "tensorrt-llm":
+        scheme = scheme.replace("fp8", "fp8-static", 1).replace("-kv", "-kvfp8")  # engines are built with static scales
+    return (get_device(device) if device else None, get_architecture(model) if model else None, scheme)
+
+
+def _seconds(row: Any) -> float | None:
+    """The measured value as seconds a step or request, None for ratios."""
+    metric, value, batch = row.metric, float(row.value), max(1.0, _number(row.batch, 1.0))
+    if "ms" in metric:
+        return value * 1e-3
+    if "(s" in metric and "tok/s" not in metric:
+        return value
+    if metric == "throughput (tok/s)":
+        return (batch if row.phase == "decode" else batch * _number(row.input_len, 1.0)) / value
+    if "out tok/s" in metric:
+        return batch * _number(row.output_len, 128.0) / value
+    return None
+
+
+def _decode_observations(table: Any) -> list[tuple[str, str, str, float, float, bool]]:
+    """(id, engine, device, ideal seconds of traffic, measured seconds) of the decode rows on one device."""
+    out = []
+    for row in table.itertuples():
+        dev, arch, scheme = _identify(row)
+        time = _seconds(row)
+        if row.phase == "decode" and dev and arch and scheme and time and (int(row.n_devices) == 1 or "GPTQ" in row.id):
+            if "unfused" in row.method:
+                continue
+            moved = decode_bytes(arch, scheme, 1, _context(row)) / dev.memory.bandwidth_bytes_per_s
+            out.append((row.id, _engine(row), dev.name, moved, time, arch.layers > 60))
+    return out
+
+
+def _context(row: Any) -> float:
+    prompt = _number(row.input_len, 64.0) if str(row.input_len)[:1].isdigit() else 64.0
+    return max(1.0, prompt + _number(row.output_len, 0.0) / 2)
+
+
+def _one(row: Any, laws: Any) -> Row:
+    dev, arch, scheme = _identify(row)
+    base = {"id": row.id, "phase": row.phase}
+    try:
+        if "speedup" in row.metric or "relative" in row.metric:
+            return _ratio(row, dev, arch, scheme, base)
+        if row.phase == "gemm":
+            return _gemm(row, dev, base)
+        if row.phase == "attention":
+            return _attention(row, dev, base)
+        if dev is None or arch is None or scheme is None:
+            return Row(**base, kind="time", measured=float(row.value), predicted=None, low=None, high=None,
+                       note="device, model or format outside the model")  # fmt: skip
+        if row.phase == "decode":
+            return _decode(row, dev, arch, scheme, laws, base)
+        return _step(row, dev, arch, scheme, base)
+    except ValueError as error:
+        return Row(**base, kind="time", measured=float(row.value), predicted=None, low=None, high=None, note=str(error))
+
+
+def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, base: dict[str, str]) -> Row:
+    time = _seconds(row)
+    assert time is not None
+    if "unfused" in row.method:
+        return Row(**base, kind="time", measured=time, predicted=None, low=None, high=None,
+                   note="unfused dynamic quantisation in eager mode")  # fmt: skip
+    engine, tp = _engine(row), int(row.n_devices)
+    if engine == "gptq arxiv":
+        tp = 1  # layers are spread over the devices, which work one after the other
+    family, big = dev.name.split("-sxm")[0].split("-pcie")[0], arch.layers > 60
+    kin = [o for o in laws if o[1] == engine and o[0] != row.id and o[2].startswith(family)]
+    same = [o for o in kin if o[5] == big]
+    others = same if len(same) > 1 else kin
+    note = f"{engine}: t0 and eta from {len(others)} other rows on this device"
+    if not others:
+        others = [o for o in laws if o[1] == engine and o[0] != row.id]
+        note = f"{engine}: t0 and eta from {len(others)} rows on other devices"
+    t0, eta = fit_law(np.array([o[3] for o in others]), np.array([o[4] for o in others]))
+    moved = decode_bytes(arch, scheme, 1, _context(row)) / dev.memory.bandwidth_bytes_per_s
+    same_size = any(o[5] == big for o in others)
+    predicted = t0 * (1.0 if same_size else arch.layers / 32) + moved / eta / tp
+    if tp > 1:
+        from .timing import all_reduce
+
+        predicted += 2 * arch.layers * float(all_reduce(dev, 2.0 * arch.hidden, tp).time_s)
+    return Row(**base, kind="time", measured=time, predicted=predicted, low=predicted * 0.8, high=predicted * 1.2,
+               note=note)  # fmt: skip
+
+
+def _profile(row: Any) -> str:
+    engine = _engine(row)
+    return {"vllm": "serving", "tensorrt-llm": "trtllm"}.get(engine, "cuda_graph")
+
+
+def _step(row: Any, dev: Device, arch: Architecture, scheme: str, base: dict[str, str]) -> Row:
+    time = _seconds(row)
+    assert time is not None
+    batch, tp = max(1, int(_number(row.batch, 1))), int(row.n_devices)
+    prompt, new = int(_number(row.input_len, 128)), int(_number(row.output_len, 128))
+    if row.phase == "prefill":
+        half = "FP16 accumulate" in str(row.table) and "w4" in str(row.method)
+        faster = {"compute.peaks.bfloat16.dense_tflops": 330.3} if half else None  # this kernel accumulates in FP16
+        p = predict(
+            dev, arch, scheme, "prefill", batch, prompt, tensor_parallel=tp, profile=_profile(row), overrides=faster
+        )
+        time_s, low, high = (float(v) for v in (p.time_s, p.low_s, p.high_s))
+    else:
+        r = predict_request(
+            dev, arch, scheme, batch=batch, prompt=prompt, new_tokens=new, tensor_parallel=tp, profile=_profile(row),
+            capacity=False,
+        )  # fmt: skip
+        time_s, low, high = r.total_s, r.low_s * r.waves, r.high_s * r.waves
+    return Row(**base, kind="time", measured=time, predicted=time_s, low=low, high=high, note=_profile(row))
+
+
+def _gemm(row: Any, dev: Device | None, base: dict[str, str]) -> Row:
+    measured = float(row.value)
+    if dev is None or "TFLOPS" not in row.metric:
+        return Row(**base, kind="rate", measured=measured, predicted=None, low=None, high=None, note="no model of it")
+    kernel = {"fp8": "cublas_fp8", "bf16": "cublas_bf16"}.get(str(row.method))
+    if "128x128" in row.model:
+        kernel = "trtllm_fp8_block"
+    if kernel is None:
+        kernel = "trtllm_int8_wo" if "w8" in row.method else "marlin_int4"
+        kernel = "marlin_fp8" if "w8" in row.method else kernel
+    if str(row.batch) in ("nan", ""):
+        m = n = k = 8192.0
+        note = f"{kernel} at 8192 x 8192 x 8192; the source searches for the best shape"
+    else:
+        m, k, n = float(row.batch), float(row.input_len), float(row.output_len)
+        note = kernel
+    est = gemm(dev, m, n, k, kernel)
+    flop = 2 * m * n * k / 1e12
+    return Row(**base, kind="rate", measured=measured, predicted=flop / float(est.time_s), low=flop / float(est.high_s),
+               high=flop / float(est.low_s), note=note)  # fmt: skip
+
+
+def _attention(row: Any, dev: Device | None, base: dict[str, str]) -> Row:
+    seq, batch = _number(row.input_len), _number(row.batch, 1)
+    causal = "noncausal" not in row.model
+    d = 64 if "hd64" in row.model else 128
+    heads = 2048 // d
+    est = attention(dev or "h100-sxm", "prefill", batch, seq, heads, heads, d, "sdpa_cudnn")
+    flop = 4 * batch * heads * d * seq * seq / (2 if causal else 1) / 1e12
+    scale = 1.0 if causal else 2.0
+    return Row(
+        **base, kind="rate", measured=float(row.value), predicted=flop / float(est.time_s) / scale,
+        low=flop / float(est.high_s) / scale, high=flop / float(est.low_s) / scale,
+        note="cuDNN's attention on an H200, transferred; not FlashAttention-3",
+    )  # fmt: skip
+
+
+def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str | None, base: dict[str, str]) -> Row:
+    measured = float(row.speedup)
+    empty = Row(**base, kind="ratio", measured=measured, predicted=None, low=None, high=None, note="no model of it")
+    if dev is None:
+        return empty
+    if row.phase == "gemm":
+        if "marlin" not in row.method:
+            return Row(**{**empty.__dict__, "note": "kernel without a family here"})
+        m = float(row.batch)
+        if "base" in row.device:
+            dev = get_device(dev.name, {"compute.peaks.bfloat16.dense_tflops": 125 * 885 / 1695})
+        if "72k" in row.table or "73728" in str(row.output_len):
+            shapes = [(73728.0, 18432.0)]
+        else:
+            big = "65B" in row.model
+            h, f = (8192.0, 22016.0) if big else (4096.0, 11008.0)
+            shapes = [(3 * h, h), (h, h), (2 * f, h), (h, f)]
+        times = [
+            sum(float(gemm(dev, m, n, k, kernel).time_s) for n, k in shapes)
+            for kernel in ("cublas_bf16", "marlin_int4")
+        ]
+        return Row(**base, kind="ratio", measured=measured, predicted=times[0] / times[1], low=None, high=None,
+                   note="Marlin-class, nothing fitted")  # fmt: skip
+    if arch is None or scheme is None:
+        return empty
+    batch = max(1, int(_number(row.batch, 1)))
+    prompt, new = int(_number(row.input_len, 128)), int(_number(row.output_len, 128))
+    how = {"batch": batch, "prompt": prompt, "new_tokens": new, "profile": "trtllm", "capacity": False}
+    one = predict_request(dev, arch, scheme, **how)  # type: ignore[arg-type]
+    other = predict_request(dev, arch, "bf16", **how)  # type: ignore[arg-type]
+    return Row(**base, kind="ratio", measured=measured, predicted=other.total_s / one.total_s, low=None, high=None)
+
+
+def ratio_rows(table: Any, rows: list[Row]) -> list[Row]:
+    """Speed-ups: rows published as ratios, and rows of one engine with a 16-bit baseline of the same source."""
+    table = clean(table)
+    by_id = {r.id: r for r in rows}
+    out = [r for r in rows if r.kind == "ratio" and r.predicted is not None]
+    for row in table.itertuples():
+        mine = by_id[row.id]
+        if mine.kind != "time" or mine.predicted is None or not row.baseline_value > 0:
+            continue
+        same = table[
+            (table.source == row.source) & (table.device == row.device) & (table.model == row.model)
+            & (table.batch == row.batch) & (table.input_len == row.input_len) & (table.value == row.baseline_value)
+        ]  # fmt: skip
+        base = [by_id[i] for i in same.id if by_id[i].predicted is not None]
+        if not base and row.phase == "prefill":
+            base = _sixteen_bit(row)
+        if base and base[0].predicted:
+            out.append(
+                Row(id=row.id, phase=row.phase, kind="ratio", measured=float(row.speedup),
+                    predicted=base[0].predicted / mine.predicted, low=None, high=None)
+            )  # fmt: skip
+    return out
+
+
+def _sixteen_bit(row: Any) -> list[Row]:
+    """The prediction of the row's case in 16 bit, for a baseline that has no row of its own."""
+    dev, arch, _ = _identify(row)
+    if dev is None or arch is None or int(row.n_devices) > 1:
+        return []
+    return [_step(row, dev, arch, "bf16", {"id": row.id, "phase": row.phase})]
+
+
+def likely_reason(row: Row) -> str:
+    """Why a row may lie outside its band."""
+    return _match(OUTSIDE, row.id) or row.note
+
+
+def is_service(row: Row) -> bool:
+    """A vendor's service, whose chip count and batching are unknown: not held against the model."""
+    return "SN40L" in row.id
+
+
+def is_old_engine(row: Row) -> bool:
+    """An engine of 2022 or 2023, whose kernels are not those that the calibrations measured."""
+    return re.match(r"SQ-|LC-.*-pp|TRT5|TRT6|TRT-|TRTQ|GPTQ", row.id) is not None

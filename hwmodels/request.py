@@ -1,0 +1,115 @@
+"""Whole requests: a prompt and n new tokens, and the throughput of a batch that the KV cache caps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .architecture import Architecture, get_architecture
+from .device import Device
+from .footprint import largest_batch
+from .load import get_device
+from .predict import predict, resolve_scheme
+
+if TYPE_CHECKING:
+    from qsim.quantize import Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A batch of equal requests, run from prompt to last token.
+
+    Attributes:
+        ttft_s: prefill of a wave of prompts. tpot_s: mean decode step over the growing context.
+        latency_s: of a request, in a wave: ttft + (new - 1) * tpot. low_s, high_s: its 80 % band.
+        total_s: until the last request of all waves is done.
+        running_batch, waves: what the memory allows at the full context, and how many rounds that takes.
+        output_tokens_per_s: generated tokens over total_s, all devices together.
+    """
+
+    batch: int
+    prompt: int
+    new_tokens: int
+    running_batch: int
+    waves: int
+    ttft_s: float
+    tpot_s: float
+    latency_s: float
+    low_s: float
+    high_s: float
+    total_s: float
+    output_tokens_per_s: float
+    fidelity: str
+    notes: tuple[str, ...]
+
+
+def predict_request(
+    device: str | Path | Device,
+    model: str | Path | Architecture | Mapping[str, Any],
+    scheme: str | Scheme = "bf16",
+    *,
+    batch: int = 1,
+    prompt: int = 1024,
+    new_tokens: int = 256,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    capacity: bool = True,
+    **how: Any,
+) -> Request:
+    """Predict a batch of requests; `how` are the further arguments of `predict`.
+
+    A batch larger than the memory holds at the full context runs in waves (`capacity=False` ignores memory).
+
+    Raises:
+        ValueError: sizes below 1, or a model that does not fit at all.
+    """
+    for name, value in (("batch", batch), ("prompt", prompt), ("new_tokens", new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1: got {value}")
+    dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
+    full = prompt + new_tokens
+    tp = how.get("tensor_parallel", 1)
+    most = largest_batch(dev, arch, quant, context=full, tensor_parallel=tp)
+    notes: list[str] = []
+    if capacity and most == 0:
+        worst = predict(dev, arch, quant, "decode", 1, full, **how)
+        raise ValueError(f"{arch.name} with {quant.name or 'this scheme'} {worst.notes[0]}")
+    running = min(batch, most) if capacity else batch
+    waves = math.ceil(batch / running)
+    if waves > 1:
+        notes.append(f"the KV cache holds {running} of {batch} sequences at {full} tokens: {waves} waves")
+    first = predict(dev, arch, quant, "prefill", running, prompt, **how)
+    at = np.unique(np.round(np.linspace(prompt + 1, full, 5))).astype(np.float64)
+    steps = predict(dev, arch, quant, "decode", running, at, **how)
+    times = [np.broadcast_to(t, at.shape) for t in (steps.time_s, steps.low_s, steps.high_s)]
+    mean = [float(np.trapezoid(t, at) / (at[-1] - at[0])) if len(at) > 1 else float(t[0]) for t in times]
+    latency = float(first.time_s) + (new_tokens - 1) * mean[0]
+    total = waves * latency
+    return Request(
+        batch=batch, prompt=prompt, new_tokens=new_tokens, running_batch=running, waves=waves,
+        ttft_s=float(first.time_s), tpot_s=mean[0], latency_s=latency,
+        low_s=float(first.low_s) + (new_tokens - 1) * mean[1], high_s=float(first.high_s) + (new_tokens - 1) * mean[2],
+        total_s=total, output_tokens_per_s=batch * new_tokens / total, fidelity=steps.fidelity,
+        notes=tuple(notes) + tuple(n for n in steps.notes if not n.startswith("does not fit")),
+    )  # fmt: skip
+
+
+def throughput(
+    device: str | Path | Device,
+    model: str | Path | Architecture | Mapping[str, Any],
+    scheme: str | Scheme = "bf16",
+    *,
+    prompt: int = 1024,
+    new_tokens: int = 256,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+    **how: Any,
+) -> Request:
+    """The request result at the largest batch that the memory holds (at most 1024)."""
+    dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
+    tp = how.get("tensor_parallel", 1)
+    most = min(1024, largest_batch(dev, arch, quant, context=prompt + new_tokens, tensor_parallel=tp))
+    return predict_request(dev, arch, quant, batch=max(1, most), prompt=prompt, new_tokens=new_tokens, **how)

@@ -1,0 +1,381 @@
+"""Time of one kernel: a soft roofline with the parameters of its family on the device, and the band around it.
+
+Fidelity of an estimate:
+
+* `ideal`: the datasheet roofline, a floor that no kernel beats;
+* `calibrated`: parameters fitted to this kernel on this device; where there are none it is `transferred`;
+* `transferred`: efficiencies of a similar kernel or device at this device's peaks, with a wide band.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .kernels import VECTOR, KernelFamily, get_family
+from .load import get_device
+from .operators import Cost, attention_cost, gemm_cost
+
+if TYPE_CHECKING:
+    from .calibration.store import Calibration, Parameters
+    from .device import Device
+
+FIDELITIES = ("ideal", "calibrated", "transferred")
+TRANSFER_BAND = {True: 0.25, False: 0.40}
+"""Half width of the 80 % band of a transferred estimate: 16-bit kernels, quantised kernels."""
+IDEAL_MISS = 1.85
+"""Datasheet rooflines miss measured layers by 26 to 85 %: the high end of an ideal estimate."""
+WIDE_GROUP = 32
+SMALL_T0_S = 2e-6
+SMALL_ETA = 0.8
+DATAFLOW = (0.70, 0.85)
+"""Assumed shares of peak and bandwidth of a fused dataflow part: nothing is published to fit them on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Seconds with an 80 % band, and the two limits they come from. Fields broadcast."""
+
+    time_s: Any
+    low_s: Any
+    high_s: Any
+    compute_s: Any
+    memory_s: Any
+    kind: str
+    origin: str = ""
+
+
+def soft_roofline(compute_s: Any, memory_s: Any, p: float) -> Any:
+    """(compute^p + memory^p)^(1/p): p = 1 adds the two times, a large p takes the larger. Arrays broadcast."""
+    top = np.maximum(compute_s, memory_s)
+    low = np.minimum(compute_s, memory_s)
+    return top * (1 + (low / top) ** p) ** (1 / p)
+
+
+@lru_cache(maxsize=512)
+def _calibration(name: str | None) -> Calibration | None:
+    if name is None:
+        return None
+    from .calibration.store import load_calibration
+
+    return load_calibration(name)
+
+
+def calibration_of(device: Device) -> Calibration | None:
+    """The calibration made on this very device, None when there is none."""
+    return _calibration(device.calibration)
+
+
+def _donors(device: Device) -> list[str]:
+    """Calibrations to borrow from, nearest first."""
+    own = [name for name in (device.transfer_from,) if name]
+    kin = {"h200": ["h100"], "h100": ["h200"], "a100": ["h100"], "l40s": ["a100"]}.get(device.calibration or "", [])
+    return [*own, *kin, *(n for n in ("h100", "h200", "a100", "l40s") if n not in (*own, *kin, device.calibration))]
+
+
+def _is_kin(device: Device, donor: str) -> bool:
+    return donor == device.transfer_from or {donor, device.calibration} == {"h100", "h200"}
+
+
+def _generic(kernel: str) -> Parameters:
+    from .calibration.store import Parameters
+
+    return Parameters(
+        kernel=kernel, t0_s=5e-6, eta_compute=0.8, eta_memory=0.8, p=3.0, kind="transferred", origin="generic"
+    )
+
+
+def _transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
+    """Parameters for another kernel or device; the correction surface goes along only between devices of one kind."""
+    surface = found.surface if kin else None
+    return replace(found, kind="transferred", surface=surface, band={}, origin=origin)
+
+
+def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:
+    """The parameters a kernel family is priced with on a device, tagged with where they come from.
+
+    Raises:
+        ValueError: unknown kernel or fidelity.
+    """
+    family = get_family(kernel)
+    _check_fidelity(fidelity)
+    own = calibration_of(device)
+    if fidelity == "calibrated" and own is not None:
+        if kernel in own.kernels:
+            return own.kernels[kernel]
+        if family.sixteen_bit:  # the same library under another name
+            for name in family.like:
+                if name in own.kernels:
+                    return own.kernels[name]
+    if fidelity == "calibrated" and own is not None:
+        for name in family.like:
+            if name in own.kernels:
+                return _transferred(own.kernels[name], f"{name} on {device.calibration}")
+    for donor in _donors(device):
+        table = _calibration(donor)
+        if table is not None:
+            for name in (kernel, *(family.like if family.sixteen_bit else ())):
+                if name in table.kernels:
+                    return _transferred(table.kernels[name], f"{name} on {donor}", kin=_is_kin(device, donor))
+    for donor in _donors(device):
+        table = _calibration(donor)
+        for name in family.like:
+            if table is not None and name in table.kernels:
+                return _transferred(table.kernels[name], f"{name} on {donor}")
+    return _generic(kernel)
+
+
+def _check_fidelity(fidelity: str) -> None:
+    if fidelity not in FIDELITIES:
+        raise ValueError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
+
+
+def _peak(device: Device, family: KernelFamily, compute: str | None) -> float:
+    name = compute or family.compute
+    if name == VECTOR:
+        # a device without a published vector rate: a sixteenth of its 16-bit matrix rate, as on Hopper
+        peak = device.compute.vector_flop_per_s or (device.peak_flop_per_s("bfloat16") or 0.0) / 15
+    else:
+        peak = device.peak_flop_per_s(name) or 0.0
+    if not peak:
+        raise ValueError(
+            f"{device.name} has no {name} peak, which {family.name} multiplies in; it has "
+            f"{', '.join(device.compute.formats)}"
+        )
+    return peak
+
+
+def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, surface: Any, k: Any = 0.0) -> Estimate:
+    """Soft roofline of a cost; `surface` are the coordinates of the correction, x the one that picks the band."""
+    compute = cost.flop / (p.eta_compute * peak) + k * p.tau_s_per_k
+    memory = cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
+    time = p.t0_s + soft_roofline(compute, memory, p.p)
+    if p.surface is not None and surface is not None:
+        time = time * np.exp(p.surface(surface[0], surface[1], surface[2], device.compute.units))
+    floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
+    time = np.maximum(time, floor)
+    low, high = _band(p, x)
+    return Estimate(
+        time_s=time, low_s=np.maximum(time * low, floor), high_s=time * high, compute_s=compute, memory_s=memory,
+        kind=p.kind, origin=p.origin,
+    )  # fmt: skip
+
+
+def _band(p: Parameters, x: Any) -> tuple[Any, Any]:
+    if not p.band:
+        from .kernels import FAMILIES
+
+        family = FAMILIES.get(p.kernel)
+        half = TRANSFER_BAND[family is None or family.sixteen_bit]
+        return 1 - half, 1 + half
+    from .calibration.store import REGIME_EDGES, REGIMES
+
+    pairs = np.array([p.band.get(name, p.band["all"]) for name in REGIMES])
+    at = pairs[np.searchsorted(REGIME_EDGES, x, side="left")]
+    return at[..., 0], at[..., 1]
+
+
+def _ideal(cost: Cost, peak: float, device: Device) -> Estimate:
+    compute = cost.flop / peak
+    memory = cost.traffic_bytes / device.memory.bandwidth_bytes_per_s
+    time = np.maximum(compute, memory)
+    return Estimate(
+        time_s=time, low_s=time, high_s=time * IDEAL_MISS, compute_s=compute, memory_s=memory, kind="ideal",
+        origin="datasheet",
+    )  # fmt: skip
+
+
+def _positive(**values: Any) -> None:
+    for name, value in values.items():
+        array = np.asarray(value, dtype=np.float64)
+        if not np.all(np.isfinite(array)) or np.any(array <= 0):
+            bad = array[~(np.isfinite(array) & (array > 0))].reshape(-1)[0]
+            raise ValueError(f"{name} must be positive: got {bad:g}")
+
+
+def gemm(
+    device: Device | str,
+    m: Any,
+    n: Any,
+    k: Any,
+    kernel: str = "cublas_bf16",
+    *,
+    fidelity: str = "calibrated",
+    weight_bytes: Any = None,
+    compute: str | None = None,
+) -> Estimate:
+    """Time of y[M,N] = x[M,K] w[N,K]^T by a kernel family, with its band.
+
+    Arguments:
+        device: value or name.
+        m, n, k: tokens, output features, input features; arrays broadcast.
+        kernel: family (`hwmodels.kernels.FAMILIES`).
+        fidelity: see the module.
+        weight_bytes: exact bytes of the packed weight; None takes the family's bits per weight.
+        compute: peak to price against, where the family runs in another format on this device.
+
+    Raises:
+        ValueError: sizes that are not positive, an unknown kernel, or a format the device has no path for.
+    """
+    device = get_device(device)
+    family = get_family(kernel)
+    _check_fidelity(fidelity)
+    _positive(M=m, N=n, K=k)
+    m, n, k = (np.asarray(v, dtype=np.float64) for v in (m, n, k))
+    weight = family.weight_bits / 8 * n * k if weight_bytes is None else weight_bytes
+    cost = gemm_cost(
+        m, n, k, weight_bytes=weight, activation_bytes=family.activation_bytes, output_bytes=family.output_bytes
+    )
+    peak = _peak(device, family, compute)
+    if fidelity == "ideal":
+        return _ideal(cost, peak if family.compute != VECTOR else _peak(device, family, "bfloat16"), device)
+    return estimate(device, cost, peak, kernel_parameters(device, kernel, fidelity), m, (m, n, k), k)
+
+
+def gemm_time(
+    device: Device | str,
+    M: Any,
+    N: Any,
+    K: Any,
+    kernel: str = "cublas_bf16",
+    *,
+    fidelity: str = "calibrated",
+    activation_quantize: bool = False,
+    **more: Any,
+) -> Any:
+    """Seconds of y[M,N] = x[M,K] w[N,K]^T; arguments broadcast. `gemm` gives the band too.
+
+    With `activation_quantize` the run-time quantisation of x is added as a kernel of its own, unless the family's time
+    already contains it.
+    """
+    device = get_device(device)
+    time = gemm(device, M, N, K, kernel, fidelity=fidelity, **more).time_s
+    family = get_family(kernel)
+    if activation_quantize and not family.includes_quantize and family.activation_bytes == 1:
+        traffic = np.asarray(M, dtype=np.float64) * K * 3.0
+        time = time + small(device, traffic, reduction=True, fidelity=fidelity).time_s
+    return time[()] if isinstance(time, np.ndarray) else time
+
+
+def attention(
+    device: Device | str,
+    phase: str,
+    batch: Any,
+    seq: Any,
+    q_heads: Any,
+    kv_heads: Any,
+    head_dim: Any = 128,
+    kernel: str | None = None,
+    *,
+    fidelity: str = "calibrated",
+    kv_bytes_per_element: float = 2.0,
+    new: Any = None,
+) -> Estimate:
+    """Time of attention over a KV cache, with its band.
+
+    Arguments:
+        phase: `prefill` (seq causal tokens) or `decode` (one query, seq tokens in the cache with the new one).
+        kernel: `sdpa_cudnn`, `sdpa_flash`, `trtllm`; None takes the device's own.
+        new: queries of a prefill that continues a cache of `seq` tokens; None means all of them.
+
+    Raises:
+        ValueError: an unknown phase or kernel, sizes that are not positive, heads that do not divide.
+    """
+    device = get_device(device)
+    _check_fidelity(fidelity)
+    _positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
+    cost = attention_cost(
+        phase, batch=batch, context=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, seq=new,
+        kv_bytes_per_element=kv_bytes_per_element,
+    )  # fmt: skip
+    peak = device.peak_flop_per_s("bfloat16") or device.peak_flop_per_s("float16")
+    assert peak is not None
+    if fidelity == "ideal":
+        return _ideal(cost, peak, device)
+    batch, seq, q, kv = (np.asarray(v, dtype=np.float64) for v in (batch, seq, q_heads, kv_heads))
+    wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
+    p = attention_parameters(device, phase, kernel, fidelity, wide)
+    surface = (seq, batch * (q if phase == "prefill" else kv), q / kv)
+    return estimate(device, cost, peak, p, seq, surface)
+
+
+ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm")
+
+
+def attention_parameters(
+    device: Device, phase: str, kernel: str | None, fidelity: str = "calibrated", wide: bool = False
+) -> Parameters:
+    """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
+    if kernel is not None and kernel not in ATTENTION_KERNELS:
+        raise ValueError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
+    names = [kernel] if kernel is not None else list(ATTENTION_KERNELS)
+    suffixes = [f"{phase}_wide", phase] if wide else [phase]
+    own = calibration_of(device)
+    if own is not None and fidelity == "calibrated":
+        for suffix in suffixes:
+            for name in names:
+                if f"{name}.{suffix}" in own.attention:
+                    return own.attention[f"{name}.{suffix}"]
+    for suffix in suffixes:
+        for donor in _donors(device):
+            table = _calibration(donor)
+            for name in [*names, "trtllm"]:
+                if table is not None and f"{name}.{suffix}" in table.attention:
+                    found = table.attention[f"{name}.{suffix}"]
+                    return _transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
+    return _generic(f"{kernel}.{phase}")
+
+
+def attention_time(
+    device: Device | str,
+    phase: str,
+    batch: Any,
+    seq: Any,
+    q_heads: Any,
+    kv_heads: Any,
+    head_dim: Any = 128,
+    kernel: str | None = None,
+    **more: Any,
+) -> Any:
+    """Seconds of attention; see `attention`, which gives the band too."""
+    time = attention(device, phase, batch, seq, q_heads, kv_heads, head_dim, kernel, **more).time_s
+    return time[()] if isinstance(time, np.ndarray) else time
+
+
+def small(device: Device, traffic_bytes: Any, *, reduction: bool = False, fidelity: str = "calibrated") -> Estimate:
+    """Time of an element-wise kernel that moves `traffic_bytes`, or of one that reduces over rows first."""
+    bandwidth = device.memory.bandwidth_bytes_per_s
+    floor = traffic_bytes / bandwidth
+    if fidelity == "ideal":
+        return Estimate(
+            time_s=floor, low_s=floor, high_s=floor * IDEAL_MISS, compute_s=0.0 * floor, memory_s=floor, kind="ideal"
+        )
+    own = calibration_of(device)
+    if own is not None and own.small is not None and fidelity == "calibrated":
+        time = own.small(traffic_bytes) + (own.small.reduction_s if reduction else 0.0)
+        kind, half = "calibrated", 0.25
+    else:
+        time = SMALL_T0_S + traffic_bytes / (SMALL_ETA * bandwidth)
+        kind, half = "transferred", 0.40
+    return Estimate(
+        time_s=time, low_s=time * (1 - half), high_s=time * (1 + half), compute_s=0.0 * floor, memory_s=floor, kind=kind
+    )
+
+
+def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
+    """Ring all-reduce of `traffic_bytes` over `devices`: 5 us + 2(n-1) latencies + 2(n-1)/n bytes / link bandwidth.
+
+    Raises:
+        ValueError: the device has no link.
+    """
+    if device.link is None:
+        raise ValueError(f"{device.name} has no link: tensor_parallel must be 1, got {devices}")
+    steps = 2 * (devices - 1)
+    wire = steps / devices * traffic_bytes / device.link.bandwidth_bytes_per_s
+    time = 5e-6 + steps * device.link.latency_s + wire
+    return Estimate(
+        time_s=time, low_s=time * 0.6, high_s=time * 1.6, compute_s=0.0 * time, memory_s=wire, kind="transferred"
+    )

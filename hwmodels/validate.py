@@ -1,0 +1,328 @@
+"""Predictions against measurements, never by a fit that has seen the row: the tables of `qsim validate`.
+
+Products and attention are held out by layer shape (a shape's rows leave the fit together); whole steps are never
+fitted; of published rows see `hwmodels.published`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .architecture import Architecture, get_architecture
+from .calibration import sources
+from .calibration.build import attention_parts
+from .calibration.fit import Settings, band_of, bands, coverage, fit_parameters, held_out, judge, predict_rows
+from .load import get_device
+from .predict import predict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEP_SCHEMES = {"bf16": "bf16", "fp8": "fp8-rowwise", "int8": "w8a8-channel-token", "int4": "w4a16-g128"}
+"""`fmt` of the measured steps -> scheme."""
+
+REQUIRED = {
+    "cublas_bf16": 4.0, "cublas_fp8": 4.0, "tinygemm_int4": 6.0, "cublas_fp8_rowwise": 8.0, "cublas_int8": 11.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One line of the report: rows of one kind, their error, and what was required.
+
+    Attributes:
+        mape: percent. required: percent, None where nothing is required.
+        coverage: share of rows inside the 80 % band, None where there is none.
+    """
+
+    section: str
+    name: str
+    rows: int
+    mape: float
+    required: float | None = None
+    coverage: float | None = None
+    detail: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        return None if self.required is None else self.mape <= self.required
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """All groups, and the single rows behind them (`points`: section, name, measured_s, predicted_s, low_s, high_s)."""
+
+    groups: tuple[Group, ...]
+    points: pd.DataFrame
+    signs: pd.DataFrame
+    published: tuple[Any, ...]
+    ratios: tuple[Any, ...]
+    claims: tuple[Any, ...]
+
+
+def measured_architecture(name: str) -> Architecture:
+    """The model of a measured step: `llama3-70b-16l` is Llama-3-70B cut to 16 layers; biases were left out."""
+    cut = {"llama3-8b": "llama-3-8b", "llama2-7b": "llama-2-7b", "qwen2.5-7b": "qwen2.5-7b"}
+    if name in cut:
+        return replace(get_architecture(cut[name]), qkv_bias=False)
+    return replace(get_architecture("llama-3-70b"), layers=16)
+
+
+def validate(data: str | Path | None = None) -> Validation:
+    """Recompute every comparison; `data` is the folder of the published tables, None leaves them out.
+
+    Raises:
+        ValueError: the folder lacks a table.
+    """
+    import pandas as pd
+
+    from .claims import seed_claims
+
+    groups: list[Group] = []
+    points: list[pd.DataFrame] = []
+    for part in (_own_layers, _own_attention):
+        g, p = part()
+        groups += g
+        points += p
+    g, p, signs = _steps()
+    groups += g
+    points += p
+    published: list[Any] = []
+    ratios: list[Any] = []
+    if data is not None:
+        g, p = _tables(Path(data))
+        groups += g
+        points += p
+        g, published, ratios = _published(Path(data))
+        groups += g
+    return Validation(
+        groups=tuple(groups), points=pd.concat(points, ignore_index=True), signs=signs, published=tuple(published),
+        ratios=tuple(ratios), claims=tuple(seed_claims()),
+    )  # fmt: skip
+
+
+def _points(section: str, name: str, x: Any, measured: Any, predicted: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    low, high = band_of(x, bands(x, measured, predicted))
+    return pd.DataFrame(
+        {"section": section, "name": name, "measured_s": measured, "predicted_s": predicted,
+         "low_s": predicted * low, "high_s": predicted * high}
+    )  # fmt: skip
+
+
+def _percent(errors: dict[str, float]) -> dict[str, float]:
+    return {key: 100 * value for key, value in errors.items()}
+
+
+def _own_layers() -> tuple[list[Group], list[pd.DataFrame]]:
+    units = get_device("h200").compute.units
+    groups, points = [], []
+    section = "H200 linear layers, each layer left out in turn"
+    for fmt, kernel in sources.OWN_FORMATS.items():
+        settings = sources.OWN_SETTINGS[kernel]
+        rows, table = sources.own_gemm_rows(fmt)
+        guess, fold = held_out(rows, kernel, settings, units)
+        error = np.abs(guess / rows.time_s - 1)
+        large = table.layer.str.startswith("l70b").to_numpy()
+        detail = {
+            **_percent(judge(rows, guess)),
+            "five Llama-3-8B layers, first campaign": 100 * float(error[rows.campaign == 0].mean()),
+            "Llama-3-70B layers": 100 * float(error[large].mean()),
+        }
+        first, _ = sources.own_gemm_rows(fmt, unseen=False)
+        five = fit_parameters(first, kernel, replace(settings, tau=True), units)
+        fresh = rows.take((rows.campaign == 1) & ~table.layer.str.startswith("l8b").to_numpy())
+        detail["fit on five layers, others raw"] = 100 * judge(fresh, predict_rows(fresh, five, units))["all"]
+        groups.append(
+            Group(section=section, name=kernel, rows=len(rows), mape=detail["all"], required=REQUIRED[kernel],
+                  coverage=coverage(rows.x, rows.time_s, guess, fold), detail=detail)
+        )  # fmt: skip
+        points.append(_points(section, kernel, rows.x, rows.time_s, guess))
+    return groups, points
+
+
+def _own_attention() -> tuple[list[Group], list[pd.DataFrame]]:
+    table, other = sources.own_table("attention"), sources.own_table("attention_unseen")
+    device = get_device("h200")
+    groups, points = [], []
+    section = "H200 attention (cuDNN), fitted on 32/8 heads, tried on 32/32, 64/8, 28/4"
+    for phase, required in (("prefill", 15.0), ("decode", 25.0)):
+        rows = sources.attention_rows(device, phase, table[table.op == f"{phase}_cudnn"])
+        fresh = sources.attention_rows(device, phase, other[other.op == f"{phase}_default"])
+        if phase == "decode":
+            rows, fresh = (replace(r, flop_s=r.flop_s * 1e-6) for r in (rows, fresh))
+        fitted = fit_parameters(rows, "sdpa_cudnn", Settings(ridge=None, tau=False), None)
+        guess = predict_rows(fresh, fitted, None)
+        groups.append(
+            Group(
+                section=section, name=phase, rows=len(fresh), mape=100 * judge(fresh, guess)["all"], required=required
+            )
+        )
+        points.append(_points(section, phase, fresh.x, fresh.time_s, guess))
+    return groups, points
+
+
+def step_table(name: str) -> pd.DataFrame:
+    """Measured steps (`e2e` or `e2e_unseen`) with their prediction and band."""
+    table = sources.own_table(name)
+    found = []
+    for row in table.itertuples():
+        p = predict(
+            "h200", measured_architecture(row.model), STEP_SCHEMES[row.fmt], row.phase, row.batch, row.seq,
+            profile="torch_compile",
+        )  # fmt: skip
+        found.append((float(p.time_s), float(p.low_s), float(p.high_s)))
+    table[["predicted_s", "low_s", "high_s"]] = found
+    return table
+
+
+def sign_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """Measured and predicted speed-up over bf16 of every quantised step that has a bf16 twin."""
+    key = ["model", "phase", "batch", "seq"]
+    base = steps[steps.fmt == "bf16"][[*key, "median_s", "predicted_s"]]
+    pairs = steps[steps.fmt != "bf16"].merge(base, on=key, suffixes=("", "_bf16"))
+    pairs["measured"] = pairs.median_s_bf16 / pairs.median_s
+    pairs["predicted"] = pairs.predicted_s_bf16 / pairs.predicted_s
+    pairs["wrong_sign"] = (pairs.measured > 1) != (pairs.predicted > 1)
+    return pairs[[*key, "fmt", "measured", "predicted", "wrong_sign"]]
+
+
+def _steps() -> tuple[list[Group], list[pd.DataFrame], pd.DataFrame]:
+    import pandas as pd
+
+    groups, points, signs = [], [], []
+    for name, title in (
+        ("e2e", "H200 whole steps of Llama-3-8B, nothing fitted on them"),
+        ("e2e_unseen", "H200 whole steps, second campaign: four models"),
+    ):
+        table = step_table(name)
+        error = 100 * (table.predicted_s / table.median_s - 1).abs()
+        inside = (table.median_s >= table.low_s) & (table.median_s <= table.high_s)
+        pairs = sign_table(table).assign(table=name)
+        signs.append(pairs)
+        required = 5.0
+        for phase in ("decode", "prefill"):
+            mine = table.phase == phase
+            groups.append(
+                Group(section=title, name=phase, rows=int(mine.sum()), mape=float(error[mine].mean()),
+                      required=required,
+                      coverage=float(inside[mine].mean()),
+                      detail={"within 10 %": 100 * float((error[mine] <= 10).mean())})
+            )  # fmt: skip
+        groups.append(
+            Group(section=title, name="all", rows=len(table), mape=float(error.mean()), coverage=float(inside.mean()),
+                  detail={"within 10 %": 100 * float((error <= 10).mean()), "pairs": float(len(pairs)),
+                          "wrong signs": float(pairs.wrong_sign.sum())})
+        )  # fmt: skip
+        if name == "e2e_unseen":
+            for model, part in table.groupby("model"):
+                groups.append(
+                    Group(section=title, name=str(model), rows=len(part), mape=float(error[part.index].mean()))
+                )
+        points.append(
+            pd.DataFrame({"section": title, "name": table.phase, "measured_s": table.median_s,
+                          "predicted_s": table.predicted_s, "low_s": table.low_s, "high_s": table.high_s})
+        )  # fmt: skip
+    return groups, points, pd.concat(signs, ignore_index=True)
+
+
+def _limit(device: str, kernel: str) -> float:
+    return 17.0 if device == "L40S" else 8.0 if kernel == "bf16" else 15.0
+
+
+def _tables(data: Path) -> tuple[list[Group], list[pd.DataFrame]]:
+    gemm, attention = sources.data_table(data, "measured_gemm"), sources.data_table(data, "measured_attention")
+    groups, points = [], []
+    section = "Published product table, five folds over (N, K)"
+    for device, name in sources.TABLE_DEVICES.items():
+        units = get_device(name).compute.units
+        for kernel in sources.TABLE_KERNELS:
+            if not ((gemm.device == device) & (gemm.kernel == kernel)).any():
+                continue
+            rows = sources.table_gemm_rows(gemm, device, kernel)
+            guess, fold = held_out(rows, kernel, sources.TABLE_SETTINGS, units)
+            errors = _percent(judge(rows, guess))
+            groups.append(
+                Group(section=section, name=f"{device} {kernel}", rows=len(rows), mape=errors["all"],
+                      required=_limit(device, kernel), coverage=coverage(rows.x, rows.time_s, guess, fold),
+                      detail=errors)
+            )  # fmt: skip
+            points.append(_points(section, f"{device} {kernel}", rows.x, rows.time_s, guess))
+    section = "Published attention table, five folds over (query heads, KV heads)"
+    for device in sources.TABLE_DEVICES:
+        parts = attention_parts(attention, device)
+        for phase, required in (("prefill", 15.0), ("decode", 25.0)):
+            chosen = {k: v for k, v in parts.items() if k.startswith(f"trtllm.{phase}")}
+            joined = [(rows, *held_out(rows, k, sources.ATTENTION_SETTINGS, None)) for k, rows in chosen.items()]
+            error = np.concatenate([np.abs(guess / rows.time_s - 1) for rows, guess, _ in joined])
+            inside = [coverage(rows.x, rows.time_s, guess, fold) * len(rows) for rows, guess, fold in joined]
+            groups.append(
+                Group(section=section, name=f"{device} {phase}", rows=len(error), mape=100 * float(error.mean()),
+                      required=required, coverage=sum(inside) / len(error))
+            )  # fmt: skip
+            points += [_points(section, f"{device} {phase}", r.x, r.time_s, guess) for r, guess, _ in joined]
+    return groups, points
+
+
+def _published(data: Path) -> tuple[list[Group], list[Any], list[Any]]:
+    from .published import BANDS, is_old_engine, is_service, ratio_rows
+    from .published import predict_rows as predict_published
+
+    table = sources.data_table(data, "published")
+    rows = predict_published(table)
+    ratios = ratio_rows(table, rows)
+    groups = []
+    section = "Published rows: median error"
+    for name, band, mine in (
+        *((p, b, [r for r in rows if r.phase == p and r.kind != "ratio"]) for p, b in BANDS.items()),
+        ("speed-up ratios", 0.10, ratios),
+    ):
+        usable = [r for r in mine if r.error is not None and not is_service(r)]
+        errors = np.abs([float(r.error or 0.0) for r in usable])
+        recent = np.abs([float(r.error or 0.0) for r in usable if not is_old_engine(r)])
+        groups.append(
+            Group(
+                section=section, name=name, rows=len(errors), mape=100 * float(np.median(errors)), required=100 * band,
+                detail={"mean": 100 * float(errors.mean()), "share inside": 100 * float((errors <= band).mean()),
+                        "median, engines from 2024": 100 * float(np.median(recent))},
+            )
+        )  # fmt: skip
+    return groups, rows, ratios
+
+
+def layer_speedups() -> pd.DataFrame:
+    """Speed-up over bf16 against M: geometric mean over the five Llama-3-8B layers (first campaign).
+
+    Predicted by the shipped calibration, which was fitted on these layers; the band is that of both kernels.
+    """
+    import pandas as pd
+
+    from .timing import gemm
+
+    table = sources.own_table("gemm")
+    table = table[table.fmt.isin(sources.OWN_FORMATS)]
+    found = [gemm("h200", r.M, r.N, r.K, sources.OWN_FORMATS[r.fmt]) for r in table.itertuples()]
+    table = table.assign(**{f: [float(getattr(e, f)) for e in found] for f in ("time_s", "low_s", "high_s")})
+    base = table[table.fmt == "bf16"]
+    both = table[table.fmt != "bf16"].merge(base, on=["layer", "M"], suffixes=("", "_base"))
+    logs = pd.DataFrame(
+        {
+            "kernel": both.fmt.map(sources.OWN_FORMATS), "M": both.M,
+            "measured": np.log(both.median_s_base / both.median_s), "predicted": np.log(both.time_s_base / both.time_s),
+            "down": np.hypot(np.log(both.time_s_base / both.low_s_base), np.log(both.high_s / both.time_s)),
+            "up": np.hypot(np.log(both.high_s_base / both.time_s_base), np.log(both.time_s / both.low_s)),
+        }
+    )  # fmt: skip
+    mean = logs.groupby(["kernel", "M"], sort=False).mean().reset_index()
+    return pd.DataFrame(
+        {
+            "kernel": mean.kernel, "M": mean.M, "measured": np.exp(mean.measured), "predicted": np.exp(mean.predicted),
+            "low": np.exp(mean.predicted - mean.down), "high": np.exp(mean.predicted + mean.up),
+        }
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""`qsim calibrate`: fit a device's kernels to a CSV, or measure this computer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
+
+
+@click.command(short_help="Fit a device's kernel parameters to measured timings.")
+@click.argument("csv", required=False, metavar="[CSV]", type=click.Path(path_type=Path))
+@click.option("--device", metavar="NAME", help="Device that CSV was measured on; its peaks set the scale.")
+@click.option("--host", is_flag=True, help="Measure this computer instead, and make it a device.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the TOML here.")
+@plot_option
+@table_options
+def calibrate(
+    csv: Path | None, device: str | None, host: bool, out: Path | None, plot: Path | None, as_json: bool, as_csv: bool
+) -> None:
+    """Fit a device's kernel parameters to measured timings.
+
+    CSV has the columns kernel, m, n, k and latency_s (or median_s): one row a measured product. The result is a TOML
+    with parameters, held-out errors and bands; a device file uses it with calibration = "PATH".
+
+    With --host: measures memory bandwidth, matrix rate and, where they can be imported, the fused kernels of this
+    package, and compares the speed-ups with what bandwidth allows. Takes about a minute.
+
+    \b
+    Examples:
+      qsim calibrate timings.csv --device h100-sxm --out h100.mine.toml
+      qsim calibrate --host --out host.toml --plot host.png
+    """
+    check_one_output(as_json, as_csv)
+    if host == (csv is not None):
+        raise ValueError("calibrate takes a CSV or --host: give one of them")
+    if host:
+        _host(out, plot, as_json, as_csv)
+        return
+    if device is None:
+        raise ValueError("--device names the device that the CSV was measured on")
+    import hwmodels
+
+    assert csv is not None
+    if not csv.is_file():
+        raise ValueError(f"{csv} does not exist")
+    fitted = hwmodels.fit(csv, device, out=out)
+    rows = [
+        {"kernel": name, "rows": p.rows, "shapes": p.shapes, "t0_us": p.t0_s * 1e6, "eta_compute": p.eta_compute,
+         "eta_memory": p.eta_memory, "p": p.p, "held_out_mape": p.held_out_mape.get("all"),
+         "band_low": p.band["all"][0], "band_high": p.band["all"][1]}
+        for name, p in fitted.items()
+    ]  # fmt: skip
+    _table(rows, as_json, as_csv)
+    if out is not None:
+        click.echo(f"wrote {out}", err=True)
+
+
+def _host(out: Path | None, plot: Path | None, as_json: bool, as_csv: bool) -> None:
+    from hwmodels.host import host_device_toml, host_speedups, measure_host
+
+    from .host_kernels import measure_kernels
+
+    measured = measure_host(measure_kernels())
+    rows = host_speedups(measured)
+    if out is not None:
+        out.write_text(host_device_toml(measured), encoding="utf-8")
+        click.echo(f"wrote {out}", err=True)
+    if plot is not None and rows:
+        from qsim.plots.hardware import measured_figure
+        from qsim.plots.style import save
+
+        labels = [f"{r['scheme']}\n{r['N']}x{r['K']}, M={r['M']}" for r in rows]
+        save(measured_figure("Speed-up over float32 on this computer", labels, [r["predicted"] for r in rows],
+                             [r["measured"] for r in rows]), plot)  # fmt: skip
+        click.echo(f"wrote {plot}", err=True)
+    head = {
+        "processor": measured.processor, "threads": measured.threads,
+        "bandwidth_gbytes_per_s": measured.bandwidth_bytes_per_s / 1e9,
+        "float32_gflop_per_s": measured.float32_flop_per_s / 1e9,
+    }  # fmt: skip
+    if as_json:
+        print_json({**head, "kernels": rows})
+        return
+    if not as_csv:
+        click.echo(f"{head['processor']}, {head['threads']} threads: reads {head['bandwidth_gbytes_per_s']:.3g} GB/s, "
+                   f"float32 {head['float32_gflop_per_s']:.4g} GFLOP/s")  # fmt: skip
+        if not rows:
+            click.echo("no fused kernels could be imported: speed-ups are left out")
+            return
+    _table(rows, False, as_csv)
+
+
+def _table(rows: list[dict[str, Any]], as_json: bool, as_csv: bool) -> None:
+    if as_json:
+        print_json(rows)
+    elif as_csv:
+        print_csv(rows)
+    else:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in rows[0]:
+            table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        for row in rows:
+            table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        show(console(), table)

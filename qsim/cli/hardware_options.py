@@ -1,0 +1,84 @@
+"""Options that the predicting verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Numbers(click.ParamType):
+    """A list of positive integers: `1,2,4`, `1:64` (doubling) or `1:64:8` (steps of 8)."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            out: list[int] = []
+            for part in str(value).split(","):
+                ends = [int(v) for v in part.split(":")]
+                if len(ends) == 1:
+                    out += ends
+                elif len(ends) == 2:
+                    at = ends[0]
+                    while at <= ends[1] and at > 0:
+                        out.append(at)
+                        at *= 2
+                else:
+                    out += range(ends[0], ends[1] + 1, ends[2])
+        except ValueError:
+            self.fail(f"{value!r} is not a list like 1,2,4 or 1:64 (doubling) or 1:64:8 (steps)", param, ctx)
+        if not out or min(out) < 1:
+            self.fail(f"{value!r}: numbers are positive", param, ctx)
+        return tuple(out)
+
+
+def device_option(multiple: bool = False) -> Callable[[_F], _F]:
+    """`--device NAME`, a shipped device or a TOML."""
+    return click.option(
+        "--device", multiple=multiple, default=("h100-sxm",) if multiple else "h100-sxm", show_default=True,
+        metavar="NAME", help="Device, or a path to its TOML; see qsim devices." + (" Repeatable." if multiple else ""),
+    )  # fmt: skip
+
+
+def scheme_option(multiple: bool = False) -> Callable[[_F], _F]:
+    """`--scheme NAME`."""
+    return click.option(
+        "--scheme", multiple=multiple, default=("bf16",) if multiple else "bf16", show_default=True, metavar="NAME",
+        help="Quantisation scheme: bf16, fp8, w4a16-g128, ..." + (" Repeatable." if multiple else ""),
+    )  # fmt: skip
+
+
+def set_option(function: _F) -> _F:
+    """`--set KEY=VALUE`, repeatable: change a field of the device."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        help="Change a device field, as memory.bandwidth_gbytes_per_s=6000. Repeatable.",
+    )(function)  # fmt: skip
+
+
+def how_options(function: _F) -> _F:
+    """`--tp --profile --fidelity --strict`."""
+    for option in reversed(
+        (
+            click.option("--tp", "tensor_parallel", default=1, show_default=True, metavar="N",
+                         help="Devices a layer is shared by."),
+            click.option("--profile", default="cuda_graph", show_default=True, metavar="NAME",
+                         help="How the stack runs: cuda_graph, eager, trtllm, torch_compile, serving, ..."),
+            click.option("--fidelity", type=click.Choice(["ideal", "calibrated", "transferred"]), default="calibrated",
+                         show_default=True, help="Datasheet roofline, fitted kernels, or borrowed efficiencies."),
+            click.option("--strict", is_flag=True, help="Refuse a scheme that the device has no arithmetic for."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def milliseconds(seconds: float) -> str:
+    """A time for people: 3 digits in ms, or in us below 0.1 ms."""
+    return f"{seconds * 1e6:.3g} µs" if seconds < 1e-4 else f"{seconds * 1e3:.4g} ms"

@@ -1,0 +1,89 @@
+"""`qsim roofline`: a model's operators under a device's roofs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .hardware_options import device_option, how_options, milliseconds, scheme_option, set_option
+from .options import console, emit, plot_option, show, table_options
+
+
+@click.command(short_help="Place a model's operators on a device's roofline.")
+@click.argument("model", metavar="MODEL")
+@device_option(multiple=True)
+@scheme_option(multiple=True)
+@click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True)
+@click.option("--batch", default=1, show_default=True, metavar="B")
+@click.option("--context", default=2048, show_default=True, metavar="L")
+@how_options
+@set_option
+@plot_option
+@table_options
+def roofline(
+    model: str,
+    device: tuple[str, ...],
+    scheme: tuple[str, ...],
+    phase: str,
+    batch: int,
+    context: int,
+    overrides: tuple[str, ...],
+    plot: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    tensor_parallel: int,
+    profile: str,
+    fidelity: str,
+    strict: bool,
+) -> None:
+    """Place a model's operators on a device's roofline.
+
+    Each operator has an intensity (operations a byte) and the rate it reaches; left of the ridge point it is bound by
+    memory, right of it by arithmetic. --device and --scheme may be repeated.
+
+    \b
+    Examples:
+      qsim roofline llama-3-8b --device h100-sxm --scheme bf16 --scheme fp8 --plot roofline.svg
+      qsim roofline llama-3-8b --device a100 --phase prefill --context 4096
+    """
+    import hwmodels
+    from hwmodels.describe import operator_rows, roofs
+
+    cases = [
+        hwmodels.predict(d, model, s, phase, batch, context, tensor_parallel=tensor_parallel, profile=profile,
+                         fidelity=fidelity, strict=strict, overrides=overrides or None)
+        for d in device for s in scheme
+    ]  # fmt: skip
+    rows = [
+        {"device": p.device.name, "scheme": p.scheme.name, **r, "tflop_per_s": r["gflop"] / r["time_s"] / 1e3}
+        for p in cases
+        for r in operator_rows(p)
+    ]
+    if plot is not None:
+        from qsim.plots.hardware import Ceiling, Placed, roofline_figure
+        from qsim.plots.style import save
+
+        ceilings = [Ceiling(**c) for c in roofs(cases)]
+        points = [
+            Placed(label=r["operator"], series=f"{r['device']} {r['scheme']}", intensity=r["flop_per_byte"],
+                   flop_per_s=r["tflop_per_s"] * 1e12)
+            for r in rows if r["kernel"] or r["operator"] == "attention"
+        ]  # fmt: skip
+        save(roofline_figure(f"{model}, {phase}, batch {batch}, context {context}", ceilings, points), plot)
+        click.echo(f"wrote {plot}", err=True)
+    if emit(rows, as_json=as_json, as_csv=as_csv) or plot is not None:
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("device", "scheme", "operator", "FLOP/B", "TFLOP/s", "time", "bound"):
+        table.add_column(name, justify="left" if name in ("device", "scheme", "operator", "bound") else "right")
+    for r in rows:
+        table.add_row(r["device"], r["scheme"], r["operator"], f"{r['flop_per_byte']:.3g}", f"{r['tflop_per_s']:.3g}",
+                      milliseconds(r["time_s"]), r["bound"])  # fmt: skip
+    out = console()
+    for roof in roofs(cases):
+        ridge = roof["peak_flop_per_s"] / roof["bandwidth_bytes_per_s"]
+        click.echo(f"{roof['label']}: ridge at {ridge:.0f} operations a byte")
+    show(out, table)

@@ -1,0 +1,228 @@
+"""Whole steps and requests: what is counted, what fits, what falls back, and the bands."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import hwmodels
+from hwmodels.claims import seed_claims
+from hwmodels.validate import sign_table, step_table
+
+
+def test_a_step_is_the_sum_of_its_operators() -> None:
+    p = hwmodels.predict("h200", "llama-3-8b", "fp8-rowwise", "decode", 4, 2048)
+    assert sum(float(op.time_s) for op in p.operators) == pytest.approx(float(p.time_s))
+    assert float(p.low_s) < float(p.time_s) < float(p.high_s)
+    assert p.tpot_s == p.time_s
+    assert p.ttft_s is None
+    assert p.tokens_per_s == pytest.approx(4 / float(p.time_s))
+    assert {op.name for op in p.operators} >= {"qkv", "o", "gate_up", "down", "attention", "lm_head", "quantize_o"}
+
+
+def test_fp8_rowwise_is_slower_than_bf16_at_batch_1_on_8b() -> None:
+    for context in (1024, 8192):
+        fp8 = hwmodels.predict("h200", "llama-3-8b", "fp8-rowwise", "decode", 1, context)
+        bf16 = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 1, context)
+        assert float(fp8.time_s) > float(bf16.time_s)
+
+
+def test_whole_steps_meet_the_required_figures() -> None:
+    table = step_table("e2e")
+    error = (table.predicted_s / table.median_s - 1).abs()
+    for phase in ("decode", "prefill"):
+        assert error[table.phase == phase].mean() <= 0.05
+    assert (error <= 0.10).mean() >= 0.90
+    pairs = sign_table(table)
+    assert pairs.wrong_sign.mean() <= 0.05
+
+
+def test_models_that_are_not_in_that_table_too() -> None:
+    table = step_table("e2e_unseen")
+    error = (table.predicted_s / table.median_s - 1).abs()
+    for phase in ("decode", "prefill"):
+        assert error[table.phase == phase].mean() <= 0.05
+    assert (error <= 0.10).mean() >= 0.90
+    inside = ((table.median_s >= table.low_s) & (table.median_s <= table.high_s)).mean()
+    assert 0.75 <= inside <= 0.90
+
+
+def test_a_scheme_without_a_path_is_priced_as_its_fallback_and_said_so() -> None:
+    p = hwmodels.predict("a100", "llama-3-8b", "fp8", "decode", 1, 512)
+    assert p.kernel == "marlin_fp8"
+    assert any("no FP8 product on a100-sxm-80gb" in n for n in p.notes)
+    with pytest.raises(ValueError, match="no path for fp8"):
+        hwmodels.predict("a100", "llama-3-8b", "fp8", "decode", 1, 512, strict=True)
+    weight_only = hwmodels.predict("h100", "llama-3-8b", "nvfp4", "decode", 1, 512)
+    assert weight_only.kernel == "marlin_int4"
+    assert hwmodels.predict("b200", "llama-3-8b", "nvfp4", "decode", 1, 512).kernel == "native_fp4"
+
+
+def test_no_int4_tensor_rate_is_invented() -> None:
+    """W4A4 integers on Hopper run at the INT8 rate."""
+    w4a4 = hwmodels.predict("h100", "llama-3-8b", "w4a4", "prefill", 1, 8192, fidelity="ideal")
+    w8a8 = hwmodels.predict("h100", "llama-3-8b", "w8a8-channel-token", "prefill", 1, 8192, fidelity="ideal")
+    gate = lambda p: next(float(op.compute_s) for op in p.operators if op.name == "gate_up")  # noqa: E731
+    assert gate(w4a4) == pytest.approx(gate(w8a8))
+    assert any("INT8 rate" in n for n in w4a4.notes)
+
+
+def test_what_does_not_fit_is_said_first_with_the_shortfall() -> None:
+    p = hwmodels.predict("h100", "llama-3-70b", "bf16", "decode", 16, 4096)
+    assert not p.fits
+    assert p.notes[0].startswith("does not fit: ")
+    assert "GB short" in p.notes[0]
+    assert "tensor_parallel" in p.notes[0]
+    assert hwmodels.predict("h100", "llama-3-70b", "bf16", "decode", 1, 4096, tensor_parallel=4).fits
+    with pytest.raises(ValueError, match="does not fit"):
+        hwmodels.predict_request("h100", "llama-3-70b", "bf16")
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    p = hwmodels.predict("h100", "llama-3-8b", "fp8", "decode", 1, 8192)
+    most = p.largest_batch
+    assert hwmodels.predict("h100", "llama-3-8b", "fp8", "decode", most, 8192).fits
+    assert not hwmodels.predict("h100", "llama-3-8b", "fp8", "decode", most + 1, 8192).fits
+
+
+def test_kv_capacity_is_a_cliff() -> None:
+    """The batch runs in waves when the cache does not hold it."""
+    one = hwmodels.predict_request("h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128)
+    two = hwmodels.predict_request(
+        "h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128, tensor_parallel=2
+    )
+    assert one.waves > 1
+    assert two.waves == 1
+    assert two.output_tokens_per_s > 3 * one.output_tokens_per_s
+    assert any("waves" in n for n in one.notes)
+
+
+def test_a_request_is_a_prefill_and_its_decode_steps() -> None:
+    r = hwmodels.predict_request("h200", "llama-3-8b", "bf16", batch=2, prompt=512, new_tokens=100)
+    first = hwmodels.predict("h200", "llama-3-8b", "bf16", "prefill", 2, 512)
+    step = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 2, 562)
+    assert r.ttft_s == pytest.approx(float(first.time_s))
+    assert r.tpot_s == pytest.approx(float(step.time_s), rel=0.01)
+    assert r.latency_s == pytest.approx(r.ttft_s + 99 * r.tpot_s)
+    assert r.low_s < r.latency_s < r.high_s
+    assert hwmodels.throughput("h200", "llama-3-8b", "fp8").output_tokens_per_s > 1000
+
+
+def test_tensor_parallel_pays_for_its_all_reduces() -> None:
+    one = hwmodels.predict("a100", "llama-2-7b", "bf16", "decode", 1, 512)
+    eight = hwmodels.predict("a100", "llama-2-7b", "bf16", "decode", 1, 512, tensor_parallel=8)
+    assert 1.5 < float(one.time_s / eight.time_s) < 5
+    assert any(op.kind == "all_reduce" for op in eight.operators)
+    with pytest.raises(ValueError, match="tensor_parallel must divide"):
+        hwmodels.predict("a100", "llama-2-7b", tensor_parallel=3)
+
+
+def test_eager_launches_cost_time() -> None:
+    graph = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 1, 512)
+    eager = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 1, 512, profile="eager")
+    assert float(eager.time_s) > 1.3 * float(graph.time_s)
+    big = [
+        hwmodels.predict("h200", "llama-3-8b", "bf16", "prefill", 1, 8192, profile=p) for p in ("eager", "cuda_graph")
+    ]
+    assert float(big[0].time_s / big[1].time_s) < 1.15
+
+
+def test_attention_back_ends_and_profiles() -> None:
+    kw = {"batch": 16, "context": 8192}
+    cudnn = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", profile="sdpa_cudnn", **kw)
+    flash = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", profile="sdpa_flash", **kw)
+    named = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", attention_kernel="sdpa_flash", **kw)
+    assert float(flash.time_s) > 1.1 * float(cudnn.time_s)
+    assert float(named.time_s) == pytest.approx(float(flash.time_s))
+    with pytest.raises(ValueError, match="cuda_graph"):
+        hwmodels.predict("h200", "llama-3-8b", profile="cuda-grap")
+
+
+def test_eight_bit_kv_cache_helps_long_contexts() -> None:
+    wide = hwmodels.predict("h100", "llama-3-8b", "bf16", "decode", 32, 16384)
+    half = hwmodels.predict("h100", "llama-3-8b", "bf16-kvfp8", "decode", 32, 16384)
+    assert 1.3 < float(wide.time_s / half.time_s) < 2
+
+
+def test_arrays_give_what_scalars_give() -> None:
+    batch, context = np.array([1, 5, 64])[:, None], np.array([100, 4000])[None, :]
+    for phase in ("decode", "prefill"):
+        grid = hwmodels.predict("h100", "llama-3-8b", "fp8", phase, batch, context)
+        for i in range(3):
+            for j in range(2):
+                one = hwmodels.predict("h100", "llama-3-8b", "fp8", phase, int(batch[i, 0]), int(context[0, j]))
+                assert grid.time_s[i, j] == pytest.approx(float(one.time_s), rel=1e-12)
+                assert np.broadcast_to(grid.high_s, (3, 2))[i, j] == pytest.approx(float(one.high_s), rel=1e-12)
+
+
+def test_speedups_carry_their_own_band() -> None:
+    a = hwmodels.predict("h200", "llama-3-8b", "w4a16-g128", "decode", 1, 1024)
+    b = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 1, 1024)
+    s = hwmodels.speedup(a, b)
+    assert s.low < s.value < s.high
+    assert bool(s.sign_sure)
+
+
+def test_asics_are_fused_and_tiered() -> None:
+    sn = hwmodels.predict("sn40l-like", "llama-3-8b", "bf16", "decode", 1, 1024, tensor_parallel=8)
+    assert float(sn.time_s) == pytest.approx(1.55e-3, rel=0.4)
+    assert [t.name for t in sn.device.tiers] == ["SRAM", "HBM", "DDR"]
+    assert sn.fidelity == "transferred"
+    groq = hwmodels.predict("groq-like", "llama-2-70b", "w8a8-tensor", "decode", 1, 1024)
+    assert groq.fits
+    assert 0.3e-3 < float(groq.time_s) < 5e-3
+    fast = hwmodels.predict("asic", "llama-3-8b", "nvfp4", overrides=["memory.bandwidth_gbytes_per_s=8000"])
+    assert float(fast.time_s) < float(hwmodels.predict("asic", "llama-3-8b", "nvfp4").time_s)
+
+
+def test_one_prediction_takes_about_a_millisecond() -> None:
+    hwmodels.predict("h200", "llama-3-8b")
+    best = min(_timed() for _ in range(30))
+    assert best < 0.02  # 1 ms alone; the limit leaves room for a busy machine
+
+
+def _timed() -> float:
+    start = time.perf_counter()
+    hwmodels.predict("h200", "llama-3-8b", "fp8", "decode", 4, 2048)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"context": -3}, "context must be at least 1"),
+        ({"batch": "x"}, "batch is a number"),
+        ({"phase": "decoding"}, "prefill or decode"),
+        ({"phase": "prefill", "seq": 4096, "context": 10}, "seq counts the new tokens"),
+        ({"scheme": "w4a17"}, "unknown scheme"),
+        ({"model": "llama-9"}, "unknown model"),
+        ({"device": "h900"}, "unknown device"),
+        ({"kernel": "cublas"}, "unknown kernel"),
+        ({"fidelity": "guess"}, "fidelity is one of"),
+    ],
+)
+def test_bad_input(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        hwmodels.predict(**{"device": "h100", "model": "llama-3-8b", **arguments})  # type: ignore[arg-type]
+
+
+def test_seed_claims_have_predictions_and_bands() -> None:
+    claims = seed_claims()
+    assert len(claims) >= 12
+    assert all(c.low <= c.value <= c.high for c in claims)
+    byte_claims = [c for c in claims if c.unit == "GB"]
+    assert [round(c.value) for c in byte_claims] == [138, 37]
+
+
+def test_groups_that_do_not_divide_are_said() -> None:
+    p = hwmodels.predict("h100", "llama-3-8b", "w4a16-g96")
+    assert any("groups of 96 do not divide K = 4096, 14336" in n for n in p.notes)
+
+
+def test_a_prediction_prints_in_one_line() -> None:
+    assert repr(hwmodels.predict("h100", "llama-3-8b", "fp8")).startswith(
+        "Prediction(llama-3-8b fp8 on h100-sxm, decode, "
+    )

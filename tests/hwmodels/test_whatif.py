@@ -1,0 +1,102 @@
+"""Sweeps, Pareto fronts, break-even, sensitivity."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import hwmodels
+from hwmodels.whatif import compute_bound_from, slower_from_batch, smallest_sram_gbytes
+
+
+def test_a_sweep_is_tidy_and_equals_single_predictions() -> None:
+    table = hwmodels.sweep(["h100", "l40s"], "llama-3-8b", ["bf16", "fp8"], "decode", [1, 8], [512, 4096])
+    assert len(table) == 16
+    assert list(table.columns[:4]) == ["device", "model", "scheme", "phase"]
+    row = table[(table.device == "l40s") & (table.scheme == "fp8") & (table.batch == 8) & (table.context == 4096)]
+    one = hwmodels.predict("l40s", "llama-3-8b", "fp8", "decode", 8, 4096)
+    assert row.time_s.item() == pytest.approx(float(one.time_s))
+    assert row.fits.item() == bool(one.fits)
+
+
+def test_device_fields_can_be_swept() -> None:
+    key = "memory.bandwidth_gbytes_per_s"
+    table = hwmodels.sweep("asic", "llama-3-8b", "bf16", fields={key: [1000, 2000, 4000]})
+    assert list(table[key]) == [1000, 2000, 4000]
+    assert table.time_s.is_monotonic_decreasing
+
+
+def test_a_million_points_take_about_a_second() -> None:
+    """The limit is ten times what it takes alone: a busy machine must not fail it."""
+    hwmodels.sweep("h200", "llama-3-8b", "bf16", "decode", [1], [128])
+    start = time.perf_counter()
+    table = hwmodels.sweep("h200", "llama-3-8b", "bf16", "decode", np.arange(1, 513), np.arange(1, 1025) * 8)
+    assert len(table) == 512 * 1024
+    assert time.perf_counter() - start < 5
+
+
+def test_large_and_small_sweeps_agree() -> None:
+    batches, contexts = np.arange(1, 101), np.arange(64, 128)
+    table = hwmodels.sweep("h200", "llama-3-8b", "fp8", "prefill", batches, contexts)
+    for batch, context in ((1, 64), (50, 100), (100, 127)):
+        row = table[(table.batch == batch) & (table.context == context)]
+        one = hwmodels.predict("h200", "llama-3-8b", "fp8", "prefill", batch, context)
+        assert row.time_s.item() == pytest.approx(float(one.time_s))
+
+
+def test_pareto_keeps_what_nothing_beats() -> None:
+    table = pd.DataFrame({"t": [1, 2, 3, 2, 1.0], "r": [1, 5, 4, 5, 0.5]})
+    front = hwmodels.pareto(table, least=["t"], most=["r"])
+    assert list(zip(front.t, front.r, strict=True)) == [(1, 1), (2, 5), (2, 5)]
+    with pytest.raises(ValueError, match="no column 'x'"):
+        hwmodels.pareto(table, least=["x"])
+    with pytest.raises(ValueError, match="at least one"):
+        hwmodels.pareto(table)
+
+
+def test_break_even_finds_the_flip() -> None:
+    assert hwmodels.break_even(lambda x: x < 37, 1, 1000, integer=True).value == 37
+    assert hwmodels.break_even(lambda x: x < 3.7, 1, 10).value == pytest.approx(3.7, rel=2e-3)
+    assert hwmodels.break_even(lambda x: True, 1, 10).value is None
+    with pytest.raises(ValueError, match="0 < low < high"):
+        hwmodels.break_even(lambda x: True, 5, 1)
+
+
+def test_the_batch_that_makes_four_bits_slower() -> None:
+    """Measured on an H200: tinygemm gains 1.47 at batch 1 and loses at batch 16."""
+    found = slower_from_batch("h200", "llama-3-8b", "w4a16-g128")
+    assert found.holds_at_start
+    assert found.value is not None
+    assert 2 < found.value < 16
+    one = hwmodels.predict("h200", "llama-3-8b", "w4a16-g128", "decode", int(found.value), 2048)
+    assert float(one.time_s) >= float(hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", int(found.value)).time_s)
+
+
+def test_the_bandwidth_that_makes_decode_compute_bound() -> None:
+    found = compute_bound_from("h100", "llama-3-8b", batch=64)
+    assert found.value is not None
+    # intensity of the linear layers at batch 64 is about 62 operations a byte
+    assert found.value == pytest.approx(989.4e12 / 62 / 1e9, rel=0.03)
+
+
+def test_the_sram_that_holds_a_model() -> None:
+    assert smallest_sram_gbytes("llama-3-8b", "bf16") == pytest.approx(16.06 / 0.9, rel=1e-2)
+    assert smallest_sram_gbytes("llama-3-8b", "w4a16-g128", chips=100) < 0.07
+
+
+def test_tornado_ranks_bandwidth_first_in_decode() -> None:
+    table = hwmodels.tornado("h100", "llama-3-8b", "bf16", "decode", 1, 1024)
+    assert table.field.iloc[0] == "memory.bandwidth_gbytes_per_s"
+    assert table.low.iloc[0] > table.base.iloc[0] > table.high.iloc[0]
+    prefill = hwmodels.tornado("h100", "llama-3-8b", "bf16", "prefill", 1, 8192)
+    assert set(prefill.field.head(2)) == {"compute.peaks.dense_tflops", "context"}
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        hwmodels.tornado("h100", "llama-3-8b", change=2)
+
+
+def test_unknown_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown column 'speed'"):
+        hwmodels.sweep("h100", "llama-3-8b", columns=["speed"])
