@@ -33,9 +33,13 @@ def devices(names: tuple[str, ...], sources: bool, overrides: tuple[str, ...], a
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
+    out = console()
+    if not sources and out.width < 100:  # what 80 columns hold; --csv has everything
+        rows = [{k: v for k, v in row.items() if k not in ("kind", "link GB/s")} for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if not sources else (0, 1))
+    for i, name in enumerate(rows[0]):
+        left = isinstance(rows[0][name], str)
+        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not sources or i == 0)
     for row in rows:
         table.add_row(*("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values()))
-    show(console(), table)
+    show(out, table)
