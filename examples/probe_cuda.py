@@ -4,8 +4,8 @@
     python examples/probe_cuda.py --json result.json   # where the machine-readable result goes
     python examples/probe_cuda.py --emulate            # no GPU: the emulator plays the device, to try the script
 
-Needs torch with CUDA and numpy. The bit-for-bit check and the naming of table rows need numba as well; without it they are
-left out, and the output says so.
+Needs torch with CUDA and numpy. The bit-for-bit check and the naming of table rows need numba as well; without it they
+are left out, and the output says so.
 """
 
 from __future__ import annotations

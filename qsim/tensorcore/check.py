@@ -38,7 +38,9 @@ def codes(array: Any, name: str, ins: Instruction, which: str) -> np.ndarray:
             raise ValueError(
                 f"{name} of {ins.name} holds {text} values from {low} to {high}: got {given.min()} to {given.max()}"
             )
-    elif text != "f64" and fmt.storage_bits < dtype.itemsize * 8 and given.size and int(given.max()) >> fmt.storage_bits:
+    elif (
+        text != "f64" and fmt.storage_bits < dtype.itemsize * 8 and given.size and int(given.max()) >> fmt.storage_bits
+    ):
         raise ValueError(f"{name} of {ins.name} holds {fmt.bits}-bit {text} codes: got code {int(given.max()):#x}")
     return np.ascontiguousarray(given)
 
