@@ -43,9 +43,7 @@ def against_k() -> dict[str, list[ErrorCurve]]:
     lengths = 2 ** np.arange(5, 15)
     return {
         kind: [
-            ErrorCurve(
-                label=label, x=lengths, error=np.array([error(*operands(kind, int(k)), **way) for k in lengths])
-            )
+            ErrorCurve(label=label, x=lengths, error=np.array([error(*operands(kind, int(k)), **way) for k in lengths]))
             for label, way in WAYS.items()
         ]
         for kind in DATA
@@ -72,9 +70,7 @@ def against_width() -> list[ErrorCurve]:
     for kind in DATA:
         for k in (512, 8192):
             a, b = operands(kind, k)
-            errors = [
-                error(a, b, instruction=generic(input="e4m3", products=32, fraction_bits=int(f))) for f in widths
-            ]
+            errors = [error(a, b, instruction=generic(input="e4m3", products=32, fraction_bits=int(f))) for f in widths]
             curves.append(ErrorCurve(label=f"{kind}, K = {k}", x=widths, error=np.array(errors)))
     return curves
 
@@ -96,7 +92,9 @@ def main() -> None:
         print(f"{'K':>7}" + "".join(f"{c.label[:26]:>28}" for c in curves))
         for i, k in enumerate(curves[0].x):
             print(f"{k:>7}" + "".join(f"{c.error[i]:>28.2e}" for c in curves))
-    print("\nrounds of 16 x K=32, operands 1/16:", dict(zip(rounds.tolist(), sums["wgmma, F = 13"].tolist(), strict=True)))
+    print(
+        "\nrounds of 16 x K=32, operands 1/16:", dict(zip(rounds.tolist(), sums["wgmma, F = 13"].tolist(), strict=True))
+    )
 
 
 if __name__ == "__main__":

@@ -190,10 +190,10 @@ def _print_step(step: StepView, rounding: str, steps: int, out: Console) -> None
         out.print(Text(f"  and {step.zeros} zero {'term' if step.zeros == 1 else 'terms'}", "dim"))
     how = _ROUNDINGS.get(rounding.split("_")[0], "")
     told = "exact" if step.sum == Fraction(step.result) else f"rounded {how}"
-    out.print(
-        f"  sum of the units  {step.total} · 2^{step.unit_exponent} = {_fraction(step.sum)}"
-        f"  →  {number(step.result)} ({told})"
-    )
+    total = f"  sum of the units  {step.total} · 2^{step.unit_exponent} = {_fraction(step.sum)}"
+    result = f"→  {number(step.result)} ({told})"
+    gap = "  " if len(total) + len(result) + 2 < out.width else "\n" + " " * 18
+    out.print(Text(total + gap + result))
 
 
 def _runs(terms: Sequence[TermView]) -> list[list[TermView]]:

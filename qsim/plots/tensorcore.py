@@ -92,8 +92,15 @@ def standstill_figure(rounds: np.ndarray, sums: Mapping[str, np.ndarray], *, exa
         axis.set_ylabel("accumulator")
         axis.grid(True)
         axis.legend(loc="upper left")
-        axis.annotate("stands still at 64: every product is 2$^{-8}$,\nthe unit beside 64 is 2$^{-7}$", (rounds[-1], 64), (-6, -32),
-                      textcoords="offset points", ha="right", fontsize=8.5, color=VERMILLION)  # fmt: skip
+        axis.annotate(
+            "stands still at 64: every product is 2$^{-8}$,\nthe unit beside 64 is 2$^{-7}$",
+            (rounds[-1], 64),
+            (-6, -32),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=VERMILLION,
+        )
         return figure
 
 

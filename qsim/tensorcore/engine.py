@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +19,10 @@ from . import exact, fast, other
 from .model import CANONICAL_NAN, Instruction, get_instruction
 
 TILE_ROWS, TILE_COLUMNS = 512, 512
-"""Largest tile: with K_BLOCK elements of K packed, its work space is a few MB, whatever M, N and K are."""
+"""Largest tile: with `fast.K_BLOCK` elements of K packed its work space is a few MB, whatever M, N and K are."""
+
+SMALLEST_TILE = 1 << 23
+"""Products of a tile that is still worth a thread's attention: half a millisecond."""
 
 TRUNCATED = ("truncated", "scaled", "grouped")
 
@@ -142,12 +148,12 @@ class Chain:
 
 def _run_fast(plan: fast.Plan, a: Operands, b: Operands, c: np.ndarray, k_index: np.ndarray, block: int) -> np.ndarray:
     rows, columns = c.shape
-    panel = plan.columns
-    wide = -(-columns // panel) * panel
-    state = fast.aligned(rows * wide, plan.state).reshape(rows, wide)
+    if columns * plan.padded(rows) < rows * plan.padded(columns):
+        return np.ascontiguousarray(_run_fast(plan.exchanged(), b, a, c.T, k_index, block).T)
+    state = fast.aligned(rows * plan.padded(columns), plan.state).reshape(rows, -1)
     state[:, columns:] = 0
     narrow = np.float32 if c.dtype == np.uint32 else np.float16
-    state[:, :columns] = c.view(narrow)
+    state[:, :columns] = np.ascontiguousarray(c).view(narrow)
     work = fast.Workspace.of(plan, rows, len(k_index))
     fast.run_tile(plan, (a.codes, a.scales.exponents), (b.codes, b.scales.exponents), k_index, block, state, work)
     with np.errstate(all="ignore"):
@@ -184,14 +190,18 @@ def worker_of(ins: Instruction) -> Instruction:
     )
 
 
-def tiles(rows: int, columns: int, panel: int, threads: int) -> list[tuple[slice, slice]]:
-    """Cut the output into tiles: large ones, but at least a few for each thread. Columns are cut on panels."""
-    tall, wide = min(rows, TILE_ROWS), min(-(-columns // panel) * panel, TILE_COLUMNS // panel * panel or panel)
-    if threads > 1:
-        while -(-rows // tall) * -(-columns // wide) < 4 * threads and wide > panel:
+def tiles(rows: int, columns: int, k: int, panel: int, threads: int) -> list[tuple[slice, slice]]:
+    """Cut the output into tiles, a few for each thread, of at least SMALLEST_TILE products; columns on panels."""
+    tall, wide = min(rows, TILE_ROWS), min(-(-columns // panel) * panel, max(TILE_COLUMNS // panel, 1) * panel)
+    wanted = 4 * threads if threads > 1 else 1
+    wanted = min(wanted, max(1, rows * columns * k // SMALLEST_TILE))
+    while -(-rows // tall) * -(-columns // wide) < wanted:
+        if wide > panel and wide >= tall:
             wide = max(panel, wide // 2 // panel * panel)
-        while -(-rows // tall) * -(-columns // wide) < 2 * threads and tall > 32:
+        elif tall > 32:
             tall = -(-tall // 2)
+        else:
+            break
     return [
         (slice(i, min(i + tall, rows)), slice(j, min(j + wide, columns)))
         for i in range(0, rows, tall)
@@ -200,11 +210,47 @@ def tiles(rows: int, columns: int, panel: int, threads: int) -> list[tuple[slice
 
 
 def for_each_tile(work: Callable[[slice, slice], None], parts: list[tuple[slice, slice]], threads: int) -> None:
-    """Run the tiles, on up to `threads` threads. The kernels release the GIL; no Numba threading layer is used."""
-    if threads == 1 or len(parts) == 1:
+    """Run the tiles on up to `threads` threads, the caller's among them; the first exception of a tile is raised.
+
+    The kernels release the GIL. Numba's own threading layer is not used: it does not bear two Python threads at once.
+    """
+    helpers = min(threads, len(parts)) - 1
+    if helpers < 1:
         for rows, columns in parts:
             work(rows, columns)
         return
-    with ThreadPoolExecutor(max_workers=min(threads, len(parts))) as pool:
-        for future in [pool.submit(work, rows, columns) for rows, columns in parts]:
-            future.result()
+    ticket = itertools.count()  # next() on it is atomic
+
+    def drain() -> None:
+        while (i := next(ticket)) < len(parts):
+            work(*parts[i])
+
+    others = [_get_pool(helpers).submit(drain) for _ in range(helpers)]
+    try:
+        drain()
+    finally:
+        wait(others)
+    for future in others:
+        future.result()
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+
+
+def _forget_pools() -> None:
+    global _lock
+    _pools.clear()  # a forked child has neither the threads nor a sane lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
+
+
+def _get_pool(helpers: int) -> ThreadPoolExecutor:
+    """Threads that stay for the next call; starting them takes as long as a small GEMM."""
+    with _lock:
+        if helpers not in _pools:
+            _pools[helpers] = ThreadPoolExecutor(max_workers=helpers, thread_name_prefix="qsim-tensorcore")
+        return _pools[helpers]

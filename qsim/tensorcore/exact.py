@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -73,9 +74,9 @@ def decode_row(
     k_index: np.ndarray,
     table: np.ndarray,
     exponents: np.ndarray,
-    keep: int,
+    keep: Any,
     scale_exponent: np.ndarray,
-    block: int,
+    block: Any,
     significand_out: np.ndarray,
     exponent_out: np.ndarray,
 ) -> None:
@@ -118,7 +119,7 @@ def decode_rows(
     k_index: np.ndarray,
     significand: np.ndarray,
     exponent: np.ndarray,
-    keep: int,
+    keep: Any,
     s: np.ndarray,
     e: np.ndarray,
 ) -> None:
@@ -128,7 +129,7 @@ def decode_rows(
 
 
 @numba.njit(cache=True, nogil=True)
-def round_bits(total: int, unit: int, to_nearest: bool, kept: int, mantissa_bits: int, min_exponent: int) -> int:
+def round_bits(total: Any, unit: Any, to_nearest: Any, kept: Any, mantissa_bits: Any, min_exponent: Any) -> Any:
     """total * 2^unit to the bits of a float with `mantissa_bits`, rounded to `kept` of them; zero is +0."""
     if total == 0:
         return np.int64(0)
@@ -175,19 +176,19 @@ def _step(
     sb: np.ndarray,
     eb: np.ndarray,
     scale: np.ndarray,
-    start: int,
-    products: int,
-    group: int,
-    group_unit: int,
-    p: int,
-    big_f: int,
-    e_zero: int,
-    sc: int,
-    ec: int,
-    p_c: int,
+    start: Any,
+    products: Any,
+    group: Any,
+    group_unit: Any,
+    p: Any,
+    big_f: Any,
+    e_zero: Any,
+    sc: Any,
+    ec: Any,
+    p_c: Any,
     term: np.ndarray,
     exponent: np.ndarray,
-) -> tuple[int, int, int]:
+) -> Any:
     """One step: (sum, exponent of its unit, 0), or (0, 0, what) with what = 1 NaN, 2 +Inf, 3 -Inf."""
     plus, minus, nan = ec == INF and sc > 0, ec == INF and sc < 0, ec == NAN
     n = 0
@@ -249,11 +250,11 @@ def chain(
     sb: np.ndarray,
     eb: np.ndarray,
     scale: np.ndarray,
-    c: int,
+    c: Any,
     parameters: np.ndarray,
     term: np.ndarray,
     exponent: np.ndarray,
-) -> int:
+) -> Any:
     """One output over a chain of steps: decoded operands and C's bits in, bits out.
 
     Arguments:
@@ -344,20 +345,20 @@ def redo_tile(
     c: np.ndarray,
     tops_a: np.ndarray,
     tops_b: np.ndarray,
-    limit: int,
-    c_limit: int,
+    limit: Any,
+    c_limit: Any,
     k_index: np.ndarray,
     scale_a: np.ndarray,
     scale_b: np.ndarray,
-    block: int,
+    block: Any,
     pair_scale_a: np.ndarray,
     pair_scale_b: np.ndarray,
     decoders: tuple,
-    keep_a: int,
-    keep_b: int,
+    keep_a: Any,
+    keep_b: Any,
     parameters: np.ndarray,
     out: np.ndarray,
-) -> int:
+) -> Any:
     """Recompute in exact integers the outputs that the fast kernel cannot do, and return how many they are.
 
     Those are the ones with tops_a[i] + tops_b[j] > limit, or with C's exponent above c_limit. `c` and `out` are bits.
@@ -412,7 +413,7 @@ def redo_tile(
 
 
 @numba.njit(cache=True, nogil=True)
-def _pair_scale(a: np.ndarray, b: np.ndarray, k: int, block: int, out: np.ndarray) -> None:
+def _pair_scale(a: np.ndarray, b: np.ndarray, k: Any, block: Any, out: np.ndarray) -> None:
     """Significand and exponent of the product of two block scales; a padding element has scale 1."""
     if k < 0:
         out[0], out[1] = 1, 0

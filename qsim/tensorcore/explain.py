@@ -192,7 +192,11 @@ def explain_dot(
     steps, bits, note = _run(ins, codes_a, codes_b, c_code, values_a, values_b)
     c_value = _result(ins, c_code)
     finite = all(math.isfinite(v) for v in (*values_a, *values_b, c_value))
-    exact = sum((Fraction(x) * Fraction(y) for x, y in zip(values_a, values_b, strict=True)), Fraction(c_value)) if finite else None
+    exact = (
+        sum((Fraction(x) * Fraction(y) for x, y in zip(values_a, values_b, strict=True)), Fraction(c_value))
+        if finite
+        else None
+    )
     return Explanation(
         instruction=ins,
         a=tuple(values_a),
@@ -257,7 +261,8 @@ def _run(
         return steps, steps[-1].bits, ""
     if ins.arithmetic != "emulated":
         return [], reference.dot(ins, a, b, c), f"arithmetic {ins.arithmetic!r} has no aligned terms to show"
-    worker, out = get_instruction(ins.emulated_by), []
+    worker = get_instruction(ins.emulated_by)
+    out: list[StepView] = []
     fmt = ins.output_format
     nan = reference_other.CANONICAL_NAN[ins.output]
     assert isinstance(ins.format_a, FloatFormat)

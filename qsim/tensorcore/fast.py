@@ -1,11 +1,12 @@
 """Chains of truncated sums for a tile of outputs: packing, and the loop over rows and panels around `simd.chain_steps`.
 
-All of it is exact for finite operands whose sums stay below 2^128. `exact.redo_tile` then replaces the outputs of rows and
-columns that hold Inf or NaN, or whose exponents are so large that a sum could overflow.
+All of it is exact for finite operands whose sums stay below 2^128. `exact.redo_tile` then replaces the outputs of rows
+and columns that hold Inf or NaN, or whose exponents are so large that a sum could overflow.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,10 +18,10 @@ from qsim.formats import FloatFormat
 
 from .exact import INF, cleared_bits, decoder
 from .model import Instruction
-from .simd import LANES, run_panel
+from .simd import PANEL_VECTORS, TAIL_VECTORS, VECTOR_BITS, run_panel
 
-K_BLOCK = 512
-"""Elements of K packed at a time, rounded to steps: 512 x 128 float32 pairs and their exponents fit the L2."""
+K_BLOCK = 128
+"""Elements of K packed at a time, rounded to steps: a panel of B and a tile's rows of A fit the L2 together."""
 
 ZERO_MARK = {8: -64, 16: -16384}
 """Exponent of a zero operand: two of them, or one and any real exponent, stay below every real sum."""
@@ -52,9 +53,38 @@ class Plan:
         return 123 - max(k - 1, 1).bit_length() if self.may_overflow else INF // 2
 
     @property
+    def lanes(self) -> int:
+        """Columns in one vector."""
+        return VECTOR_BITS // 8 // self.lane.itemsize
+
+    @property
     def columns(self) -> int:
-        """Columns of B that one pass of the inner loop takes."""
-        return LANES[self.lane.itemsize * 8]
+        """Columns of B in a whole panel."""
+        return self.lanes * PANEL_VECTORS
+
+    def panels(self, columns: int) -> list[tuple[int, int]]:
+        """(first column, vectors) of the panels that cover `columns`; the last one may be narrow."""
+        found = [(first, PANEL_VECTORS) for first in range(0, columns, self.columns)]
+        if 0 < columns - found[-1][0] <= self.lanes * TAIL_VECTORS:
+            found[-1] = found[-1][0], TAIL_VECTORS
+        return found
+
+    def padded(self, columns: int) -> int:
+        """`columns` rounded up to panels."""
+        first, vectors = self.panels(columns)[-1]
+        return first + vectors * self.lanes
+
+    def exchanged(self) -> Plan:
+        """The plan with A and B in each other's place: products commute, so D is only transposed."""
+        return dataclasses.replace(
+            self,
+            values_a=self.values_b,
+            values_b=self.values_a,
+            exponents_a=self.exponents_b,
+            exponents_b=self.exponents_a,
+            keep_a=self.keep_b,
+            keep_b=self.keep_a,
+        )
 
     @property
     def k_block(self) -> int:
@@ -166,7 +196,7 @@ def _value_overload(code: Any, keep: Any, table: Any) -> Any:
     def words(code: Any, keep: Any, table: Any) -> Any:
         word = np.int64(code) & np.int64(keep)
         field = (word >> 23) & 255
-        significand = (word & 0x7FFFFF) + (0x800000 if field else 0)
+        significand: Any = (word & 0x7FFFFF) + (0x800000 if field else 0)
         if field == 255:
             significand = 0
         value = np.float64(significand) * table[field]
@@ -190,23 +220,23 @@ def _exponent_overload(code: Any, keep: Any, table: Any, mark: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def row_tops(
-    codes: np.ndarray, significands: np.ndarray, exponents: np.ndarray, keep: int, scale: np.ndarray, block: int
+    codes: np.ndarray, significands: np.ndarray, exponents: np.ndarray, keep: Any, scale: np.ndarray, block: Any
 ) -> np.ndarray:
     """Largest exponent of every row, int64; INF or more when the row holds an Inf or NaN."""
     rows, k = codes.shape
     tops = np.empty(rows, np.int64)
     for i in range(rows):
-        top = np.int64(-1000)
+        top: Any = np.int64(-1000)
         for kk in range(k):
             code = np.int64(codes[i, kk]) & np.int64(keep)
             if codes.itemsize < 4:
-                e = np.int64(exponents[code])
+                e: Any = exponents[code]
             else:
                 field = (code >> 23) & 255
-                e = np.int64(INF) if field == 255 else np.int64(exponents[field])
+                e = exponents[field] if field < 255 else INF
             if scale.shape[0]:
                 e += scale[i, kk // block]
-            top = max(top, e)
+            top = max(top, np.int64(e))
         tops[i] = top
     return tops
 
@@ -216,11 +246,11 @@ def _pack_a(
     codes: np.ndarray,
     scale: np.ndarray,
     k_index: np.ndarray,
-    block: int,
+    block: Any,
     values: np.ndarray,
     exponents: np.ndarray,
-    keep: int,
-    mark: int,
+    keep: Any,
+    mark: Any,
     value_out: np.ndarray,
     exponent_out: np.ndarray,
 ) -> None:
@@ -242,7 +272,7 @@ def _pack_a(
 
 
 @numba.njit(cache=True, nogil=True)
-def _apply_scale(value: np.ndarray, exponent: np.ndarray, at: int, scale: int, mark: int) -> None:
+def _apply_scale(value: np.ndarray, exponent: np.ndarray, at: Any, scale: Any, mark: Any) -> None:
     if exponent[at] != mark and scale < INF:
         value[at] *= 2.0**scale
         exponent[at] += scale
@@ -252,14 +282,14 @@ def _apply_scale(value: np.ndarray, exponent: np.ndarray, at: int, scale: int, m
 def _pack_b(
     codes: np.ndarray,
     scale: np.ndarray,
-    first: int,
+    first: Any,
     k_index: np.ndarray,
-    block: int,
+    block: Any,
     values: np.ndarray,
     exponents: np.ndarray,
-    keep: int,
-    mark: int,
-    columns: int,
+    keep: Any,
+    mark: Any,
+    columns: Any,
     value_out: np.ndarray,
     exponent_out: np.ndarray,
 ) -> None:
@@ -272,7 +302,8 @@ def _pack_b(
             if k < 0 or j >= here:
                 value_out[row + j] = 0
                 value_out[row + columns + j] = 0
-                exponent_out[n * columns + j] = mark
+                # columns beyond B have an ordinary exponent, so that nobody takes care of their zeros
+                exponent_out[n * columns + j] = mark if j < here else 0
                 continue
             code = codes[first + j, k]
             value = _value(code, keep, values)
@@ -288,7 +319,7 @@ def _pack_b(
 
 
 @numba.njit(cache=True, nogil=True)
-def _apply_scale_b(value: np.ndarray, at_value: int, exponent: np.ndarray, at: int, scale: int, mark: int) -> None:
+def _apply_scale_b(value: np.ndarray, at_value: Any, exponent: np.ndarray, at: Any, scale: Any, mark: Any) -> None:
     if exponent[at] != mark and scale < INF:
         value[at_value] *= 2.0**scale
         exponent[at] += scale
@@ -304,12 +335,13 @@ def run_tile(
         k_index: the k to take in order; -1 is a zero.
         state: (rows, cols rounded up to panels) accumulators, see `simd.run_panel`.
     """
-    mark, columns = ZERO_MARK[plan.exponent.itemsize * 8], plan.columns
+    mark, panels = ZERO_MARK[plan.exponent.itemsize * 8], plan.panels(len(b[0]))
     k_block = plan.k_block
     for k0 in range(0, len(k_index), k_block):
         part = k_index[k0 : k0 + k_block]
         _pack_a(*a, part, block, plan.values_a, plan.exponents_a, plan.keep_a, mark, work.a_value, work.a_exponent)
-        for first in range(0, state.shape[1], columns):
+        for first, vectors in panels:
+            columns = vectors * plan.lanes
             _pack_b(
                 *b,
                 first,
@@ -330,6 +362,8 @@ def run_tile(
                 work.b_exponent,
                 state,
                 first,
+                columns,
+                (0,) * vectors,
                 len(part),
                 plan.products,
                 plan.floor,

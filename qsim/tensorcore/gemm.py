@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -12,9 +13,9 @@ from qsim.formats import FloatFormat, IntFormat, encode, get_format
 
 from . import check
 from .engine import Chain, Operands, Scales, add_to_nearest, canonical, for_each_tile, tiles, worker_of
+from .fused import promote_scaled
 from .model import Instruction, get_instruction
 from .presets import Preset, Promotion, get_preset
-from .simd import promote_scaled
 
 ScaleOrder: TypeAlias = Literal["product_first", "a_first", "b_first"]
 
@@ -143,7 +144,8 @@ def matmul(
         c: (M, N) accumulators that the (first) chain starts from, or that promotion adds to; +0 by default.
         scale_a, scale_b: with block-scaled instructions the scale codes; with a preset that has blocks (`deepgemm`)
             float32 scales (M, K / 128) and (N / 128, K / 128), rounded up; else float32 scalars, or one per row.
-        scale_order: how scalar or per-row scales meet the result r in float32: r * (sa * sb), (r * sa) * sb, (r * sb) * sa.
+        scale_order: how scalar or per-row scales meet the result r in float32: r * (sa * sb) "product_first",
+            (r * sa) * sb "a_first", (r * sb) * sa "b_first".
         out_format: format of the result, rounded once to nearest even from the accumulator; by default its bits.
         satfinite: clamp s32 sums after each instruction.
         threads: at most so many; `numba.get_num_threads()` by default. The result does not depend on it.
@@ -190,7 +192,7 @@ def matmul(
     if m and n:
         panel = chain.plan.columns if ins.arithmetic != "integer" and chain.plan is not None else 64
         count = numba.get_num_threads() if threads is None else threads
-        for_each_tile(work, tiles(m, n, panel, count), count)
+        for_each_tile(work, tiles(m, n, k, panel, count), count)
     return out
 
 
@@ -229,7 +231,8 @@ def _slices(k: int, split_k: int | Sequence[int], ins: Instruction) -> list[int]
     if split_k < 1:
         raise ValueError(f"split_k must be at least 1: got {split_k}")
     unit = 128 // ins.code_dtype_a.itemsize
-    length = -(-(-(-k // unit)) // int(split_k)) * unit
+    units = -(-k // unit)
+    length = -(units // -int(split_k)) * unit
     return [min(length, k - start) for start in range(0, k, length)] if split_k > 1 and k else [k]
 
 
@@ -250,7 +253,7 @@ def _orders(k: int, k_order: Any, lengths: list[int]) -> list[np.ndarray]:
             )
         order = (np.arange(0, k, len(pattern))[:, None] + pattern[None, :]).reshape(-1)
     edges = np.cumsum([0, *lengths])
-    return [order[i:j] for i, j in zip(edges[:-1], edges[1:], strict=True)]
+    return [order[i:j] for i, j in itertools.pairwise(edges)]
 
 
 def _segments(ins: Instruction, order: np.ndarray, every: int | None) -> list[np.ndarray]:

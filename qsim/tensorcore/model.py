@@ -32,7 +32,7 @@ Arithmetic: TypeAlias = Literal[
 ]
 Accumulator: TypeAlias = Literal["f32", "f16", "s32", "f64"]
 
-ACCUMULATOR_DTYPE = {
+ACCUMULATOR_DTYPE: dict[str, np.dtype] = {
     "f32": np.dtype(np.uint32),
     "f16": np.dtype(np.uint16),
     "s32": np.dtype(np.int32),
@@ -46,6 +46,16 @@ CANONICAL_NAN = {"f32": 0x7FFFFFFF, "f16": 0x7FFF}
 _FORMAT_OF = {"f16": "float16", "f32": "float32", "s8": "int8", "u8": "uint8", "s4": "int4", "u4": "uint4"}
 _FORMAT_OF["bf16_1k"] = "bfloat16"  # AMD's name of the bf16 instructions with groups of four
 _WITH_ALIGNMENT = ("truncated", "scaled", "grouped", "floored", "floored_even_odd")
+_OUTPUTS = {
+    "truncated": ("f32", "f16"),
+    "scaled": ("f32", "f16"),
+    "grouped": ("f32", "f16"),
+    "fma": ("f32", "f64"),
+    "exact": ("f32",),
+    "flushed_pairs": ("f32",),
+    "floored": ("f32",),
+    "floored_even_odd": ("f32",),
+}
 MAX_FRACTION_BITS = 46
 """F of a generic instruction: its sum of up to 2^12 terms must stay exact in 62 bits."""
 
@@ -134,9 +144,16 @@ class Instruction:
         if self.k_order and sorted(self.k_order) != list(range(self.k)):
             raise ValueError(f"{self.name}: k_order must hold each of 0..{self.k - 1} once: got {self.k_order}")
         if self.arithmetic not in ("integer", "emulated"):
-            Rounding.parse(self.rounding, self.output)
+            rounding = Rounding.parse(self.rounding, self.output)
+            if self.arithmetic == "fma" and not rounding.to_nearest:
+                raise ValueError(f"{self.name}: a chain of FMAs rounds to nearest: got rounding {self.rounding!r}")
         if (self.arithmetic == "integer") != (self.output == "s32"):
             raise ValueError(f"{self.name}: integer arithmetic and s32 output go together: got output {self.output}")
+        if self.arithmetic in _OUTPUTS and self.output not in _OUTPUTS[self.arithmetic]:
+            allowed = " or ".join(_OUTPUTS[self.arithmetic])
+            raise ValueError(
+                f"{self.name}: arithmetic {self.arithmetic!r} has {allowed} accumulators: got {self.output}"
+            )
         for fmt in (self.format_a, self.format_b):
             if isinstance(fmt, IntFormat) != (self.arithmetic == "integer"):
                 raise ValueError(f"{self.name}: {fmt.name} operands do not fit arithmetic {self.arithmetic!r}")

@@ -1,4 +1,8 @@
-"""Fast twins of `reference_other` for one tile: integers, FMA chains, exact sums, AMD's CDNA models."""
+"""Fast twins of `reference_other` for one tile: integers, FMA chains, exact sums, AMD's CDNA models.
+
+Numba's on-disk cache looks at the file of a function only: after a change of `exact.round_bits`, which is compiled
+into the functions here, remove the cache (`make clean`).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ import numpy as np
 from qsim.formats import FloatFormat
 
 from .exact import INF, NAN, cleared_bits, decode_rows, decoder, round_bits
+from .fused import fma_chain
 from .model import CANONICAL_NAN, Instruction
-from .simd import fma_chain
 
 _EXACT_BLOCK = 256
 """8-bit products are below 2^16: sums of 256 are exact in float32, and a float32 GEMM adds them."""
@@ -66,7 +70,7 @@ def run_fma(ins: Instruction, a: np.ndarray, b: np.ndarray, c: np.ndarray, k_ind
 
 def _decoded(ins: Instruction, a: np.ndarray, b: np.ndarray, k_index: np.ndarray) -> tuple[np.ndarray, ...]:
     """Significands and exponents of a tile's rows: (rows, K) int32 and int16 for both operands."""
-    out = []
+    out: list[np.ndarray] = []
     for codes, fmt in ((a, ins.format_a), (b, ins.format_b)):
         assert isinstance(fmt, FloatFormat)
         d = decoder(fmt)
@@ -77,7 +81,7 @@ def _decoded(ins: Instruction, a: np.ndarray, b: np.ndarray, k_index: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True)
-def _special(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, overflow: int, c: int) -> int:
+def _special(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, overflow: Any, c: Any) -> Any:
     """0 when a step is finite, else 1 NaN, 2 +Inf, 3 -Inf. Products of 2^overflow and more count as infinite."""
     c_magnitude = c & 0x7FFFFFFF
     nan = c_magnitude > 0x7F800000
@@ -97,7 +101,7 @@ def _special(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, ove
 
 
 @numba.njit(cache=True, nogil=True)
-def _top(m: int) -> int:
+def _top(m: Any) -> Any:
     """floor(log2 |m|)."""
     magnitude, length = abs(m), np.int64(-1)
     while magnitude:
@@ -107,12 +111,12 @@ def _top(m: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _special_bits(what: int) -> int:
+def _special_bits(what: Any) -> Any:
     return np.int64(0x7FFFFFFF if what == 1 else 0x7F800000 if what == 2 else 0xFF800000)
 
 
 @numba.njit(cache=True, nogil=True)
-def _c_parts(c: int) -> tuple[int, int]:
+def _c_parts(c: Any) -> Any:
     """Signed significand and exponent of finite float32 bits (23 fraction bits)."""
     field = (c >> 23) & 255
     m = (c & 0x7FFFFF) + (np.int64(1 << 23) if field else np.int64(0))
@@ -124,7 +128,7 @@ _LIMBS, _LOWEST = 24, -400
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_exact(limbs: np.ndarray, m: int, unit: int) -> None:
+def _add_exact(limbs: np.ndarray, m: Any, unit: Any) -> None:
     """limbs += m * 2^unit; limbs are signed and carry later."""
     at = unit - _LOWEST
     limb, shift = at // 32, at % 32
@@ -139,7 +143,7 @@ def _add_exact(limbs: np.ndarray, m: int, unit: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _round_exact(limbs: np.ndarray, to_nearest: bool, kept: int, mantissa_bits: int, min_exponent: int) -> int:
+def _round_exact(limbs: np.ndarray, to_nearest: Any, kept: Any, mantissa_bits: Any, min_exponent: Any) -> Any:
     """The accumulator's value to float bits: its top 60 bits, with all the rest as a sticky bit."""
     negative = _carry(limbs)
     if negative:
@@ -168,7 +172,7 @@ def _round_exact(limbs: np.ndarray, to_nearest: bool, kept: int, mantissa_bits: 
 
 
 @numba.njit(cache=True, nogil=True)
-def _carry(limbs: np.ndarray) -> bool:
+def _carry(limbs: np.ndarray) -> Any:
     """Bring limbs into 0..2^32-1 but for the top one; True when the value is negative."""
     carry = np.int64(0)
     for n in range(len(limbs) - 1):
@@ -180,7 +184,7 @@ def _carry(limbs: np.ndarray) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def _exact_step(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, c: int, q: np.ndarray) -> int:
+def _exact_step(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, c: Any, q: np.ndarray) -> Any:
     p, to_nearest, kept = q[1], q[2] != 0, q[3]
     limbs = np.zeros(_LIMBS, np.int64)
     for i in range(len(sa)):
@@ -191,7 +195,7 @@ def _exact_step(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, 
 
 
 @numba.njit(cache=True, nogil=True)
-def _shift(value: int, by: int, floor: bool) -> int:
+def _shift(value: Any, by: Any, floor: Any) -> Any:
     """value * 2^by in integers, to minus infinity or toward zero."""
     if by >= 0:
         return value << by if value != 0 else value
@@ -203,8 +207,8 @@ def _shift(value: int, by: int, floor: bool) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _truncated_products(
-    sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, start: int, stride: int, p: int, big_f: int
-) -> tuple[int, int]:
+    sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, start: Any, stride: Any, p: Any, big_f: Any
+) -> Any:
     e_max = np.int64(-999)
     for i in range(start, len(sa), stride):
         if sa[i] != 0 and sb[i] != 0:
@@ -218,7 +222,7 @@ def _truncated_products(
 
 
 @numba.njit(cache=True, nogil=True)
-def _floored_step(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, c: int, q: np.ndarray) -> int:
+def _floored_step(sa: np.ndarray, ea: np.ndarray, sb: np.ndarray, eb: np.ndarray, c: Any, q: np.ndarray) -> Any:
     p, big_f, wide, even_odd = q[1], q[4], q[5], q[6] != 0
     if even_odd:
         even, e_even = _truncated_products(sa, ea, sb, eb, 0, 2, p, big_f)
@@ -294,13 +298,13 @@ def run_exact_or_floored(
 
 
 @numba.njit(cache=True, nogil=True)
-def _flush(x: float) -> float:
+def _flush(x: Any) -> Any:
     """A subnormal float32 to a zero of its sign."""
     return x * np.float32(0.0) if abs(x) < np.float32(1.1754943508222875e-38) else x
 
 
 @numba.njit(cache=True, nogil=True)
-def _flushed_tile(a: np.ndarray, b: np.ndarray, products: int, out: np.ndarray) -> None:
+def _flushed_tile(a: np.ndarray, b: np.ndarray, products: Any, out: np.ndarray) -> None:
     for i in range(len(a)):
         for j in range(len(b)):
             acc = _flush(out[i, j]) + np.float32(0.0)
@@ -321,7 +325,7 @@ def run_flushed(ins: Instruction, a: np.ndarray, b: np.ndarray, c: np.ndarray, k
         x = _floats(codes, fmt, np.float32, k_index)
         operands.append(np.where(np.abs(x) < np.float32(fmt.smallest_normal), np.float32(0.0), x))
     out = c.view(np.float32).copy()
-    _flushed_tile(*operands, ins.products, out)
+    _flushed_tile(operands[0], operands[1], ins.products, out)
     bits = out.view(np.uint32)
     bits[np.isnan(out)] = CANONICAL_NAN["f32"]
     return bits

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Promotion: TypeAlias = Literal["add", "ffma"]
-"""How a partial chain joins the float32 register: a plain addition, or fma(scale, partial, register); both to nearest."""
+"""How a partial chain joins the float32 register: a plain addition, or fma(scale, partial, register), to nearest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ _PRESETS = (
         name="cublaslt_fp8_precise",
         instruction="hopper.wgmma.f32.e4m3",
         promote_every=128,
-        source="torch._scaled_mm, use_fast_accum=False: fresh chains of 4 wgmma, plain float32 add; established on an H200",
+        source="torch._scaled_mm, use_fast_accum=False: chains of 4 wgmma, plain float32 add; established on an H200",
     ),
     Preset(
         name="cublaslt_bf16",

@@ -1,14 +1,14 @@
 """What does this matrix multiply compute? Parameters of a black box, from its outputs alone.
 
-The tests are those of Fasi, Higham, Mikaitis and Pranesh (2021) and of Khattak and Mikaitis (arXiv:2512.07004), for GEMMs
-without an addend: one row of A and one row of B hold a few powers of two and zeros, and the result says which of them
-took part. The module needs NumPy only; Numba is loaded when the result is compared with the table.
+The tests are those of Fasi, Higham, Mikaitis and Pranesh (2021) and of Khattak and Mikaitis (arXiv:2512.07004), for
+GEMMs without an addend: one row of A and one row of B hold a few powers of two and zeros, and the result says which of
+them took part. The module needs NumPy only; Numba is loaded when the result is compared with the table.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -74,6 +74,7 @@ class Probe:
         """One line a finding."""
         if self.integer:
             return f"integer accumulation, overflow: {self.integer}\nmatches: {', '.join(self.matches) or '-'}"
+        promotion = f"every {self.promote_every} of K" if self.promote_every else "none seen"
         big_f = f"{self.fraction_bits}" if self.fraction_bits is not None else f">= {self.at_least} (no loss seen)"
         lines = [
             f"inputs {self.input_a} x {self.input_b}, output {self.output}",
@@ -82,7 +83,7 @@ class Probe:
             f"e0 exponent of zero terms     {'not visible' if self.zero_exponent is None else self.zero_exponent}",
             f"result                        {self.result_bits} fraction bits, {self.rounding}",
             f"K order                       {self.k_order}",
-            f"promotion                     {f'every {self.promote_every} of K' if self.promote_every else 'none seen'}",
+            f"promotion                     {promotion}",
             f"matches                       {', '.join(self.matches) or '-'}",
         ]
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
@@ -107,7 +108,7 @@ class _Box:
         return sum(self.low)
 
     def factors(self, product: Product) -> tuple[float, float]:
-        """a and b with a * b = product, as near to each other in exponent as the formats allow; a has the significand."""
+        """a and b with a * b = product, their exponents as near as the formats allow; a has the significand."""
         significand, exponent = product
         low_a = self.low[0] if abs(significand) in (0.0, 1.0) else self.normal[0]
         least, most = max(low_a, exponent - self.high[1]), min(self.high[0], exponent - self.low[1])
@@ -117,7 +118,7 @@ class _Box:
             raise ValueError(f"no product {significand} * 2^{exponent} in these formats")
         return float(np.ldexp(significand, ea)), float(np.ldexp(1.0, eb))
 
-    def run(self, tests: list[Mapping[int, Product]], k: int | None = None) -> np.ndarray:
+    def run(self, tests: Sequence[Mapping[int, Product]], k: int | None = None) -> np.ndarray:
         """Results of the tests as float64: test t is row t of A times row t of B."""
         k = self.k if k is None else k
         out = np.empty(len(tests))
@@ -173,7 +174,7 @@ def _largest_true(flags: np.ndarray) -> int:
 
 
 def _alignment(box: _Box, spots: tuple[int, int, int], big: int) -> tuple[int | None, int, str]:
-    """(F or None, largest exact distance, what happens below) from 2^big - 2^big + 2^(big - n) at three positions of k."""
+    """(F or None, largest exact distance, what happens below) from 2^big - 2^big + 2^(big - n) at three places of k."""
     i, j, t = spots
     reach = big - box.smallest
     results = box.run([{i: (1.0, big), j: (-1.0, big), t: (1.0, big - n)} for n in range(reach + 1)])
@@ -198,7 +199,7 @@ def _rounding(box: _Box, spots: tuple[int, ...], top: int) -> tuple[str, int | N
     q = max(min(len(spots) - 2, 8).bit_length() - 1, 0)
     heads, (s, t) = spots[: 1 << q], spots[1 << q : (1 << q) + 2]
     big = top - q
-    base: dict[int, Product] = {h: (1.0, big) for h in heads}
+    base: dict[int, Product] = dict.fromkeys(heads, (1.0, big))
     reach = big - box.smallest
     results = box.run([{**base, s: (1.0, big - n)} for n in range(1, reach + 1)])
     n_max = _largest_true(results != np.ldexp(1.0, big + q)) + 1
@@ -207,7 +208,7 @@ def _rounding(box: _Box, spots: tuple[int, ...], top: int) -> tuple[str, int | N
     bits = n_max + q
     tests: list[dict[int, Product]] = []
     for sign in (1.0, -1.0):
-        head: dict[int, Product] = {h: (sign, big) for h in heads}
+        head: dict[int, Product] = dict.fromkeys(heads, (sign, big))
         tests.append({**head, s: (sign, big - n_max), t: (sign, big - n_max - 1)})  # tie above an odd last bit
         tests.append({**head, t: (sign, big - n_max - 1)})  # tie above an even one
     odd, even, odd_negative, even_negative = np.abs(np.ldexp(box.run(tests), n_max - big)) - (1 << (q + n_max))
@@ -254,8 +255,8 @@ def probe(
     """Recover L, F, e0, rounding and K order of a black-box matrix multiply.
 
     Arguments:
-        matmul: called with float32 arrays a (rows, K) and b (rows, K) whose values are exact in the input formats (int64
-            for integer inputs); returns the (rows, rows) products as float32, float16 or integers.
+        matmul: called with float32 arrays a (rows, K) and b (rows, K) whose values are exact in the input formats
+            (int64 for integer inputs); returns the (rows, rows) products as float32, float16 or integers.
         input, input_b: format names of the operands: `bf16`, `f16`, `tf32`, `f32`, `e4m3`, `e5m2`, `e2m1`, `s8`, ...
         k: K of the tests; at least three steps of the instruction.
         k_promotion: K of the test for promotion; 0 to leave it out.

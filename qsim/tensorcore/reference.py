@@ -1,7 +1,8 @@
 """Matrix instructions one output at a time, in exact integers: slow and obviously right.
 
-The algorithms are those of MMA-Sim (arXiv:2511.10909) and of Khattak & Mikaitis (arXiv:2512.07004), as confirmed bit for
-bit by recordings on an NVIDIA H200. `kernels` holds the fast twins; only tests and teaching call this module.
+The algorithms are those of MMA-Sim (arXiv:2511.10909) and of Khattak & Mikaitis (arXiv:2512.07004), as confirmed bit
+for bit by recordings on an NVIDIA H200. `exact`, `fast` and `other` hold the fast twins; only tests and teaching call
+this module.
 """
 
 from __future__ import annotations

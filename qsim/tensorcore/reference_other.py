@@ -1,4 +1,4 @@
-"""The models beside NVIDIA's truncated sum, one output at a time and exact: integers, FMA chains, AMD's CDNA, emulation.
+"""The models beside NVIDIA's truncated sum, one output at a time: integers, FMA chains, AMD's CDNA, emulation.
 
 Source of the CDNA models: MMA-Sim, arXiv:2511.10909 (not checked on hardware by us).
 """
@@ -111,7 +111,7 @@ def _exact(ins: Instruction, a: Sequence[int], b: Sequence[int], c: int) -> int:
 
 
 def _emulated(ins: Instruction, a: Sequence[int], b: Sequence[int], c: int) -> int:
-    """mma.sync FP8 on sm_90 and sm_100: FP16 instructions from +0 over a permuted k, then C is added, to nearest even."""
+    """mma.sync FP8 on sm_90 and sm_100: FP16 instructions from +0 over a permuted k, then C is added, to nearest."""
     worker = get_instruction(ins.emulated_by)
     fmt_a, fmt_b, fmt_c = ins.format_a, ins.format_b, ins.output_format
     assert isinstance(fmt_a, FloatFormat)

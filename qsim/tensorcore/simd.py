@@ -1,13 +1,14 @@
 """Explicit vector code for Numba: fused multiply-adds, the rounding mode, and the inner loop of the fast kernel.
 
-Numba vectorises loops but cannot keep a block of accumulators in registers, and it has no FMA. So the one loop that takes
-the time is written here as LLVM vectors, which every CPU has in some width; all else is ordinary Numba.
+Numba vectorises loops but cannot keep a block of accumulators in registers, and it has no FMA. So the one loop that
+takes the time is written here as LLVM vectors, which every CPU has in some width; all else is ordinary Numba.
 
-**The truncated sum as two FMAs.** A term is |a b| truncated to a multiple of u = 2^(Emax - F). A float accumulator that
-holds M = 2^p u (p its fraction bits, 23 or 52) has its last bit at u, so with rounding toward zero `fma(a, b, M + s)` adds
-a positive product truncated exactly so, and a negative product to `-M + s`. One accumulator takes the positive products,
-the other the negative ones; their sum is the exact sum of truncated terms. B is packed as its positive and its negative
-part, and the sign of a says which part goes to which accumulator: two FMAs a product, no conversion and no multiply.
+**The truncated sum as two FMAs.** A term is |a b| truncated to a multiple of u = 2^(Emax - F). A float accumulator
+that holds M = 2^p u (p its fraction bits, 23 or 52) has its last bit at u, so with rounding toward zero
+`fma(a, b, M + s)` adds a positive product truncated exactly so, and `fma(a, b, -M + s)` a negative one. One accumulator
+takes the positive products, the other the negative ones; their sum is the exact sum of truncated terms. B is packed as
+its positive and its negative part, and the sign of a says which part goes to which accumulator: two FMAs a product, no
+conversion and no multiply.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ TOWARD_ZERO, TO_NEAREST = 0, 1  # arguments of llvm.set.rounding, as C's FLT_ROU
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _HAS_512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
 VECTOR_BITS = 512 if _HAS_512 else 256
-_IN_FLIGHT = 8 if _HAS_512 else 3
-"""Vectors per accumulator: FMA latency x ports is 8, and two accumulators of 8 leave registers for A, B and C."""
+PANEL_VECTORS = 8 if _HAS_512 else 3
+"""Vectors of columns that one pass of the inner loop holds in registers: FMA latency x ports is 8, and two accumulators
+of 8 leave registers for A, B and C."""
 
-LANES = {32: VECTOR_BITS // 32 * _IN_FLIGHT, 64: VECTOR_BITS // 64 * _IN_FLIGHT}
-"""Columns of a panel by float width: what one pass of the inner loop holds in registers."""
+L1_PRODUCTS = 32
+"""K of a stretch of a panel that stays in the L1: 32 x 2 x 64 float64 or 128 float32 are 32 KiB."""
+
+TAIL_VECTORS = PANEL_VECTORS // 2
+"""The width of a last panel that is at most half full."""
 
 
 def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
@@ -38,8 +43,7 @@ def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
 
-@intrinsic
-def set_rounding(typingctx: Any, mode: Any) -> Any:
+def _set_rounding(typingctx: Any, mode: Any) -> Any:
     """Set this thread's floating-point rounding mode: `TOWARD_ZERO` or `TO_NEAREST`. Always set it back."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -49,14 +53,7 @@ def set_rounding(typingctx: Any, mode: Any) -> Any:
     return types.void(types.int32), codegen
 
 
-@intrinsic
-def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c with one rounding, for float32 or float64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fma(*args)
-
-    return c(a, b, c), codegen
+set_rounding: Any = intrinsic(_set_rounding)
 
 
 def _data(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
@@ -159,17 +156,33 @@ def _base32(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any]) -> Any:
     return builder.bitcast(builder.add(largest, v.splat(builder.trunc(p["shift"], _I32))), v.float)
 
 
-def _base64(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any]) -> Any:
-    """M = 2^(Emax - F + 52) in float64 lanes. C's exponent has the accumulator's minimum, and a zero C has none."""
+def _base64(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any], careful: bool) -> Any:
+    """M = 2^(Emax - F + 52) in float64 lanes.
+
+    C's exponent has the accumulator's minimum and a zero C has none; both matter only to a `careful` step.
+    """
     builder = v.builder
     exponent_mask = v.splat(_I64(0x7FF0000000000000))
     c_power = builder.bitcast(builder.and_(builder.bitcast(c, v.int), exponent_mask), v.float)
-    c_power = v.larger(c_power, v.splat(p["c_smallest"]))
-    zero = ir.Constant(v.float, None)
-    c_power = builder.select(builder.fcmp_unordered("!=", c, zero), c_power, zero)
+    if careful:
+        c_power = v.larger(c_power, v.splat(p["c_smallest"]))
+        zero = ir.Constant(v.float, None)
+        c_power = builder.select(builder.fcmp_unordered("!=", c, zero), c_power, zero)
     biased = builder.add(builder.sext(exponents, v.int), v.splat(_I64(1023)))
     power = builder.bitcast(builder.shl(biased, v.splat(_I64(52))), v.float)
     return builder.fmul(v.larger(power, c_power), v.splat(p["scale"]))
+
+
+def _cut64(v: _Vectors, total: Any, p: dict[str, Any], careful: bool) -> Any:
+    """float64 lanes to the kept bits of a float32, toward zero. Without care for subnormals that is a mask."""
+    builder = v.builder
+    if not careful:
+        wide_mask = builder.shl(builder.sext(p["mask"], _I64), _I64(29))
+        return builder.bitcast(builder.and_(builder.bitcast(total, v.int), v.splat(wide_mask)), v.float)
+    # the conversion rounds toward zero, float32 subnormals included
+    narrow = builder.fptrunc(total, ir.VectorType(ir.FloatType(), v.lanes))
+    bits = builder.and_(builder.bitcast(narrow, ir.VectorType(_I32, v.lanes)), v.splat(p["mask"]))
+    return builder.fadd(builder.fpext(builder.bitcast(bits, narrow.type), v.float), ir.Constant(v.float, None))
 
 
 def _nearest_even_f16(v: _Vectors, x: Any, c: Any) -> Any:
@@ -204,39 +217,58 @@ def _one_step(v: _Vectors, columns: int, exp_type: Any, state_bits: int, c: list
     """c <- step(a, b, c) for every column of the panel; `c` are stack slots that LLVM turns into registers."""
     builder = v.builder
     exponents = _largest_exponents(v, columns, exp_type, p)
-    zero = ir.Constant(v.float, None)
-    positive, negative = [], []
-    for i, slot in enumerate(c):
-        old = builder.load(slot)
-        base = (_base32 if v.scalar == ir.FloatType() else _base64)(v, old, v.slice(exponents, i * v.lanes), p)
-        # C is a term like the others: into the accumulator of its sign, truncated by the rounding mode
-        positive.append(cgutils.alloca_once_value(builder, builder.fadd(base, v.larger(old, zero))))
-        negative.append(cgutils.alloca_once_value(builder, builder.fsub(v.smaller(old, zero), base)))
-    _accumulate(v, columns, positive, negative, p)
-    for slot, pos, neg in zip(c, positive, negative, strict=True):
-        total = builder.fadd(builder.load(pos), builder.load(neg))
-        if v.scalar == ir.FloatType():
-            bits = builder.and_(builder.bitcast(total, v.int), v.splat(p["mask"]))
-            total = builder.bitcast(bits, v.float)
-        elif state_bits == 32:
-            # the conversion rounds toward zero, float32 subnormals included
-            half_width = ir.VectorType(_I32, v.lanes)
-            narrow = builder.fptrunc(total, ir.VectorType(ir.FloatType(), v.lanes))
-            bits = builder.and_(builder.bitcast(narrow, half_width), v.splat(p["mask"]))
-            total = builder.fpext(builder.bitcast(bits, narrow.type), v.float)
-        else:
-            total = _nearest_even_f16(v, total, builder.load(slot))
-        builder.store(builder.fadd(total, zero), slot)  # a negative sum that is cut to nothing is +0
+    positive = [cgutils.alloca_once(builder, v.float) for _ in c]
+    negative = [cgutils.alloca_once(builder, v.float) for _ in c]
+
+    def begin(careful: bool) -> None:
+        zero = ir.Constant(v.float, None)
+        for i, slot in enumerate(c):
+            old, largest = builder.load(slot), v.slice(exponents, i * v.lanes)
+            single = v.scalar == ir.FloatType()
+            base = _base32(v, old, largest, p) if single else _base64(v, old, largest, p, careful)
+            # C is a term like the others: into the accumulator of its sign, truncated by the rounding mode
+            builder.store(builder.fadd(base, v.larger(old, zero)), positive[i])
+            builder.store(builder.fsub(v.smaller(old, zero), base), negative[i])
+
+    def end(careful: bool) -> None:
+        for slot, pos, neg in zip(c, positive, negative, strict=True):
+            total = builder.fadd(builder.load(pos), builder.load(neg))
+            if v.scalar == ir.FloatType():
+                bits = builder.and_(builder.bitcast(total, v.int), v.splat(p["mask"]))
+                # a negative sum that is cut to nothing is +0
+                total = builder.fadd(builder.bitcast(bits, v.float), ir.Constant(v.float, None))
+            elif state_bits == 32:
+                total = _cut64(v, total, p, careful)
+            else:
+                total = _nearest_even_f16(v, total, builder.load(slot))
+            builder.store(total, slot)
+
+    if v.scalar == ir.FloatType() or state_bits == 64:
+        begin(True)
+        _accumulate(v, columns, positive, negative, p)
+        end(True)
+        return
+    # Above 2^-100 no sum of aligned terms is a float32 subnormal, and neither e0 nor a subnormal C can be the largest
+    tiny = builder.icmp_signed("<", exponents, v.splat(exp_type(-100), columns))
+    careful = builder.icmp_unsigned("!=", builder.bitcast(tiny, ir.IntType(columns)), ir.IntType(columns)(0))
+    for phase in (begin, end):
+        with builder.if_else(careful) as (then, otherwise):
+            with then:
+                phase(True)
+            with otherwise:
+                phase(False)
+        if phase is begin:
+            _accumulate(v, columns, positive, negative, p)
 
 
-@intrinsic
-def chain_steps(
+def _chain_steps(
     typingctx: Any,
     a: Any,
     a_exponent: Any,
     a_start: Any,
     b: Any,
     b_exponent: Any,
+    vectors: Any,
     state: Any,
     state_start: Any,
     steps: Any,
@@ -253,7 +285,8 @@ def chain_steps(
     Arguments:
         a, a_exponent: flat arrays of A's values (float32 or float64) and exponents (int8 or int16, zeros marked);
             the row's products start at index a_start.
-        b, b_exponent: the packed panel: (K, 2, columns) values, positive and negative parts, and (K, columns) exponents.
+        b, b_exponent: the packed panel: (K, 2, columns) values, positive and negative parts; (K, columns) exponents.
+        vectors: a tuple whose length is the number of vectors of columns in the panel (a type, so known when compiled).
         state, state_start: accumulators, read and written: float32, or float64 holding f16 values (then results are
             rounded to f16, to nearest even).
         steps, products: number of steps, and L.
@@ -267,6 +300,7 @@ def chain_steps(
         types.int64,
         b,
         b_exponent,
+        vectors,
         state,
         types.int64,
         types.int64,
@@ -278,13 +312,13 @@ def chain_steps(
     )
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        (a_, ea_, a0, b_, eb_, state_, state0, n_steps, n_products, floor_, f_, mask_, c_smallest_) = args
-        columns = LANES[float_bits]
+        (a_, ea_, a0, b_, eb_, _, state_, state0, n_steps, n_products, floor_, f_, mask_, c_smallest_) = args
         exp_type = ir.IntType(exp_bits)
         v = _Vectors(builder, ir.FloatType() if float_bits == 32 else ir.DoubleType(), float_bits)
+        columns = vectors.count * v.lanes
         a_data, b_data = (_data(context, builder, t, x) for t, x in ((sig.args[0], a_), (sig.args[3], b_)))
         ea_data, eb_data = (_data(context, builder, t, x) for t, x in ((sig.args[1], ea_), (sig.args[4], eb_)))
-        state_data = builder.gep(_data(context, builder, sig.args[5], state_), [state0])
+        state_data = builder.gep(_data(context, builder, sig.args[6], state_), [state0])
         stored = ir.VectorType(ir.FloatType() if state_bits == 32 else ir.DoubleType(), v.lanes)
         common = {
             "products": n_products,
@@ -328,6 +362,9 @@ def chain_steps(
     return signature, codegen
 
 
+chain_steps: Any = intrinsic(_chain_steps)
+
+
 @numba.njit(cache=True, nogil=True)
 def run_panel(
     a: np.ndarray,
@@ -335,53 +372,42 @@ def run_panel(
     b: np.ndarray,
     b_exponent: np.ndarray,
     state: np.ndarray,
-    first: int,
-    k: int,
-    products: int,
-    floor: int,
-    fraction_bits: int,
-    mask: int,
-    c_smallest: float,
+    first: Any,
+    columns: Any,
+    vectors: tuple[int, ...],
+    k: Any,
+    products: Any,
+    floor: Any,
+    fraction_bits: Any,
+    mask: Any,
+    c_smallest: Any,
 ) -> None:
-    """`chain_steps` for every row of A against one packed panel, whose columns of `state` start at `first`."""
+    """`chain_steps` for every row of A against one packed panel, whose columns of `state` start at `first`.
+
+    A stretch of the panel that fits the L1 meets all rows before the next one: two FMAs read 128 bytes a cycle, which
+    the L2 cannot deliver. In between the accumulators wait in `state`.
+    """
     rows, wide = state.shape
     flat = state.reshape(rows * wide)
+    stretch = max(L1_PRODUCTS // products, 1)
     set_rounding(np.int32(TOWARD_ZERO))
-    for i in range(rows):
-        chain_steps(
-            a,
-            a_exponent,
-            i * k,
-            b,
-            b_exponent,
-            flat,
-            i * wide + first,
-            k // products,
-            products,
-            floor,
-            fraction_bits,
-            np.uint32(mask),
-            c_smallest,
-        )
+    for step in range(0, k // products, stretch):
+        start = step * products
+        for i in range(rows):
+            chain_steps(
+                a,
+                a_exponent,
+                i * k + start,
+                b[2 * columns * start :],
+                b_exponent[columns * start :],
+                vectors,
+                flat,
+                i * wide + first,
+                min(stretch, k // products - step),
+                products,
+                floor,
+                fraction_bits,
+                np.uint32(mask),
+                c_smallest,
+            )
     set_rounding(np.int32(TO_NEAREST))
-
-
-@numba.njit(cache=True, nogil=True)
-def fma_chain(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """out <- fma(a_k, b_k, out) in order of k; a (rows, K), b (K, columns), out (rows, columns)."""
-    rows, columns = out.shape
-    for i in range(rows):
-        for k in range(a.shape[1]):
-            x = a[i, k]
-            for j in range(columns):
-                out[i, j] = fma(x, b[k, j], out[i, j])
-
-
-@numba.njit(cache=True, nogil=True)
-def promote_scaled(
-    total: np.ndarray, part: np.ndarray, scale_rows: np.ndarray, scale_columns: np.ndarray, out: np.ndarray
-) -> None:
-    """out = fma(scale_row * scale_column, part, total): the product of scales rounded, then one FFMA."""
-    for i in range(total.shape[0]):
-        for j in range(total.shape[1]):
-            out[i, j] = fma(scale_rows[i] * scale_columns[j], part[i, j], total[i, j])

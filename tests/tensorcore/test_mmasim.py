@@ -102,7 +102,9 @@ def all_pairs() -> list:
         ),
     ]:
         name = a if a == b else f"{a}.{b}"
-        pairs.append((f"blackwell.tcgen05.{d}.{name}", "TCGen05MMA", "Blackwell", f"m64n8k{k}.kind::{kind}.{d}.{a}.{b}"))
+        pairs.append(
+            (f"blackwell.tcgen05.{d}.{name}", "TCGen05MMA", "Blackwell", f"m64n8k{k}.kind::{kind}.{d}.{a}.{b}")
+        )
     return [pytest.param(*p, id=p[0]) for p in pairs]
 
 
