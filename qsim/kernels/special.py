@@ -65,10 +65,10 @@ def amx(act: Activation, packed: PackedWeight) -> np.ndarray:
 
     tokens, padded = act.tokens, packed.padded_k
     x = columns(act.given, packed)
-    step = packed.group if packed.group <= DEPTH else DEPTH
+    step = min(packed.group, DEPTH)
     ints = act.integer and packed.kind == "uint"
     integer = ints and _one_scale(packed) and act.group is None
-    if packed.group % step:
+    if packed.group % step and not _one_scale(packed):  # a chunk must not cross a group
         step = 64 if ints else 32
     centred = packed.kind == "fp8" or (packed.zero_bits == 0 and packed.zero == 1 << (packed.bits - 1))
     full, needs_sums = not centred or act.group is not None, not centred

@@ -64,7 +64,7 @@ def test_w4a16_is_as_good_as_float32(name, m):
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w8a8-channel-token-asym", "w8a8-tensor"])
-@pytest.mark.parametrize(("m", "k"), [(1, 4096), (5, 1000), (40, 2048), (300, 1536)])
+@pytest.mark.parametrize(("m", "k"), [(1, 4096), (5, 1000), (40, 2048), (300, 1216)])
 def test_w8a8_sums_are_exact(name, m, k):
     """int32 sums, then one product with each scale: equal bit for bit on every path, also for the largest codes."""
     x, q, _ = problem(name, m, 80, k)
