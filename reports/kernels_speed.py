@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -241,8 +243,8 @@ def environment() -> str:
         f"numba {numba.__version__}",
         f"LLVM {'.'.join(map(str, llvm.llvm_version_info))}",
     ]
-    if "torch" in sys.modules:
-        versions.append(f"torch {sys.modules['torch'].__version__}")
+    if importlib.util.find_spec("torch"):
+        versions.append(f"torch {importlib.metadata.version('torch')}")
     return (f"{cpu}, {os.cpu_count()} cores; paths {', '.join(available_paths())}; "
             f"Python {platform.python_version()}, {', '.join(versions)}")  # fmt: skip
 

@@ -123,7 +123,8 @@ def write_report(folder: Path) -> None:
         "cache is 480 MiB and shared with other machines' work, so part of the 1 GiB may be found in it: bandwidth and "
         "kernels share that condition. Times are of whole calls of `linear`, activation quantisation included; torch's "
         "`_int_mm` quantises nothing. GB/s count packed codes, scales and zero points. The machine is not idle: of "
-        "several rounds the one with the least median stands, for roofs, peers and kernels alike, best and median differ, and both are held against what was asked. SGEMM is the faster of NumPy and torch.",
+        "several rounds the one with the least median stands, for roofs, peers and kernels alike. "
+        "Best and median differ, and both are held against what was asked. SGEMM is the faster of NumPy and torch.",
         "## Asked and reached, 2 threads, best times",
         _markdown(requirements(frame)),
         "## The same with median times",
