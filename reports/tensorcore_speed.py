@@ -35,9 +35,9 @@ CASES = {
 # Vector instructions of the inner loop for one step and one vector of columns, by count of the source: two FMAs a
 # product, add and max of exponents (64 int8 or 32 int16 a vector), and what begins and ends a step.
 INSTRUCTIONS = {
-    "E4M3 wgmma": (np.float32, 32, 2 * 32 + 2 * 32 / 4 + 14),
-    "BF16 wgmma": (np.float64, 16, 2 * 16 + 2 * 16 / 4 + 22),
-    "FP16 wgmma": (np.float64, 16, 2 * 16 + 2 * 16 / 8 + 22),
+    "E4M3 wgmma": (np.float32, 32, 2 * 32 + 2 * 32 / 4 + 15),
+    "BF16 wgmma": (np.float64, 16, 2 * 16 + 2 * 16 / 4 + 13),
+    "FP16 wgmma": (np.float64, 16, 2 * 16 + 2 * 16 / 8 + 13),
 }
 REQUIRED = {"E4M3 wgmma": 3.5, "BF16 wgmma": 2.0, "FP16 wgmma": 2.0}
 
