@@ -188,7 +188,7 @@ def _exponent(code: Any, keep: Any, table: Any, mark: Any) -> Any:
     raise NotImplementedError("compiled code only")
 
 
-@overload(_value, inline="always")
+@overload(_value)
 def _value_overload(code: Any, keep: Any, table: Any) -> Any:
     def short(code: Any, keep: Any, table: Any) -> Any:
         return table[code & keep]
@@ -205,7 +205,7 @@ def _value_overload(code: Any, keep: Any, table: Any) -> Any:
     return words if code.bitwidth == 32 else short
 
 
-@overload(_exponent, inline="always")
+@overload(_exponent)
 def _exponent_overload(code: Any, keep: Any, table: Any, mark: Any) -> Any:
     def short(code: Any, keep: Any, table: Any, mark: Any) -> Any:
         return table[code & keep]
@@ -256,7 +256,16 @@ def _pack_a(
 ) -> None:
     """Rows of A in the order of k_index: (rows, K) flat."""
     at = 0
+    plain = scale.shape[0] == 0 and _is_ascending(k_index)
     for i in range(codes.shape[0]):
+        if plain:  # the usual case, without branches, so that it is vectorised
+            row = codes[i, k_index[0] : k_index[0] + len(k_index)]
+            for n in range(len(row)):
+                value_out[at + n] = _value(row[n], keep, values)
+            for n in range(len(row)):
+                exponent_out[at + n] = _exponent(row[n], keep, exponents, mark)
+            at += len(row)
+            continue
         for n in range(len(k_index)):
             k = k_index[n]
             if k < 0:
@@ -269,6 +278,15 @@ def _pack_a(
                 if scale.shape[0]:
                     _apply_scale(value_out, exponent_out, at, scale[i, k // block], mark)
             at += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_ascending(k_index: np.ndarray) -> Any:
+    """Whether k_index is k, k + 1, k + 2, ... without padding."""
+    for n in range(len(k_index)):
+        if k_index[n] != k_index[0] + n:
+            return False
+    return k_index[0] >= 0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -295,9 +313,25 @@ def _pack_b(
 ) -> None:
     """A panel of B, `columns` rows of codes from `first`: (K, 2, columns) positive and negative parts, flat."""
     here = min(columns, codes.shape[0] - first)
+    plain = scale.shape[0] == 0 and here == columns and _is_ascending(k_index)
+    turned = np.empty((len(k_index), columns), codes.dtype)
+    if plain:  # columns of the panel first: rows of B are often a power of two apart, and would evict one another
+        for j in range(columns):
+            codes_j = codes[first + j, k_index[0] : k_index[0] + len(k_index)]
+            for n in range(len(codes_j)):
+                turned[n, j] = codes_j[n]
     for n in range(len(k_index)):
         k = k_index[n]
         row = n * 2 * columns
+        if plain:  # the usual case, without branches, so that it is vectorised
+            column = turned[n]
+            for j in range(columns):
+                value = _value(column[j], keep, values)
+                value_out[row + j] = max(value, value - value)
+                value_out[row + columns + j] = min(value, value - value)
+            for j in range(columns):
+                exponent_out[n * columns + j] = _exponent(column[j], keep, exponents, mark)
+            continue
         for j in range(columns):
             if k < 0 or j >= here:
                 value_out[row + j] = 0
