@@ -124,7 +124,7 @@ def matmul(
     c: Any = None,
     scale_a: Any = None,
     scale_b: Any = None,
-    scale_order: ScaleOrder = "product_first",
+    scale_order: ScaleOrder | None = None,
     out_format: str | None = None,
     satfinite: bool = False,
     threads: int | None = None,
@@ -145,7 +145,8 @@ def matmul(
         scale_a, scale_b: with block-scaled instructions the scale codes; with a preset that has blocks (`deepgemm`)
             float32 scales (M, K / 128) and (N / 128, K / 128), rounded up; else float32 scalars, or one per row.
         scale_order: how scalar or per-row scales meet the result r in float32: r * (sa * sb) "product_first",
-            (r * sa) * sb "a_first", (r * sb) * sa "b_first".
+            (r * sa) * sb "a_first", (r * sb) * sa "b_first". Default: as cuBLASLt does it on an H200 (PyTorch 2.11,
+            reports/tensorcore_h200.txt), product first for two scalars, b first for scales of rows.
         out_format: format of the result, rounded once to nearest even from the accumulator; by default its bits.
         satfinite: clamp s32 sums after each instruction.
         threads: at most so many; `numba.get_num_threads()` by default. The result does not depend on it.
@@ -298,7 +299,7 @@ class _Scaling:
         how: Promotion,
         scale_a: Any,
         scale_b: Any,
-        order: ScaleOrder,
+        order: ScaleOrder | None,
         m: int,
         n: int,
         k: int,
@@ -307,6 +308,8 @@ class _Scaling:
         self.block_b: np.ndarray | None = None
         self.row: np.ndarray | None = None
         self.column: np.ndarray | None = None
+        if order is None:
+            order = "product_first" if np.size(scale_a) == 1 and np.size(scale_b) == 1 else "b_first"
         self.order = order
         if order not in ("product_first", "a_first", "b_first"):
             raise ValueError(f"scale_order must be 'product_first', 'a_first' or 'b_first': got {order!r}")
