@@ -1,7 +1,7 @@
 """Compiled loops from values to codes for every format, rounding mode and policy, one element after the other.
 
-15 to 35 times slower than the loops of `_encode` (reports/formats_speed.md), and as exact. They return whether they met a value for
-which the policies have no code.
+15 to 35 times slower than the loops of `_encode` (reports/formats_speed.md), and as exact. They return whether they met
+a value for which the policies have no code.
 """
 
 from __future__ import annotations
