@@ -16,8 +16,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-OUT, WHAT, LIMIT = sys.argv[1], sys.argv[2], float(sys.argv[3])
 START = time.time()
+OUT, LIMIT = ".", 600.0
 DEV, BF = "cuda", torch.bfloat16
 E4M3 = torch.float8_e4m3fn
 
@@ -93,11 +93,8 @@ def quant_act(x, fmt):
     return (x,)
 
 
-def gemm():
-    wake = torch.randn(8192, 8192, device=DEV, dtype=BF)
-    for _ in range(300):  # clocks rise from idle within about 0.1 s
-        wake @ wake
-    torch.cuda.synchronize()
+def layer_shapes():
+    """name -> (N, K) of the linear layers of all models here."""
     layers = {}
     for name, (h, f, q, kv, d, _, _) in MODELS.items():
         short = {"llama2-7b": "l2-7b", "llama3-70b-16l": "l70b", "qwen2.5-7b": "q7b", "llama3-8b": "l8b"}[name]
@@ -107,10 +104,18 @@ def gemm():
         layers[f"{short}.down"] = (h, f)
     layers["l70b.lm_head"] = (128256, 8192)
     layers.pop("l2-7b.o")  # the shape of l8b.o
+    return layers
+
+
+def gemm():
+    wake = torch.randn(8192, 8192, device=DEV, dtype=BF)
+    for _ in range(300):  # clocks rise from idle within about 0.1 s
+        wake @ wake
+    torch.cuda.synchronize()
     with open(f"{OUT}/gemm_unseen.csv", "w", newline="") as f:
         out = csv.writer(f)
         out.writerow("device layer N K M fmt median_s min_s max_s".split())
-        for name, (n, k) in layers.items():
+        for name, (n, k) in layer_shapes().items():
             for fmt in ("bf16", "fp8", "fp8_row", "int8", "int4"):
                 base = torch.randn(n, k, device=DEV, dtype=BF) * 0.02
                 nbytes = n * k * {"bf16": 2, "int4": 0.53}.get(fmt, 1)
@@ -257,5 +262,7 @@ def e2e():
                 torch.cuda.empty_cache()
 
 
-{"gemm": gemm, "attention": attention, "e2e": e2e}[WHAT]()
-print("done", WHAT, f"{time.time() - START:.0f} s", torch.__version__)
+if __name__ == "__main__":
+    OUT, LIMIT = sys.argv[1], float(sys.argv[3])
+    {"gemm": gemm, "attention": attention, "e2e": e2e}[sys.argv[2]]()
+    print("done", sys.argv[2], f"{time.time() - START:.0f} s", torch.__version__)

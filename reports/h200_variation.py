@@ -1,0 +1,272 @@
+"""Why do two campaigns on the same GPU differ? Kernel names, power limit, repeats and neighbours, and more layers.
+
+Needs PyTorch with CUDA; the method is that of `h200_measure.py`, whose functions it uses.
+
+    python reports/h200_variation.py OUT_DIR VERB...
+
+    throttle    long runs of one large product: the time of every replay, from a cool start
+    kernels     which kernels the library launches for every layer, format and M, with their grids
+    repeat NAME layers of two models in four ways: idle before, many replays, GPU busy before, few calls; NAME labels
+                the process
+    chain NAME  the four products of a layer one after the other, as in a model, beside each of them alone
+    more SECS   further layer shapes, in a settled state: replays until 30 ms have run, then the median of later ones
+"""
+
+import csv
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import h200_measure as base
+import torch
+
+FORMATS = ("bf16", "fp8", "fp8_row", "int8", "int4")
+SMALL = {
+    "l8b.qkv": (6144, 4096), "l8b.o": (4096, 4096), "l8b.gate_up": (28672, 4096), "l8b.down": (4096, 14336),
+    "q7b.qkv": (4608, 3584), "q7b.o": (3584, 3584), "q7b.gate_up": (37888, 3584), "q7b.down": (3584, 18944),
+}  # fmt: skip
+MORE = {
+    "l1b.qkv": (3072, 2048), "l1b.o": (2048, 2048), "l1b.gate_up": (16384, 2048), "l1b.down": (2048, 8192),
+    "l3b.qkv": (5120, 3072), "l3b.o": (3072, 3072), "l3b.gate_up": (16384, 3072), "l3b.down": (3072, 8192),
+    "l13b.qkv": (15360, 5120), "l13b.o": (5120, 5120), "l13b.gate_up": (27648, 5120), "l13b.down": (5120, 13824),
+    "q32b.qkv": (7168, 5120), "q32b.gate_up": (55296, 5120), "q32b.down": (5120, 27648),
+    "q72b.down": (8192, 29568), "q3-8b.gate_up": (24576, 4096), "q3-8b.down": (4096, 12288),
+    "o30b.qkv": (21504, 7168), "o30b.o": (7168, 7168), "o30b.up": (28672, 7168), "o30b.down": (7168, 28672),
+    "l70b-tp4.qkv": (2560, 8192), "l70b-tp4.gate_up": (14336, 8192), "l70b-tp4.down": (8192, 7168),
+    "q7b.o2": (3584, 7168),
+}  # fmt: skip
+
+
+def allowed(fmt, m):
+    return not ((fmt == "int4" and m > 256) or (fmt == "int8" and m <= 16))
+
+
+def weights(n, k, fmt, most=24):
+    """Copies of a random weight that together exceed the L2 by far."""
+    nbytes = n * k * {"bf16": 2, "int4": 0.53}.get(fmt, 1)
+    source = torch.randn(n, k, device=base.DEV, dtype=base.BF) * 0.02
+    return [base.quant_weight(source.clone(), fmt) for _ in range(min(most, math.ceil(300e6 / nbytes)))]
+
+
+def capture(calls):
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls[:2]:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def replay_times(graph, replays, calls):
+    """Time of a call in every replay, the replays issued one after the other without waiting."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    marks[0].record()
+    for i in range(replays):
+        graph.replay()
+        marks[i + 1].record()
+    torch.cuda.synchronize()
+    return [marks[i].elapsed_time(marks[i + 1]) * 1e-3 / calls for i in range(replays)]
+
+
+def products(n, k, m, fmt, ws=None, count=24):
+    ws = ws if ws is not None else weights(n, k, fmt)
+    x = base.quant_act(torch.randn(m, k, device=base.DEV, dtype=base.BF), fmt)
+    turn = itertools.islice(itertools.cycle(ws), max(len(ws), count))
+    return [lambda w=w: base.product(x, w, fmt) for w in turn]
+
+
+def writer(name, head):
+    path = f"{base.OUT}/{name}.csv"
+    fresh = not os.path.exists(path)
+    f = open(path, "a", newline="")
+    out = csv.writer(f)
+    if fresh:
+        out.writerow(head.split())
+    return f, out
+
+
+def busy(seconds):
+    a = torch.randn(4096, 4096, device=base.DEV, dtype=base.BF)
+    end = time.time() + seconds
+    while time.time() < end:
+        for _ in range(20):
+            a @ a
+        torch.cuda.synchronize()
+
+
+def throttle():
+    log = open(f"{base.OUT}/clocks.csv", "w")
+    query = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
+    watch = subprocess.Popen(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "-lms", "20"], stdout=log)
+    f, out = writer("throttle", "fmt N K M clock start replay elapsed_s call_s")
+    for fmt, n, k, m in (
+        ("bf16", 4096, 4096, 8192), ("bf16", 28672, 4096, 4096), ("bf16", 8192, 28672, 512), ("bf16", 4096, 4096, 512),
+        ("fp8", 4096, 4096, 8192), ("fp8", 28672, 4096, 4096), ("fp8_row", 4096, 4096, 8192),
+        ("int8", 4096, 4096, 8192), ("int8", 28672, 4096, 4096), ("int4", 28672, 4096, 256),
+        ("bf16", 28672, 4096, 1), ("fp8_row", 4096, 4096, 1),
+    ):  # fmt: skip
+        calls = products(n, k, m, fmt, count=8)
+        graph = capture(calls)
+        torch.cuda.synchronize()
+        time.sleep(1.0)
+        stamp = time.strftime("%H:%M:%S", time.localtime()) + f".{int(time.time() % 1 * 1000):03d}"
+        graph.replay()
+        torch.cuda.synchronize()
+        one = replay_times(graph, 1, len(calls))[0] * len(calls)
+        time.sleep(0.5)
+        times = replay_times(graph, min(2000, math.ceil(0.6 / one)), len(calls))
+        elapsed = 0.0
+        for i, t in enumerate(times):
+            elapsed += t * len(calls)
+            if i < 30 or i % max(1, len(times) // 60) == 0:
+                out.writerow([fmt, n, k, m, stamp, len(calls), i, f"{elapsed:.6f}", f"{t:.9f}"])
+        f.flush()
+        del graph, calls
+        torch.cuda.empty_cache()
+    watch.terminate()
+    log.close()
+
+
+def kernels():
+    """Names by the profiler; a spin kernel marks the start and the end of every call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    f, out = writer("kernels", "fmt N K M kernel grid block")
+    shapes = sorted({*base.layer_shapes().values(), *MORE.values()})
+    for fmt in FORMATS:
+        cases = []
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for n, k in shapes:
+                w = base.quant_weight(torch.randn(n, k, device=base.DEV, dtype=base.BF) * 0.02, fmt)
+                for m in [2**i for i in range(14)]:
+                    if not allowed(fmt, m):
+                        continue
+                    x = base.quant_act(torch.randn(m, k, device=base.DEV, dtype=base.BF), fmt)
+                    torch.cuda._sleep(10)
+                    base.product(x, w, fmt)
+                    torch.cuda._sleep(10)
+                    cases.append((n, k, m))
+                del w
+            torch.cuda.synchronize()
+        with tempfile.NamedTemporaryFile(suffix=".json") as trace:
+            seen.export_chrome_trace(trace.name)
+            with open(trace.name) as text:
+                events = [e for e in json.load(text)["traceEvents"] if e.get("cat") == "kernel"]
+        events.sort(key=lambda e: e["ts"])
+        marks = [i for i, e in enumerate(events) if "spin_kernel" in e["name"]]
+        inside = [events[a + 1 : b] for a, b in zip(marks[::2], marks[1::2], strict=False)]
+        print("kernels", fmt, len(cases), "cases", len(inside), "found", flush=True)
+        for (n, k, m), found in zip(cases, inside, strict=False):
+            for e in found:
+                grid, block = ("x".join(map(str, e["args"][key])) for key in ("grid", "block"))
+                out.writerow([fmt, n, k, m, e["name"][:400], grid, block])
+        f.flush()
+
+
+def repeat(name):
+    f, out = writer("repeat", "process layer N K fmt M way call_s least_s most_s")
+    for layer, (n, k) in SMALL.items():
+        for fmt in ("bf16", "fp8", "fp8_row", "int8", "int4"):
+            ws = weights(n, k, fmt)
+            for m in (1, 16, 64, 512):
+                if not allowed(fmt, m):
+                    continue
+                calls = products(n, k, m, fmt, ws)
+                graph, count = capture(calls), len(calls)
+                ways = {}
+                time.sleep(0.05)
+                ways["idle before, 5 replays"] = replay_times(graph, 6, count)[1:]
+                long = replay_times(graph, 80, count)
+                ways["replays 60 to 80"] = long[60:]
+                busy(0.02)
+                ways["busy before, 5 replays"] = replay_times(graph, 6, count)[1:]
+                few = calls[: len(ws)]
+                graph = capture(few)
+                ways["every copy once, 5 replays"] = replay_times(graph, 6, len(few))[1:]
+                for way, times in ways.items():
+                    row = [statistics.median(times), min(times), max(times)]
+                    out.writerow([name, layer, n, k, fmt, m, way, *(f"{t:.9f}" for t in row)])
+                del graph
+            f.flush()
+            del ws
+            torch.cuda.empty_cache()
+
+
+def chain(name):
+    f, out = writer("chain", "process model fmt M layers product call_s")
+    for model in ("l8b", "q7b"):
+        shapes = {key.split(".")[1]: shape for key, shape in SMALL.items() if key.startswith(model)}
+        for fmt in ("bf16", "fp8", "fp8_row", "int8"):
+            layers = 12
+            ws = {key: weights(n, k, fmt, layers)[:layers] for key, (n, k) in shapes.items()}
+            for m in (1, 16, 64, 128, 512):
+                if not allowed(fmt, m):
+                    continue
+                turns = []
+                for key, (n, k) in shapes.items():
+                    calls = products(n, k, m, fmt, ws[key])
+                    t = statistics.median(replay_times(capture(calls), 12, len(calls))[4:])
+                    out.writerow([name, model, fmt, m, layers, key, f"{t:.9f}"])
+                    turns.append(calls[:layers])
+                calls = [call for turn in zip(*turns, strict=True) for call in turn]
+                t = statistics.median(replay_times(capture(calls), 12, layers)[4:])
+                out.writerow([name, model, fmt, m, layers, "four in turn", f"{t:.9f}"])
+            f.flush()
+            del ws
+            torch.cuda.empty_cache()
+
+
+def more(seconds):
+    f, out = writer("gemm_more", "device layer N K M fmt median_s min_s max_s first_s")
+    start = time.time()
+    device = torch.cuda.get_device_name()
+    for layer, (n, k) in MORE.items():
+        for fmt in FORMATS:
+            if time.time() - start > float(seconds):
+                print("out of time at", layer, fmt, flush=True)
+                return
+            ws = weights(n, k, fmt)
+            for m in [2**i for i in range(14)]:
+                if not allowed(fmt, m):
+                    continue
+                big = 2.0 * m * n * k > 2e11
+                calls = products(n, k, m, fmt, ws, 8 if big else 24)
+                graph, count = capture(calls), len(calls)
+                graph.replay()
+                torch.cuda.synchronize()
+                one = replay_times(graph, 1, count)[0] * count
+                settle = max(1, math.ceil(0.03 / one))
+                times = replay_times(graph, settle + max(7, math.ceil(0.01 / one)), count)
+                late = times[settle:]
+                row = [statistics.median(late), min(late), max(late), one / count]
+                out.writerow([device, layer, n, k, m, fmt, *(f"{t:.9f}" for t in row)])
+                del graph, calls
+            f.flush()
+            del ws
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    base.OUT = sys.argv[1]
+    words = sys.argv[2:]
+    busy(0.3)
+    while words:
+        verb = words.pop(0)
+        began = time.time()
+        if verb in ("repeat", "chain", "more"):
+            {"repeat": repeat, "chain": chain, "more": more}[verb](words.pop(0))
+        else:
+            {"throttle": throttle, "kernels": kernels}[verb]()
+        print("done", verb, f"{time.time() - began:.0f} s", torch.__version__, flush=True)
