@@ -9,6 +9,7 @@ Needs PyTorch with CUDA; the method is that of `h200_measure.py`, whose function
     repeat NAME layers of two models in four ways: idle before, many replays, GPU busy before, few calls; NAME labels
                 the process
     chain NAME  the four products of a layer one after the other, as in a model, beside each of them alone
+    step        kernels inside a compiled decoder step of eight layers: their times there, by the profiler
     more SECS   further layer shapes, in a settled state: replays until 30 ms have run, then the median of later ones
 """
 
@@ -139,32 +140,39 @@ def throttle():
     log.close()
 
 
-def kernels():
-    """Names by the profiler; a spin kernel marks the start and the end of every call."""
+def traced(run):
+    """Kernel events of a call, in order."""
     from torch.profiler import ProfilerActivity, profile
 
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        run()
+        torch.cuda.synchronize()
+    with tempfile.NamedTemporaryFile(suffix=".json") as trace:
+        seen.export_chrome_trace(trace.name)
+        with open(trace.name) as text:
+            events = [e for e in json.load(text)["traceEvents"] if e.get("cat") == "kernel"]
+    return sorted(events, key=lambda e: e["ts"])
+
+
+def kernels():
+    """Names by the profiler; a spin kernel marks the start and the end of every call."""
     f, out = writer("kernels", "fmt N K M kernel grid block")
     shapes = sorted({*base.layer_shapes().values(), *MORE.values()})
     for fmt in FORMATS:
         cases = []
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+
+        def run(fmt=fmt, cases=cases):
             for n, k in shapes:
                 w = base.quant_weight(torch.randn(n, k, device=base.DEV, dtype=base.BF) * 0.02, fmt)
                 for m in [2**i for i in range(14)]:
-                    if not allowed(fmt, m):
-                        continue
-                    x = base.quant_act(torch.randn(m, k, device=base.DEV, dtype=base.BF), fmt)
-                    torch.cuda._sleep(10)
-                    base.product(x, w, fmt)
-                    torch.cuda._sleep(10)
-                    cases.append((n, k, m))
-                del w
-            torch.cuda.synchronize()
-        with tempfile.NamedTemporaryFile(suffix=".json") as trace:
-            seen.export_chrome_trace(trace.name)
-            with open(trace.name) as text:
-                events = [e for e in json.load(text)["traceEvents"] if e.get("cat") == "kernel"]
-        events.sort(key=lambda e: e["ts"])
+                    if allowed(fmt, m):
+                        x = base.quant_act(torch.randn(m, k, device=base.DEV, dtype=base.BF), fmt)
+                        torch.cuda._sleep(10)
+                        base.product(x, w, fmt)
+                        torch.cuda._sleep(10)
+                        cases.append((n, k, m))
+
+        events = traced(run)
         marks = [i for i, e in enumerate(events) if "spin_kernel" in e["name"]]
         inside = [events[a + 1 : b] for a, b in zip(marks[::2], marks[1::2], strict=False)]
         print("kernels", fmt, len(cases), "cases", len(inside), "found", flush=True)
@@ -228,6 +236,49 @@ def chain(name):
             torch.cuda.empty_cache()
 
 
+def step():
+    f, out = writer("step", "model fmt phase batch seq layers kernel grid start_us duration_us")
+    layers = 8
+    for model, fmt, phase, seq in (
+        ("qwen2.5-7b", "bf16", "decode", 1024), ("qwen2.5-7b", "fp8", "decode", 1024),
+        ("llama3-8b", "bf16", "decode", 1024), ("llama3-8b", "fp8", "decode", 1024),
+        ("qwen2.5-7b", "fp8", "prefill", 128), ("llama2-7b", "int8", "prefill", 128),
+        ("llama2-7b", "bf16", "prefill", 128), ("llama3-70b-16l", "int8", "prefill", 128),
+    ):  # fmt: skip
+        h, ffn, q, kv, d, _, _ = base.MODELS[model]
+        kind = "fp8_row" if fmt == "fp8" else fmt
+        shapes = (((q + 2 * kv) * d, h), (h, q * d), (2 * ffn, h), (h, ffn))
+        ws = [
+            [base.quant_weight(torch.randn(s, device=base.DEV, dtype=base.BF) * 0.02, kind) for s in shapes]
+            for _ in range(layers)
+        ]
+        rows = 1 if phase == "decode" else seq
+        torch._dynamo.reset()
+        run = base.make_layer(fmt, phase, q, kv, d, 1, seq)
+        caches = [[torch.randn(1, kv, seq, d, device=base.DEV, dtype=base.BF) for _ in range(2)] for _ in ws]
+        x0, g = (torch.randn(n, h, device=base.DEV, dtype=base.BF) for n in (rows, 1))
+        cos, sin = torch.randn(2, rows, d // 2, device=base.DEV)
+
+        def once(ws=ws, run=run, caches=caches, x0=x0, g=g[0], cos=cos, sin=sin):
+            x = x0
+            for w, (kc, vc) in zip(ws, caches, strict=True):
+                x = run(x, g, g, *w, kc, vc, cos, sin)
+            return x
+
+        with torch.no_grad():
+            graph = capture([once])
+        whole = statistics.median(replay_times(graph, 12, 1)[4:])
+        events = traced(graph.replay)
+        for e in events:
+            grid = "x".join(map(str, e["args"]["grid"]))
+            out.writerow([model, fmt, phase, 1, seq, layers, e["name"][:200], grid,
+                          f"{e['ts'] - events[0]['ts']:.3f}", f"{e['dur']:.3f}"])  # fmt: skip
+        out.writerow([model, fmt, phase, 1, seq, layers, "whole step, not traced", "", 0, f"{whole * 1e6:.3f}"])
+        f.flush()
+        del ws, caches, graph, once
+        torch.cuda.empty_cache()
+
+
 def more(seconds):
     f, out = writer("gemm_more", "device layer N K M fmt median_s min_s max_s first_s")
     start = time.time()
@@ -268,5 +319,5 @@ if __name__ == "__main__":
         if verb in ("repeat", "chain", "more"):
             {"repeat": repeat, "chain": chain, "more": more}[verb](words.pop(0))
         else:
-            {"throttle": throttle, "kernels": kernels}[verb]()
+            {"throttle": throttle, "kernels": kernels, "step": step}[verb]()
         print("done", verb, f"{time.time() - began:.0f} s", torch.__version__, flush=True)
