@@ -1,0 +1,66 @@
+"""Decoders in NumPy: load a checkpoint, run it, generate, and measure what quantisation has cost.
+
+    model = load("tiny")                         # or a folder of Hugging Face files
+    model.logits(tokens)                         # (T, vocabulary)
+    evaluate(model, tiny_text("test"))           # bits per byte, with its standard error
+
+Names load their part on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "AttentionMath": "attention",
+    "Generation": "generation",
+    "KVCache": "cache",
+    "Linear": "linear",
+    "Model": "model",
+    "ModelConfig": "config",
+    "RopeScaling": "rope",
+    "complete": "generation",
+    "generate": "generation",
+    "hadamard": "transforms",
+    "load": "loading",
+    "rotate": "transforms",
+    "tiny_text": "loading",
+}
+
+if TYPE_CHECKING:
+    from .attention import AttentionMath
+    from .cache import KVCache
+    from .config import ModelConfig
+    from .generation import Generation, complete, generate
+    from .linear import Linear
+    from .loading import load, tiny_text
+    from .model import Model
+    from .rope import RopeScaling
+    from .transforms import hadamard, rotate
+
+__all__ = [
+    "AttentionMath",
+    "Generation",
+    "KVCache",
+    "Linear",
+    "Model",
+    "ModelConfig",
+    "RopeScaling",
+    "complete",
+    "generate",
+    "hadamard",
+    "load",
+    "rotate",
+    "tiny_text",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

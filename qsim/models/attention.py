@@ -1,0 +1,126 @@
+"""Attention over keys and values, and the seam of its two matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsim.formats import FloatFormat, cast, encode, get_format
+
+from . import ops
+
+F32 = np.float32
+_TILE = 256  # queries at a time: their scores against 4096 keys are 4 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMath:
+    """How scores (q k^T) and the mixture (p v) are multiplied.
+
+    Arguments:
+        operand_format: format that q, k, probabilities and v are rounded to before they are multiplied; None leaves
+            them float32. FP8 takes one scale for each head's tile, amax / largest value; probabilities, at most 1, are
+            multiplied by the largest power of two that the format has (2^8 for E4M3, as in FlashAttention-3).
+        instruction: a tensor-core instruction of `qsim.tensorcore` that forms both products bit for bit; it brings its
+            operand format. None sums in float32.
+
+    Softmax is float32 in all of them.
+
+    Raises:
+        ValueError: an instruction that does not sum 16-bit floats, TF32 or FP8 in float32; a format that is not its.
+    """
+
+    operand_format: str | None = None
+    instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.instruction is not None:
+            from qsim.tensorcore import get_instruction
+
+            ins = get_instruction(self.instruction)
+            name = getattr(ins.format_a, "name", "")
+            if not isinstance(ins.format_a, FloatFormat) or ins.format_a != ins.format_b or ins.output != "f32" \
+                    or ins.block_a is not None:  # fmt: skip
+                raise ValueError(
+                    f"attention takes an instruction of equal float formats with f32 sums: got {self.instruction}"
+                )
+            if self.operand_format is not None and get_format(self.operand_format).name != name:
+                raise ValueError(f"{self.instruction} multiplies {name}: got operand_format={self.operand_format!r}")
+            object.__setattr__(self, "operand_format", name)
+        if self.operand_format is not None:
+            fmt = get_format(self.operand_format)
+            if not isinstance(fmt, FloatFormat) or fmt.bits < 8:
+                raise ValueError(f"attention operands are floats of 8 to 32 bits: got {self.operand_format!r}")
+            object.__setattr__(self, "operand_format", fmt.name)
+
+    @property
+    def is_plain(self) -> bool:
+        """float32 throughout."""
+        return self.operand_format in (None, "float32") and self.instruction is None
+
+
+PLAIN = AttentionMath()
+
+
+def attend(
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    *,
+    position: int,
+    window: int | None,
+    scale: float,
+    math: AttentionMath,
+    out: np.ndarray,
+) -> None:
+    """Causal attention of one sequence.
+
+    Arguments:
+        q: (T, H, head_dim), query t at position + t.
+        keys, values: (KV heads, position + T, head_dim).
+        window: how many of the last keys, itself included, a query sees; None is all.
+        scale: of the scores.
+        math: how products are formed.
+        out: (T, H, head_dim), written.
+    """
+    tokens, heads, _ = q.shape
+    group = heads // keys.shape[0]
+    wide = window or position + tokens
+    for start in range(0, tokens, _TILE):
+        stop = min(start + _TILE, tokens)
+        first, last = max(0, position + start + 1 - wide), position + stop
+        for h in range(heads):
+            k, v = keys[h // group, first:last], values[h // group, first:last]
+            if math.is_plain:
+                scores = q[start:stop, h] @ k.T
+                ops.causal_softmax(scores, first, position + start, wide, scale)
+                out[start:stop, h] = scores @ v
+            else:
+                scores = _product(q[start:stop, h], k, math)
+                ops.causal_softmax(scores, first, position + start, wide, scale)
+                out[start:stop, h] = _product(scores, np.ascontiguousarray(v.T), math, first_is_probability=True)
+
+
+def _product(a: np.ndarray, b: np.ndarray, math: AttentionMath, first_is_probability: bool = False) -> np.ndarray:
+    """a b^T of rounded operands, (M, K) and (N, K)."""
+    fmt: Any = get_format(math.operand_format or "float32")
+    a_scale = b_scale = F32(1)
+    if fmt.bits == 8:
+        a_scale = F32(2.0 ** -int(np.log2(fmt.max))) if first_is_probability else _scale(a, fmt)
+        b_scale = _scale(b, fmt)
+        a, b = a / a_scale, b / b_scale
+    if math.instruction is None:
+        y = np.asarray(cast(a, fmt), dtype=F32) @ np.asarray(cast(b, fmt), dtype=F32).T
+    else:
+        from qsim.tensorcore import matmul
+
+        codes = [encode(np.ascontiguousarray(x, dtype=F32), fmt, overflow="saturate_finite") for x in (a, b)]
+        y = matmul(codes[0], codes[1], instruction=math.instruction).view(F32)
+    return y if fmt.bits != 8 else y * F32(a_scale * b_scale)
+
+
+def _scale(x: np.ndarray, fmt: Any) -> np.float32:
+    peak = F32(np.abs(x).max())
+    return F32(peak / F32(fmt.max)) if peak > 0 else F32(1)

@@ -1,0 +1,277 @@
+"""One Linear of a decoder: the seam where a scheme, a fused kernel or a tensor core stands in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qsim.formats import BlockFormat, FloatFormat, IntFormat
+from qsim.quantize import Granularity, QuantizedTensor
+
+F32 = np.float32
+Engine: TypeAlias = "str | Callable[[Linear, np.ndarray], np.ndarray]"
+ENGINES = ("fused", "dequantized", "exact")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear:
+    """y = x w^T + bias, by the engine that is asked for.
+
+    Arguments:
+        name: where it is in the model, without `.weight`.
+        weight: (N, K) float32, or a quantised tensor, which brings the scheme of its activations.
+        bias: (N,) float32 or None.
+        engine: `fused` multiplies packed codes by `qsim.kernels.linear` (and float32 weights by BLAS); `dequantized`
+            multiplies the dequantised weight by the activation as the scheme leaves it, in float32; `exact` runs the
+            tensor-core instruction, bit for bit. Or a function of the Linear and x (M, K) that returns (M, N) without
+            the bias.
+        instruction: of `exact`; None is Hopper's for the scheme's compute format, BF16 for float32 weights.
+        activation: `bfloat16` or `float16` rounds x first, for float32 weights and weight-only schemes.
+        input_transform: `hadamard` rotates x by `qsim.models.hadamard` first; the weight must have been rotated too.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown engine, an instruction without `exact`.
+    """
+
+    name: str
+    weight: np.ndarray | QuantizedTensor
+    bias: np.ndarray | None = None
+    engine: Engine = "fused"
+    instruction: str | None = None
+    activation: str | None = None
+    input_transform: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.weight.shape) != 2:
+            raise ValueError(f"a Linear's weight is (N, K): got {self.weight.shape} ({self.name})")
+        if isinstance(self.weight, np.ndarray) and self.weight.dtype != F32:
+            raise ValueError(f"an unquantised weight is float32: got {self.weight.dtype} ({self.name})")
+        if self.bias is not None and self.bias.shape != (self.out_features,):
+            raise ValueError(
+                f"a bias has one entry an output, ({self.out_features},): got {self.bias.shape} ({self.name})"
+            )
+        if not callable(self.engine) and self.engine not in ENGINES:
+            raise ValueError(f"engines are {', '.join(ENGINES)}, or a function: got {self.engine!r} ({self.name})")
+        if self.instruction is not None and self.engine != "exact":
+            raise ValueError(f"instruction belongs to engine='exact': got engine={self.engine!r} ({self.name})")
+        if self.activation not in (None, "bfloat16", "float16"):
+            raise ValueError(f"activation rounds x to bfloat16 or float16: got {self.activation!r} ({self.name})")
+        if self.input_transform not in (None, "hadamard"):
+            raise ValueError(f"input_transform is hadamard or None: got {self.input_transform!r} ({self.name})")
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def is_quantized(self) -> bool:
+        return isinstance(self.weight, QuantizedTensor)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads of the weight and bias, as their formats store them."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def fallback(self) -> str | None:
+        """What `fused` does instead when the format has no fused kernel; None when it has one."""
+        if self.engine != "fused" or not isinstance(self.weight, QuantizedTensor) or has_fused_kernel(self.weight):
+            return None
+        return f"{self.weight.tensor_scheme.format.name} has no fused kernel: weights are dequantised once, to float32"
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The product.
+
+        Arguments:
+            x: (..., K) float32.
+
+        Returns:
+            (..., N) float32.
+
+        Raises:
+            ValueError: another K; NaN or Inf where the scheme quantises activations.
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[1] != self.in_features:
+            raise ValueError(f"{self.name} has {self.in_features} inputs: got x of shape {x.shape}")
+        return self.rows(rows).reshape(*x.shape[:-1], self.out_features)
+
+    def transformed(self, x: np.ndarray) -> np.ndarray:
+        """What the weight multiplies: x, after `input_transform`."""
+        if self.input_transform is None:
+            return x
+        from .transforms import rotate
+
+        return rotate(x)
+
+    def rows(self, x: np.ndarray) -> np.ndarray:
+        """As a call, for x (M, K)."""
+        x = self.transformed(x)
+        if callable(self.engine):
+            y = self.engine(self, x)
+        elif isinstance(self.weight, np.ndarray):
+            y = self._float(x, self.weight)
+        elif self.engine == "dequantized" or self.fallback is not None:
+            y = self._dequantized(x, self.weight)
+        else:
+            from qsim.kernels import linear
+
+            exact = self.engine == "exact"
+            try:
+                return linear(x, self._packed, exact, self.instruction, activation=self.activation)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from None
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+    def _float(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        if self.engine == "exact":
+            return self._exact_float(x, weight)
+        if self.activation is not None:
+            from qsim.formats import cast
+
+            x = np.asarray(cast(x, self.activation), dtype=F32)
+        return x @ weight.T
+
+    def _exact_float(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        from qsim.tensorcore import get_instruction, matmul
+        from qsim.tensorcore.floats import encode_operand
+
+        ins = get_instruction(self.instruction or "hopper.wgmma.f32.bf16")
+        if ins.input_a not in ("bf16", "f16", "tf32") or ins.output != "f32":
+            raise ValueError(
+                f"a float32 weight is multiplied by an instruction of bf16, f16 or tf32 with f32 sums: got {ins.name} "
+                f"({self.name}); quantise the weight for the others"
+            )
+        return matmul(encode_operand(x, ins, "a"), self._exact_codes, instruction=ins).view(F32)
+
+    @cached_property
+    def _exact_codes(self) -> np.ndarray:
+        from qsim.tensorcore import get_instruction
+        from qsim.tensorcore.floats import encode_operand
+
+        return encode_operand(self.weight, get_instruction(self.instruction or "hopper.wgmma.f32.bf16"), "b")
+
+    def _dequantized(self, x: np.ndarray, weight: QuantizedTensor) -> np.ndarray:
+        from qsim.kernels.activations import take
+
+        try:
+            act = take(x, weight.scheme.activation, input_scale=weight.input_scale, activation=self.activation)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        values = act.values
+        if act.group is not None:
+            assert act.group_size is not None
+            values = values * np.repeat(act.group, act.group_size, axis=1)[:, : values.shape[1]]
+        y = values @ self._values.T
+        y *= act.row[:, None]
+        return y
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        assert isinstance(self.weight, QuantizedTensor)
+        return self.weight.dequantize()
+
+    @cached_property
+    def _packed(self) -> Any:
+        from qsim.kernels import pack
+
+        assert isinstance(self.weight, QuantizedTensor)
+        return pack(self.weight, bias=self.bias)
+
+    def __repr__(self) -> str:
+        what = self.weight.scheme.name or "quantised" if isinstance(self.weight, QuantizedTensor) else "float32"
+        return f"Linear({self.name}, {self.out_features}x{self.in_features}, {what}, {self.engine})"
+
+
+def has_fused_kernel(weight: QuantizedTensor) -> bool:
+    """Whether `qsim.kernels` streams the codes of this format, instead of dequantising them for every product."""
+    fmt, group = weight.tensor_scheme.format, weight.tensor_scheme.group_size or 64
+    if isinstance(fmt, BlockFormat):
+        return False
+    if isinstance(fmt, FloatFormat):
+        return fmt.name in ("float8_e4m3fn", "float8_e5m2") and group % 4 == 0
+    bits = fmt.bits if fmt.bits <= 4 else 8
+    return isinstance(fmt, IntFormat) and fmt.fraction_bits == 0 and group % (32 if bits == 3 else 32 // bits) == 0
+
+
+def stack(linears: Sequence[Linear], name: str) -> Linear | None:
+    """One Linear that computes several of the same input side by side, or None where that would change a bit.
+
+    A product is the same whether its weight stands alone or among others, as long as activations are quantised alike:
+    the schemes and static input scales must agree, and so must act-order groups. One scale for a whole weight becomes
+    one for each of its rows.
+    """
+    first = linears[0]
+    same = ("engine", "instruction", "activation", "input_transform")
+    if any(getattr(one, f) != getattr(first, f) for one in linears[1:] for f in same) or callable(first.engine):
+        return None
+    weights = [one.weight for one in linears]
+    bias = None
+    if any(one.bias is not None for one in linears):
+        bias = np.concatenate([np.zeros(n.out_features, F32) if n.bias is None else n.bias for n in linears])
+    weight: np.ndarray | QuantizedTensor | None
+    if all(isinstance(w, np.ndarray) for w in weights):
+        weight = stack_arrays(weights)  # type: ignore[arg-type]
+    elif all(isinstance(w, QuantizedTensor) for w in weights):
+        weight = _stack_quantized(weights)  # type: ignore[arg-type]
+    else:
+        weight = None
+    return None if weight is None else dataclasses.replace(first, name=name, weight=weight, bias=bias)
+
+
+def stack_arrays(weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Matrices on top of each other; the array that they are already the rows of, when they are."""
+    base = weights[0].base
+    rows = sum(w.shape[0] for w in weights)
+    if isinstance(base, np.ndarray) and base.shape == (rows, weights[0].shape[1]) and base.dtype == F32:
+        at, fits = base.__array_interface__["data"][0], base.flags.c_contiguous
+        for w in weights:
+            fits = fits and w.base is base and w.flags.c_contiguous and w.__array_interface__["data"][0] == at
+            at += w.nbytes
+        if fits:
+            return base
+    return np.concatenate(weights)
+
+
+def _stack_quantized(weights: Sequence[QuantizedTensor]) -> QuantizedTensor | None:
+    first = weights[0]
+    how = first.tensor_scheme
+    assert how.granularity is not None
+    alike = all(
+        w.scheme == first.scheme and w.input_scale == first.input_scale and w.tensor_scale == first.tensor_scale
+        and _equal(w.group_index, first.group_index)
+        for w in weights
+    )  # fmt: skip
+    rows = how.granularity.rows
+    if not alike or (rows and any(w.shape[0] % rows for w in weights[:-1])):
+        return None
+    scheme = first.scheme
+    if how.granularity.kind == "tensor":
+        part = dataclasses.replace(how, granularity=Granularity(kind="channel"))
+        scheme = dataclasses.replace(scheme, weight=part)
+
+    def rows_of(w: QuantizedTensor, values: np.ndarray) -> np.ndarray:
+        return np.repeat(values.reshape(1, 1), w.shape[0], axis=0) if values.ndim == 1 else values
+
+    return dataclasses.replace(
+        first,
+        scheme=scheme,
+        codes=np.concatenate([w.codes for w in weights]),
+        scales=np.concatenate([rows_of(w, w.scales) for w in weights]),
+        zeros=None if first.zeros is None else np.concatenate([rows_of(w, w.zeros) for w in weights]),  # type: ignore[arg-type]
+    )
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))

@@ -1,0 +1,294 @@
+"""What stands between the matrix products of a decoder: norms, rotary embeddings, activations, softmax, attention.
+
+    x (M, D) rows are tokens of all sequences, one after the other; M = B * T.
+    heads lie side by side in a row: query h of a row is columns h * head_dim ...
+
+Sums may be reassociated (`reassoc`, `contract`), so that they vectorise; NaN and Inf keep their meaning, and a norm
+reports a row that has one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+F32, I32 = np.float32, np.int32
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+_PARALLEL_FROM = 1 << 15  # elements below which a second thread costs more than it saves
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def exp32(x: Any) -> Any:
+    """e^x for x <= 0 to 2 units in the last place, in operations that vectorise; 0 below -87."""
+    x = max(x, F32(-87.0))
+    n = np.floor(x * F32(1.4426950408889634) + F32(0.5))
+    r = x - n * F32(0.693359375) + n * F32(2.12194440e-4)
+    p = F32(1.9875691500e-4)
+    p = p * r + F32(1.3981999507e-3)
+    p = p * r + F32(8.3334519073e-3)
+    p = p * r + F32(4.1665795894e-2)
+    p = p * r + F32(1.6666665459e-1)
+    p = p * r + F32(5.0000001201e-1)
+    p = p * r * r + r + F32(1.0)
+    return p * I32((I32(n) + I32(127)) << I32(23)).view(np.float32)
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _rms_row(x: Any, weight: Any, eps: Any, out: Any) -> Any:
+    total = F32(0)
+    for d in range(x.shape[0]):
+        total += x[d] * x[d]
+    factor = F32(1) / np.sqrt(total / F32(x.shape[0]) + eps)
+    for d in range(x.shape[0]):
+        out[d] = x[d] * factor * weight[d]
+    return total
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _layer_row(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
+    total = F32(0)
+    for d in range(x.shape[0]):
+        total += x[d]
+    mean = total / F32(x.shape[0])
+    square = F32(0)
+    for d in range(x.shape[0]):
+        square += (x[d] - mean) * (x[d] - mean)
+    factor = F32(1) / np.sqrt(square / F32(x.shape[0]) + eps)
+    for d in range(x.shape[0]):
+        out[d] = (x[d] - mean) * factor * weight[d] + bias[d]
+    return square
+
+
+@njit(cache=True, boundscheck=False)
+def rms_norm(x: Any, weight: Any, eps: Any, out: Any) -> Any:
+    """out = x / sqrt(mean(x^2) + eps) * weight for each row; the first row with NaN or Inf, or -1."""
+    for m in range(x.shape[0]):
+        if not math.isfinite(_rms_row(x[m], weight, eps, out[m])):
+            return m
+    return -1
+
+
+@njit(cache=True, boundscheck=False)
+def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
+    """LayerNorm of each row; the first row with NaN or Inf, or -1."""
+    for m in range(x.shape[0]):
+        if not math.isfinite(_layer_row(x[m], weight, bias, eps, out[m])):
+            return m
+    return -1
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _rotate(head: Any, cos: Any, sin: Any) -> None:
+    half = cos.shape[0]
+    for d in range(half):
+        a, b = head[d], head[d + half]
+        head[d] = a * cos[d] - b * sin[d]
+        head[d + half] = b * cos[d] + a * sin[d]
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _rope_parallel(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
+    size = 2 * cos.shape[1]
+    for m in prange(x.shape[0]):
+        p = positions[m]
+        for h in range(heads):
+            _rotate(x[m, h * size : (h + 1) * size], cos[p], sin[p])
+
+
+@njit(cache=True, boundscheck=False)
+def _rope(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
+    size = 2 * cos.shape[1]
+    for m in range(x.shape[0]):
+        p = positions[m]
+        for h in range(heads):
+            _rotate(x[m, h * size : (h + 1) * size], cos[p], sin[p])
+
+
+def rope(x: np.ndarray, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int) -> None:
+    """Rotate the first `heads` heads of every row in place, half-split as in Hugging Face's `rotate_half`."""
+    (_rope if x.size < _PARALLEL_FROM else _rope_parallel)(x, positions, cos, sin, heads)
+
+
+@njit(cache=True, boundscheck=False)
+def head_norm(x: Any, weight: Any, eps: Any, first: Any, heads: Any) -> None:
+    """RMSNorm of single heads, in place (Qwen3's q_norm and k_norm)."""
+    size = weight.shape[0]
+    for m in range(x.shape[0]):
+        for h in range(first, first + heads):
+            head = x[m, h * size : (h + 1) * size]
+            _rms_row(head, weight, eps, head)
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _swiglu_row(x: Any, out: Any) -> None:
+    f = out.shape[0]
+    for d in range(f):
+        g = x[d]
+        e = exp32(-abs(g))  # sigmoid from the side that cannot overflow
+        s = (F32(1) if g >= F32(0) else e) / (F32(1) + e)
+        out[d] = g * s * x[d + f]
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _swiglu_parallel(x: Any, out: Any) -> None:
+    for m in prange(x.shape[0]):
+        _swiglu_row(x[m], out[m])
+
+
+@njit(cache=True, boundscheck=False)
+def _swiglu(x: Any, out: Any) -> None:
+    for m in range(x.shape[0]):
+        _swiglu_row(x[m], out[m])
+
+
+def swiglu(x: np.ndarray) -> np.ndarray:
+    """silu(gate) * up of rows [gate | up] (M, 2F): (M, F)."""
+    out = np.empty((x.shape[0], x.shape[1] // 2), F32)
+    (_swiglu if x.size < _PARALLEL_FROM else _swiglu_parallel)(x, out)
+    return out
+
+
+def activate(x: np.ndarray, kind: str) -> np.ndarray:
+    """The activation of an MLP, elementwise: relu, silu, gelu (erf), gelu_new and gelu_pytorch_tanh (tanh)."""
+    if kind == "relu":
+        return np.maximum(x, F32(0))
+    if kind == "silu":
+        return swiglu(np.concatenate([x, np.ones_like(x)], axis=-1))
+    if kind == "gelu":
+        from scipy.special import erf
+
+        return (x * F32(0.5) * (F32(1) + erf(x * F32(math.sqrt(0.5))))).astype(F32, copy=False)
+    inner = F32(math.sqrt(2 / math.pi)) * (x + F32(0.044715) * x * x * x)
+    return F32(0.5) * x * (F32(1) + np.tanh(inner))
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _softmax_row(scores: Any, first: Any, last: Any, scale: Any) -> None:
+    top = scores[first]
+    for j in range(first + 1, last):
+        top = max(top, scores[j])
+    total = F32(0)
+    for j in range(first, last):
+        e = exp32((scores[j] - top) * scale)
+        scores[j] = e
+        total += e
+    factor = F32(1) / total
+    for j in range(first, last):
+        scores[j] *= factor
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _causal_softmax_parallel(scores: Any, first_key: Any, position: Any, window: Any, scale: Any) -> None:
+    for r in prange(scores.shape[0]):
+        last = position + r + 1 - first_key
+        first = max(np.int64(0), last - window)
+        scores[r, :first] = F32(0)
+        scores[r, last:] = F32(0)
+        _softmax_row(scores[r], first, last, scale)
+
+
+@njit(cache=True, boundscheck=False)
+def _causal_softmax(scores: Any, first_key: Any, position: Any, window: Any, scale: Any) -> None:
+    for r in range(scores.shape[0]):
+        last = position + r + 1 - first_key
+        first = max(np.int64(0), last - window)
+        scores[r, :first] = F32(0)
+        scores[r, last:] = F32(0)
+        _softmax_row(scores[r], first, last, scale)
+
+
+def causal_softmax(scores: np.ndarray, first_key: int, position: int, window: int, scale: float) -> None:
+    """softmax(scale * scores) in place, over the keys that each query may see; the others become 0.
+
+    Arguments:
+        scores: (R, J) float32, row r the query at position + r, column j the key at first_key + j.
+        window: how many of the last keys, itself included, a query sees.
+        scale: positive.
+    """
+    run = _causal_softmax if scores.size < _PARALLEL_FROM else _causal_softmax_parallel
+    run(scores, np.int64(first_key), np.int64(position), np.int64(window), F32(scale))
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: Any, scores: Any, out: Any) -> None:
+    size = q.shape[0]
+    for j in range(first, last):
+        total = F32(0)
+        for d in range(size):
+            total += q[d] * keys[j, d]
+        scores[j] = total
+    _softmax_row(scores, first, last, scale)
+    for d in range(size):
+        out[d] = F32(0)
+    for j in range(first, last):
+        p = scores[j]
+        for d in range(size):
+            out[d] += p * values[j, d]
+
+
+@njit(cache=True, boundscheck=False)
+def _attend(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
+    batch, kv_heads, _, size = keys.shape
+    heads = q.shape[1] // size
+    group = heads // kv_heads
+    for b in range(batch):
+        last = lengths[b] + 1
+        first = max(np.int64(0), last - window)
+        scores = np.empty(last, F32)
+        for h in range(heads):
+            here = slice(h * size, (h + 1) * size)
+            _attend_head(
+                q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here]
+            )
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _attend_parallel(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
+    batch, kv_heads, _, size = keys.shape
+    heads = q.shape[1] // size
+    group = heads // kv_heads
+    for i in prange(batch * heads):
+        b, h = i // heads, i % heads
+        last = lengths[b] + 1
+        first = max(np.int64(0), last - window)
+        scores = np.empty(last, F32)
+        here = slice(h * size, (h + 1) * size)
+        _attend_head(q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here])
+
+
+def attend_one(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, lengths: np.ndarray, window: int, scale: float
+) -> np.ndarray:
+    """Attention of one new token of every sequence.
+
+    Arguments:
+        q: (B, H * head_dim) rows, not necessarily contiguous.
+        keys, values: (B, KV heads, capacity, head_dim), the new token's included.
+        lengths: (B,) int64, position of the new token.
+        window: how many of the last tokens, itself included, are seen.
+        scale: of the scores.
+
+    Returns:
+        (B, H * head_dim) float32.
+    """
+    out = np.empty(q.shape, F32)
+    work = q.size * int(lengths.max() + 1)
+    run = _attend if work < 4 * _PARALLEL_FROM else _attend_parallel
+    run(q, keys, values, lengths, np.int64(window), F32(scale), out)
+    return out
+
+
+@njit(cache=True, boundscheck=False)
+def append(x: Any, first: Any, lengths: Any, cache: Any) -> None:
+    """Copy the KV heads of rows (B * T) from column `first` of x into cache (B, KV heads, capacity, head_dim)."""
+    batch, kv_heads, _, size = cache.shape
+    tokens = x.shape[0] // batch
+    for b in range(batch):
+        for t in range(tokens):
+            for h in range(kv_heads):
+                at = first + h * size
+                for d in range(size):
+                    cache[b, h, lengths[b] + t, d] = x[b * tokens + t, at + d]
