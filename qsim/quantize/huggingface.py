@@ -7,6 +7,7 @@ Four dialects: GPTQ, AWQ, compressed-tensors and FP8 (AutoFP8, vLLM, DeepSeek). 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
@@ -37,12 +38,17 @@ def to_config(scheme: Scheme, method: str | None = None) -> dict[str, Any]:
     config = {"gptq": _to_gptq, "awq": _to_awq, "compressed-tensors": _to_compressed, "fp8": _to_fp8}[method](scheme)
     back = from_config(config)
     for part in ("weight", "activation", "kv_cache"):
-        if getattr(back, part) != getattr(scheme, part):
+        if not _same(getattr(back, part), getattr(scheme, part)):
             raise ValueError(
                 f"{method} cannot express {part}={getattr(scheme, part).to_dict()}; "
                 f"it would be read as {getattr(back, part).to_dict()}"
             )
     return config
+
+
+def _same(a: TensorScheme, b: TensorScheme) -> bool:
+    """Whether two parts store the same: a shorter last group shows in the shape, a 16- or 32-bit float in the model."""
+    return (not a.is_quantized and not b.is_quantized) or replace(a, ragged=b.ragged) == b
 
 
 def from_config(config: Mapping[str, Any]) -> Scheme:
@@ -153,12 +159,18 @@ def _from_fp8(config: Mapping[str, Any]) -> Scheme:
 _TORCH = {"float32": "torch.float32", "float16": "torch.float16", "bfloat16": "torch.bfloat16",
           "float8_e4m3fn": "torch.float8_e4m3fn", "float8_e8m0fnu": "torch.uint8"}  # fmt: skip
 _FROM_TORCH = {v: k for k, v in _TORCH.items()}
-_FLOATS = {("float", 8): "float8_e4m3fn", ("float", 4): "float4_e2m1fn"}
-_BLOCKS = {(4, 32): "mxfp4", (8, 32): "mxfp8_e4m3", (4, 16): "nvfp4"}
+_FLOATS = {("float", 8): "float8_e4m3fn", ("float", 6): "float6_e2m3fn", ("float", 4): "float4_e2m1fn"}
+_BLOCKS = {(4, 32): "mxfp4", (6, 32): "mxfp6_e2m3", (8, 32): "mxfp8_e4m3", (4, 16): "nvfp4"}
+_LAYOUTS = {"mxfp4": "mxfp4-pack-quantized", "mxfp6_e2m3": "mxfp6-pack-quantized", "mxfp8_e4m3": "mxfp8-quantized",
+            "nvfp4": "nvfp4-pack-quantized"}  # fmt: skip
 
 
-def _args(part: TensorScheme) -> dict[str, Any] | None:
-    """QuantizationArgs of one part; None when it is not quantised."""
+def compressed_args(part: TensorScheme) -> dict[str, Any] | None:
+    """The `QuantizationArgs` of one part; None when it is not quantised.
+
+    Raises:
+        ValueError: a format that compressed-tensors lacks.
+    """
     if not part.is_quantized:
         return None
     fmt, where = part.format, part.granularity
@@ -166,7 +178,9 @@ def _args(part: TensorScheme) -> dict[str, Any] | None:
     assert part.scale_format is not None
     element = fmt.element if isinstance(fmt, BlockFormat) else fmt
     if not isinstance(element, IntFormat) and element.name not in _FLOATS.values():
-        raise ValueError(f"compressed-tensors has int, float8_e4m3fn and float4_e2m1fn: got {fmt.name}")
+        raise ValueError(f"compressed-tensors has integers, {', '.join(_FLOATS.values())}: got {fmt.name}")
+    if element.bits < 8 and not isinstance(element, IntFormat) and fmt.name not in _LAYOUTS:
+        raise ValueError(f"compressed-tensors has {element.name} in blocks, as {', '.join(_LAYOUTS)}: got {fmt.name}")
     args: dict[str, Any] = {
         "num_bits": fmt.bits,
         "type": "int" if isinstance(element, IntFormat) else "float",
@@ -188,13 +202,16 @@ def _args(part: TensorScheme) -> dict[str, Any] | None:
     return args
 
 
-def _from_args(args: Mapping[str, Any] | None, *, weight_only: bool) -> TensorScheme:
+def _from_args(args: Mapping[str, Any] | None, *, weight_only: bool, layout: str = "") -> TensorScheme:
     if args is None:
         return TensorScheme(format=get_format("bfloat16"))
     bits, kind, strategy = int(args.get("num_bits", 8)), args.get("type", "int"), args.get("strategy", "tensor")
     symmetric, dynamic, group = bool(args.get("symmetric", True)), args.get("dynamic", False), args.get("group_size")
     scale = _FROM_TORCH.get(str(args.get("scale_dtype")), "")
-    is_block = kind == "float" and (strategy == "tensor_group" or scale == "float8_e8m0fnu")
+    # an MX scale_dtype is uint8; configs that leave it out say MX by the bits or by the layout
+    is_block = kind == "float" and (
+        bits < 8 or strategy == "tensor_group" or scale == "float8_e8m0fnu" or layout in _LAYOUTS.values()
+    )
     if is_block:
         key = (bits, int(group or 0))
         if key not in _BLOCKS:
@@ -237,21 +254,22 @@ def _from_args(args: Mapping[str, Any] | None, *, weight_only: bool) -> TensorSc
     )
 
 
-def _layout(scheme: Scheme) -> str:
+def compressed_layout(scheme: Scheme) -> str:
+    """The `format` that compressed-tensors chooses for a scheme: integers are packed when they are weight-only."""
     w = scheme.weight
     if isinstance(w.format, BlockFormat):
-        return {"nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized"}.get(w.format.name, "mxfp8-quantized")
+        return _LAYOUTS.get(w.format.name, "dense")
     if not w.is_integer:
         return "float-quantized"
-    return "int-quantized" if scheme.activation.is_quantized and w.bits == 8 else "pack-quantized"
+    return "int-quantized" if scheme.activation.is_quantized else "pack-quantized"
 
 
 def _to_compressed(scheme: Scheme) -> dict[str, Any]:
-    layout = _layout(scheme)
+    layout = compressed_layout(scheme)
     group = {
         "targets": ["Linear"],
-        "weights": _args(scheme.weight),
-        "input_activations": _args(scheme.activation),
+        "weights": compressed_args(scheme.weight),
+        "input_activations": compressed_args(scheme.activation),
         "output_activations": None,
         "format": layout,
     }
@@ -261,26 +279,58 @@ def _to_compressed(scheme: Scheme) -> dict[str, Any]:
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "ignore": ["lm_head"],
-        "kv_cache_scheme": _args(scheme.kv_cache),
+        "kv_cache_scheme": compressed_args(scheme.kv_cache),
         "config_groups": {"group_0": group},
     }
 
 
-def _from_compressed(config: Mapping[str, Any]) -> Scheme:
-    groups = _need(config, "config_groups")
-    schemes = []
-    for group in groups.values():
+@dataclass(frozen=True, kw_only=True)
+class ConfigGroup:
+    """One of the `config_groups` of compressed-tensors.
+
+    Arguments:
+        name: its key.
+        targets: module classes (`Linear`), names, or regular expressions after `re:`.
+        scheme: what its modules are quantised to.
+        layout: how they are stored, the group's `format` or else the config's.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    scheme: Scheme
+    layout: str
+
+
+def compressed_groups(config: Mapping[str, Any]) -> list[ConfigGroup]:
+    """The groups of a compressed-tensors config that quantise weights.
+
+    Raises:
+        ValueError: no `config_groups`, a group without `weights` key, or arguments that no scheme can say.
+    """
+    common = str(config.get("format") or "")
+    out = []
+    for name, group in _need(config, "config_groups").items():
+        if not isinstance(group, Mapping):
+            raise ValueError(f"quantization_config: config group {name!r} names a preset, whose meaning is not stored")
+        layout = str(group.get("format") or common)
         activations = group.get("input_activations")
-        schemes.append(
-            Scheme(
-                weight=_from_args(_need(group, "weights"), weight_only=activations is None),
-                activation=_from_args(activations, weight_only=False),
-                kv_cache=_from_args(config.get("kv_cache_scheme"), weight_only=False),
-            )
+        weight = _from_args(_need(group, "weights"), weight_only=activations is None, layout=layout)
+        if not weight.is_quantized:
+            continue
+        scheme = Scheme(
+            weight=weight,
+            activation=_from_args(activations, weight_only=False),
+            kv_cache=_from_args(config.get("kv_cache_scheme"), weight_only=False),
         )
-    if not schemes or any(s != schemes[0] for s in schemes):
+        out.append(ConfigGroup(name=name, targets=tuple(group.get("targets") or ()), scheme=scheme, layout=layout))
+    return out
+
+
+def _from_compressed(config: Mapping[str, Any]) -> Scheme:
+    groups = compressed_groups(config)
+    if not groups or any(g.scheme != groups[0].scheme for g in groups):
         raise ValueError(
-            f"quantization_config: one scheme for all layers is read here: got {len(schemes)} config_groups "
-            f"({', '.join(groups)}) that differ; read them one at a time"
+            f"quantization_config: one scheme for all layers is read here: got {len(groups)} config_groups "
+            f"({', '.join(g.name for g in groups)}) that differ; read them one at a time"
         )
-    return schemes[0]
+    return groups[0].scheme

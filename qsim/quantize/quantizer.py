@@ -276,6 +276,18 @@ def _values(
 def _blocks(x: np.ndarray, fmt: BlockFormat, scale_rule: str | None, ragged: bool) -> dict[str, Any]:
     from qsim.formats import decode, quantize_blocks
 
-    q = quantize_blocks(x, fmt, scale_rule=scale_rule, ragged=ragged)  # type: ignore[arg-type]
+    tensor_scale = _tensor_scale(x) if fmt.tensor_scale else None
+    q = quantize_blocks(x, fmt, scale_rule=scale_rule, ragged=ragged, tensor_scale=tensor_scale)  # type: ignore[arg-type]
     scales = np.asarray(decode(q.scales, fmt.scale), dtype=np.float32)
     return {"codes": q.codes, "scales": scales, "tensor_scale": q.tensor_scale}
+
+
+def _tensor_scale(x: np.ndarray) -> float | None:
+    """NVFP4's amax / (448 * 6) as the float32 reciprocal of a float32, since checkpoints store 448 * 6 / amax.
+
+    None where the reciprocal does not exist; the format's own default then.
+    """
+    amax = float(np.abs(x).max())
+    with np.errstate(over="ignore"):
+        stored = np.float32(448 * 6 / amax) if amax else np.float32(np.inf)
+    return float(np.float32(1.0 / float(stored))) if np.isfinite(stored) and stored else None

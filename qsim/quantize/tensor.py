@@ -38,7 +38,8 @@ class QuantizedTensor:
         zeros: shape of `scales`; uint8 for packed integers, float32 for float zero points; None when symmetric.
         scheme: the whole scheme.
         part: which part of the scheme this tensor follows.
-        tensor_scale: NVFP4's float32 scale over the whole tensor; None otherwise.
+        tensor_scale: NVFP4's scale over the whole tensor, used as float32; None otherwise. Checkpoints store its
+            reciprocal, which a float keeps to the last bit.
         input_scale: the stored scale of the activation that meets this weight, for static schemes.
         group_index: (K,) int32, the group of each column when it is not `column // group_size` (GPTQ with act order and
             groups found on the way, `g_idx` on disk).
@@ -171,9 +172,10 @@ class QuantizedTensor:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantizedTensor):
             return NotImplemented
-        if (self.scheme, self.part, self.tensor_scale, self.input_scale) != (
-            other.scheme, other.part, other.tensor_scale, other.input_scale,
-        ):  # fmt: skip
+        if (self.scheme, self.part, self.input_scale) != (other.scheme, other.part, other.input_scale):
+            return False
+        scales = [None if q.tensor_scale is None else np.float32(q.tensor_scale) for q in (self, other)]
+        if scales[0] != scales[1]:
             return False
         return all(
             (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))

@@ -1,0 +1,180 @@
+"""Checkpoint folders that come into being whole: shards, their index, and one move at the end.
+
+Everything is written to a hidden folder beside the target, `.<name>.partial-...`, and moved into place when it is
+complete; config.json and the index are written last. An error or Ctrl-C removes the hidden folder; a killed process
+leaves it behind, without the files that would make it a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .stored import NUMPY_OF, Stored
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD_BYTES = 1 << 28  # a shard is held in memory until it is full: what conversion holds beside a layer
+# What belongs to a model beside its weights. Never config.json, weights, or configs of another layout.
+_BESIDE = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
+           "chat_template*", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")  # fmt: skip
+
+
+@contextmanager
+def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A hidden folder that becomes `path` when the block ends well, and is removed when it does not.
+
+    Arguments:
+        overwrite: replace a checkpoint (or an empty folder) that is there.
+
+    Raises:
+        ValueError: something is there already, and `overwrite` is False or it is not a checkpoint.
+    """
+    target = Path(os.path.abspath(path))
+    check_target(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        os.chmod(partial, 0o777 & ~_umask())
+        yield partial
+        check_target(target, overwrite=overwrite)
+        old = None
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+            os.replace(target, old)
+        try:
+            os.replace(partial, target)
+        except BaseException:
+            if old is not None:
+                os.replace(old, target)
+            raise
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a target that is there, or that is not a checkpoint to replace.
+
+    Raises:
+        ValueError: see `new_folder`.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise ValueError(f"{path} is not a folder: a checkpoint is written to a new folder")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"{path} exists: choose another folder, or overwrite=True to replace the checkpoint in it")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} is not a checkpoint (it has no config.json), so overwrite=True does not replace it")
+
+
+class ShardWriter:
+    """Writes tensors one at a time to safetensors shards of a limited size.
+
+    Arguments:
+        folder: where to.
+        shard_bytes: the largest shard; a tensor that is larger has one of its own.
+    """
+
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes is at least 1: got {shard_bytes}")
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.total_bytes = 0
+        self._held: dict[str, Stored] = {}
+        self._held_bytes = 0
+        self._shards: list[list[str]] = []
+        self._names: set[str] = set()
+
+    def add(self, name: str, tensor: Stored) -> None:
+        """Write a tensor, or hold it until the shard is full."""
+        if name in self._names:
+            raise ValueError(f"tensor {name} is written twice")
+        self._names.add(name)
+        if self._held and self._held_bytes + tensor.nbytes > self.shard_bytes:
+            self._flush()
+        self._held[name] = tensor
+        self._held_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def close(self) -> list[str]:
+        """Write what is held and the index; the file names."""
+        if self._held or not self._shards:
+            self._flush()
+        count = len(self._shards)
+        if count == 1:
+            os.replace(self.folder / _shard_name(1, 0), self.folder / SINGLE)
+            return [SINGLE]
+        files = [_shard_name(i + 1, count) for i in range(count)]
+        for i, name in enumerate(files):
+            os.replace(self.folder / _shard_name(i + 1, 0), self.folder / name)
+        places = {name: files[i] for i, names in enumerate(self._shards) for name in names}
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(places.items()))}
+        write_json(self.folder / INDEX, index)
+        return [*files, INDEX]
+
+    def _flush(self) -> None:
+        write_file(self.folder / _shard_name(len(self._shards) + 1, 0), self._held)
+        self._shards.append(list(self._held))
+        self._held, self._held_bytes = {}, 0
+
+
+def _shard_name(i: int, count: int) -> str:
+    return f"model-{i:05d}-of-{count:05d}.safetensors"
+
+
+def write_file(path: Path, tensors: dict[str, Stored]) -> None:
+    """One safetensors file.
+
+    Tensors are in the order of the safetensors library, wide dtypes first, so that each starts at a multiple of its
+    item size: PyTorch refuses others.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-NUMPY_OF[item[1].dtype].itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, tensor in ordered:
+        offsets = [at, at + tensor.nbytes]
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            if tensor.nbytes:
+                file.write(tensor.bits.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file as Hugging Face writes it."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_beside(source: Path | None, target: Path) -> list[str]:
+    """Copy the files that belong to a model beside its weights: tokenizer, generation settings, licence, card."""
+    if source is None or not source.is_dir():
+        return []
+    found = sorted({p for pattern in _BESIDE for p in source.glob(pattern) if p.is_file()})
+    for path in found:
+        shutil.copyfile(path, target / path.name)
+    return [path.name for path in found]
