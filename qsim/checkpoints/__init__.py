@@ -1,0 +1,55 @@
+"""Checkpoint folders in and out, in the layouts that serving engines load.
+
+    read(folder)                                  # a Model; its Linears stay quantised as they are stored
+    write(model, folder, "compressed-tensors")    # or plain, gptq, gptq_v2, awq, fp8; "auto" chooses
+    convert(folder, other, "gptq")                # one layer at a time
+
+Which layout holds which scheme is `layouts_for(scheme)`, and why one does not `reason(scheme, layout)`:
+
+    weights                          plain  compressed-tensors  gptq  gptq_v2  awq  fp8
+    integers of 2, 3, 4, 8 bits                     x            x       x     4 b
+    integers of 5, 6, 7 bits                        x
+    with integer activations                        x
+    E4M3, one scale a tensor                        x                               x
+    E4M3, one scale a row                           x
+    E4M3, one scale a 128x128 block                 x                               x
+    MXFP4, MXFP6 (E2M3), MXFP8, NVFP4               x
+    act order with g_idx                                         x       x
+    16- and 32-bit floats              x
+
+GPTQ and AWQ want float16 scales in groups or rows; GPTQ version 1 has no zero point 0. Nothing is changed to fit: what
+a layout cannot hold is refused before anything is written. Names load their part on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "LAYOUTS": "layouts",
+    "Written": "writer",
+    "convert": "writer",
+    "default_layout": "layouts",
+    "layouts_for": "layouts",
+    "read": "reader",
+    "reason": "layouts",
+    "write": "writer",
+}
+
+if TYPE_CHECKING:
+    from .layouts import LAYOUTS, default_layout, layouts_for, reason
+    from .reader import read
+    from .writer import Written, convert, write
+
+__all__ = ["LAYOUTS", "Written", "convert", "default_layout", "layouts_for", "read", "reason", "write"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

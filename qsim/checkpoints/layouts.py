@@ -146,7 +146,7 @@ def default_layout(scheme: str | Scheme, tensors: Iterable[QuantizedTensor] = ()
     raise ValueError(f"no checkpoint layout holds scheme {label}: {reason(scheme, next(iter(QUANTIZED)))}")
 
 
-def refusal(qt: QuantizedTensor, layout: str) -> str | None:
+def refusal(qt: QuantizedTensor, layout: str, name: str = "") -> str | None:
     """The sentence on a tensor that a layout cannot hold: layer, rule, what to use instead. None when it can."""
     found = reason(qt, layout)
     if found is None:
@@ -154,5 +154,5 @@ def refusal(qt: QuantizedTensor, layout: str) -> str | None:
     others = layouts_for(qt)
     use = f"use layout {' or '.join(map(repr, others))}" if others else "no other layout holds it"
     if layout == "plain":
-        use += ", or dequantize=True" if others else "; pass dequantize=True for its values"
-    return f"layer {qt.name or '(without a name)'}: {found}; {use}"
+        use += ", or dequantize=True for its values"
+    return f"layer {name or qt.name or '(without a name)'}: {found}; {use}"

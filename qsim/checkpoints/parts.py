@@ -74,6 +74,8 @@ class Parts:
     def scales(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
         """float32 scales of that shape and the format they are stored in; (N,) is taken for (N, 1) and () for (1,)."""
         found = self.get(key, dtypes)
+        if found.dtype == "U8":  # MX scales are written as the integers that their codes are
+            found = Stored(dtype="F8_E8M0", bits=found.bits)
         values = found.values()
         if values.shape != shape:
             loose = tuple(n for n in shape if n != 1)
@@ -83,7 +85,7 @@ class Parts:
         bad = ~np.isfinite(values)
         if bad.any():
             raise ValueError(f"tensor {self.name}.{key} has {int(bad.sum())} scales that are NaN or Inf")
-        return values, "float8_e8m0fnu" if found.dtype == "U8" else FORMAT_OF[found.dtype]
+        return values, FORMAT_OF[found.dtype]
 
     def scalar(self, *keys: str) -> float | None:
         """The one number of the first of these tensors that is there; None when none is."""

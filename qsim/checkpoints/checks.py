@@ -1,0 +1,123 @@
+"""What a model must be like to be written in a layout; each refusal is one sentence, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qsim.formats import get_format
+from qsim.models import Model
+from qsim.models.families import model_names
+from qsim.models.model import quantizable
+from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
+
+from .layouts import LAYOUTS, QUANTIZED, layouts_for, reason
+
+HEAD = "lm_head"
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def layer_of(name: str) -> str:
+    """A Linear's name from its weight's."""
+    return name.removesuffix(".weight")
+
+
+def with_kv(scheme: Scheme, kv: TensorScheme | None) -> Scheme:
+    """The scheme with the KV cache of the model that it is written in."""
+    return scheme.replace(kv_cache=TensorScheme(format=get_format("bfloat16")) if kv is None else kv)
+
+
+def linear_names(config: Any) -> list[str]:
+    """Weights of Linears in the order of the model, the head last even when it is tied."""
+    head = model_names(config).head + ".weight"
+    return [*sorted(quantizable(config) - {head}), head]
+
+
+def kv_cache_of(model: Model, quantized: Mapping[str, QuantizedTensor]) -> TensorScheme | None:
+    """How the KV cache is stored: as the model says, or as its weights' scheme does."""
+    if model.kv_cache is not None:
+        return model.kv_cache if model.kv_cache.is_quantized else None
+    said = [(name, qt.scheme.kv_cache) for name, qt in quantized.items() if qt.scheme.kv_cache.is_quantized]
+    for name, other in said[1:]:
+        if other != said[0][1]:
+            raise ValueError(
+                f"one scheme stores the KV cache: {said[0][0]} and {name} name different ones; set kv_cache"
+            )
+    return said[0][1] if said else None
+
+
+def choose_layout(layout: str, values: Iterable[QuantizedTensor | Scheme], kv: TensorScheme | None) -> str:
+    """The layout that was asked for; for `auto`, the first that holds everything.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    if layout != "auto":
+        if layout not in LAYOUTS:
+            raise ValueError(f"layouts are auto, {', '.join(LAYOUTS)}: got {layout!r}")
+        return layout
+    kept = list(values)
+    if not kept:
+        return "plain" if kv is None else "compressed-tensors"
+    for name in QUANTIZED:
+        if all(reason(value, name) is None for value in kept):
+            return name
+    return next(iter(QUANTIZED))  # it holds most: its refusal is the one to tell
+
+
+def check_layer(layout: str, name: str, wrong: str | None, kv: TensorScheme | None, scheme: Scheme) -> None:
+    """Refuse a layer that is `wrong`, a head where the layout has no place for one, and a KV cache likewise."""
+    if wrong is not None:
+        raise ValueError(wrong)
+    layer = layer_of(name)
+    if layer == HEAD and layout in ("awq", "fp8"):
+        raise ValueError(f"layer {layer}: {layout} leaves the head unquantised; use layout 'compressed-tensors'")
+    if kv is not None and layout != "plain" and (wrong := reason(with_kv(scheme, kv), layout)) is not None:
+        others = " or ".join(map(repr, layouts_for(with_kv(scheme, kv)))) or "kv_cache=None"
+        raise ValueError(f"layer {layer}: {wrong}; use {others}")
+
+
+def outline_refusal(scheme: Scheme, shape: tuple[int, ...], name: str, layout: str) -> str | None:
+    """As `refusal`, of a layer whose scheme and shape are all that is known yet."""
+    wrong = reason(scheme, layout)
+    if wrong is None and layout != "plain":
+        wrong = QUANTIZED[layout].shape_reason(scheme, shape, False)
+    if wrong is None:
+        return None
+    fits = [n for n in layouts_for(scheme) if n == "plain" or QUANTIZED[n].shape_reason(scheme, shape, False) is None]
+    use = f"use layout {' or '.join(map(repr, fits))}" if fits else "no layout holds it"
+    return f"layer {layer_of(name)}: {wrong}; {use}{', or dequantize=True' if layout == 'plain' else ''}"
+
+
+def check_kv(layout: str, kv: TensorScheme | None) -> None:
+    """Refuse a quantised KV cache in a plain checkpoint."""
+    if kv is not None and layout == "plain":
+        raise ValueError(
+            f"the KV cache is {kv.format.name}: layout plain has no place for that; use layout 'compressed-tensors', "
+            "or a model with kv_cache=None"
+        )
+
+
+def check_settings(model: Model) -> None:
+    """Refuse a model that computes something which its tensors do not tell."""
+    for name in (*model.linears(), HEAD):
+        if model.settings_of(name).get("input_transform") is not None:
+            raise ValueError(
+                f"layer {name}: its input is rotated while the model runs (input_transform), and no layout stores "
+                "that; write the model without online rotations"
+            )
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """The dtype, or a refusal."""
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {', '.join(DTYPES)} or None: got {dtype!r}")
+    return dtype
+
+
+def check_apart(source: Path, target: Path) -> None:
+    """A target around the source would be replaced before it is read."""
+    a, b = source.resolve(), target.resolve()
+    if b == a or b in a.parents or a in b.parents:
+        raise ValueError(f"the target {target} and the source {source} must be folders apart")

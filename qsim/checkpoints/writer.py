@@ -1,0 +1,304 @@
+"""From a model, or another checkpoint, to a folder that the engines load."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from qsim.formats import cast
+from qsim.models import Model
+from qsim.quantize import QuantizedTensor, TensorScheme
+
+from .checks import (
+    DTYPES,
+    HEAD,
+    check_apart,
+    check_dtype,
+    check_kv,
+    check_layer,
+    check_settings,
+    choose_layout,
+    kv_cache_of,
+    layer_of,
+    linear_names,
+    outline_refusal,
+    with_kv,
+)
+from .folder import SHARD_BYTES, ShardWriter, check_target, copy_beside, new_folder, write_json
+from .fp8 import Meaning
+from .layouts import QUANTIZED, refusal
+from .parts import Notes
+from .quantization import Fact, write_plan
+from .reader import Source
+from .stored import Stored, exactly
+
+LayoutName: TypeAlias = Literal["auto", "plain", "compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What `write` and `convert` made.
+
+    Arguments:
+        path: the folder.
+        layout: how its quantised layers are stored.
+        files: names in it.
+        total_bytes: of its tensors.
+        dtype: of the model, by its config; engines run in it.
+        notes: what a user of the folder must know.
+    """
+
+    path: Path
+    layout: str
+    files: tuple[str, ...]
+    total_bytes: int
+    dtype: str
+    notes: tuple[str, ...]
+
+
+def write(
+    model: Model,
+    path: str | Path,
+    layout: LayoutName = "auto",
+    *,
+    overwrite: bool = False,
+    dequantize: bool = False,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a model as a Hugging Face folder.
+
+    Arguments:
+        path: the folder; it appears whole or not at all.
+        layout: how quantised layers are stored; `auto` is the first of compressed-tensors, gptq, gptq_v2, awq, fp8
+            that holds them all, and plain for an unquantised model. `layouts_for` says what each holds.
+        overwrite: replace a checkpoint that is there; nothing else is ever replaced.
+        dequantize: with `plain`, write the values of quantised layers.
+        dtype: `float32`, `float16` or `bfloat16` to round unquantised tensors to. None rounds nothing: each is stored
+            in the model's own dtype where that is exact, else in the narrowest that is.
+        shard_bytes: the largest file, in bytes.
+        progress: called with tensors done, tensors in all, and a name.
+
+    Codes, scales and zero points are stored exactly. The config's dtype becomes that of 16-bit scales, since engines
+    cast scales to the model's dtype.
+
+    Raises:
+        ValueError: something that the layout cannot hold (layer, rule, what to use instead), a target that exists. In
+            both cases nothing is written.
+        OSError: the disk is full or the folder cannot be written; nothing is left that looks like a checkpoint.
+    """
+    quantized = {n: t for n, t in model.tensors.items() if isinstance(t, QuantizedTensor)}
+    kv = kv_cache_of(model, quantized)
+    chosen = choose_layout(layout, quantized.values(), kv)
+    check_settings(model)
+    values_only = _values_only(chosen, dequantize)
+    for name, qt in quantized.items():
+        if not values_only:
+            check_layer(chosen, name, refusal(qt, chosen, layer_of(name)), kv, qt.scheme)
+    facts = {} if chosen == "plain" else {layer_of(n): _fact(qt, kv) for n, qt in quantized.items()}
+    if not values_only:
+        check_kv(chosen, kv)
+    data = model.config.to_dict()
+    if HEAD + ".weight" in model.tensors:
+        data["tie_word_embeddings"] = False
+    job = _Job(layout=chosen, data=data, dtype=check_dtype(dtype), own_dtype=model.config.dtype, kv_cache=kv)
+    job.linears = [layer_of(n) for n in linear_names(model.config)]
+    job.beside = model.path
+    tensors = {n: t for n, t in model.tensors.items() if not (values_only and job.drops(n))}
+    return _run(job, path, tensors.items(), len(tensors), facts, True, overwrite, shard_bytes, progress)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    layout: LayoutName = "auto",
+    *,
+    overwrite: bool = False,
+    dequantize: bool = False,
+    dtype: str | None = None,
+    scale_inv: Meaning | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Written:
+    """Rewrite a checkpoint in another layout, one layer at a time.
+
+    Held at any time are one shard (256 MiB unless `shard_bytes` says otherwise) and one layer with its codes.
+    Unquantised tensors keep their bits. What headers and config tell is checked before the first byte is written;
+    zero points and scales are checked as they come, and what does not fit leaves nothing behind.
+
+    Arguments:
+        source: a folder in any layout that `read` reads, or `tiny`.
+        target: the new folder.
+        layout, overwrite, dequantize, dtype, shard_bytes, progress: as in `write`.
+        scale_inv: as in `read`.
+
+    Raises:
+        ValueError, OSError: as `read` and `write`; a target that is the source or holds it.
+    """
+    opened = Source(source, scale_inv=scale_inv)
+    kv = opened.kv_cache
+    schemes = {name: opened.outline(name) for name in opened if opened.is_quantized(name)}
+    chosen = choose_layout(layout, schemes.values(), kv)
+    values_only = _values_only(chosen, dequantize)
+    check_apart(opened.folder, Path(target))
+    for name, scheme in schemes.items():
+        if not values_only:
+            check_layer(chosen, name, outline_refusal(scheme, opened.expected[name], name, chosen), kv, scheme)
+    facts = {} if chosen == "plain" else {layer_of(n): Fact(scheme=with_kv(s, kv)) for n, s in schemes.items()}
+    if not values_only:
+        check_kv(chosen, kv)
+    job = _Job(layout=chosen, data=dict(opened.data), dtype=check_dtype(dtype), own_dtype=opened.config.dtype,
+               kv_cache=kv)  # fmt: skip
+    job.linears = [layer_of(n) for n in linear_names(opened.config)]
+    job.beside = opened.folder
+    job.notes = opened.notes
+    names = [name for name in opened if not (values_only and job.drops(name))]
+
+    def items() -> Iterator[tuple[str, Any]]:
+        for name in names:
+            yield name, opened.load(name) if opened.is_quantized(name) else opened.stored(name)
+
+    return _run(job, target, items(), len(names), facts, False, overwrite, shard_bytes, progress)
+
+
+class _Job:
+    """What both ways to write share."""
+
+    def __init__(
+        self, *, layout: str, data: dict[str, Any], dtype: str | None, own_dtype: str, kv_cache: TensorScheme | None
+    ) -> None:
+        self.layout, self.data, self.dtype, self.kv_cache = layout, data, dtype, kv_cache
+        self.own_dtype = own_dtype if own_dtype in DTYPES else "float32"
+        self.linears: list[str] = []
+        self.beside: Path | None = None
+        self.notes = Notes()
+
+    def drops(self, name: str) -> bool:
+        """Whether a tensor has no meaning in a checkpoint without quantisation: scales of the KV cache."""
+        if not name.endswith((".k_scale", ".v_scale")):
+            return False
+        self.notes.add("the KV cache is not quantised in a plain checkpoint: its scales were left out")
+        return True
+
+    def plain(self, name: str, tensor: np.ndarray | Stored) -> Stored:
+        """An unquantised tensor as it is stored."""
+        if isinstance(tensor, Stored) and (self.dtype is None or tensor.dtype not in ("F32", "F16", "BF16", "F64")):
+            return tensor
+        values = tensor.values() if isinstance(tensor, Stored) else tensor
+        if name.endswith(("k_scale", "v_scale")):
+            return Stored(dtype="F32", bits=np.ascontiguousarray(values, np.float32))
+        if self.dtype is not None:
+            found = exactly(values, self.dtype)
+            if found is None:
+                self.notes.add(f"unquantised tensors were rounded to {self.dtype}, as asked", name)
+                rounded = np.asarray(cast(values, self.dtype, overflow="nonsaturating"), np.float32)
+                if not np.isfinite(rounded).all():
+                    raise ValueError(
+                        f"tensor {name} has values up to {np.abs(values).max():.4g}, beyond {self.dtype}; use another "
+                        "dtype, or None"
+                    )
+                found = exactly(rounded, self.dtype)
+            assert found is not None
+            return found
+        for candidate in dict.fromkeys((self.own_dtype, "bfloat16", "float16", "float32")):
+            found = exactly(values, candidate)
+            if found is not None:
+                if candidate == "float32" != self.own_dtype:
+                    self.notes.add(
+                        f"unquantised tensors are stored in float32: {self.own_dtype} would round them", name
+                    )
+                return found
+        raise AssertionError("float32 holds float32")
+
+
+def _run(
+    job: _Job,
+    path: str | Path,
+    items: Iterable[tuple[str, Any]],
+    count: int,
+    facts: Mapping[str, Fact],
+    checked: bool,
+    overwrite: bool,
+    shard_bytes: int,
+    progress: Progress | None,
+) -> Written:
+    check_target(Path(path), overwrite=overwrite)
+    if job.layout != "plain" and not facts and job.kv_cache is None:
+        raise ValueError(f"the model has no quantised layer for layout {job.layout!r}: quantise it, or use 'plain'")
+    _config(job, facts)  # refuses layers that differ where they must not
+    found: dict[str, Fact] = {}
+    with new_folder(path, overwrite=overwrite) as folder:
+        shards = ShardWriter(folder, shard_bytes=shard_bytes)
+        for done, (name, tensor) in enumerate(items):
+            if progress is not None:
+                progress(done, count, name)
+            if isinstance(tensor, QuantizedTensor) and job.layout != "plain":
+                layer = layer_of(name)
+                if not checked and (wrong := refusal(tensor, job.layout, layer)) is not None:
+                    raise ValueError(wrong)
+                found[layer] = _fact(tensor, job.kv_cache)
+                for last, stored in QUANTIZED[job.layout].encode(tensor).items():
+                    shards.add(f"{layer}.{last}", stored)
+            else:
+                values = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+                shards.add(name, job.plain(name, values))
+            del tensor
+        beside = copy_beside(job.beside, folder)
+        files = shards.close()
+        data, dtype = _config(job, found)
+        if job.layout in ("gptq", "gptq_v2"):
+            legacy = {k: v for k, v in data["quantization_config"].items() if k != "quant_method"}
+            write_json(folder / "quantize_config.json", {"quant_method": "gptq", **legacy})
+            files.append("quantize_config.json")
+        write_json(folder / "config.json", data)
+        if progress is not None:
+            progress(count, count, "")
+    return Written(
+        path=Path(path),
+        layout=job.layout,
+        files=tuple(sorted([*files, *beside, "config.json"])),
+        total_bytes=shards.total_bytes,
+        dtype=dtype,
+        notes=job.notes.lines(),
+    )
+
+
+def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
+    """The whole config.json, and the dtype in it."""
+    data = {key: value for key, value in job.data.items() if key != "quantization_config"}
+    dtype = job.dtype or job.own_dtype
+    if facts or (job.kv_cache is not None and job.layout == "compressed-tensors"):
+        plain = [name for name in job.linears if name not in facts]
+        try:
+            version = importlib.metadata.version("qsim")
+        except importlib.metadata.PackageNotFoundError:
+            version = "unknown"
+        data["quantization_config"] = write_plan(job.layout, facts, plain, job.kv_cache, version)
+        scales = Counter(f.scheme.weight.scale_format.name for f in facts.values() if f.scheme.weight.scale_format)
+        common = scales.most_common(1)[0][0] if scales else dtype
+        if common in ("float16", "bfloat16") and common != dtype:
+            job.notes.add(f"the config's dtype is {common}, not {dtype}: engines cast scales to it")
+            dtype = common
+        if "float32" in scales and dtype != "float32" and job.layout == "compressed-tensors":
+            job.notes.add(f"scales are float32: engines that run in {dtype} may round them")
+    key = "dtype" if "dtype" in data and "torch_dtype" not in data else "torch_dtype"
+    data[key] = dtype
+    return data, dtype
+
+
+def _values_only(layout: str, dequantize: bool) -> bool:
+    if dequantize and layout != "plain":
+        raise ValueError(f"dequantize=True belongs to layout 'plain': got {layout!r}")
+    return dequantize
+
+
+def _fact(qt: QuantizedTensor, kv: TensorScheme | None) -> Fact:
+    return Fact(scheme=with_kv(qt.scheme, kv), act_order=qt.group_index is not None)
