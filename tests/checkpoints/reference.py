@@ -20,15 +20,11 @@ def pack_dense(codes: list[int], bits: int) -> list[int]:
 
 def pack_whole(codes: list[int], bits: int) -> list[int]:
     per = 32 // bits
-    return [
-        sum(code << (bits * j) for j, code in enumerate(codes[i : i + per])) for i in range(0, len(codes), per)
-    ]
+    return [sum(code << (bits * j) for j, code in enumerate(codes[i : i + per])) for i in range(0, len(codes), per)]
 
 
 def pack_awq(codes: list[int]) -> list[int]:
-    return [
-        sum(codes[i + AWQ_ORDER[j]] << (4 * j) for j in range(8)) for i in range(0, len(codes), 8)
-    ]
+    return [sum(codes[i + AWQ_ORDER[j]] << (4 * j) for j in range(8)) for i in range(0, len(codes), 8)]
 
 
 def gptq(t: dict[str, np.ndarray], bits: int, version: int) -> np.ndarray:
