@@ -144,6 +144,7 @@ def _read_gptq(config: Mapping[str, Any]) -> Plan:
         raise ValueError(f"GPTQ checkpoints are read with pack_dtype int32: got {config['pack_dtype']!r}")
     base = _keep(config, "bits", "group_size", "sym")
     _check_bits(base, "GPTQ", gptq.BITS)
+    from_config({"quant_method": "gptq", **base})  # a missing key is said before any layer
     decode = partial(gptq.decode, version=2 if form == "gptq_v2" else 1)
     rules = [(str(key), dict(value or {})) for key, value in (config.get("dynamic") or {}).items()]
 

@@ -23,6 +23,7 @@ from .stored import FORMAT_OF, Stored
 
 LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's, before config.json had the keys
 _HEAD = "lm_head.weight"
+_MARKS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 
 
 class Source:
@@ -45,6 +46,8 @@ class Source:
         for note in config_notes(self.config):
             self.notes.add(note)
         self.plan = self._read_plan(scale_inv)
+        if self.plan is None:
+            self._check_plain()
         self.expected = dict(expected_tensors(self.config))
         self.layers: dict[str, dict[str, Entry]] = self._find_layers()
         self.scales = self._find_kv_scales()
@@ -66,6 +69,14 @@ class Source:
             return read_plan(config, self.notes, scale_inv=scale_inv)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {error}") from None
+
+    def _check_plain(self) -> None:
+        odd = next((name for name in self.files if name.endswith(_MARKS)), None)
+        if odd is not None:
+            raise ValueError(
+                f"{self.files[odd].path}: tensor {odd} belongs to a quantised checkpoint, but config.json has no "
+                "quantization_config that says how to read it"
+            )
 
     def _find_layers(self) -> dict[str, dict[str, Entry]]:
         """Quantised layers by name, with the entries of their parts."""

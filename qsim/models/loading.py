@@ -37,7 +37,8 @@ def load(path: str | Path) -> Model:
     """
     folder = resolve(path)
     data = read_json(folder / "config.json")
-    if data.get("quantization_config") is not None or (folder / "quantize_config.json").is_file():
+    legacy = ("quantize_config.json", "quant_config.json")
+    if data.get("quantization_config") is not None or any((folder / name).is_file() for name in legacy):
         from qsim.checkpoints import read  # type: ignore[import-not-found]  # upward: `load` is the name for all folders
 
         return read(folder)

@@ -1,4 +1,4 @@
-"""Slow readers of packed layers: one code at a time, from the layouts' definitions, sharing nothing with the package."""
+"""Slow packers and readers: one code at a time, from the layouts' definitions, sharing nothing with the package."""
 
 from __future__ import annotations
 

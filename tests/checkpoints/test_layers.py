@@ -103,7 +103,7 @@ def test_floats_and_activations_round_trip(name, layout):
         assert back.scheme == scheme
         assert back.tensor_scale == qt.tensor_scale or name.startswith("nvfp4")
         np.testing.assert_array_equal(back.dequantize(), qt.dequantize())
-        if not scheme.activation.dynamic and scheme.activation.is_quantized or name == "nvfp4":
+        if (not scheme.activation.dynamic and scheme.activation.is_quantized) or name == "nvfp4":
             assert back.input_scale == 0.0625
 
 

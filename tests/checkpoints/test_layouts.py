@@ -96,7 +96,7 @@ def scheme(**weight):
             CT,
             "zero points as integers: got bfloat16",
         ),
-        (scheme(format="float8_e4m3fn", granularity="channel", scale_format="float8_e8m0fnu"), CT, "got float8_e8m0fnu"),
+        (scheme(format="float8_e4m3fn", granularity="channel", scale_format="float8_e8m0fnu"), CT, "got float8_e8m0"),
         (scheme(format="float8_e5m2", granularity="tensor"), CT, "got float8_e5m2"),
         (scheme(format="float4_e2m1fn", granularity="group(64)"), CT, "got float4_e2m1fn"),
         (scheme(format="mxfp6_e3m2"), CT, "mxfp4, mxfp6_e2m3, mxfp8_e4m3, nvfp4: got mxfp6_e3m2"),

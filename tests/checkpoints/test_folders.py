@@ -1,0 +1,440 @@
+"""Folders: whole or not at all, shards, and one sentence for every way in which one can be broken."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qsim.checkpoints import read, write
+from qsim.checkpoints import writer as writer_module
+from qsim.checkpoints.folder import INDEX, ShardWriter, write_file
+from qsim.checkpoints.stored import Stored, exactly, integers
+from qsim.models.storage import open_file, open_folder
+
+from .tiny import assert_same, config_of, quantized, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+# --- files and shards -------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_by_the_library(tmp_path):
+    """safetensors reads it, every tensor starts at a multiple of its item size, and BF16 and FP8 keep their names."""
+    safetensors = pytest.importorskip("safetensors")
+    tensors = {
+        "odd": Stored(dtype="U8", bits=np.arange(3, dtype=np.uint8)),
+        "shape": integers(np.array([2, 5]), "I64"),
+        "half": Stored(dtype="F16", bits=np.arange(5, dtype=np.float16)),
+        "scalar": Stored(dtype="F32", bits=np.array(1.5, np.float32)),
+        "brain": exactly(np.array([1.0, -2.0], np.float32), "bfloat16"),
+        "eight": exactly(np.array([448.0], np.float32), "float8_e4m3fn"),
+        "none": Stored(dtype="F32", bits=np.zeros((0, 4), np.float32)),
+    }
+    write_file(tmp_path / "x.safetensors", tensors)
+    with safetensors.safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
+        assert set(file.keys()) == set(tensors)
+        assert file.metadata() == {"format": "pt"}
+        np.testing.assert_array_equal(file.get_tensor("half"), tensors["half"].bits)
+        assert file.get_tensor("scalar") == 1.5
+        assert file.get_slice("brain").get_dtype() == "BF16"
+        assert file.get_slice("eight").get_dtype() == "F8_E4M3"
+    for entry in open_file(tmp_path / "x.safetensors").values():
+        assert entry.offset % max(1, entry.bits().itemsize) == 0
+        np.testing.assert_array_equal(entry.bits(), tensors[entry.name].bits)
+
+
+def test_shards_and_their_index(tmp_path):
+    model = quantized("w4a16-g32")
+    one, many = write(model, tmp_path / "one"), write(model, tmp_path / "many", shard_bytes=40_000)
+    shards = sorted(n for n in many.files if n.endswith(".safetensors"))
+    assert shards == [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    assert len(shards) > 3
+    index = json.loads((tmp_path / "many" / INDEX).read_text())
+    assert index["metadata"]["total_size"] == one.total_bytes == many.total_bytes
+    sizes = [open_file(tmp_path / "many" / shard).nbytes for shard in shards]
+    assert sum(sizes) == many.total_bytes
+    assert max(sizes) <= 40_000
+    assert set(index["weight_map"]) == set(open_folder(tmp_path / "one"))
+    assert_same(read(tmp_path / "one"), read(tmp_path / "many"))
+
+
+def test_a_tensor_larger_than_a_shard_has_its_own(tmp_path):
+    write(tiny(), tmp_path / "out", shard_bytes=1)
+    files = open_folder(tmp_path / "out")
+    assert len({entry.path for entry in files.values()}) == len(files)
+    with pytest.raises(ValueError, match="shard_bytes is at least 1: got 0"):
+        write(tiny(), tmp_path / "other", shard_bytes=0)
+
+
+def test_a_name_twice(tmp_path):
+    shards = ShardWriter(tmp_path)
+    shards.add("a", integers(np.zeros(1), "I32"))
+    with pytest.raises(ValueError, match="tensor a is written twice"):
+        shards.add("a", integers(np.zeros(1), "I32"))
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """As KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("stop_at", [0, 5, 17])
+@pytest.mark.parametrize("error", [RuntimeError, Stop])
+def test_an_interrupted_write_leaves_nothing(tmp_path, stop_at, error):
+    def progress(done, count, name):
+        if done == stop_at:
+            raise error
+
+    with pytest.raises(error):
+        write(quantized("w4a16-g32"), tmp_path / "out", shard_bytes=20_000, progress=progress)
+    assert names(tmp_path) == set()
+
+
+def test_an_interrupted_overwrite_leaves_the_old(tmp_path, monkeypatch):
+    old = tiny()
+    write(old, tmp_path / "out")
+
+    def progress(done, count, name):
+        if done == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        write(quantized("w4a16-g32"), tmp_path / "out", overwrite=True, progress=progress)
+    assert names(tmp_path) == {"out"}
+    assert_same(read(tmp_path / "out"), old)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer_module, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(quantized("w4a16-g32"), tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == {"out"}
+    assert_same(read(tmp_path / "out"), old)
+
+
+def test_a_move_that_fails_brings_the_old_back(tmp_path, monkeypatch):
+    write(tiny(), tmp_path / "out")
+    real = os.replace
+
+    def replace(a, b):
+        if ".partial-" in str(a) and Path(b).name == "out":
+            raise OSError("the move failed")
+        return real(a, b)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="the move failed"):
+        write(quantized("w4a16-g32"), tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == {"out"}
+    assert_same(read(tmp_path / "out"), tiny())
+
+
+def test_a_killed_write_leaves_no_checkpoint(tmp_path):
+    """SIGKILL runs no clean-up: what it leaves is hidden, and has neither config nor index."""
+    code = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from qsim.checkpoints import write
+        from tests.checkpoints.tiny import quantized
+
+        def progress(done, count, name):
+            if done == count - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        write(quantized("w4a16-g32"), {str(tmp_path / "out")!r}, shard_bytes=20_000, progress=progress)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, check=False)
+    assert result.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.partial-")
+    found = names(left)
+    assert len(found) > 2
+    assert all(name.startswith("model-") and name.endswith("-of-00000.safetensors") for name in found)
+    with pytest.raises(ValueError, match="has no config.json"):
+        read(left)
+    write(quantized("w4a16-g32"), tmp_path / "out")
+    assert_same(read(tmp_path / "out"), quantized("w4a16-g32"))
+
+
+def test_only_a_checkpoint_is_replaced_and_only_when_asked(tmp_path):
+    model, out = tiny(), tmp_path / "out"
+    write(model, out)
+    with pytest.raises(ValueError, match=r"out exists: choose another folder, or overwrite=True"):
+        write(model, out)
+    write(quantized("w4a16-g32"), out, overwrite=True)
+    assert names(tmp_path) == {"out"}
+    assert_same(read(out), quantized("w4a16-g32"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"home is not a checkpoint \(it has no config.json\)"):
+        write(model, tmp_path / "home", overwrite=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="file is not a folder"):
+        write(model, tmp_path / "file", overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    with pytest.raises(ValueError, match="link is not a folder"):
+        write(model, tmp_path / "link", overwrite=True)
+    (tmp_path / "empty").mkdir()
+    write(model, tmp_path / "empty")
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
+    def progress(done, count, name):
+        if done == 3:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").write_text("x")
+
+    with pytest.raises(ValueError, match="out exists"):
+        write(tiny(), tmp_path / "out", progress=progress)
+    assert names(tmp_path) == {"out"}
+    assert names(tmp_path / "out") == {"theirs"}
+
+
+def test_the_folder_has_the_usual_permissions(tmp_path):
+    write(tiny(), tmp_path / "out")
+    (tmp_path / "made").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
+def test_progress_counts_tensors(tmp_path):
+    seen = []
+    write(tiny(), tmp_path / "out", progress=lambda *step: seen.append(step))
+    assert [done for done, _, _ in seen] == list(range(len(tiny().tensors) + 1))
+    assert seen[0] == (0, len(tiny().tensors), "model.embed_tokens.weight")
+
+
+# --- what is broken is named ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(quantized("w4a16-g32"), tmp_path / "model", "gptq_v2", shard_bytes=60_000)
+    return tmp_path / "model"
+
+
+def edit(folder: Path, change) -> None:
+    config = config_of(folder)
+    change(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the tensors of a folder, as one file."""
+    tensors = {name: Stored(dtype=e.dtype, bits=e.bits()) for name, e in open_folder(folder).items()}
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        path.unlink(missing_ok=True)
+    change(tensors)
+    write_file(folder / "model.safetensors", tensors)
+
+
+def test_a_truncated_shard(folder):
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    for size in (4, 40, len(data) // 2, len(data) - 1):
+        shard.write_bytes(data[:size])
+        with pytest.raises(ValueError, match=shard.name):
+            read(folder)
+
+
+def test_a_shard_that_is_missing(folder):
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"{shard.name} is missing: .* places tensor model\."):
+        read(folder)
+
+
+Q = "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (f"{Q}.qzeros", rf"model.safetensors: tensor {Q}.qzeros is missing; there are g_idx, qweight, scales"),
+        (f"{Q}.scales", rf"model.safetensors: tensor {Q}.scales is missing"),
+        (f"{Q}.qweight", rf"has no tensor {Q}.qweight or {Q}.weight, \(256, 128\) by config.json"),
+        ("model.norm.weight", r"has no tensor model.norm.weight, \(128,\) by config.json"),
+    ],
+)
+def test_a_tensor_that_is_missing(folder, key, words):
+    rewrite(folder, lambda tensors: tensors.pop(key))
+    with pytest.raises(ValueError, match=words):
+        read(folder)
+
+
+def test_a_tensor_of_the_wrong_shape(folder):
+    def shorten(tensors):
+        for last in ("qweight", "qzeros", "scales"):
+            part = tensors[f"{Q}.{last}"]
+            columns = part.shape[1] // 2
+            tensors[f"{Q}.{last}"] = Stored(dtype=part.dtype, bits=np.ascontiguousarray(part.bits[:, :columns]))
+
+    rewrite(folder, shorten)
+    with pytest.raises(ValueError, match=rf"tensor {Q}\.\w+ holds a weight \(128, 128\), \(256, 128\) by config.json"):
+        read(folder)
+
+
+def test_a_quantised_tensor_where_none_belongs(folder):
+    def move(tensors):
+        for last in ("qweight", "qzeros", "scales", "g_idx"):
+            tensors[f"model.norm.{last}"] = tensors[f"{Q}.{last}"]
+
+    rewrite(folder, move)
+    with pytest.raises(ValueError, match=r"tensor model.norm.\w+ is of no Linear of llama"):
+        read(folder)
+
+
+def test_an_fp8_weight_without_a_scale(tmp_path):
+    write(quantized("fp8"), tmp_path / "out", "fp8")
+    rewrite(tmp_path / "out", lambda tensors: tensors.pop(f"{Q}.weight_scale"))
+    with pytest.raises(ValueError, match=rf"tensor {Q}.weight is F8_E4M3, but {Q}.weight_scale is missing"):
+        read(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bits": 5}, "GPTQ holds 2, 3, 4, 8 bits: got bits=5"),
+        ({"checkpoint_format": "marlin"}, "formats gptq and gptq_v2: got 'marlin'"),
+        ({"is_marlin_format": True}, "got 'marlin'"),
+        ({"pack_dtype": "int16"}, "pack_dtype int32: got 'int16'"),
+        ({"quant_method": "bitsandbytes"}, "quant_method is one of gptq, awq, compressed-tensors, fp8: got 'bitsan"),
+        ({"quant_method": "awq", "version": "gemv"}, "read in version gemm: got 'gemv'"),
+        ({"quant_method": "awq", "bits": 8}, "AWQ holds 4 bits: got bits=8"),
+        ({"quant_method": "compressed-tensors"}, "'config_groups' is missing"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "codes float8_e4m3fn: got 'e5m2'"),
+    ],
+)
+def test_a_config_that_is_not_read(folder, change, words):
+    edit(folder, lambda config: config.update(change))
+    with pytest.raises(ValueError, match=rf"config.json: .*{words}"):
+        read(folder)
+
+
+def test_a_config_without_a_key(folder):
+    edit(folder, lambda config: config.pop("group_size"))
+    with pytest.raises(ValueError, match="config.json.*'group_size' is missing"):
+        read(folder)
+
+
+def test_unknown_keys_are_listed_once(folder):
+    edit(folder, lambda config: config.update(colour="blue", a_key_of_the_future={"x": 1}))
+    back = read(folder)
+    assert back.notes == ("unknown keys of quantization_config (gptq) were ignored: a_key_of_the_future, colour",)
+    assert_same(back.replace(notes=()), quantized("w4a16-g32"))
+
+
+def test_no_config_for_quantised_tensors(folder):
+    config = config_of(folder)
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same(read(folder), quantized("w4a16-g32"))  # the legacy file beside says it
+    (folder / "quantize_config.json").unlink()
+    with pytest.raises(ValueError, match="belongs to a quantised checkpoint, but config.json has no quantization_con"):
+        read(folder)
+
+
+def test_legacy_configs(tmp_path):
+    write(quantized("w4a16-g32"), tmp_path / "awq", "awq")
+    config = config_of(tmp_path / "awq")
+    del config["quantization_config"]
+    (tmp_path / "awq" / "config.json").write_text(json.dumps(config))
+    legacy = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
+    (tmp_path / "awq" / "quant_config.json").write_text(json.dumps(legacy))
+    assert_same(read(tmp_path / "awq"), quantized("w4a16-g32"))
+
+    write(quantized("w4a16-g32-sym"), tmp_path / "gptq", "gptq")
+    config = config_of(tmp_path / "gptq")
+    del config["quantization_config"]
+    (tmp_path / "gptq" / "config.json").write_text(json.dumps(config))
+    legacy = {"bits": 4, "group_size": 32, "damp_percent": 0.01, "desc_act": False, "sym": True,
+              "true_sequential": True, "model_name_or_path": None, "model_file_base_name": None}  # fmt: skip
+    (tmp_path / "gptq" / "quantize_config.json").write_text(json.dumps(legacy))
+    assert_same(read(tmp_path / "gptq"), quantized("w4a16-g32-sym"))
+
+
+def test_stored_and_configured_differ(folder):
+    """The tensors decide, and the difference is noted."""
+    edit(folder, lambda config: config.update(dynamic={rf"-:{Q}": {}}))
+    assert read(folder).notes == (
+        f"the config leaves layers unquantised that are stored quantised: read as stored ({Q})",
+    )
+
+    def unpack(tensors):
+        for last in ("qweight", "qzeros", "scales", "g_idx"):
+            del tensors[f"{Q}.{last}"]
+        tensors[f"{Q}.weight"] = exactly(tiny().tensors[f"{Q}.weight"], "bfloat16")
+
+    rewrite(folder, unpack)
+    assert read(folder).notes == ()
+    edit(folder, lambda config: config.pop("dynamic"))
+    assert read(folder).notes == (f"the config quantises layers that are stored unquantised: read as stored ({Q})",)
+
+
+def test_biases_of_autogptq_and_other_extras(folder):
+    def add(tensors):
+        tensors[f"{Q}.bias"] = Stored(dtype="F16", bits=np.zeros(256, np.float16))
+        tensors["model.rotary_emb.inv_freq"] = Stored(dtype="F32", bits=np.ones(16, np.float32))
+
+    rewrite(folder, add)
+    assert read(folder).notes == (
+        f"a bias that the architecture does not have is 0 and was not used ({Q}.bias)",
+        "tensors that the architecture does not have were not used: model.rotary_emb.inv_freq",
+    )
+
+
+@pytest.mark.parametrize("spelling", ["{0}.{1}_scale", "{0}.attn.{1}_scale", "{0}.{1}_proj.output_scale",
+                                      "{0}.{1}_proj.{1}_scale", "{0}.kv_scale"])  # fmt: skip
+def test_names_that_kv_scales_have_had(tmp_path, spelling):
+    write(quantized("fp8-kv"), tmp_path / "out", "fp8")
+
+    def add(tensors):
+        for i in range(2):
+            for which in "kv":
+                name = spelling.format(f"model.layers.{i}.self_attn", which)
+                tensors[name] = Stored(dtype="F32", bits=np.array(0.5, np.float32))
+
+    rewrite(tmp_path / "out", add)
+    back = read(tmp_path / "out")
+    assert back.notes == ()
+    assert all(back.tensors[f"model.layers.{i}.self_attn.{w}_scale"] == 0.5 for i in range(2) for w in "kv")
+
+
+def test_kv_scales_without_a_scheme(tmp_path):
+    write(quantized("fp8"), tmp_path / "out", "fp8")
+    name = "model.layers.0.self_attn.k_scale"
+    rewrite(tmp_path / "out", lambda t: t.update({name: Stored(dtype="F32", bits=np.array([0.5], np.float32))}))
+    back = read(tmp_path / "out")
+    assert back.kv_cache is None
+    assert back.notes == (
+        f"KV scales are stored, but the config does not quantise the KV cache: they are not used ({name})",
+    )
+
+
+def test_a_path_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match="a.txt is a file"):
+        read(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match="has no config.json"):
+        read(tmp_path)
+    write(tiny(), tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickles are never read"):
+        read(tmp_path / "pickled")
+    shutil.rmtree(tmp_path / "pickled")
