@@ -1,0 +1,144 @@
+"""What a quantised weight loses, measured a slice of rows at a time so that no second weight matrix is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from qsim.formats import BlockFormat, IntFormat
+from qsim.formats._parallel import for_chunks
+from qsim.quantize import QuantizedTensor, quantize
+from qsim.quantize.tensor import expand
+
+from .linalg import output_error
+
+F32 = np.float32
+_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightError:
+    """Sums over a layer.
+
+    Arguments:
+        weight: sum of (w - q)^2.
+        output: tr((W - Q) H (W - Q)^T); None without a Hessian.
+        clipped: how many weights lie beyond the values of their region: by more than half a step (integers), beyond the
+            largest value (floats).
+        count: weights.
+    """
+
+    weight: float
+    output: float | None
+    clipped: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """Sum of w^2, and tr(W H W^T) or None."""
+
+    weight: float
+    output: float | None
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _delta(
+    w: Any, values: Any, offset: Any, top: Any, scales: Any, zeros: Any, group_of: Any, first: int, stop: int,
+    out: Any, clipped: Any,
+) -> None:  # fmt: skip
+    for r in range(first, stop):
+        outside = 0
+        for j in range(w.shape[1]):
+            g = group_of[j]
+            s, z = scales[r, g], zeros[r, g]
+            v = F32(F32(values[r, j]) + offset)
+            x = w[r, j]
+            out[r, j] = F32(x - F32(s * F32(v - z)))
+            outside += (x < F32(s * F32(F32(-0.5) - z))) | (x > F32(s * F32(F32(top + F32(0.5)) - z)))
+        clipped[r] = outside
+
+
+def delta(w: np.ndarray, q: QuantizedTensor) -> tuple[np.ndarray, int]:
+    """w - q as float32, and how many weights lie beyond the values of their region."""
+    part = q.tensor_scheme
+    assert part.granularity is not None
+    fmt = part.format
+    if isinstance(fmt, IntFormat) and fmt.fraction_bits == 0 and w.ndim == 2:
+        n, k = w.shape
+        scales, group_of = by_row(q.scales, q, n)
+        half = 1 << (fmt.bits - 1)
+        zeros = np.full_like(scales, half) if q.zeros is None else by_row(q.zeros.astype(F32), q, n)[0]
+        out, clipped = np.empty_like(w), np.zeros(n, np.int64)
+        values = q.integers
+        offset, top = F32(half if q.zeros is None else 0), F32(2 * half - 1)
+        for_chunks(n, lambda a, b: _delta(w, values, offset, top, scales, zeros, group_of, a, b, out, clipped),
+                   chunk=64)  # fmt: skip
+        return out, int(clipped.sum())
+    scale = expand(q.scales, part.granularity, q.shape) * F32(1 if q.tensor_scale is None else q.tensor_scale)
+    largest = fmt.element.max if isinstance(fmt, BlockFormat) else fmt.max
+    return w - q.dequantize(), int((np.abs(w) > scale * F32(largest)).sum())
+
+
+def by_row(values: np.ndarray, q: QuantizedTensor, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values a region as (N, G), and the group (K,) of each column."""
+    where = q.tensor_scheme.granularity
+    assert where is not None
+    k = q.shape[1]
+    if where.kind == "tensor":
+        values = np.broadcast_to(values.reshape(1, 1), (rows, 1))
+    elif where.kind == "block":
+        assert where.rows is not None
+        values = np.repeat(values, where.rows, axis=0)[:rows]
+    columns = where.columns or k
+    group_of = np.arange(k) // columns if q.group_index is None else q.group_index
+    return np.ascontiguousarray(values), group_of.astype(np.intp)
+
+
+def _slices(q: QuantizedTensor) -> list[slice]:
+    where = q.tensor_scheme.granularity
+    assert where is not None
+    block = where.rows or 1
+    step = max(_ROWS // block, 1) * block
+    return [slice(r, min(r + step, q.shape[0])) for r in range(0, q.shape[0], step)]
+
+
+def weight_error(w: np.ndarray, q: QuantizedTensor, hessian: np.ndarray | None = None) -> WeightError:
+    """The error of a quantised weight against `w` (N, K) float32."""
+    weight, output, clipped = 0.0, 0.0, 0
+    for rows in _slices(q):
+        d, outside = delta(w[rows], q[rows])
+        weight += float(np.einsum("nk,nk->", d, d, dtype=np.float64))
+        clipped += outside
+        if hessian is not None:
+            output += output_error(d, hessian)
+    return WeightError(weight=weight, output=None if hessian is None else output, clipped=clipped, count=w.size)
+
+
+def round_to_nearest_error(
+    w: np.ndarray, like: QuantizedTensor, hessian: np.ndarray | None = None, **how: Any
+) -> WeightError:
+    """The error of plain rounding under the scheme of `like`; `how` goes to `qsim.quantize.quantize`."""
+    where = like.tensor_scheme.granularity
+    assert where is not None
+    fmt = like.tensor_scheme.format
+    if where.kind == "tensor" or (isinstance(fmt, BlockFormat) and fmt.tensor_scale):
+        return weight_error(w, quantize(w, like.scheme, **how), hessian)
+    parts = [weight_error(w[rows], quantize(w[rows], like.scheme, **how), hessian) for rows in _slices(like)]
+    return WeightError(
+        weight=sum(p.weight for p in parts),
+        output=None if hessian is None else sum(p.output or 0.0 for p in parts),
+        clipped=sum(p.clipped for p in parts),
+        count=w.size,
+    )
+
+
+def signal(w: np.ndarray, hessian: np.ndarray | None = None) -> Signal:
+    """What errors are relative to."""
+    return Signal(
+        weight=float(np.einsum("nk,nk->", w, w, dtype=np.float64)),
+        output=None if hessian is None else output_error(w, hessian),
+    )

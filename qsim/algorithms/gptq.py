@@ -1,0 +1,239 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): round column by column, and let the columns to come make up for each error.
+
+With H the Hessian of the layer's squared output error, and U the upper factor of its inverse, H^-1 = U^T U:
+
+    for each column i:   q_i = round(w_i),   e = (w_i - q_i) / U[i, i],   W[:, i:] -= e U[i, i:]
+
+Columns go in blocks; the errors E of a block reach the columns behind it as one product, E @ U. Steps, defaults and
+quirks are those of IST-DASLab/gptq (gptq.py and quant.py at 2d65066); options come from GPTQModel, llm-compressor and
+GPTAQ (arXiv 2504.02692). `reference.gptq` is the same without any of the arrangements for speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qsim.formats import IntFormat
+from qsim.quantize import QuantizedTensor, Scheme, get_rule, get_scheme
+
+from .checks import check_hessian, check_weight, where
+from .columns import ActOrder, ColumnPlan, plan_columns
+from .linalg import inverse_factor
+from .record import LayerRecord, measure
+from .rtn import rtn
+from .scales import ScaleFinder, Scales
+from .solver import solve_block
+
+F32 = np.float32
+MSE_NORM = 2.4  # quant.py minimises sum |q - x|^2.4
+_ROWS = 1024  # rows solved at a time: 16 MiB at 4096 columns, which stays in the last-level cache
+_LAZY = 512  # columns whose errors reach the rest of the matrix in one product
+
+
+def gptq(
+    weight: Any,
+    hessian: Any,
+    scheme: str | Scheme,
+    act_order: ActOrder = False,
+    static_groups: bool = False,
+    percdamp: float = 0.01,
+    block_size: int = 128,
+    mse: bool | float = False,
+    scale_rule: str | None = "gptq",
+    *,
+    stored_scales: bool = True,
+    correction: Any = None,
+    correction_strength: float = 0.25,
+    tokens: int | None = None,
+    name: str = "",
+) -> tuple[QuantizedTensor, LayerRecord]:
+    """Quantise one layer with GPTQ.
+
+    Arguments:
+        weight: (N, K) float; computed in float32.
+        hessian: (K, K), the sum of x x^T over the layer's inputs; its scaling does not matter.
+        scheme: name or value; integer weights with one scale a group, row, block or tensor.
+        act_order: process columns by descending diagonal of the Hessian. Groups found on the way are then scattered:
+            the result has a `group_index`. `"group_aware"` sorts inside groups and then whole groups, which keeps them
+            together (GPTQModel's default).
+        static_groups: find all scales from the given weight, beforehand. Act order then leaves no trace in the result
+            (llm-compressor's "static").
+        percdamp: what is added to the diagonal, as a fraction of its mean. While the Hessian is not positive definite
+            it is doubled, up to 1; after that the layer falls back to round-to-nearest. The record says which.
+        block_size: columns of a block. It shows in the result: the scale of a group that starts inside a block is found
+            from weights that lack the block's own updates, as in the original.
+        mse: search for the range of least sum |q - x|^p; True is p = 2.4.
+        scale_rule: see `qsim.quantize.quantize`.
+        stored_scales: solve with scales as they are stored (float16, say), so that later columns make up for their
+            rounding as well. False is the original: float32 scales while solving, rounded at the end.
+        correction: (K, K), GPTAQ's sum of (x - x~) x~^T in the scaling of `hessian`; x~ is the input that the quantised
+            layers before this one give, x that of the original model.
+        correction_strength: GPTAQ's alpha.
+        tokens: inputs that the Hessian sums, for a note when they are fewer than K.
+        name: the layer, for messages.
+
+    Returns:
+        The quantised tensor and its record. The record's `loss` is the original's sum of e^2 / 2, for which
+        2 loss = tr(D (H + damp I) D^T), D = W - Q (without `correction`).
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or Inf (the layer is named), a scheme that GPTQ cannot do.
+
+    Corner cases: inputs that are always 0 are dead; their weights become 0. A Hessian of zeros (no token reached the
+    layer) falls back to round-to-nearest.
+    """
+    started = time.perf_counter()
+    scheme = get_scheme(scheme)
+    check_scheme(scheme, name)
+    _check_numbers(percdamp, block_size)
+    w, norm = check_weight(weight, scheme, name), MSE_NORM if mse is True else float(mse) or None
+    h = check_hessian(hessian, w.shape[1], name)
+    rule = get_rule(scale_rule, scheme.weight)
+    finder = ScaleFinder(how=scheme.weight, rule=rule, norm=norm, stored=stored_scales)
+    diagonal = h.diagonal().copy()
+    dead = diagonal == 0
+    notes: list[str] = []
+    known: dict[str, Any] = {
+        "hessian": h, "rounding": {"scale_rule": rule.name, "clip": norm}, "tokens": tokens,
+        "dead_columns": int(dead.sum()),
+        "settings": {
+            "act_order": act_order, "static_groups": static_groups, "percdamp": percdamp, "block_size": block_size,
+            "mse": norm or False, "scale_rule": rule.name, "stored_scales": stored_scales,
+            **({} if correction is None else {"correction_strength": correction_strength}),
+        },
+    }  # fmt: skip
+    if tokens is not None and tokens < w.shape[1]:
+        notes.append(f"{tokens} tokens for {w.shape[1]} columns: the Hessian is not of full rank")
+
+    plan = plan_columns(diagonal, scheme.weight, act_order, static_groups)
+    factor = _damped_factor(h, plan.order, dead, percdamp, notes)
+    if factor is None:
+        q, record = rtn(w, scheme, hessian=h, scale_rule=rule.name, mse=norm or False, name=name)
+        known = {k: known[k] for k in ("tokens", "dead_columns", "settings")}
+        return q, replace(record, method="gptq", fallback="rtn", notes=tuple(notes), **known,
+                          time_s=time.perf_counter() - started)  # fmt: skip
+    u, damp, percent, condition = factor
+    p = _correction_matrix(correction, u, plan.order, dead, correction_strength, name)
+    codes, scales, loss = _solve(w, dead, u, p, plan, finder, block_size)
+    del u, p, factor
+
+    stored, zeros = scales.result()
+    q = QuantizedTensor(
+        codes=codes, scales=stored, zeros=zeros, scheme=scheme, group_index=plan.group_index, name=name
+    )  # fmt: skip
+    time_s = time.perf_counter() - started
+    return q, measure(w, q, "gptq", loss=loss, damp=damp, damp_percent=percent, condition=condition,
+                      notes=tuple(notes), time_s=time_s, **known)  # fmt: skip
+
+
+def _solve(
+    w: np.ndarray, dead: np.ndarray, u: np.ndarray, p: np.ndarray, plan: ColumnPlan, finder: ScaleFinder,
+    block_size: int,
+) -> tuple[np.ndarray, Scales, float]:  # fmt: skip
+    """Codes (N, K), their scales, and the loss.
+
+    Rows do not meet, so they are done some at a time; and a few blocks' errors are held back from the columns behind
+    them, so that one larger product carries them on. Neither changes the result but for rounding.
+    """
+    n, k = w.shape
+    codes, loss, scales = np.empty((n, k), np.uint8), np.zeros(n), Scales(finder, (n, k))
+    span = plan.lazy_columns(block_size, _LAZY)
+    if not plan.segments:
+        # a whole row is measured before dead columns are cleared, groups after, as in the original
+        scales.find_all(w if scales.granularity.kind == "channel" else _alive(w, dead), _steps(n))
+    for rows in _steps(n):
+        moving = np.take(w[rows], plan.order, axis=1)
+        moving[:, dead[plan.order]] = 0
+        err, met = np.empty((len(moving), span), F32), np.empty((len(moving), span if p.size else 0), F32)
+        for s1 in range(0, k, span):
+            s2 = min(s1 + span, k)
+            for i1 in range(s1, s2, block_size):
+                i2 = min(i1 + block_size, s2)
+                for group in plan.segments:
+                    if i1 <= group.start < i2:
+                        scales.find_group(moving[:, group.start : group.stop], rows, group.group)
+                solve_block(moving, u, p, (i1, i2), *scales.lanes(rows), plan, finder, err, met, i1 - s1,
+                            codes[rows], loss[rows])  # fmt: skip
+                _carry_on(moving[:, i2:s2], err[:, i1 - s1 : i2 - s1], u[i1:i2, i2:s2])
+                if p.size:
+                    _carry_on(moving[:, i2:s2], -met[:, i1 - s1 : i2 - s1], p[i1:i2, i2:s2])
+            _carry_on(moving[:, s2:], err[:, : s2 - s1], u[s1:s2, s2:])
+            if p.size:
+                _carry_on(moving[:, s2:], -met[:, : s2 - s1], p[s1:s2, s2:])
+    return codes, scales, float(loss.sum())
+
+
+def _carry_on(behind: np.ndarray, errors: np.ndarray, u: np.ndarray) -> None:
+    if behind.size:
+        behind -= errors @ u
+
+
+def _steps(rows: int) -> Iterator[slice]:
+    return (slice(r, min(r + _ROWS, rows)) for r in range(0, rows, _ROWS))
+
+
+def _alive(w: np.ndarray, dead: np.ndarray) -> np.ndarray:
+    return np.where(dead, F32(0), w) if dead.any() else w
+
+
+def _damped_factor(
+    h: np.ndarray, order: np.ndarray, dead: np.ndarray, percdamp: float, notes: list[str]
+) -> tuple[np.ndarray, float, float, float] | None:
+    """U with the least damping of the ladder, the damping, its fraction of the mean diagonal, the condition of H."""
+    if dead.all():
+        notes.append("no calibration token reached this layer")
+        return None
+    mean = float(np.where(dead, F32(1), h.diagonal()).mean(dtype=np.float64))
+    percent = percdamp
+    while (found := inverse_factor(h, order, dead, percent * mean)) is None:
+        if percent >= 1:
+            notes.append(f"the Hessian is not positive definite, even with percdamp {percent:g}")
+            return None
+        percent = min(max(2 * percent, 0.01), 1.0)
+    if percent != percdamp:
+        notes.append(f"the Hessian is not positive definite with percdamp {percdamp:g}; used {percent:g}")
+    return found[0], percent * mean, percent, found[1]
+
+
+def _correction_matrix(
+    correction: Any, u: np.ndarray, order: np.ndarray, dead: np.ndarray, strength: float, name: str
+) -> np.ndarray:
+    """GPTAQ's P = alpha triu(C U^T, 1) U in processing order; (0, 0) without C."""
+    if correction is None:
+        return np.zeros((0, 0), F32)
+    c = np.asarray(correction, dtype=F32)
+    if c.shape != u.shape:
+        raise ValueError(f"correction has the Hessian's shape {u.shape}: got {c.shape}{where(name)}")
+    c = np.where(dead, F32(0), c)[np.ix_(order, order)]
+    u = np.triu(u)
+    return F32(strength) * (np.triu(c @ u.T, 1) @ u)
+
+
+def check_scheme(scheme: Scheme, name: str = "") -> None:
+    """Refuse a scheme that GPTQ cannot do.
+
+    Raises:
+        ValueError: weights that are not plain integers; activations that are floats of 8 bits or less.
+    """
+    fmt, activation = scheme.weight.format, scheme.activation
+    if not scheme.weight.is_quantized or not isinstance(fmt, IntFormat) or fmt.fraction_bits:
+        raise ValueError(
+            f"GPTQ rounds weights to integer codes: got {fmt.name}{where(name)}; rtn and fp8 round to floats"
+        )
+    if activation.is_quantized and not activation.is_integer:
+        raise ValueError(
+            "GPTQ's integer weights are multiplied by 16-bit floats or by integers: got "
+            f"{activation.format.name} activations{where(name)}"
+        )
+
+
+def _check_numbers(percdamp: float, block_size: int) -> None:
+    if not 0 <= percdamp < float("inf"):
+        raise ValueError(f"percdamp is a fraction of the mean diagonal, at least 0: got {percdamp}")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1: got {block_size}")

@@ -1,0 +1,175 @@
+"""Dense linear algebra of the algorithms: the running Hessian, its inverse factor, and the error it measures.
+
+Everything is float32 and in place, since a layer's Hessian is often larger than its weights: 4096 inputs are 64 MiB.
+LAPACK and BLAS come from SciPy, which takes column-major arrays: a row-major lower triangle is a column-major upper one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from qsim.formats._parallel import for_chunks
+
+F32 = np.float32
+_ROWS = 64  # rows a thread takes at a time in the loops over a square matrix
+_TEXTBOOK = 512  # up to here the paper's three steps
+_BLOCK = 512  # columns of H in one product of `output_error`
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _gather_lower(h: Any, order: Any, dead: Any, damp: Any, start: int, stop: int, out: Any) -> None:
+    for i in range(start, stop):
+        row = order[i]
+        for j in range(i + 1):
+            out[i, j] = h[row, order[j]]
+        if dead[row]:
+            out[i, i] = F32(1)
+        out[i, i] += damp
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _row_sums(h: Any, start: int, stop: int, out: Any) -> None:
+    for i in range(start, stop):
+        total = 0.0
+        for j in range(h.shape[1]):
+            total += abs(h[i, j])
+        out[i] = total
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _reverse(flat: Any, start: int, stop: int) -> None:
+    last = flat.size - 1
+    for i in range(start, stop):
+        flat[i], flat[last - i] = flat[last - i], flat[i]
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _mirror(h: Any, start: int, stop: int) -> None:
+    tile = 32  # both the row and the column of a tile stay in L1
+    n = h.shape[0]
+    for i0 in range(start, stop, tile):
+        for j0 in range(0, i0 + 1, tile):
+            for i in range(i0, min(i0 + tile, n)):
+                for j in range(j0, min(j0 + tile, i)):
+                    h[j, i] = h[i, j]
+
+
+def inverse_factor(
+    hessian: np.ndarray, order: np.ndarray, dead: np.ndarray, damp: float, *, flip: bool | None = None
+) -> tuple[np.ndarray, float] | None:
+    """U upper triangular with inv(H') = U^T U, H' the damped Hessian in processing order, and the condition of H'.
+
+    The paper factors H', inverts, and factors again: 4n^3/3 multiply-adds. With J the matrix that reverses rows, one
+    factorisation J H' J = L L^T and one triangular inverse give the same U = J inv(L) J: 2n^3/3.
+
+    Arguments:
+        hessian: (K, K) float32, symmetric; not changed.
+        order: (K,) the column that is processed first, second, ...
+        dead: (K,) bool, columns whose diagonal is 0; they get 1.
+        damp: what is added to the diagonal.
+        flip: the second way. None takes it above 512 columns: below, both are quick, and the paper's way meets the
+            original code's rounding flips more often.
+
+    Returns:
+        U (K, K) float32, row-major; its strict lower triangle holds nothing of use. And LAPACK's estimate of the
+        1-norm condition number of H'. None when H' is not positive definite in float32.
+    """
+    n = hessian.shape[0]
+    flip = n > _TEXTBOOK if flip is None else flip
+    work = np.empty((n, n), F32)
+    order = np.ascontiguousarray(order[::-1] if flip else order, dtype=np.intp)
+    for_chunks(n, lambda a, b: _gather_lower(hessian, order, dead, F32(damp), a, b, work), chunk=_ROWS)
+    norm = _one_norm(hessian) + damp
+    return _by_reversal(work, norm) if flip else _by_the_book(work, norm)
+
+
+def _by_reversal(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
+    from scipy.linalg import lapack
+
+    factor, info = lapack.spotrf(work.T, lower=0, overwrite_a=1, clean=0)
+    if info != 0:
+        return None
+    reciprocal, _ = lapack.spocon(factor, F32(norm), uplo="U")
+    factor, info = lapack.strtri(factor, lower=0, overwrite_c=1)
+    if info != 0 or not np.isfinite(factor.diagonal()).all():
+        return None
+    flat = factor.T.reshape(-1)
+    for_chunks(flat.size // 2, lambda a, b: _reverse(flat, a, b))
+    return flat.reshape(work.shape), _reciprocal(reciprocal)
+
+
+def _by_the_book(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
+    from scipy.linalg import lapack
+
+    try:
+        lower = np.linalg.cholesky(mirror(work))
+        inverse = np.linalg.inv(lower)
+        factor = np.linalg.cholesky(inverse.T @ inverse).T
+    except np.linalg.LinAlgError:
+        return None
+    reciprocal, _ = lapack.spocon(lower.T, F32(norm), uplo="U")
+    return np.ascontiguousarray(factor), _reciprocal(reciprocal)
+
+
+def _reciprocal(x: float) -> float:
+    return float(1 / x) if x > 0 else float("inf")
+
+
+def _one_norm(h: np.ndarray) -> float:
+    sums = np.empty(h.shape[0])
+    for_chunks(h.shape[0], lambda a, b: _row_sums(h, a, b, sums), chunk=_ROWS)
+    return float(sums.max())
+
+
+def accumulate(total: np.ndarray, x: np.ndarray) -> None:
+    """Add x^T x to the lower triangle of `total`, in place, by SSYRK (DSYRK for float64).
+
+    Arguments:
+        total: (K, K) row-major float32 or float64.
+        x: (tokens, K) row-major of the same dtype.
+    """
+    from scipy.linalg import blas
+
+    syrk = blas.ssyrk if total.dtype == F32 else blas.dsyrk
+    # column-major: total.T has its upper triangle written, x.T is (K, tokens)
+    out = syrk(1.0, x.T, 1.0, total.T, lower=0, overwrite_c=1)
+    if not np.shares_memory(out, total):  # SciPy copied after all: a layout it does not take
+        total[...] = out.T
+
+
+def mirror(total: np.ndarray) -> np.ndarray:
+    """Copy the lower triangle to the upper one, in place."""
+    for_chunks(total.shape[0], lambda a, b: _mirror(total, a, b), chunk=_ROWS)
+    return total
+
+
+def output_error(delta: np.ndarray, hessian: np.ndarray) -> float:
+    """tr(D H D^T): the squared error of the outputs that an error D of the weights makes, with H = sum of x x^T.
+
+    Works through the upper blocks of H only, twice those off the diagonal: half the work of D @ H.
+
+    Arguments:
+        delta: (N, K) float32.
+        hessian: (K, K) float32, symmetric.
+
+    Returns:
+        float; products are float64 up to 1024 columns, else float32 with a float64 sum over them (relative error
+        about 1e-6).
+    """
+    k = delta.shape[1]
+    if k <= 1024:
+        d = delta.astype(np.float64)
+        return float(np.einsum("nk,nk->", d @ hessian.astype(np.float64), d))
+    total = 0.0
+    for r in range(0, delta.shape[0], 1024):
+        d = delta[r : r + 1024]
+        for a in range(0, k, _BLOCK):
+            b = min(a + _BLOCK, k)
+            product = d[:, a:b] @ hessian[a:b, a:]
+            total += float(np.einsum("nk,nk->", product[:, : b - a], d[:, a:b], dtype=np.float64))
+            if b < k:
+                total += 2 * float(np.einsum("nk,nk->", product[:, b - a :], d[:, b:], dtype=np.float64))
+    return total

@@ -1,0 +1,55 @@
+"""Round to nearest: every weight to the nearest code of its region. What every other method is measured against."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+
+from .checks import check_hessian, check_weight
+from .record import LayerRecord, measure
+
+
+def rtn(
+    weight: Any,
+    scheme: str | Scheme,
+    *,
+    hessian: Any = None,
+    scale_rule: str | None = None,
+    mse: bool | float = False,
+    tokens: int | None = None,
+    name: str = "",
+    **rounding: Any,
+) -> tuple[QuantizedTensor, LayerRecord]:
+    """Quantise one layer by rounding to nearest.
+
+    Arguments:
+        weight: (N, K) float; computed in float32.
+        scheme: name or value, any weight format: integers, FP8, NF4, MX, NVFP4.
+        hessian: (K, K), sum of x x^T in any scaling; only for the errors in the record.
+        scale_rule: see `qsim.quantize.quantize`, which does the rounding.
+        mse: search for the range of least sum |q - x|^p; True is p = 2.4, gptq's.
+        tokens, name: for the record and messages.
+        rounding: other arguments of `qsim.quantize.quantize` (`clip_grid`, `scale_rounding`, `block_scale_rule`).
+
+    Returns:
+        The quantised tensor and its record.
+
+    Raises:
+        ValueError: as `qsim.quantize.quantize`.
+    """
+    started = time.perf_counter()
+    scheme = get_scheme(scheme)
+    w = check_weight(weight, scheme, name)
+    h = None if hessian is None else check_hessian(hessian, w.shape[1], name)
+    if mse:
+        rounding["clip"] = 2.4 if mse is True else float(mse)
+    q = quantize(w, scheme, scale_rule=scale_rule, name=name, **rounding)
+    time_s = time.perf_counter() - started
+    record = measure(
+        w, q, "rtn", hessian=h, is_rtn=True, tokens=tokens, time_s=time_s,
+        settings={"scale_rule": scale_rule, **rounding},
+        dead_columns=0 if h is None else int((h.diagonal() == 0).sum()),
+    )  # fmt: skip
+    return q, record
