@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -84,7 +85,5 @@ def plan_columns(diagonal: np.ndarray, how: TensorScheme, act_order: ActOrder, s
     return ColumnPlan(
         order=order,
         group_of=own_group,
-        segments=tuple(
-            Segment(start=a, stop=b, group=int(own_group[a])) for a, b in zip(starts, starts[1:], strict=False)
-        ),
+        segments=tuple(Segment(start=a, stop=b, group=int(own_group[a])) for a, b in itertools.pairwise(starts)),
     )

@@ -68,7 +68,7 @@ def delta(w: np.ndarray, q: QuantizedTensor) -> tuple[np.ndarray, int]:
     assert part.granularity is not None
     fmt = part.format
     if isinstance(fmt, IntFormat) and fmt.fraction_bits == 0 and w.ndim == 2:
-        n, k = w.shape
+        n = w.shape[0]
         scales, group_of = by_row(q.scales, q, n)
         half = 1 << (fmt.bits - 1)
         zeros = np.full_like(scales, half) if q.zeros is None else by_row(q.zeros.astype(F32), q, n)[0]

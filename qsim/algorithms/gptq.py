@@ -110,7 +110,7 @@ def gptq(
     if tokens is not None and tokens < w.shape[1]:
         notes.append(f"{tokens} tokens for {w.shape[1]} columns: the Hessian is not of full rank")
 
-    plan = plan_columns(diagonal, scheme.weight, act_order, static_groups)
+    plan = plan_columns(np.where(dead, F32(1), diagonal), scheme.weight, act_order, static_groups)
     factor = _damped_factor(h, plan.order, dead, percdamp, notes)
     if factor is None:
         q, record = rtn(w, scheme, hessian=h, scale_rule=rule.name, mse=norm or False, name=name)

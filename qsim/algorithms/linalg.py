@@ -1,7 +1,8 @@
 """Dense linear algebra of the algorithms: the running Hessian, its inverse factor, and the error it measures.
 
 Everything is float32 and in place, since a layer's Hessian is often larger than its weights: 4096 inputs are 64 MiB.
-LAPACK and BLAS come from SciPy, which takes column-major arrays: a row-major lower triangle is a column-major upper one.
+LAPACK and BLAS come from SciPy, which takes column-major arrays: a row-major lower triangle is a column-major upper
+one.
 """
 
 from __future__ import annotations

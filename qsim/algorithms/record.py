@@ -127,7 +127,8 @@ def measure(
     error = weight_error(w, q, hessian)
     rtn = error if is_rtn else round_to_nearest_error(w, q, hessian, **(rounding or {}))
     return LayerRecord(
-        layer=q.name, method=method, scheme=q.scheme.name or q.tensor_scheme.format.name, shape=(w.shape[0], w.shape[1]),
+        layer=q.name, method=method, scheme=q.scheme.name or q.tensor_scheme.format.name,
+        shape=(w.shape[0], w.shape[1]),
         rtn_weight_mse=rtn.weight / rtn.count, weight_mse=error.weight / error.count,
         rtn_output_error=relative(rtn.output, size.output), output_error=relative(error.output, size.output),
         scale_min=float(q.scales.min()), scale_median=float(np.median(q.scales)), scale_max=float(q.scales.max()),

@@ -21,9 +21,7 @@ RTOL = {SMALL: 1e-5, MEDIUM: 1e-3, LARGE: 1e-3}  # rounding flips make GPTQ chao
 @pytest.mark.parametrize("size", [SMALL, MEDIUM])
 def test_the_layers_are_those_of_the_recorded_runs(size):
     w, _, h = layer(*size)
-    np.testing.assert_allclose(
-        w[0, :4], [0.002514604479, -0.002642097184, 0.01280845329, 0.002098002238], rtol=1e-9
-    )
+    np.testing.assert_allclose(w[0, :4], [0.002514604479, -0.002642097184, 0.01280845329, 0.002098002238], rtol=1e-9)
     got = w.sum(dtype=np.float64), np.trace(h.astype(np.float64)), np.einsum("nk,nk->", w.astype(float) @ h, w)
     np.testing.assert_allclose(got, CHECK[size], rtol=5e-9)
 
