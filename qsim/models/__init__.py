@@ -14,17 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "AttentionMath": "attention",
+    "Evaluation": "evaluation",
     "Generation": "generation",
     "KVCache": "cache",
     "Linear": "linear",
     "Model": "model",
     "ModelConfig": "config",
+    "Reference": "evaluation",
     "RopeScaling": "rope",
     "complete": "generation",
+    "evaluate": "evaluation",
     "generate": "generation",
     "hadamard": "transforms",
     "load": "loading",
     "rotate": "transforms",
+    "with_outliers": "variants",
+    "with_scheme": "variants",
     "tiny_text": "loading",
 }
 
@@ -32,27 +37,34 @@ if TYPE_CHECKING:
     from .attention import AttentionMath
     from .cache import KVCache
     from .config import ModelConfig
+    from .evaluation import Evaluation, Reference, evaluate
     from .generation import Generation, complete, generate
     from .linear import Linear
     from .loading import load, tiny_text
     from .model import Model
     from .rope import RopeScaling
     from .transforms import hadamard, rotate
+    from .variants import with_outliers, with_scheme
 
 __all__ = [
     "AttentionMath",
+    "Evaluation",
     "Generation",
     "KVCache",
     "Linear",
     "Model",
     "ModelConfig",
+    "Reference",
     "RopeScaling",
     "complete",
+    "evaluate",
     "generate",
     "hadamard",
     "load",
     "rotate",
     "tiny_text",
+    "with_outliers",
+    "with_scheme",
 ]
 
 

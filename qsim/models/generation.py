@@ -46,12 +46,9 @@ def generate(
         ValueError: before the first step: no tokens, ids outside the vocabulary, a prompt as long as the context,
             temperature, top_p or max_new_tokens out of range.
     """
-    single = not isinstance(tokens, list) and np.ndim(tokens) == 1
-    if isinstance(tokens, list) and (not tokens or np.ndim(tokens[0]) == 0):
-        tokens, single = [tokens], True
-    rows = [model.check_tokens(np.asarray(row))[0] for row in tokens] if not single or isinstance(tokens, list) else [
-        model.check_tokens(tokens)[0]
-    ]  # fmt: skip
+    ragged = isinstance(tokens, list) and bool(tokens) and np.ndim(tokens[0]) == 1
+    single = not ragged and np.ndim(tokens) == 1
+    rows = [model.check_tokens(row)[0] for row in tokens] if ragged else list(model.check_tokens(tokens))
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is at least 0: got {max_new_tokens}")
     if not temperature >= 0 or not np.isfinite(temperature):

@@ -174,12 +174,13 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
     out: dict[str, Any] = {
         "intermediate_size": c.intermediate_size,
         "num_key_value_heads": c.num_key_value_heads,
-        "head_dim": c.head_dim,
         "rms_norm_eps": c.norm_eps,
         "hidden_act": c.hidden_act,
         "rope_theta": c.rope_theta,
         "rope_scaling": None if c.rope_scaling is None else c.rope_scaling.to_dict(),
     }
+    if c.architecture != "qwen2" or c.head_dim * c.num_attention_heads != c.hidden_size:
+        out["head_dim"] = c.head_dim  # transformers' Qwen2 knows none
     if c.architecture in ("llama", "qwen3"):
         out["attention_bias"] = c.attention_bias
     if c.architecture == "llama":

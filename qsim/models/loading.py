@@ -39,7 +39,7 @@ def load(path: str | Path) -> Model:
     data = read_json(folder / "config.json")
     legacy = ("quantize_config.json", "quant_config.json")
     if data.get("quantization_config") is not None or any((folder / name).is_file() for name in legacy):
-        from qsim.checkpoints import read  # type: ignore[import-not-found]  # upward: `load` is the name for all folders
+        from qsim.checkpoints import read  # upward: `load` is the name for all folders
 
         return read(folder)
     return load_plain(folder)

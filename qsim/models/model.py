@@ -82,6 +82,7 @@ class Model:
         put(self, "tensors", MappingProxyType(built.tensors))
         put(self, "_built", built)
         fallbacks = sorted({n for linear in built.linears.values() if (n := linear.fallback) is not None})
+        put(self, "_own_notes", self.notes)
         put(self, "notes", tuple(dict.fromkeys((*self.notes, *fallbacks, *built.notes))))
 
     # --- parts --------------------------------------------------------------------------------------------
@@ -113,6 +114,11 @@ class Model:
         return i
 
     @property
+    def own_notes(self) -> tuple[str, ...]:
+        """The notes that were given, without those of fallbacks, which every model finds for itself."""
+        return self.__dict__["_own_notes"]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors as their formats store them; float32 here counts 4, whatever the file has."""
         return sum(t.nbytes for t in self.tensors.values())
@@ -132,6 +138,7 @@ class Model:
         merged = {**self.tensors, **(tensors or {})}
         kept = {name: t for name, t in merged.items() if t is not None}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["notes"] = self.own_notes
         out = object.__new__(Model)
         for key, value in {**values, **settings, "tensors": kept}.items():
             if key not in values:
@@ -170,7 +177,9 @@ class Model:
         x = self._hidden(ids, cache, observe)
         if last_only:
             x = x.reshape(batch, length, -1)[:, -1]
-        y = self._head(np.ascontiguousarray(x), observe)
+        if observe is not None:
+            observe("lm_head", x.reshape(-1, x.shape[-1]))
+        y = self.unembed(np.ascontiguousarray(x))
         y = y.reshape((batch, -1) if last_only else (batch, length, -1))
         return y[0] if np.ndim(tokens) == 1 else y
 
@@ -203,12 +212,16 @@ class Model:
         """Logits (B, T, V) float32 of the hidden states after the last block, (B, T, D)."""
         hidden = self._check_hidden(hidden)
         x = self._final(hidden.reshape(-1, hidden.shape[-1]), None)
-        return self._head(x, None).reshape(*hidden.shape[:-1], -1)
+        return self.unembed(x).reshape(*hidden.shape[:-1], -1)
 
     def hidden(self, tokens: Any) -> np.ndarray:
         """What the head multiplies: hidden states after the final norm, (B, T, E) float32."""
         ids = self.check_tokens(tokens)
         return self._hidden(ids, None, None).reshape(*ids.shape, -1)
+
+    def unembed(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits (M, V) float32 of what `hidden` returns, as rows (M, E)."""
+        return self._parts.round(self.lm_head.rows(hidden))
 
     def generate(self, tokens: Any, max_new_tokens: int = 256, **options: Any) -> Iterator[Any]:
         """Continue tokens; see `qsim.models.generate`."""
@@ -223,10 +236,10 @@ class Model:
             TypeError, ValueError: not whole numbers, no tokens, ids outside the vocabulary.
         """
         ids = np.asarray(tokens)
-        if ids.dtype.kind not in "iu":
-            raise TypeError(f"tokens are whole numbers: got {ids.dtype}")
         if ids.ndim not in (1, 2) or ids.size == 0:
             raise ValueError(f"tokens are (T,) or (B, T), at least one: got shape {ids.shape}")
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"tokens are whole numbers: got {ids.dtype}")
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"token ids are 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")
@@ -294,11 +307,6 @@ class Model:
                 observe(project.name, x)
             x = self._parts.round(project.rows(x))
         return x
-
-    def _head(self, x: np.ndarray, observe: Observer | None) -> np.ndarray:
-        if observe is not None:
-            observe("lm_head", x)
-        return self._parts.round(self.lm_head.rows(x))
 
     def _rotary(self, positions: int) -> Rotary | None:
         return self._parts.rotary(positions)

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 F32 = np.float32
+_LARGEST = 1024  # a core is multiplied as a dense matrix
 
 
 def hadamard(n: int) -> np.ndarray:
@@ -51,8 +52,10 @@ def _prime_of(order: int) -> int | None:
     """The prime of Paley's construction of this order, 1 for the trivial order."""
     if order == 1:
         return 1
+    if order % 4 or order > _LARGEST:
+        return None
     for p, kind in ((order - 1, 3), (order // 2 - 1, 1)):
-        if order % 4 == 0 and p % 4 == kind and _is_prime(p):
+        if p % 4 == kind and _is_prime(p):
             return p
     return None
 

@@ -1,0 +1,104 @@
+"""`qsim eval`: bits per byte, perplexity, and what quantisation has cost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .model_options import model_options, prepared_model
+from .options import check_one_output, print_csv, print_json, table_options
+
+
+@click.command(short_help="Measure what a quantised model has lost.")
+@click.argument("model", default="tiny", metavar="[MODEL]")
+@click.option("--text", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
+              help="Text to measure on, UTF-8. Default: the embedded model's test text.")  # fmt: skip
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    help="Compare with this model: KL divergence, agreement of the likeliest token, paired difference.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["windows", "sliding", "gptq"]),
+    default="windows",
+    show_default=True,
+    help="One window after the other, overlapping windows, or whole windows as in the GPTQ paper.",
+)
+@click.option("--window", default=512, show_default=True, metavar="N", help="Tokens that go into the model at once.")
+@click.option("--stride", type=int, metavar="N", help="With --protocol sliding: tokens between windows.")
+@click.option("--max-bytes", type=int, metavar="N", help="Use only the first N bytes of the text.")
+@model_options
+@table_options
+def eval(
+    model: str,
+    text: Path | None,
+    reference: str | None,
+    protocol: Any,
+    window: int,
+    stride: int | None,
+    max_bytes: int | None,
+    as_json: bool,
+    as_csv: bool,
+    **how: Any,
+) -> None:
+    """Measure bits per byte and perplexity of a text, with standard errors.
+
+    MODEL is `tiny`, the embedded model, or a folder of Hugging Face files, quantised or not. With --scheme its weights
+    are rounded to nearest first and the model before it is the reference.
+
+    \b
+    Examples:
+      qsim eval
+      qsim eval --scheme w4a16-g128 --max-bytes 65536
+      qsim eval DIR --reference tiny
+      qsim eval --scheme fp8-rowwise --instruction hopper.wgmma.f32.e4m3 --max-bytes 4096
+    """
+    check_one_output(as_json, as_csv)
+    from qsim.models import evaluate, load, tiny_text
+
+    measured, original = prepared_model(model, **how)
+    against = load(reference) if reference is not None else None if measured is original else original
+    content = text.read_bytes() if text is not None else tiny_text("test")
+    result = evaluate(measured, content, window=window, stride=stride, protocol=protocol, reference=against,
+                      max_bytes=max_bytes, progress=sys.stderr.isatty())  # fmt: skip
+    row = {"text": str(text) if text is not None else "tiny test text", **result.to_dict()}
+    if as_json:
+        print_json(row)
+    elif as_csv:
+        print_csv([{**row, "notes": "; ".join(row["notes"])}])
+    else:
+        click.echo("\n".join(_lines(row)))
+
+
+def _lines(r: dict[str, Any]) -> list[str]:
+    how = {"windows": f"windows of {r['window']}", "gptq": f"GPTQ's windows of {r['window']}",
+           "sliding": f"windows of {r['window']} every {r['stride']}"}[r["protocol"]]  # fmt: skip
+    out = [
+        f"{r['model']}: {r['bytes']} bytes of {r['text']}, {r['tokens']} tokens in {how}",
+        f"  bits per byte    {_with_error(r, 'bits_per_byte', '.4f')}",
+        f"  perplexity       {_with_error(r, 'perplexity', '.4g')} a token",
+        f"  accuracy         {_with_error(r, 'accuracy', '.2%')} of tokens are the likeliest",
+    ]
+    if r["reference"] is not None:
+        out += [
+            f"against {r['reference']}",
+            f"  bits per byte    {_with_error(r, 'bits_per_byte_delta', '+.4f')}",
+            f"  KL divergence    {_with_error(r, 'kl', '.3g')} nats a token",
+            f"  top-1 agreement  {_with_error(r, 'top1_agreement', '.2%')}",
+        ]
+    errors = "± one standard error over windows" if r["windows"] > 1 else "one window: no standard error"
+    out.append(f"{errors}; {r['time_s']:.1f} s, {r['tokens'] / r['time_s']:.0f} tokens/s")
+    return out + [f"note: {note}" for note in r["notes"]]
+
+
+def _with_error(r: dict[str, Any], name: str, form: str) -> str:
+    if r[name] is None:
+        return "unknown"
+    error = r[f"{name}_se"]
+    if error is None:
+        return f"{r[name]:{form}}"
+    return f"{r[name]:{form}} ± " + (f"{error:.2%}" if form.endswith("%") else f"{error:.2g}")

@@ -1,0 +1,342 @@
+"""What a model knows of a text, and what it has lost against another."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from . import statistics
+from .generation import require_tokenizer
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Protocol: TypeAlias = Literal["windows", "sliding", "gptq"]
+Progress: TypeAlias = "bool | Callable[[int, int], None] | None"
+PROTOCOLS = ("windows", "sliding", "gptq")
+
+_BATCH_TOKENS = 1024  # windows shorter than this go through the model together
+_LOGITS = 1 << 24  # logits held at a time: 64 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Quality of a model on a text. Values are means over scored tokens; `_se` are standard errors (see `ratio`).
+
+    Arguments:
+        model, protocol, window, stride: what was measured and how; stride is of `sliding`.
+        tokens, bytes: scored tokens, and bytes of text they stand for (None when token ids were given).
+        windows: sampling units of the standard errors. An error is None when there is one window only.
+        nll: mean negative log-likelihood, nats a token.
+        bits_per_byte: total bits over total bytes; comparable between tokenizers. None without bytes.
+        perplexity: exp(nll).
+        accuracy: share of tokens that the model finds likeliest.
+        kl: mean KL(reference || model) of the next-token distribution, nats a token. None without a reference, as:
+        top1_agreement: share of tokens for which both find the same token likeliest;
+        bits_per_byte_delta, nll_delta: model minus reference; errors are of the paired difference.
+        time_s: of the whole evaluation.
+        notes: the model's and the reference's.
+        per_window: sums of each window, (windows,) arrays by name.
+    """
+
+    model: str
+    protocol: Protocol
+    window: int
+    stride: int | None
+    tokens: int
+    bytes: int | None
+    windows: int
+    nll: float
+    nll_se: float | None
+    bits_per_byte: float | None
+    bits_per_byte_se: float | None
+    perplexity: float
+    perplexity_se: float | None
+    accuracy: float
+    accuracy_se: float | None
+    reference: str | None = None
+    kl: float | None = None
+    kl_se: float | None = None
+    top1_agreement: float | None = None
+    top1_agreement_se: float | None = None
+    nll_delta: float | None = None
+    nll_delta_se: float | None = None
+    bits_per_byte_delta: float | None = None
+    bits_per_byte_delta_se: float | None = None
+    time_s: float = 0.0
+    notes: tuple[str, ...] = ()
+    per_window: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the sums of each window."""
+        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "per_window"}
+        return {**out, "notes": list(self.notes)}
+
+
+class Reference:
+    """A model to compare others with, which remembers its logits within a memory budget.
+
+    Give the same one to several evaluations of one text: windows that it remembers are not computed again.
+
+    Arguments:
+        model: the reference.
+        budget_bytes: for remembered logits; the first windows are kept, later ones are computed each time.
+    """
+
+    def __init__(self, model: Model, budget_bytes: int = 256_000_000) -> None:
+        self.model, self.budget_bytes = model, budget_bytes
+        self._kept: dict[bytes, np.ndarray] = {}
+        self._used = 0
+
+    def hidden_or_logits(self, inputs: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(hidden states, None), or (None, logits) when they are remembered or fit; rows are tokens."""
+        key = repr(inputs.shape).encode() + inputs.tobytes()
+        logits = self._kept.get(key)
+        if logits is not None:
+            return None, logits
+        hidden = self.model.hidden(inputs)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        size = 4 * hidden.shape[0] * self.model.config.vocab_size
+        if self._used + size > self.budget_bytes:
+            return hidden, None
+        self._used += size
+        self._kept[key] = self.model.unembed(hidden)
+        return None, self._kept[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """Tokens `start` to `stop` go in; the prediction of each from `scored` on is held against the next token."""
+
+    start: int
+    stop: int
+    scored: int
+
+
+def evaluate(
+    model: Model,
+    text: str | bytes | np.ndarray,
+    *,
+    window: int = 512,
+    stride: int | None = None,
+    protocol: Protocol = "windows",
+    reference: Model | Reference | None = None,
+    max_bytes: int | None = None,
+    progress: Progress = None,
+) -> Evaluation:
+    """Bits per byte and perplexity of a text; with a reference, KL divergence and agreement of the likeliest token.
+
+    Arguments:
+        text: a string or UTF-8 bytes, made tokens by the model's tokenizer; or token ids (T,), for which there are no
+            bits per byte.
+        window: tokens that go into the model at once.
+        stride: of `sliding`, tokens between windows; None is half a window.
+        protocol: `windows`: one after the other; every token but the text's first is scored once, with up to `window`
+            tokens before it. `sliding`: every token but the first is scored once, with at least window - stride before
+            it (where the text has them). `gptq`: the GPTQ paper's: whole windows only, the tail of the text is dropped,
+            and the first token of each window is not scored.
+        reference: the unquantised model, or a `Reference` that remembers its logits from one evaluation to the next.
+        max_bytes: use only the first so many bytes of the text (whole characters).
+        progress: True shows a bar on stderr; a function is called with the numbers of windows done and in all.
+
+    Memory is bounded by the activations of one window (or 1024 tokens) and 64 MiB of logits for each model.
+
+    Raises:
+        ValueError: a window longer than the context, a text too short for the protocol, a model without tokenizer, a
+            reference with another vocabulary.
+    """
+    start = time.perf_counter()
+    ids, sizes = _tokens(model, text, max_bytes)
+    plan = _plan(model, len(ids), window, stride, protocol)
+    ref = reference if reference is None or isinstance(reference, Reference) else Reference(reference, 0)
+    if ref is not None and ref.model.config.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"model and reference must have the same vocabulary: got {model.config.vocab_size} and "
+            f"{ref.model.config.vocab_size} tokens"
+        )
+    names = ["tokens", "bytes", "nll", "hits"] + (["kl", "same", "reference_nll"] if ref is not None else [])
+    sums = {name: np.zeros(len(plan)) for name in names}
+    with _Reporter(progress, len(plan)) as report:
+        for batch in _batches(plan):
+            _run(model, ref, ids, sizes, [plan[i] for i in batch], {k: v[batch.start : batch.stop] for k, v in
+                                                                    sums.items()})  # fmt: skip
+            report(batch.stop)
+    return _summary(model, ref, protocol, window, stride, sums, sizes is not None, time.perf_counter() - start)
+
+
+def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    if isinstance(text, np.ndarray):
+        if max_bytes is not None:
+            raise ValueError("max_bytes cuts a text: got token ids, so cut them")
+        return model.check_tokens(text)[0], None
+    raw = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+    cut = raw if max_bytes is None else raw[:max_bytes]
+    try:
+        string = cut.decode("utf-8", errors="strict" if len(cut) == len(raw) else "ignore")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a text is UTF-8: byte {error.start} is not") from None
+    return require_tokenizer(model).spans(string)
+
+
+def _plan(model: Model, count: int, window: int, stride: int | None, protocol: str) -> list[_Window]:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocols are {', '.join(PROTOCOLS)}: got {protocol!r}")
+    context = model.config.max_position_embeddings
+    if not 2 <= window <= context:
+        raise ValueError(f"window is 2 to the model's context, {context} tokens: got {window}")
+    if stride is not None and protocol != "sliding":
+        raise ValueError(f"stride belongs to protocol='sliding': got {protocol!r}")
+    needed = window if protocol == "gptq" else 2
+    if count < needed:
+        raise ValueError(f"protocol {protocol!r} needs a text of at least {needed} tokens: got {count}")
+    if protocol == "gptq":
+        return [_Window(start=s, stop=s + window - 1, scored=s) for s in range(0, count - window + 1, window)]
+    if protocol == "windows":
+        return [_Window(start=s, stop=min(s + window, count - 1), scored=s) for s in range(0, count - 1, window)]
+    step = window // 2 if stride is None else stride
+    if not 1 <= step <= window:
+        raise ValueError(f"stride is 1 to the window, {window}: got {step}")
+    out, done = [], 0  # `done`: tokens before it were predicted, or are the text's first
+    for s in range(0, count, step):
+        end = min(s + window, count)
+        first = max(done - 1, s)  # the token before the first that is not predicted yet
+        if end - 1 > first:
+            out.append(_Window(start=s, stop=end - 1, scored=first))
+        done = end
+        if end == count:
+            break
+    return out
+
+
+def _batches(plan: list[_Window]) -> Iterator[range]:
+    """Runs of windows of one length, up to the tokens that go through the model together."""
+    at = 0
+    while at < len(plan):
+        length = plan[at].stop - plan[at].start
+        most, end = max(1, _BATCH_TOKENS // length), at + 1
+        while end < len(plan) and end - at < most and plan[end].stop - plan[end].start == length:
+            end += 1
+        yield range(at, end)
+        at = end
+
+
+def _run(
+    model: Model,
+    ref: Reference | None,
+    ids: np.ndarray,
+    sizes: np.ndarray | None,
+    windows: list[_Window],
+    sums: Mapping[str, np.ndarray],
+) -> None:
+    """Add the sums of some windows of equal length."""
+    inputs = np.stack([ids[w.start : w.stop] for w in windows])
+    hidden = model.hidden(inputs)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    ref_hidden, ref_logits = ref.hidden_or_logits(inputs) if ref is not None else (None, None)
+    length = inputs.shape[1]
+    owner = np.repeat(np.arange(len(windows)), length)
+    at = (np.array([w.start for w in windows])[:, None] + np.arange(length)).reshape(-1)
+    rows = np.flatnonzero(at >= np.array([w.scored for w in windows])[owner])
+    step = max(1, _LOGITS // model.config.vocab_size)
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        targets = ids[at[part] + 1]
+        logits = model.unembed(_take(hidden, part))
+        nll, top = np.empty(len(part)), np.empty(len(part), np.int64)
+        statistics.score(logits, targets, nll, top)
+        values = {"tokens": np.ones(len(part)), "nll": nll, "hits": top == targets}
+        if sizes is not None:
+            values["bytes"] = sizes[at[part] + 1]
+        if ref is not None:
+            theirs = ref.model.unembed(_take(ref_hidden, part)) if ref_logits is None else _take(ref_logits, part)
+            kl, same, ref_nll = np.empty(len(part)), np.empty(len(part), np.bool_), np.empty(len(part))
+            statistics.divergence(theirs, logits, kl, same)
+            statistics.score(theirs, targets, ref_nll, top)
+            values |= {"kl": kl, "same": same, "reference_nll": ref_nll}
+        for name, value in values.items():
+            sums[name][:] += np.bincount(owner[part], value, len(windows))
+
+
+def _take(rows: np.ndarray | None, part: np.ndarray) -> np.ndarray:
+    assert rows is not None
+    return rows if len(part) == len(rows) else rows[part]
+
+
+def _summary(
+    model: Model,
+    ref: Reference | None,
+    protocol: Protocol,
+    window: int,
+    stride: int | None,
+    sums: Mapping[str, np.ndarray],
+    has_bytes: bool,
+    time_s: float,
+) -> Evaluation:
+    count = sums["tokens"]
+    nll, nll_se = statistics.ratio(sums["nll"], count)
+    out: dict[str, Any] = dict(zip(("accuracy", "accuracy_se"), statistics.ratio(sums["hits"], count), strict=True))
+    bits = sums["nll"] / math.log(2)
+    if has_bytes:
+        out["bits_per_byte"], out["bits_per_byte_se"] = statistics.ratio(bits, sums["bytes"])
+    else:
+        out["bits_per_byte"] = out["bits_per_byte_se"] = None
+    notes = list(model.notes)
+    if ref is not None:
+        out["reference"] = ref.model.name or ref.model.config.architecture
+        notes += [f"reference: {note}" for note in ref.model.notes if note not in model.notes]
+        delta = sums["nll"] - sums["reference_nll"]
+        pairs = {"kl": sums["kl"], "top1_agreement": sums["same"], "nll_delta": delta}
+        for name, values in pairs.items():
+            out[name], out[f"{name}_se"] = statistics.ratio(values, count)
+        if has_bytes:
+            found = statistics.ratio(delta / math.log(2), sums["bytes"])
+            out["bits_per_byte_delta"], out["bits_per_byte_delta_se"] = found
+    step = None if protocol != "sliding" else window // 2 if stride is None else stride
+    return Evaluation(
+        model=model.name or model.config.architecture,
+        protocol=protocol,
+        window=window,
+        stride=step,
+        tokens=int(count.sum()),
+        bytes=int(sums["bytes"].sum()) if has_bytes else None,
+        windows=len(count),
+        nll=nll,
+        nll_se=nll_se,
+        perplexity=math.exp(nll),
+        perplexity_se=None if nll_se is None else math.exp(nll) * nll_se,  # delta method
+        time_s=time_s,
+        notes=tuple(notes),
+        per_window=sums,
+        **out,
+    )
+
+
+class _Reporter:
+    """Progress on stderr, to a function, or nowhere."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total = progress, total
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[int], None]:
+        if callable(self.progress):
+            call = self.progress
+            return lambda done: call(done, self.total)
+        if not self.progress:
+            return lambda done: None
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        self.bar = bar = Bar(console=Console(stderr=True), transient=True)
+        task = bar.add_task("evaluating", total=self.total)
+        bar.start()
+        return lambda done: bar.update(task, completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

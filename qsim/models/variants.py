@@ -1,0 +1,144 @@
+"""Models made from a model: rounded to a scheme, or with synthetic outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qsim.formats import cast
+from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+
+from .families import fold_groups
+from .model import Model
+
+F32 = np.float32
+
+
+def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
+    """The model with its block Linears rounded to the nearest codes of a scheme, and its KV cache as the scheme says.
+
+    The plainest quantisation there is, the baseline of every method in `qsim.algorithms`. Embedding, norms and head
+    stay as they are. 16-bit weights are rounded to their format; 16-bit activations and caches stay float32 (see
+    `Model.activation_format` and `Model.kv_cache` for models that round those).
+
+    Arguments:
+        scheme: a name or a `Scheme`.
+        rounding: further arguments of `qsim.quantize.quantize` (scale_rule, clip, ...).
+
+    Raises:
+        ValueError: a weight that is quantised already; a static activation scheme, whose scales need calibration.
+    """
+    scheme = get_scheme(scheme)
+    how = scheme.activation
+    if how.is_quantized and not how.dynamic:
+        raise ValueError(f"{scheme.name} has static activation scales, which calibration finds: see qsim quantize")
+    tensors: dict[str, Any] = {}
+    for name in model.linears():
+        weight = _float_weight(model, name)
+        if scheme.weight.is_quantized:
+            tensors[f"{name}.weight"] = quantize(weight, scheme, name=name, **rounding)
+        else:
+            tensors[f"{name}.weight"] = np.asarray(cast(weight, scheme.weight.format), dtype=F32)
+    return model.replace(
+        tensors=tensors,
+        kv_cache=scheme.kv_cache if scheme.kv_cache.is_quantized else None,
+        name=f"{model.name} {scheme.name}".strip(),
+        notes=(*model.own_notes, f"weights rounded to nearest: {scheme.name}"),
+    )
+
+
+def with_outliers(
+    model: Model,
+    *,
+    channels: int | Sequence[int] = 6,
+    magnitude: float = 100.0,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Model:
+    """The same function with synthetic activation outliers in some channels.
+
+    Large models have a few channels whose activations are a hundred times the others', the same ones in every layer;
+    small models have none. Here the norms before attention and MLP grow in the chosen channels and the Linears that
+    read them shrink by as much, so that what the model computes stays the same and only quantisation sees a difference.
+    Gains are powers of two: float32 logits keep their bits.
+
+    Arguments:
+        channels: how many, chosen by `seed`, or which; the same in every layer.
+        magnitude: a channel's norm weight becomes so many times the median one's, to the nearest power-of-two gain.
+        layers: blocks to change; None is all.
+
+    Returns:
+        A model that says in its name and notes that its outliers are synthetic.
+
+    Raises:
+        ValueError: channels or layers that do not exist, a magnitude below 1, quantised weights, norms that no gain can
+            be folded behind.
+
+    Source: the phenomenon, Dettmers et al., arXiv:2208.07339, and Xiao et al., arXiv:2211.10438; folding, as in the
+    latter.
+    """
+    size, count = model.config.hidden_size, model.config.num_hidden_layers
+    if not magnitude >= 1 or not np.isfinite(magnitude):
+        raise ValueError(f"magnitude is a finite number of at least 1: got {magnitude}")
+    if isinstance(channels, int):
+        if not 1 <= channels <= size:
+            raise ValueError(f"channels are 1 to {size}: got {channels}")
+        chosen = np.sort(np.random.default_rng(seed).choice(size, channels, replace=False))
+    else:
+        chosen = np.unique(np.asarray(channels, np.int64))
+        if chosen.size == 0 or chosen[0] < 0 or chosen[-1] >= size:
+            raise ValueError(f"channels are 0 to {size - 1}: got {list(channels)}")
+    blocks = range(count) if layers is None else [int(i) for i in layers]
+    tensors: dict[str, Any] = {}
+    for i in blocks:
+        if not 0 <= i < count:
+            raise ValueError(f"layers are 0 to {count - 1}: got {i}")
+        norms = [(s, names) for s, names in fold_groups(model.config, i) if f"{s}.weight" not in _linear_tensors(model)]
+        if not norms:
+            raise ValueError(
+                f"{model.config.architecture} of this kind has no norm that a gain can be folded behind (layer {i})"
+            )
+        for norm, names in norms:
+            tensors |= _grown(model, norm, names, chosen, magnitude)
+    where = "all layers" if layers is None else f"layers {', '.join(map(str, blocks))}"
+    listed = ", ".join(map(str, chosen[:8])) + (f" and {chosen.size - 8} more" if chosen.size > 8 else "")
+    return model.replace(
+        tensors=tensors,
+        name=f"{model.name} with synthetic outliers".strip(),
+        notes=(
+            *model.own_notes,
+            f"synthetic outliers: channels {listed} of the normed hidden states of {where} are about {magnitude:g} "
+            "times the typical one; the model computes the same",
+        ),
+    )
+
+
+def _grown(model: Model, norm: str, names: list[str], chosen: np.ndarray, magnitude: float) -> dict[str, Any]:
+    weight = np.array(model.tensors[f"{norm}.weight"])
+    typical = F32(np.median(np.abs(weight)))
+    own = np.maximum(np.abs(weight[chosen]), np.finfo(F32).tiny)
+    gain = np.exp2(np.clip(np.rint(np.log2(magnitude * typical / own)), -60, 60)).astype(F32)
+    weight[chosen] *= gain
+    out: dict[str, Any] = {f"{norm}.weight": weight}
+    if f"{norm}.bias" in model.tensors:
+        bias = np.array(model.tensors[f"{norm}.bias"])
+        bias[chosen] *= gain
+        out[f"{norm}.bias"] = bias
+    for name in names:
+        smaller = _float_weight(model, name).copy()
+        smaller[:, chosen] /= gain
+        out[f"{name}.weight"] = smaller
+    return out
+
+
+def _float_weight(model: Model, name: str) -> np.ndarray:
+    weight = model.tensors[f"{name}.weight"]
+    if isinstance(weight, QuantizedTensor):
+        raise ValueError(f"this needs float32 weights: {name} is quantised ({weight.scheme.name})")
+    return weight
+
+
+def _linear_tensors(model: Model) -> set[str]:
+    return {f"{name}.weight" for name in model.linears()}

@@ -1,0 +1,71 @@
+"""Small decoders with random weights, and folders of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from qsim.models import Model, ModelConfig
+from qsim.models.families import expected_tensors
+
+BASE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GATED = {**BASE, "intermediate_size": 96, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": {"model_type": "llama", **GATED},
+    "llama-biases": {"model_type": "llama", **GATED, "attention_bias": True, "mlp_bias": True},
+    "llama-tied": {"model_type": "llama", **GATED, "tie_word_embeddings": True, "num_key_value_heads": 4},
+    "llama-gelu": {"model_type": "llama", **GATED, "hidden_act": "gelu"},
+    "mistral": {"model_type": "mistral", **GATED, "sliding_window": 5},
+    "qwen2": {"model_type": "qwen2", **GATED, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen3": {"model_type": "qwen3", **GATED, "head_dim": 24},
+    "opt": {"model_type": "opt", **BASE, "ffn_dim": 96},
+    "opt-350m": {"model_type": "opt", **BASE, "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    "opt-plain-norms": {"model_type": "opt", **BASE, "ffn_dim": 96, "layer_norm_elementwise_affine": False,
+                        "enable_bias": False, "activation_function": "gelu_new"},
+}  # fmt: skip
+
+
+def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Matrices that keep the size of what goes through them, norms near 1, small biases."""
+    rng = np.random.default_rng(seed)
+    out = {}
+    for name, shape in expected_tensors(config).items():
+        x = rng.standard_normal(shape)
+        if len(shape) == 2:
+            x *= 1.0 if "embed" in name else 1.3 / np.sqrt(shape[1])
+        else:
+            x = x * 0.2 + ("norm" in name and name.endswith("weight"))
+        out[name] = x.astype(np.float32)
+    return out
+
+
+def random_model(kind: str = "llama", seed: int = 0, **changes: object) -> Model:
+    """A model of one of `CONFIGS`."""
+    config = ModelConfig.from_dict({**CONFIGS[kind], **changes})
+    return Model(config=config, tensors=random_tensors(config, seed), name=kind)
+
+
+def write_folder(folder: Path, config: dict, tensors: dict[str, np.ndarray], shards: int = 1) -> None:
+    """A checkpoint folder as Hugging Face lays it out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return
+    names = sorted(tensors)
+    places = {}
+    for s in range(shards):
+        file = f"model-{s + 1:05}-of-{shards:05}.safetensors"
+        part = {n: tensors[n] for n in names[s::shards]}
+        save_file(part, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))

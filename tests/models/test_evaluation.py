@@ -1,0 +1,233 @@
+"""Bits per byte, perplexity, divergences and their errors, against the definitions written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from qsim.models import Reference, evaluate, with_scheme
+from qsim.models.statistics import ratio
+from qsim.models.tokenizer import ByteTokenizer
+
+from .small import random_model
+
+TEXT = "for i in range(10): print(i ** 2, 'ä€')\n" * 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(vocab_size=256).replace(tokenizer=ByteTokenizer(), name="small")
+
+
+def log_probabilities(model, tokens):
+    logits = model.logits(np.asarray(tokens)).astype(np.float64)
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+
+
+def expected(model, ids, spans):
+    """(nll of each window, count) for spans of (start, stop, first target), by one forward pass each."""
+    sums = []
+    for start, stop, first in spans:
+        lp = log_probabilities(model, ids[start : stop - 1])
+        sums.append([-sum(lp[t - 1 - start, ids[t]] for t in range(first, stop)), stop - first])
+    return np.array(sums)
+
+
+def test_windows(model):
+    ids = model.tokenizer.encode(TEXT)
+    n = len(ids)
+    r = evaluate(model, TEXT, window=50)
+    sums = expected(model, ids, [(s, min(s + 51, n), s + 1) for s in range(0, n - 1, 50)])
+    assert r.tokens == r.bytes == n - 1 == sums[:, 1].sum()
+    assert r.windows == len(sums)
+    assert r.nll == pytest.approx(sums[:, 0].sum() / (n - 1), rel=1e-6)
+    assert r.bits_per_byte == pytest.approx(r.nll / math.log(2))
+    assert r.perplexity == pytest.approx(math.exp(r.nll))
+    np.testing.assert_allclose(r.per_window["nll"], sums[:, 0], rtol=1e-5)
+    value, se = ratio(sums[:, 0], sums[:, 1])
+    assert r.nll_se == pytest.approx(se, rel=1e-3)
+    assert r.perplexity_se == pytest.approx(math.exp(value) * se, rel=1e-3)
+    assert r.kl is r.reference is r.top1_agreement is None
+    assert r.to_dict()["notes"] == []
+    assert "per_window" not in r.to_dict()
+    hits = sum(int(log_probabilities(model, ids[s : min(s + 50, n - 1)]).argmax(-1)[t] == ids[s + t + 1])
+               for s in range(0, n - 1, 50) for t in range(min(50, n - 1 - s)))  # fmt: skip
+    assert r.accuracy == hits / (n - 1)
+
+
+def test_gptq_protocol_is_its_script(model):
+    """gptq.py: nsamples = numel // seqlen; each window's mean loss over seqlen - 1 shifted labels, times seqlen."""
+    ids = model.tokenizer.encode(TEXT)
+    seqlen = 50
+    nlls = []
+    for i in range(len(ids) // seqlen):
+        batch = ids[i * seqlen : (i + 1) * seqlen]
+        lp = log_probabilities(model, batch)
+        loss = -np.mean([lp[t, batch[t + 1]] for t in range(seqlen - 1)])
+        nlls.append(loss * seqlen)
+    ppl = math.exp(sum(nlls) / (len(ids) // seqlen * seqlen))
+    r = evaluate(model, TEXT, window=seqlen, protocol="gptq")
+    assert r.perplexity == pytest.approx(ppl, rel=1e-6)
+    assert r.windows == len(nlls)
+    assert r.tokens == len(nlls) * (seqlen - 1)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(50, 20), (50, 50), (50, 1), (64, None)])
+def test_sliding_is_the_loop_of_the_transformers_guide(model, window, stride):
+    """huggingface.co/docs/transformers/perplexity, its loop word for word."""
+    ids = model.tokenizer.encode(TEXT)[:120]
+    text = model.tokenizer.decode(ids)
+    step, prev, total, count = stride or window // 2, 0, 0.0, 0
+    for begin in range(0, len(ids), step):
+        end = min(begin + window, len(ids))
+        target_length = end - prev
+        lp = log_probabilities(model, ids[begin:end])
+        for t in range(max(begin + 1, end - target_length), end):
+            total -= lp[t - 1 - begin, ids[t]]
+            count += 1
+        prev = end
+        if end == len(ids):
+            break
+    r = evaluate(model, text, window=window, stride=stride, protocol="sliding")
+    assert r.tokens == count
+    assert r.nll == pytest.approx(total / count, rel=1e-6)
+    if stride != 50:
+        assert count == len(ids) - 1
+    assert r.stride == step
+
+
+def test_against_a_reference(model):
+    q = with_scheme(model, "w3a16-g32")
+    ids = model.tokenizer.encode(TEXT)[:101]
+    text = model.tokenizer.decode(ids)
+    r = evaluate(q, text, window=50, reference=model)
+    kl, same, delta = [], [], []
+    for s in (0, 50):
+        p, lp_q = log_probabilities(model, ids[s : s + 50]), log_probabilities(q, ids[s : s + 50])
+        kl += (np.exp(p) * (p - lp_q)).sum(-1).tolist()
+        same += (p.argmax(-1) == lp_q.argmax(-1)).tolist()
+        targets = ids[s + 1 : s + 51]
+        delta += (p[np.arange(50), targets] - lp_q[np.arange(50), targets]).tolist()
+    assert r.kl == pytest.approx(np.mean(kl), rel=1e-4)
+    assert r.top1_agreement == np.mean(same)
+    assert 0.3 < r.top1_agreement < 1
+    assert r.bits_per_byte_delta == pytest.approx(np.mean(delta) / math.log(2), rel=1e-4)
+    assert r.bits_per_byte_delta == pytest.approx(
+        r.bits_per_byte - evaluate(model, text, window=50).bits_per_byte, abs=1e-6
+    )
+    assert r.reference == "small"
+    assert r.model == "small w3a16-g32"
+    assert r.notes == ("weights rounded to nearest: w3a16-g32",)
+    same_model = evaluate(model, text, window=50, reference=model)
+    assert same_model.kl == 0
+    assert same_model.top1_agreement == 1
+    assert same_model.bits_per_byte_delta == 0
+
+
+def test_a_reference_remembers_within_its_budget(model):
+    q = with_scheme(model, "w4a16-g32")
+    plain = evaluate(q, TEXT, window=50, reference=model)
+    calls = []
+    spy = model.replace(linear_settings={"model.layers.0.mlp.up_proj": {"engine": lambda one, x: (
+        calls.append(len(x)), x @ one.weight.T)[1]}})  # fmt: skip
+    whole = Reference(spy)
+    first = evaluate(q, TEXT, window=50, reference=whole)
+    made = len(calls)
+    again = evaluate(q, TEXT, window=50, reference=whole)
+    assert len(calls) == made > 0
+    assert first.kl == again.kl == pytest.approx(plain.kl, rel=1e-4)
+    calls.clear()
+    small = Reference(spy, budget_bytes=4 * 50 * 256)
+    for _ in range(2):
+        assert evaluate(q, TEXT, window=50, reference=small).kl == pytest.approx(plain.kl, rel=1e-4)
+    assert made < len(calls) <= 2 * made
+
+
+def test_batches_change_nothing(model, monkeypatch):
+    import qsim.models.evaluation as module
+
+    together = evaluate(model, TEXT, window=20)
+    monkeypatch.setattr(module, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(module, "_LOGITS", 7 * 256)
+    alone = evaluate(model, TEXT, window=20)
+    np.testing.assert_allclose(alone.per_window["nll"], together.per_window["nll"], rtol=1e-5)
+    np.testing.assert_array_equal(alone.per_window["tokens"], together.per_window["tokens"])
+
+
+def test_token_ids_and_bytes_and_cuts(model):
+    ids = model.tokenizer.encode(TEXT)
+    by_ids = evaluate(model, ids, window=50)
+    assert by_ids.bits_per_byte is by_ids.bytes is by_ids.bits_per_byte_se is None
+    assert by_ids.nll == evaluate(model, TEXT.encode(), window=50).nll
+    euro = TEXT.encode().index("€".encode())
+    cut = evaluate(model, TEXT, window=50, max_bytes=euro + 1)  # the first byte of a character of three
+    assert cut.bytes == euro - 1
+    assert evaluate(model, TEXT, window=50, max_bytes=10**9).bytes == len(ids) - 1
+    one = evaluate(model, TEXT[:20], window=50)
+    assert one.windows == 1
+    assert one.nll_se is one.bits_per_byte_se is None
+
+
+def test_progress(model, capsys):
+    seen = []
+    evaluate(model, TEXT, window=50, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+    evaluate(model, TEXT, window=50, progress=True)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 65}, "window is 2 to the model's context, 64 tokens: got 65"),
+        ({"window": 1}, "window is 2 to"),
+        ({"protocol": "wikitext"}, "protocols are windows, sliding, gptq: got 'wikitext'"),
+        ({"stride": 5}, "stride belongs to protocol='sliding'"),
+        ({"stride": 65, "protocol": "sliding", "window": 64}, "stride is 1 to the window, 64: got 65"),
+        ({"text": "x"}, "needs a text of at least 2 tokens: got 1"),
+        ({"text": "x" * 20, "protocol": "gptq", "window": 64}, "'gptq' needs a text of at least 64 tokens: got 20"),
+        ({"text": b"ab\xff"}, "a text is UTF-8: byte 2 is not"),
+        ({"text": np.array([1, 999])}, "token ids are 0 to 255: got 999"),
+        ({"text": np.array([1, 2]), "max_bytes": 3}, "max_bytes cuts a text: got token ids"),
+    ],
+)
+def test_mistakes(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, **{"text": TEXT, "window": 50, **options})
+
+
+def test_models_that_cannot_be_compared(model):
+    with pytest.raises(ValueError, match="same vocabulary: got 256 and 96"):
+        evaluate(model, TEXT, window=50, reference=random_model())
+    with pytest.raises(ValueError, match="no tokenizer.json"):
+        evaluate(random_model(), TEXT, window=50)
+
+
+def test_standard_errors_cover_correlated_windows():
+    """Series with autocorrelation 0.5: the stated error is near the true one, which the naive one misses."""
+    rng = np.random.default_rng(0)
+    n, stated, naive, values = 200, [], [], []
+    weights = np.full(n, 50.0)
+    for _ in range(300):
+        noise = rng.standard_normal(n + 50)
+        x = np.zeros(n + 50)
+        for i in range(1, n + 50):
+            x[i] = 0.5 * x[i - 1] + noise[i]
+        y = 50 * (2 + 0.1 * x[50:])
+        value, se = ratio(y, weights)
+        values.append(value)
+        stated.append(se)
+        naive.append(np.std(y / 50, ddof=1) / np.sqrt(n))
+    true = np.std(values)
+    assert 0.75 < np.mean(stated) / true < 1.1
+    assert np.mean(naive) / true < 0.65
+    value, se = ratio(np.array([1.0, 2.0, 3.0, 4.0] * 25), np.ones(100) * 2.0)
+    assert value == 1.25
+    assert se >= np.std([0.5, 1.0, 1.5, 2.0] * 25, ddof=1) / 10 * 0.999  # negative correlation does not shrink it
+    assert ratio(np.array([3.0]), np.array([2.0])) == (1.5, None)
