@@ -106,11 +106,18 @@ def _slices(q: QuantizedTensor) -> list[slice]:
     return [slice(r, min(r + step, q.shape[0])) for r in range(0, q.shape[0], step)]
 
 
-def weight_error(w: np.ndarray, q: QuantizedTensor, hessian: np.ndarray | None = None) -> WeightError:
-    """The error of a quantised weight against `w` (N, K) float32."""
+def weight_error(
+    w: np.ndarray, q: QuantizedTensor, hessian: np.ndarray | None = None, scale: np.ndarray | None = None
+) -> WeightError:
+    """The error of a quantised weight against `w` (N, K) float32.
+
+    Arguments:
+        scale: (K,) when `q` is the quantised w * scale; the error is that of q / scale.
+    """
     weight, output, clipped = 0.0, 0.0, 0
     for rows in _slices(q):
-        d, outside = delta(w[rows], q[rows])
+        d, outside = delta(w[rows] if scale is None else w[rows] * scale, q[rows])
+        d = d if scale is None else d / scale
         weight += float(np.einsum("nk,nk->", d, d, dtype=np.float64))
         clipped += outside
         if hessian is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class LayerRecord:
         fallback: the method that had to stand in, or "".
         notes: what a user should know, one sentence each.
         details: numbers that only this method has.
+        channel_scale: (K,) what the inputs are divided by and the weight was multiplied by; not in `to_dict`.
         time_s: of the method, without calibration and without this record.
     """
 
@@ -64,6 +65,7 @@ class LayerRecord:
     fallback: str = ""
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    channel_scale: np.ndarray | None = field(default=None, repr=False, compare=False)
     time_s: float = 0.0
 
     @property
@@ -87,8 +89,9 @@ class LayerRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, derived ones included; `from_dict` reads it back."""
-        out = asdict(self)
-        out["shape"], out["notes"] = list(self.shape), list(self.notes)
+        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "channel_scale"}
+        out |= {"shape": list(self.shape), "notes": list(self.notes), "settings": dict(self.settings)}
+        out["details"] = dict(self.details)
         out |= {"sqnr_db": self.sqnr_db, "rtn_sqnr_db": self.rtn_sqnr_db, "error_ratio": self.error_ratio}
         return out
 
@@ -110,6 +113,7 @@ def measure(
     *,
     hessian: np.ndarray | None = None,
     is_rtn: bool = False,
+    original: tuple[np.ndarray, np.ndarray | None] | None = None,
     rounding: Mapping[str, Any] | None = None,
     **known: Any,
 ) -> LayerRecord:
@@ -120,16 +124,21 @@ def measure(
         q: the result.
         hessian: (K, K) float32, for output errors.
         is_rtn: `q` is round-to-nearest itself; otherwise that is done here, to compare.
+        original: weight and Hessian before channels were scaled; round-to-nearest is measured on these.
         rounding: how, arguments of `qsim.quantize.quantize`.
         known: other fields of the record.
     """
     size = signal(w, hessian)
     error = weight_error(w, q, hessian)
-    rtn = error if is_rtn else round_to_nearest_error(w, q, hessian, **(rounding or {}))
+    plain, plain_hessian = original or (w, hessian)
+    rtn = error if is_rtn else round_to_nearest_error(plain, q, plain_hessian, **(rounding or {}))
+    weight = error.weight
+    if "channel_scale" in known and not is_rtn:  # in the units of the original weight
+        weight = weight_error(plain, q, scale=known["channel_scale"]).weight
     return LayerRecord(
         layer=q.name, method=method, scheme=q.scheme.name or q.tensor_scheme.format.name,
         shape=(w.shape[0], w.shape[1]),
-        rtn_weight_mse=rtn.weight / rtn.count, weight_mse=error.weight / error.count,
+        rtn_weight_mse=rtn.weight / rtn.count, weight_mse=weight / error.count,
         rtn_output_error=relative(rtn.output, size.output), output_error=relative(error.output, size.output),
         scale_min=float(q.scales.min()), scale_median=float(np.median(q.scales)), scale_max=float(q.scales.max()),
         clip_fraction=error.clipped / error.count, zero_groups=zero_groups(w, q), **known,

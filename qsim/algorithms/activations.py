@@ -1,0 +1,75 @@
+"""Activations as a scheme rounds them: stored scales, and the error of weights and activations together."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from qsim.formats import IntFormat
+from qsim.quantize import QuantizedTensor, Scheme
+
+from .checks import where
+
+F32 = np.float32
+
+
+def needs_input_scale(scheme: Scheme) -> bool:
+    """Whether the activation has a scale that calibration finds and the checkpoint stores."""
+    activation = scheme.activation
+    return activation.is_quantized and not activation.dynamic
+
+
+def largest_code(scheme: Scheme) -> float:
+    """The value that a static activation scale maps the largest activation to: 127, 448, ..."""
+    fmt = scheme.activation.format
+    return float((1 << (fmt.bits - 1)) - 1) if isinstance(fmt, IntFormat) else float(fmt.max)  # type: ignore[union-attr]
+
+
+def input_scale_of(peak: float, scheme: Scheme, name: str = "", *, power_of_two: bool = False) -> float | None:
+    """The stored scale of a static activation: largest |x| over the largest code. None when the scheme stores none.
+
+    Arguments:
+        peak: largest |x| that calibration saw. 0 gives 1.
+        power_of_two: round it up to one, so that nothing clips.
+
+    Raises:
+        ValueError: a peak that is NaN or Inf.
+    """
+    if not needs_input_scale(scheme):
+        return None
+    if not math.isfinite(peak) or peak < 0:
+        raise ValueError(f"the largest activation is {peak}: it must be finite{where(name)}")
+    scale = F32(max(peak, 0.0)) / F32(largest_code(scheme))
+    if scale == 0:
+        return 1.0
+    return float(power_of_two_above(scale)) if power_of_two else float(scale)
+
+
+def power_of_two_above(scale: np.ndarray | np.floating) -> np.ndarray:
+    """The smallest power of two that is at least `scale`, float32, element-wise; exact."""
+    mantissa, exponent = np.frexp(np.asarray(scale, dtype=F32))
+    return np.ldexp(F32(1), np.where(mantissa == 0.5, exponent - 1, exponent)).astype(F32)
+
+
+def joint_error(x: np.ndarray, weight: np.ndarray, q: QuantizedTensor, *, relative: bool = True) -> float:
+    """Squared error of the outputs on sampled inputs with activations and weights rounded, over that of exact outputs.
+
+    Arguments:
+        x: (tokens, K) float32. weight: (N, K) float32, exact. q: its quantised tensor.
+        relative: divide by the sum of squared outputs.
+    """
+    from qsim.kernels.activations import take
+
+    act = take(x, q.scheme.activation, input_scale=q.input_scale, activation=None)
+    rounded = act.values
+    if act.group is not None:
+        assert act.group_size is not None
+        rounded = rounded * np.repeat(act.group, act.group_size, axis=1)[:, : rounded.shape[1]]
+    exact = x @ weight.T
+    error = (rounded @ q.dequantize().T) * act.row[:, None] - exact
+    total = float(np.einsum("mn,mn->", error, error, dtype=np.float64))
+    if not relative:
+        return total
+    size = float(np.einsum("mn,mn->", exact, exact, dtype=np.float64))
+    return total / size if size else (0.0 if total == 0 else math.inf)

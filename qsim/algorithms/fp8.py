@@ -1,0 +1,114 @@
+"""FP8 weights and activations: a scale that maps the largest value to the format's largest, then the nearest code.
+
+Scales per tensor, per row or per 128 x 128 block; activations with a stored scale or one found on the fly. Scale rules:
+`amax` (amax / 448, codes by that scale), `autofp8` (x * (448 / amax)), `compressed-tensors`; see `qsim.quantize.rules`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qsim.formats import FloatFormat
+from qsim.quantize import QuantizedTensor, Scheme, encode_with, get_rule, get_scheme, quantize
+
+from .activations import input_scale_of, joint_error, power_of_two_above
+from .checks import check_hessian, check_weight, where
+from .record import LayerRecord, measure
+
+F32 = np.float32
+
+
+def fp8(
+    weight: Any,
+    scheme: str | Scheme = "fp8",
+    *,
+    max_abs: Any = None,
+    inputs: Any = None,
+    hessian: Any = None,
+    scale_rule: str | None = None,
+    power_of_two: bool = False,
+    mse: bool | float = False,
+    tokens: int | None = None,
+    name: str = "",
+) -> tuple[QuantizedTensor, LayerRecord]:
+    """Quantise one layer to FP8.
+
+    Arguments:
+        weight: (N, K) float; computed in float32.
+        scheme: name or value with 8-bit float weights: `fp8`, `fp8-static`, `fp8-rowwise`, `fp8-block128`, ...
+        max_abs: largest |x|, one number or (K,); a static activation needs it.
+        inputs: (tokens, K) sampled inputs, for the record's joint error and the share of activations that clip.
+        hessian: (K, K), for the record.
+        scale_rule: `amax`, `autofp8` or `compressed-tensors`; None is `amax`.
+        power_of_two: round scales up to powers of two, so that scaling is exact and nothing clips.
+        mse: search for the range of least sum |q - x|^p instead of the largest value; True is p = 2.
+        tokens, name: for the record and messages.
+
+    Returns:
+        The quantised tensor (with `input_scale` when static) and its record. Notes say when a scale is exactly 1.0,
+        the sign of one that was never found.
+
+    Raises:
+        ValueError: weights that are not 8-bit floats, a static activation without `max_abs`, NaN or Inf.
+    """
+    started = time.perf_counter()
+    scheme = get_scheme(scheme)
+    check_scheme(scheme, name)
+    w = check_weight(weight, scheme, name)
+    x = None if inputs is None else np.ascontiguousarray(inputs, dtype=F32)
+    input_scale = None
+    if max_abs is not None:
+        input_scale = input_scale_of(float(np.max(max_abs)), scheme, name, power_of_two=power_of_two)
+    elif scheme.activation.is_quantized and not scheme.activation.dynamic:
+        raise ValueError(f"a static activation scale needs the largest |x| of calibration: give max_abs{where(name)}")
+    norm = (2.0 if mse is True else float(mse)) if mse else None
+    q = quantize(w, scheme, scale_rule=scale_rule, clip=norm, input_scale=input_scale, name=name)
+    if power_of_two:
+        q = with_power_of_two_scales(q, w)
+    time_s = time.perf_counter() - started
+    known: dict[str, Any] = {"details": {}}
+    if x is not None:
+        error = joint_error(x, w, q)
+        known |= {"joint_error": error, "rtn_joint_error": error}
+        if input_scale is not None:
+            top = F32(input_scale) * F32(scheme.activation.format.max)  # type: ignore[union-attr]
+            known["details"] = {"activation_clip_fraction": float((np.abs(x) > top).mean())}
+    record = measure(
+        w, q, "fp8", hessian=None if hessian is None else check_hessian(hessian, w.shape[1], name), is_rtn=True,
+        tokens=tokens, time_s=time_s, notes=unit_scales(q),
+        settings={"scale_rule": scale_rule, "power_of_two": power_of_two, "mse": norm or False}, **known,
+    )  # fmt: skip
+    return q, record
+
+
+def check_scheme(scheme: Scheme, name: str = "") -> None:
+    """Refuse weights that are not 8-bit floats.
+
+    Raises:
+        ValueError: with what to use instead.
+    """
+    fmt = scheme.weight.format
+    if not isinstance(fmt, FloatFormat) or fmt.bits != 8:
+        raise ValueError(f"fp8 rounds weights to 8-bit floats: got {fmt.name}{where(name)}; rtn takes any format")
+
+
+def with_power_of_two_scales(q: QuantizedTensor, weight: np.ndarray) -> QuantizedTensor:
+    """The same weight under scales rounded up to powers of two: what DeepSeek's and MX's loaders multiply exactly."""
+    scales = power_of_two_above(q.scales)
+    codes = encode_with(weight, q.tensor_scheme, scales, None, get_rule("amax", q.tensor_scheme))
+    return replace(q, codes=codes, scales=scales)
+
+
+def unit_scales(q: QuantizedTensor) -> tuple[str, ...]:
+    """Notes on scales that are exactly 1.0."""
+    out = []
+    ones = int((q.scales == 1).sum())
+    if ones:
+        out.append(f"{ones} of {q.scales.size} weight scales are exactly 1.0")
+    if q.input_scale == 1:
+        out.append("the activation scale is exactly 1.0: was it ever found?")
+    return tuple(out)

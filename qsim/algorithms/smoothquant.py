@@ -1,0 +1,179 @@
+"""SmoothQuant (Xiao et al., arXiv 2211.10438): move the difficulty of outlier channels from activations into weights.
+
+    s_j = max |x_j|^alpha / max |w_j|^(1 - alpha),      y = (x / s) (W s)^T
+
+so that both sides round well to 8 bits. 1/s goes into the norm before; o_proj and down_proj, which have no norm before
+them, are rounded as they are. Formulae are those of mit-han-lab/smoothquant (smooth.py, fake_quant.py at c61476d).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+
+from .activations import input_scale_of, joint_error
+from .checks import check_hessian, check_weight, where
+from .record import LayerRecord, measure
+
+F32 = np.float32
+LEVELS = {"O1": "w8a8-tensor-token", "O2": "w8a8-tensor-tensor", "O3": "w8a8-tensor-tensor-static"}
+"""The paper's three: weights per tensor; activations per token, per tensor, per tensor with a stored scale."""
+ALPHAS = tuple(i / 20 for i in range(21))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AlphaSearch:
+    """The alpha of least output error with both sides rounded; `losses` are (alpha, loss) of all, None is no
+    smoothing."""
+
+    scale: np.ndarray
+    alpha: float | None
+    loss: float
+    unsmoothed_loss: float
+    losses: tuple[tuple[float | None, float], ...]
+
+
+def smoothquant(
+    weight: Any,
+    scheme: str | Scheme = "w8a8-channel-token",
+    *,
+    max_abs: Any,
+    alpha: float | None = 0.5,
+    inputs: Any = None,
+    hessian: Any = None,
+    scale_rule: str | None = None,
+    tokens: int | None = None,
+    name: str = "",
+) -> tuple[QuantizedTensor, LayerRecord]:
+    """Quantise one layer with SmoothQuant. For Linears that share their input see `quantize_model`.
+
+    Arguments:
+        weight: (N, K) float; computed in float32.
+        scheme: name or value, or one of the paper's levels `O1`, `O2`, `O3`.
+        max_abs: (K,) largest |x| of each channel.
+        alpha: how much moves into the weight, 0 to 1; None searches 0, 0.05, ..., 1 and no smoothing, which needs
+            `inputs`.
+        inputs: (tokens, K) sampled inputs, for the search and for the record's joint error.
+        hessian: (K, K), for the record.
+        scale_rule: as `qsim.quantize.quantize`.
+
+    Returns:
+        The quantised tensor of weight * s, with the activation's scale when the scheme has a stored one, and its
+        record. `record.channel_scale` is s: the norm before must divide its weight by it.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or Inf (the layer is named), alpha outside 0 .. 1, a search without
+            inputs.
+    """
+    started = time.perf_counter()
+    scheme = get_level(scheme)
+    w = check_weight(weight, scheme, name)
+    x = None if inputs is None else np.ascontiguousarray(inputs, dtype=F32)
+    found = None
+    if alpha is None:
+        if x is None:
+            raise ValueError(f"the search for alpha compares outputs: give inputs{where(name)}")
+        found = search_alpha([w], scheme, max_abs, x, scale_rule=scale_rule, name=name)
+        s = found.scale
+    else:
+        s = smoothing_scale(max_abs, [w], alpha, name)
+    scaled = w * s
+    peak = float(np.max(np.asarray(max_abs) / s))
+    q = quantize(scaled, scheme, scale_rule=scale_rule, input_scale=input_scale_of(peak, scheme, name), name=name)
+    time_s = time.perf_counter() - started
+    known: dict[str, Any] = {"details": {"alpha": alpha} if found is None else details(found)}
+    if hessian is not None:
+        h = check_hessian(hessian, w.shape[1], name)
+        known |= {"hessian": h / np.outer(s, s), "original": (w, h)}
+    else:
+        known["original"] = (w, None)
+    if x is not None:
+        plain = quantize(w, scheme, scale_rule=scale_rule,
+                         input_scale=input_scale_of(float(np.max(max_abs)), scheme, name))  # fmt: skip
+        known |= {"joint_error": joint_error(x / s, scaled, q), "rtn_joint_error": joint_error(x, w, plain)}
+    record = measure(scaled, q, "smoothquant", rounding={"scale_rule": scale_rule}, tokens=tokens, time_s=time_s,
+                     channel_scale=s, settings={"alpha": alpha, "scale_rule": scale_rule}, **known)  # fmt: skip
+    return q, record
+
+
+def get_level(scheme: str | Scheme) -> Scheme:
+    """A scheme, or the one of `O1`, `O2` or `O3`."""
+    return get_scheme(LEVELS.get(scheme, scheme) if isinstance(scheme, str) else scheme)
+
+
+def details(found: AlphaSearch) -> dict[str, Any]:
+    """What the record says of the search."""
+    return {"alpha": found.alpha, "loss": found.loss, "unsmoothed_loss": found.unsmoothed_loss}
+
+
+def smoothing_scale(max_abs: Any, weights: Sequence[np.ndarray], alpha: float, name: str = "") -> np.ndarray:
+    """s of the input channels that some Linears share.
+
+    s_j = clamp(max |x_j|^alpha / clamp(max |w_j|, 1e-5)^(1 - alpha), 1e-5), the maximum over all their rows.
+
+    Arguments:
+        max_abs: (K,) largest |x|. weights: (N_i, K) float32. alpha: 0 to 1.
+
+    Returns:
+        (K,) float32, at least 1e-5.
+
+    Raises:
+        ValueError: another length, NaN or Inf, alpha outside 0 .. 1.
+    """
+    x = np.asarray(max_abs, dtype=F32)
+    if x.shape != (weights[0].shape[1],):
+        raise ValueError(f"max_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
+    if not np.isfinite(x).all() or (x < 0).any():
+        raise ValueError(f"max_abs must be finite and at least 0: an activation was NaN or Inf{where(name)}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}{where(name)}")
+    largest = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
+    largest = np.maximum(largest, F32(1e-5))
+    s = np.power(x, F32(alpha)) / np.power(largest, F32(1 - alpha))
+    return np.maximum(s, F32(1e-5)).astype(F32)
+
+
+def search_alpha(
+    weights: Sequence[np.ndarray],
+    scheme: Scheme,
+    max_abs: Any,
+    inputs: np.ndarray,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    scale_rule: str | None = None,
+    name: str = "",
+    loss: Callable[[np.ndarray], float] | None = None,
+) -> AlphaSearch:
+    """The alpha whose rounded activations and weights give the outputs nearest to the exact ones, on sampled inputs.
+
+    Arguments:
+        weights: (N_i, K) float32 that share the input. inputs: (tokens, K) float32.
+        loss: function of s, in place of the sum of squared output errors of the Linears.
+    """
+    peaks = np.asarray(max_abs, dtype=F32)
+
+    def of(s: np.ndarray) -> float:
+        input_scale = input_scale_of(float((peaks / s).max()), scheme, name)
+        total = 0.0
+        for w in weights:
+            q = quantize(w * s, scheme, scale_rule=scale_rule, input_scale=input_scale, name=name)
+            total += joint_error(inputs / s, w * s, q, relative=False)
+        return total
+
+    loss = loss or of
+    one = np.ones(weights[0].shape[1], F32)
+    best: tuple[float, float | None, np.ndarray] = (loss(one), None, one)
+    losses: list[tuple[float | None, float]] = [(None, best[0])]
+    for alpha in alphas:
+        s = smoothing_scale(max_abs, weights, alpha, name)
+        value = loss(s)
+        losses.append((alpha, value))
+        if value < best[0]:
+            best = value, alpha, s
+    return AlphaSearch(scale=best[2], alpha=best[1], loss=best[0], unsmoothed_loss=losses[0][1], losses=tuple(losses))
