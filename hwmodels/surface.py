@@ -87,32 +87,31 @@ def fit_surface(
         units: of the device, for wave features; None leaves them out.
         ridge, smooth: weights of the two penalties, in units of one measurement.
         campaign: 0 for the rows whose level is kept; rows with another number get an offset for each knot of their own,
-            which is left out of the result. A second measuring campaign then tells about shapes, not about its level.
+            which is left out of the result. A further measuring campaign then tells about shapes, not about its level.
     """
     low = np.array([np.log2(a).min(), np.log2(b).min()])
     high = np.array([np.log2(a).max(), np.log2(b).max()])
     features = np.stack([np.broadcast_to(f, x.shape) for f in make_features(x, a, b, low, high, units)])
-    hats = _hats(np.log2(x), knots)
-    design = np.concatenate([hats * f[:, None] for f in features], axis=1)
+    hats_x = hats(np.log2(x), knots)
+    design = np.concatenate([hats_x * f[:, None] for f in features], axis=1)
     count, width = len(features), len(knots)
     change = np.diff(np.eye(width), axis=0)
     bend = change.T @ change
     penalty = np.kron(np.diag(np.r_[0.3, np.ones(count - 1)]), ridge * np.eye(width) + smooth * bend)
-    if campaign is not None and (campaign > 0).any():
-        own = hats * (campaign > 0)[:, None]
+    for number in np.unique(campaign[campaign > 0]) if campaign is not None else ():
+        own = hats_x * (campaign == number)[:, None]
         design = np.concatenate([design, own], axis=1)
-        penalty = np.block(
-            [
-                [penalty, np.zeros((len(penalty), width))],
-                [np.zeros((width, len(penalty))), 0.3 * ridge * np.eye(width) + smooth * bend],
-            ]
-        )
+        grown = np.zeros((design.shape[1], design.shape[1]))
+        grown[: len(penalty), : len(penalty)] = penalty
+        grown[len(penalty) :, len(penalty) :] = 0.3 * ridge * np.eye(width) + smooth * bend
+        penalty = grown
     solution = np.linalg.solve(design.T @ design + penalty, design.T @ y)
     coefficients = solution[: count * width].reshape(count, width)
     return Surface(knots=knots, coefficients=coefficients, low=low, high=high, waves=units is not None)
 
 
-def _hats(lx: Array, knots: Array) -> Array:
+def hats(lx: Array, knots: Array) -> Array:
+    """Weights of the two neighbouring knots of every value: (n, P), rows add up to 1."""
     at = np.clip(np.searchsorted(knots, lx, side="right") - 1, 0, len(knots) - 2)
     w = np.clip((lx - knots[at]) / (knots[at + 1] - knots[at]), 0.0, 1.0)
     out = np.zeros((len(lx), len(knots)))

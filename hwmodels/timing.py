@@ -89,9 +89,10 @@ def _generic(kernel: str) -> Parameters:
 
 
 def _transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
-    """Parameters for another kernel or device; the correction surface goes along only between devices of one kind."""
-    surface = found.surface if kin else None
-    return replace(found, kind="transferred", surface=surface, band={}, origin=origin)
+    """Parameters for another kernel or device; the correction goes along only between devices of one kind."""
+    if not kin:
+        found = replace(found, surface=None, borrowed=None)
+    return replace(found, kind="transferred", band={}, origin=origin)
 
 
 def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:
@@ -153,8 +154,8 @@ def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, sur
     compute = cost.flop / (p.eta_compute * peak) + k * p.tau_s_per_k
     memory = cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
     time = p.t0_s + soft_roofline(compute, memory, p.p)
-    if p.surface is not None and surface is not None:
-        time = time * np.exp(p.surface(surface[0], surface[1], surface[2], device.compute.units))
+    if surface is not None:
+        time = time * np.exp(p.correction(surface[0], surface[1], surface[2], device.compute.units))
     floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
     time = np.maximum(time, floor)
     low, high = _band(p, x)

@@ -18,7 +18,7 @@ from ..kernels import get_family
 from ..load import get_device
 from . import sources
 from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
-from .store import Parameters, _number, parameters_toml
+from .store import Parameters, _number, load_calibration, parameters_toml
 
 WIDE_GROUP = 32
 """Query heads to a KV head above which TensorRT-LLM's decode attention is another kernel."""
@@ -35,7 +35,8 @@ def own_kernels(held_fmt: str | None = None) -> dict[str, Parameters]:
     for fmt, kernel in sources.OWN_FORMATS.items():
         if held_fmt in (None, fmt):
             rows, _ = sources.own_gemm_rows(fmt)
-            out[kernel] = fit_and_judge(rows, kernel, sources.OWN_SETTINGS[kernel], units)
+            fitted = fit_and_judge(rows, kernel, sources.OWN_SETTINGS[kernel], units)
+            out[kernel] = replace(fitted, borrowed=sources.own_shape(kernel))
     return out
 
 
@@ -48,7 +49,7 @@ def own_attention() -> dict[str, Parameters]:
         for backend in ("cudnn", "flash"):
             rows = _memory_only(sources.attention_rows(device, phase, table[table.op == f"{phase}_{backend}"]), phase)
             name = f"sdpa_{backend}.{phase}"
-            fitted = fit_parameters(rows, name, Settings(ridge=None, tau=False), None)
+            fitted = fit_parameters(rows, name, Settings(ridge=(), tau=False), None)
             if phase == "decode":
                 fitted = replace(fitted, eta_compute=1.0)  # not told by these rows
             other = rows
@@ -91,7 +92,7 @@ def table_kernels(table: Any, device: str) -> dict[str, Parameters]:
     for kernel, name in sources.TABLE_KERNELS.items():
         if ((table.device == device) & (table.kernel == kernel)).any():
             rows = sources.table_gemm_rows(table, device, kernel)
-            out[name] = fit_and_judge(rows, name, sources.TABLE_SETTINGS, value.compute.units)
+            out[name] = fit_and_judge(rows, name, sources.table_settings(rows), value.compute.units)
     return out
 
 
@@ -111,7 +112,7 @@ def attention_parts(table: Any, device: str) -> dict[str, Rows]:
 def table_attention(table: Any, device: str) -> dict[str, Parameters]:
     """Attention kernels of the published table on one device, judged by head counts."""
     return {
-        name: fit_and_judge(rows, name, sources.ATTENTION_SETTINGS, None)
+        name: fit_and_judge(rows, name, sources.attention_settings(rows), None)
         for name, rows in attention_parts(table, device).items()
     }
 
@@ -124,19 +125,11 @@ def _write(path: Path, provenance: str, kernels: dict[str, Parameters], attentio
 
 
 def build(folder: Path, data: Path | None = None) -> list[Path]:
-    """Write all calibrations into `folder`; those of the published tables only when `data` is given."""
-    written = [folder / "h200.pytorch.toml"]
-    _write(
-        written[0],
-        _provenance(
-            source="hwmodels/measurements: gemm.csv, gemm_unseen.csv (shape only), attention.csv, memory.csv",
-            stack="PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
-            held_out="every layer left out in turn; attention: other head counts (cuDNN)",
-        ),
-        own_kernels(),
-        own_attention(),
-        own_small(),
-    )
+    """Write all calibrations into `folder`; those of the published tables only when `data` is given.
+
+    The tables come first: our own kernels take over what they say of shapes, from the files that ship.
+    """
+    written = []
     if data is not None:
         gemm, attention = sources.data_table(data, "measured_gemm"), sources.data_table(data, "measured_attention")
         for device, name in sources.TABLE_DEVICES.items():
@@ -152,6 +145,20 @@ def build(folder: Path, data: Path | None = None) -> list[Path]:
                 table_kernels(gemm, device),
                 table_attention(attention, device),
             )
+        load_calibration.cache_clear()
+    written.append(folder / "h200.pytorch.toml")
+    _write(
+        written[-1],
+        _provenance(
+            source="hwmodels/measurements: gemm.csv, gemm_unseen.csv (shape only), attention.csv, memory.csv",
+            stack="PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
+            held_out="every layer left out in turn; attention: other head counts (cuDNN)",
+        ),
+        own_kernels(),
+        own_attention(),
+        own_small(),
+    )
+    load_calibration.cache_clear()
     return written
 
 
@@ -197,7 +204,7 @@ def fit(
             raise ValueError(f"{csv}: kernel {label!r} has {len(mine)} rows; a fit needs at least 10")
         rows = gemm_rows(value, family, mine.m, mine.n, mine.k, mine.latency_s)
         shapes = len(np.unique(rows.shape))
-        settings = Settings(ridge=1.0 if shapes >= 4 else None, folds=min(folds, shapes), tau=shapes >= 4)
+        settings = Settings(ridge=(1.0,) if shapes >= 4 else (), folds=min(folds, shapes), tau=shapes >= 4)
         if shapes < 2:
             guess = predict_rows(rows, one := fit_parameters(rows, name, settings, value.compute.units), None)
             fitted[name] = replace(one, held_out_mape={}, band=bands(rows.x, rows.time_s, guess))

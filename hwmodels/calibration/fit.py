@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..device import Device
+from ..grid import Knots, fit_grid
 from ..kernels import VECTOR, KernelFamily
 from ..surface import Surface, fit_surface
 from ..timing import soft_roofline
@@ -29,6 +30,7 @@ class Rows:
         time_s: (n,) measured.
         shape: (n,) number of the shape a row belongs to; rows of one shape are held out together.
         campaign: (n,) 0 for the campaign whose level counts.
+        known: (n,) log of a correction that is known beforehand: what another kernel's fit says of these shapes.
     """
 
     x: Array
@@ -40,6 +42,7 @@ class Rows:
     time_s: Array
     shape: NDArray[np.int64]
     campaign: NDArray[np.int64]
+    known: Array
 
     def __len__(self) -> int:
         return len(self.x)
@@ -51,12 +54,22 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Choices of a fit: whether tau is fitted, the penalties of the surface (None for no surface), wave features."""
+    """Choices of a fit.
+
+    Attributes:
+        tau: whether the latency of a step along K is fitted.
+        ridge: penalty of the surface; several are tried by leaving out shapes of the rows that are fitted; empty for
+            no surface.
+        smooth, waves: further penalty, wave features.
+        knots: log2 of the three coordinates: a grid instead of the surface.
+        folds: how many parts the shapes are left out in.
+    """
 
     tau: bool = True
-    ridge: float | None = 1.0
+    ridge: tuple[float, ...] = (1.0,)
     smooth: float = 1.0
     waves: bool = True
+    knots: Knots | None = None
     folds: int = 5
 
 
@@ -71,7 +84,7 @@ def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time
     return Rows(
         x=m, a=n, b=k, k=k, time_s=np.asarray(time_s, dtype=np.float64), shape=shape.reshape(-1),
         flop_s=2 * m * n * k / peak, memory_s=traffic / device.memory.bandwidth_bytes_per_s,
-        campaign=np.broadcast_to(np.asarray(campaign, dtype=np.int64), m.shape),
+        campaign=np.broadcast_to(np.asarray(campaign, dtype=np.int64), m.shape), known=np.zeros(m.shape),
     )  # fmt: skip
 
 
@@ -104,30 +117,59 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
             best = found
     assert best is not None
     fitted = replace(unpack(best.x), rows=len(rows), shapes=len(np.unique(rows.shape)))
-    if settings.ridge is None:
+    left = np.log(rows.time_s / soft_time(rows, fitted))
+    if settings.knots is not None:
+        grid = fit_grid(
+            rows.x, rows.a, rows.b, left, knots=settings.knots, units=units if settings.waves else None, smooth=0.1,
+            ridge=0.01,
+        )  # fmt: skip
+        return replace(fitted, surface=grid)
+    if not settings.ridge:
         return fitted
+    return replace(fitted, surface=_surface(rows, left, settings, units))
+
+
+def _surface(rows: Rows, left: Array, settings: Settings, units: int | None) -> Surface:
+    """The surface of what is left, with the ridge that predicts left-out shapes best."""
     knots: Array = np.unique(np.round(np.log2(rows.x), 6)).astype(np.float64)
-    surface = fit_surface(
-        rows.x, rows.a, rows.b, np.log(rows.time_s / soft_time(rows, fitted)), knots=knots, ridge=settings.ridge,
-        smooth=settings.smooth, units=units if settings.waves else None, campaign=rows.campaign,
-    )  # fmt: skip
-    return replace(fitted, surface=surface)
+
+    def fit(mask: NDArray[np.bool_], ridge: float) -> Surface:
+        return fit_surface(
+            rows.x[mask], rows.a[mask], rows.b[mask], left[mask], knots=knots, ridge=ridge, smooth=settings.smooth,
+            units=units if settings.waves else None, campaign=rows.campaign[mask],
+        )  # fmt: skip
+
+    everything = np.ones(len(rows), dtype=bool)
+    if len(settings.ridge) == 1:
+        return fit(everything, settings.ridge[0])
+
+    def score(ridge: float) -> float:
+        """Mean absolute residual of left-out shapes; the level of a further campaign is not held against it."""
+        total = 0.0
+        for shape in np.unique(rows.shape):
+            out = rows.shape == shape
+            found = fit(~out, ridge)
+            rest = left[out] - found(rows.x[out], rows.a[out], rows.b[out], units)
+            for c in np.unique(rows.campaign[out]):
+                mine = rest[rows.campaign[out] == c]
+                total += float(np.abs(mine if c == 0 else mine - np.median(mine)).sum())
+        return total
+
+    return fit(everything, min(settings.ridge, key=score))
 
 
 def soft_time(rows: Rows, fitted: Parameters) -> Array:
-    """Soft roofline of the rows, without the surface."""
-    return np.asarray(
-        fitted.t0_s
-        + soft_roofline(
-            rows.flop_s / fitted.eta_compute + rows.k * fitted.tau_s_per_k, rows.memory_s / fitted.eta_memory, fitted.p
-        )
+    """Soft roofline of the rows with what is known of their shapes, without the correction fitted on them."""
+    soft = fitted.t0_s + soft_roofline(
+        rows.flop_s / fitted.eta_compute + rows.k * fitted.tau_s_per_k, rows.memory_s / fitted.eta_memory, fitted.p
     )
+    return np.asarray(soft * np.exp(rows.known))
 
 
 def predict_rows(rows: Rows, fitted: Parameters, units: int | None) -> Array:
     """Predicted time of the rows."""
     time = soft_time(rows, fitted)
-    surface: Surface | None = fitted.surface
+    surface = fitted.surface
     return time if surface is None else time * np.exp(surface(rows.x, rows.a, rows.b, units))
 
 

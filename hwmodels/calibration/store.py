@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -16,11 +16,28 @@ from typing import Any
 
 import numpy as np
 
+from ..grid import Grid
 from ..surface import Surface
 
 REGIMES = ("small", "medium", "large")
 REGIME_EDGES = (16.0, 256.0)
 """M (or the sequence length) up to 16 is small, up to 256 medium, above large; each regime has its own band."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Borrowed:
+    """What another kernel of the same device says of a shape: its grid, with K scaled.
+
+    An FP8 product of length K moves the bytes and issues the instructions of a 16-bit one of length K / 2, so a library
+    that picks tiles and splits alike for both leaves the same steps: `k_scale` is then 0.5.
+    """
+
+    kernel: str
+    k_scale: float
+    grid: Grid
+
+    def __call__(self, x: Any, a: Any, b: Any, units: int | None = None) -> Any:
+        return self.grid(x, a, np.asarray(b) * self.k_scale, units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +50,7 @@ class Parameters:
         p: 1 adds the two times, large takes the larger.
         tau_s_per_k: latency of one step along K of a thread block; 0 where it was not fitted.
         surface: correction fitted on what is left, None without.
+        borrowed: correction taken over from another kernel, None without; the two add up.
         band: regime -> (low, high), factors on the time between which 80 % of held-out measurements lie.
         held_out_mape: regime or "all" -> mean absolute error on shapes left out of the fit, as a fraction.
         rows, shapes: how much it was fitted on.
@@ -45,13 +63,22 @@ class Parameters:
     eta_memory: float
     p: float
     tau_s_per_k: float = 0.0
-    surface: Surface | None = None
+    surface: Surface | Grid | None = None
+    borrowed: Borrowed | None = None
     band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     held_out_mape: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
     shapes: int = 0
     kind: str = "calibrated"
     origin: str = ""
+
+    def correction(self, x: Any, a: Any, b: Any, units: int | None = None) -> Any:
+        """log(time / soft roofline) of a shape, 0 where nothing was fitted; arguments broadcast."""
+        total: Any = 0.0
+        for part in (self.surface, self.borrowed):
+            if part is not None:
+                total = total + part(x, a, b, units)
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +109,16 @@ class Calibration:
     provenance: tuple[Mapping[str, Any], ...]
 
 
-def _surface(table: Mapping[str, Any] | None) -> Surface | None:
+def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
     if table is None:
         return None
+    if "values_permille" in table:
+        knots = tuple(np.array(table[f"knots_log2_{axis}"], dtype=np.float64) for axis in range(3))
+        return Grid(
+            knots=knots,  # type: ignore[arg-type]
+            values=np.array(table["values_permille"], dtype=np.float64).reshape([len(k) for k in knots]) / 1000,
+            waves=np.array(table["waves_permille"], dtype=np.float64) / 1000 if "waves_permille" in table else None,
+        )
     return Surface(
         knots=np.array(table["knots_log2"], dtype=np.float64),
         coefficients=np.array(table["coefficients"], dtype=np.float64),
@@ -126,6 +160,7 @@ def load_calibration(device: str) -> Calibration | None:
     if not texts:
         return None
     kernels: dict[str, Parameters] = {}
+    borrows: dict[str, tuple[str, float]] = {}
     attention: dict[str, Parameters] = {}
     small: Curve | None = None
     provenance = []
@@ -133,6 +168,8 @@ def load_calibration(device: str) -> Calibration | None:
         table = tomllib.loads(text)
         provenance.append({"file": origin, **table.get("provenance", {})})
         for name, entry in table.get("kernels", {}).items():
+            if name not in kernels and "shape_of" in entry:
+                borrows[name] = (entry["shape_of"], entry["shape_k_scale"])
             kernels.setdefault(name, _parameters(name, entry, origin))
         for name, entry in table.get("attention", {}).items():
             attention.setdefault(name, _parameters(name, entry, origin))
@@ -145,6 +182,11 @@ def load_calibration(device: str) -> Calibration | None:
                 graph_gap_s=t["graph_gap_us"] * 1e-6,
                 eager_gap_s=t["eager_gap_us"] * 1e-6,
             )
+    for name, (donor, scale) in borrows.items():
+        grid = kernels[donor].surface if donor in kernels else None
+        if not isinstance(grid, Grid):
+            raise ValueError(f"{device}: kernel {name} takes its shape from {donor}, which has no grid there")
+        kernels[name] = replace(kernels[name], borrowed=Borrowed(kernel=donor, k_scale=scale, grid=grid))
     return Calibration(name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance))
 
 
@@ -170,17 +212,36 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
         + ", ".join(f"{k} = [{_number(a, 4)}, {_number(b, 4)}]" for k, (a, b) in fitted.band.items())
         + " }",
     ]
-    if fitted.surface is not None:
-        s = fitted.surface
-        row = lambda values: "[" + ", ".join(_number(float(v), 4) for v in values) + "]"  # noqa: E731
-        lines += [
-            f"[{head}.surface]",
-            f"waves = {'true' if s.waves else 'false'}",
-            f"knots_log2 = {row(s.knots)}",
-            f"low_log2 = {row(s.low)}",
-            f"high_log2 = {row(s.high)}",
-            "coefficients = [",
-            *(f"  {row(r)}," for r in s.coefficients),
-            "]",
-        ]
+    if fitted.borrowed is not None:
+        lines += [f'shape_of = "{fitted.borrowed.kernel}"', f"shape_k_scale = {_number(fitted.borrowed.k_scale)}"]
+    if isinstance(fitted.surface, Grid):
+        lines += [f"[{head}.surface]", *_grid_lines(fitted.surface)]
+    elif fitted.surface is not None:
+        lines += [f"[{head}.surface]", *_surface_lines(fitted.surface)]
     return "\n".join(lines) + "\n"
+
+
+def _row(values: Any) -> str:
+    return "[" + ", ".join(_number(float(v), 4) for v in values) + "]"
+
+
+def _surface_lines(s: Surface) -> list[str]:
+    return [
+        f"waves = {'true' if s.waves else 'false'}",
+        f"knots_log2 = {_row(s.knots)}",
+        f"low_log2 = {_row(s.low)}",
+        f"high_log2 = {_row(s.high)}",
+        "coefficients = [",
+        *(f"  {_row(r)}," for r in s.coefficients),
+        "]",
+    ]
+
+
+def _grid_lines(g: Grid) -> list[str]:
+    """Corner values in thousandths, a line for each pair of the first two knots."""
+    whole = lambda values: ", ".join(str(round(1000 * float(v))) for v in values)  # noqa: E731
+    lines = [f"knots_log2_{axis} = {_row(k)}" for axis, k in enumerate(g.knots)]
+    lines += ["values_permille = [", *(f"  {whole(r)}," for r in g.values.reshape(-1, g.values.shape[2])), "]"]
+    if g.waves is not None:
+        lines += ["waves_permille = [", *(f"  [{whole(r)}]," for r in g.waves), "]"]
+    return lines

@@ -41,7 +41,7 @@ def _synthetic(noise: float = 0.0) -> pd.DataFrame:
 def test_known_parameters_are_found_again() -> None:
     t = _synthetic()
     rows = gemm_rows(get_device("h100"), get_family("cublas_bf16"), t.m, t.n, t.k, t.latency_s)
-    p = fit_parameters(rows, "cublas_bf16", Settings(ridge=None, tau=False), None)
+    p = fit_parameters(rows, "cublas_bf16", Settings(ridge=(), tau=False), None)
     assert (p.t0_s, p.eta_compute, p.eta_memory, p.p) == (
         pytest.approx(6e-6, rel=1e-3), pytest.approx(0.75, rel=1e-3), pytest.approx(0.85, rel=1e-3),
         pytest.approx(3, rel=1e-2),
