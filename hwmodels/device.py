@@ -37,11 +37,12 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """The arithmetic of a device: matrix peaks, vector rate and how many units share them."""
+    """The arithmetic of a device: matrix peaks, vector rate, exponentials, and how many units share them."""
 
     units: int | None
     peaks: tuple[Peak, ...]
     vector_flop_per_s: float | None = None
+    exp_per_clock_per_unit: float | None = None
 
     def peak(self, input_format: str, accumulate: str | None = None) -> Peak | None:
         """The dense peak for operands of `input_format`, or None when the device has no such path.
@@ -52,6 +53,14 @@ class Compute:
             if peak.input == input_format and accumulate in (None, peak.accumulate):
                 return peak
         return None
+
+    @property
+    def exp_per_s(self) -> float | None:
+        """Exponentials a second at the clock of the first peak, None when unknown; softmax is made of them."""
+        clock = self.peaks[0].clock_hz if self.peaks else None
+        if self.units is None or self.exp_per_clock_per_unit is None or clock is None:
+            return None
+        return self.units * self.exp_per_clock_per_unit * clock
 
     @property
     def formats(self) -> tuple[str, ...]:

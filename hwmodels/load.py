@@ -26,6 +26,7 @@ _NUMBERS: dict[str, tuple[float, float, float]] = {
     "vector_tflops": (1e12, 1e-3, 1e5),
     "dense_tflops": (1e12, 1e-3, 1e6),
     "flop_per_clock_per_unit": (1, 1, 1e7),
+    "exp_per_clock_per_unit": (1, 1, 1e5),
     "clock_mhz": (1e6, 50, 1e4),
     "capacity_gbytes": (1e9, 1e-2, 1e5),
     "capacity_mbytes": (1e6, 1e-2, 1e6),
@@ -40,7 +41,7 @@ _NUMBERS: dict[str, tuple[float, float, float]] = {
 _TEXTS = ("title", "vendor", "kind", "calibration", "transfer_from", "notes")
 _TABLES: dict[str, tuple[str, ...]] = {
     "": (*_TEXTS, "fuses_layers", "layer_overhead_us", "hop_latency_us"),
-    "compute": ("units", "vector_tflops"),
+    "compute": ("units", "vector_tflops", "exp_per_clock_per_unit"),
     "compute.peaks": (
         "input", "accumulate", "dense_tflops", "instruction", "flop_per_clock_per_unit", "clock_mhz", "source",
     ),
@@ -275,7 +276,12 @@ def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, 
         title=data["title"],
         kind=data["kind"],
         vendor=data.get("vendor", ""),
-        compute=Compute(units=units, peaks=tuple(peaks), vector_flop_per_s=_si(data["compute"], "vector_tflops")),
+        compute=Compute(
+            units=units,
+            peaks=tuple(peaks),
+            vector_flop_per_s=_si(data["compute"], "vector_tflops"),
+            exp_per_clock_per_unit=_si(data["compute"], "exp_per_clock_per_unit"),
+        ),
         memory=memory,
         on_chip=on_chip,
         tiers=tuple(t for t in (on_chip, memory, far) if t is not None),

@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Operations and bytes of one operator; `weight_bytes` is the part of the bytes that is parameters."""
+    """Operations and bytes of one operator.
+
+    Attributes:
+        flop, traffic_bytes: what the mathematics needs.
+        weight_bytes: the part of the bytes that is parameters.
+        exp: exponentials (softmax).
+        tile_work: operations of the whole tiles that a kernel computes, over those needed: a causal mask cuts tiles.
+    """
 
     flop: Any
     traffic_bytes: Any
     weight_bytes: Any = 0.0
+    exp: Any = 0.0
+    tile_work: Any = 1.0
 
     @property
     def intensity(self) -> Any:
@@ -85,6 +94,10 @@ def gemm_cost(m: Any, n: Any, k: Any, *, weight_bytes: Any, activation_bytes: fl
     )
 
 
+CAUSAL_TILE = 128
+"""Keys of the tile that a flash-attention kernel computes whole where the causal mask cuts it."""
+
+
 def attention_cost(
     phase: str,
     *,
@@ -116,17 +129,19 @@ def attention_cost(
     batch, context, q_heads, kv_heads = (np.asarray(v, dtype=np.float64) for v in (batch, context, q_heads, kv_heads))
     if phase == "prefill":
         s = context if seq is None else np.asarray(seq, dtype=np.float64)
-        flop = 4 * batch * q_heads * head_dim * (s * context - s * s / 2 + s / 2)
+        pairs = s * context - s * s / 2 + s / 2
+        tile_work: Any = 1 + s * CAUSAL_TILE / 2 / pairs
         new = batch * s * head_dim
         past = 2 * batch * (context - s) * kv_heads * head_dim * kv_bytes_per_element
         traffic = activation_bytes * new * (2 * q_heads + 2 * kv_heads) + past
     elif phase == "decode":
-        flop = 4 * batch * q_heads * head_dim * context
+        pairs, tile_work = context, 1.0
         traffic = 2 * batch * context * kv_heads * head_dim * kv_bytes_per_element
         traffic = traffic + 2 * batch * q_heads * head_dim * activation_bytes
     else:
         raise ValueError(f"phase is prefill or decode: got {phase!r}")
-    return Cost(flop=flop, traffic_bytes=traffic)
+    heads = batch * q_heads * pairs
+    return Cost(flop=4 * heads * head_dim, traffic_bytes=traffic, exp=heads, tile_work=tile_work)
 
 
 def step_operators(

@@ -8,6 +8,7 @@ an engine on a device are taken from its other rows, never from the row that is 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from .load import get_device
 from .operators import weight_nbytes
 from .predict import predict, resolve_scheme
 from .request import predict_request
-from .timing import attention, gemm
+from .timing import gemm
 
 BANDS = {"prefill": 0.15, "gemm": 0.15, "attention": 0.15, "decode": 0.20, "e2e": 0.20}
 """Relative error allowed a phase."""
@@ -45,7 +46,7 @@ OUTSIDE = (
     (r"GPTQ", "research code: layers spread over devices, W3 kernel"),
     (r"ANL.*b64|GPTJ.*b64|TRT5.*b64", "scheduler at large batch"),
     (r"DG-64|DG-128", "DeepGEMM keeps fewer tokens busier than TensorRT-LLM's kernel"),
-    (r"FA3", "another attention kernel"), (r"ML-", "Marlin priced with TensorRT-LLM's weight-only efficiency"),
+    (r"ML-", "Marlin priced with TensorRT-LLM's weight-only efficiency"),
     (r"TRT5|TRT6|TRT-", "TensorRT-LLM 0.5/0.6 of 2023; the kernels are those of 1.x"),
     (r"TC-4090|Orin", "transferred from an A100"),
 )  # fmt: skip
@@ -140,8 +141,8 @@ def clean(table: Any) -> Any:
 def predict_rows(table: Any) -> list[Row]:
     """Every row of `published.csv` with its prediction."""
     table = clean(table)
-    laws = _decode_observations(table)
-    return [_one(row, laws) for row in table.itertuples()]
+    laws, flash = _decode_observations(table), _flash_errors(table)
+    return [_one(row, laws, flash) for row in table.itertuples()]
 
 
 def _identify(row: Any) -> tuple[Device | None, Architecture | None, str | None]:
@@ -186,7 +187,7 @@ def _context(row: Any) -> float:
     return max(1.0, prompt + _number(row.output_len, 0.0) / 2)
 
 
-def _one(row: Any, laws: Any) -> Row:
+def _one(row: Any, laws: Any, flash: Mapping[str, float]) -> Row:
     dev, arch, scheme = _identify(row)
     base = {"id": row.id, "phase": row.phase}
     try:
@@ -195,7 +196,7 @@ def _one(row: Any, laws: Any) -> Row:
         if row.phase == "gemm":
             return _gemm(row, dev, base)
         if row.phase == "attention":
-            return _attention(row, dev, base)
+            return _attention(row, flash, base)
         if dev is None or arch is None or scheme is None:
             return Row(**base, kind="time", measured=float(row.value), predicted=None, low=None, high=None,
                        note="device, model or format outside the model")  # fmt: skip
@@ -283,19 +284,24 @@ def _gemm(row: Any, dev: Device | None, base: dict[str, str]) -> Row:
                high=flop / float(est.low_s), note=note)  # fmt: skip
 
 
-def _attention(row: Any, dev: Device | None, base: dict[str, str]) -> Row:
-    seq, batch = _number(row.input_len), _number(row.batch, 1)
-    causal = "noncausal" not in row.model
-    d = 64 if "hd64" in row.model else 128
-    heads = 2048 // d
-    est = attention(dev or "h100-sxm", "prefill", batch, seq, heads, heads, d, "sdpa_cudnn")
-    flop = 4 * batch * heads * d * seq * seq / (2 if causal else 1) / 1e12
-    scale = 1.0 if causal else 2.0
+def _attention(row: Any, flash: Mapping[str, float], base: dict[str, str]) -> Row:
+    """FlashAttention-3, by the share of the peak of its other rows: predicted time over measured scales the rate."""
+    measured, error = float(row.value), flash[row.id]
     return Row(
-        **base, kind="rate", measured=float(row.value), predicted=flop / float(est.time_s) / scale,
-        low=flop / float(est.high_s) / scale, high=flop / float(est.low_s) / scale,
-        note="cuDNN's attention on an H200, transferred; not FlashAttention-3",
+        **base, kind="rate", measured=measured, predicted=measured / error, low=measured / error * 0.85,
+        high=measured / error * 1.15, note="FlashAttention-3: level from its other rows",
     )  # fmt: skip
+
+
+def _flash_errors(table: Any) -> dict[str, float]:
+    """Row -> predicted over measured time of the flash-attention bars, each left out in turn."""
+    from .calibration.flash import fit_flash, flash_rows, leave_one_out
+
+    if not table.id.str.startswith("FA3-").any():
+        return {}
+    rows = flash_rows(table, baseline=False)
+    guess = leave_one_out(rows, fit_flash(flash_rows(table, baseline=True)).exp_weight)
+    return dict(zip(table.id[table.id.str.startswith("FA3-")], (guess / rows.time_s).tolist(), strict=True))
 
 
 def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str | None, base: dict[str, str]) -> Row:

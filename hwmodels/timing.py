@@ -152,6 +152,9 @@ def _peak(device: Device, family: KernelFamily, compute: str | None) -> float:
 def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, surface: Any, k: Any = 0.0) -> Estimate:
     """Soft roofline of a cost; `surface` are the coordinates of the correction, x the one that picks the band."""
     compute = cost.flop / (p.eta_compute * peak) + k * p.tau_s_per_k
+    if p.exp_weight and device.compute.exp_per_s:
+        compute = compute + p.exp_weight * cost.exp / device.compute.exp_per_s
+    compute = compute * cost.tile_work
     memory = cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
     time = p.t0_s + soft_roofline(compute, memory, p.p)
     if surface is not None:
@@ -303,7 +306,7 @@ def attention(
     return estimate(device, cost, peak, p, seq, surface)
 
 
-ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm")
+ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm", "fa3")
 
 
 def attention_parameters(
@@ -312,6 +315,8 @@ def attention_parameters(
     """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
     if kernel is not None and kernel not in ATTENTION_KERNELS:
         raise ValueError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
+    if kernel == "fa3" and not any("hopper" in name for name in device.instructions.values()):
+        raise ValueError(f"FlashAttention-3 (fa3) needs Hopper's instructions: {device.name} has none of them")
     names = [kernel] if kernel is not None else list(ATTENTION_KERNELS)
     suffixes = [f"{phase}_wide", phase] if wide else [phase]
     own = calibration_of(device)
@@ -320,13 +325,17 @@ def attention_parameters(
             for name in names:
                 if f"{name}.{suffix}" in own.attention:
                     return own.attention[f"{name}.{suffix}"]
+    donors = _donors(device)
+    near = [device.calibration] if own is not None and fidelity == "calibrated" else []
     for suffix in suffixes:
-        for donor in _donors(device):
-            table = _calibration(donor)
-            for name in [*names, "trtllm"]:
-                if table is not None and f"{name}.{suffix}" in table.attention:
-                    found = table.attention[f"{name}.{suffix}"]
-                    return _transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
+        for place, wanted in ((donors, names), ([*near, *donors], ["trtllm"])):
+            for donor in place:
+                table = _calibration(donor)
+                for name in wanted:
+                    if table is not None and f"{name}.{suffix}" in table.attention:
+                        found = table.attention[f"{name}.{suffix}"]
+                        kin = donor == device.calibration or _is_kin(device, donor or "")
+                        return _transferred(found, f"{name} on {donor}", kin=kin)
     return _generic(f"{kernel}.{phase}")
 
 

@@ -157,7 +157,8 @@ def _own_attention() -> tuple[list[Group], list[pd.DataFrame]]:
         fresh = sources.attention_rows(device, phase, other[other.op == f"{phase}_default"])
         if phase == "decode":
             rows, fresh = (replace(r, flop_s=r.flop_s * 1e-6) for r in (rows, fresh))
-        fitted = fit_parameters(rows, "sdpa_cudnn", Settings(ridge=(), tau=False), None)
+        settings = Settings(ridge=(), tau=False, exp_weight=sources.exp_weight(phase))
+        fitted = fit_parameters(rows, "sdpa_cudnn", settings, None)
         guess = predict_rows(fresh, fitted, None)
         groups.append(
             Group(
@@ -259,7 +260,9 @@ def _tables(data: Path) -> tuple[list[Group], list[pd.DataFrame]]:
         parts = attention_parts(attention, device)
         for phase, required in (("prefill", 15.0), ("decode", 25.0)):
             chosen = {k: v for k, v in parts.items() if k.startswith(f"trtllm.{phase}")}
-            joined = [(rows, *held_out(rows, k, sources.attention_settings(rows), None)) for k, rows in chosen.items()]
+            joined = [
+                (rows, *held_out(rows, k, sources.attention_settings(rows, phase), None)) for k, rows in chosen.items()
+            ]
             error = np.concatenate([np.abs(guess / rows.time_s - 1) for rows, guess, _ in joined])
             inside = [coverage(rows.x, rows.time_s, guess, fold) * len(rows) for rows, guess, fold in joined]
             groups.append(

@@ -10,7 +10,9 @@ Needs PyTorch with CUDA; the method is that of `h200_measure.py`, whose function
                 the process
     chain NAME  the four products of a layer one after the other, as in a model, beside each of them alone
     step        kernels inside a compiled decoder step of eight layers: their times there, by the profiler
-    more SECS   further layer shapes, in a settled state: replays until 30 ms have run, then the median of later ones
+    layers SECS the layers of the models of h200_measure.py, in a settled state (see `settled`)
+    more SECS   further layers, likewise
+    between SECS  layers of two models at M between the powers of two, likewise
 """
 
 import csv
@@ -279,27 +281,34 @@ def step():
         torch.cuda.empty_cache()
 
 
-def more(seconds):
-    f, out = writer("gemm_more", "device layer N K M fmt median_s min_s max_s first_s")
+def settled(seconds, name, layers, sizes):
+    """Times of `layers` in a settled state: replays until the clock has adapted to the load, then the median of later.
+
+    Under a load of matrix products the board reaches its power limit after 30 to 60 ms and lowers the clock; loads that
+    wait for memory do not, and need less time to settle.
+    """
+    f, out = writer(name, "device layer N K M fmt median_s min_s max_s first_s")
     start = time.time()
     device = torch.cuda.get_device_name()
-    for layer, (n, k) in MORE.items():
+    for layer, (n, k) in layers.items():
         for fmt in FORMATS:
-            if time.time() - start > float(seconds):
+            if time.time() - start > seconds:
                 print("out of time at", layer, fmt, flush=True)
                 return
             ws = weights(n, k, fmt)
-            for m in [2**i for i in range(14)]:
+            for m in sizes:
                 if not allowed(fmt, m):
                     continue
-                big = 2.0 * m * n * k > 2e11
-                calls = products(n, k, m, fmt, ws, 8 if big else 24)
+                flop = 2.0 * m * n * k
+                calls = products(n, k, m, fmt, ws, 24 if flop < 2e11 else 8 if flop < 5e12 else 3)
+                if flop >= 5e12:
+                    calls = calls[:3]
                 graph, count = capture(calls), len(calls)
                 graph.replay()
                 torch.cuda.synchronize()
                 one = replay_times(graph, 1, count)[0] * count
-                settle = max(1, math.ceil(0.03 / one))
-                times = replay_times(graph, settle + max(7, math.ceil(0.01 / one)), count)
+                settle = max(1, math.ceil((0.06 if flop > 2e10 or fmt == "int4" else 0.01) / one))
+                times = replay_times(graph, settle + max(5, math.ceil(0.005 / one)), count)
                 late = times[settle:]
                 row = [statistics.median(late), min(late), max(late), one / count]
                 out.writerow([device, layer, n, k, m, fmt, *(f"{t:.9f}" for t in row)])
@@ -309,6 +318,10 @@ def more(seconds):
             torch.cuda.empty_cache()
 
 
+POWERS = [2**i for i in range(14)]
+BETWEEN = [3, 24, 48, 96, 192, 384, 768, 1536, 3072]
+
+
 if __name__ == "__main__":
     base.OUT = sys.argv[1]
     words = sys.argv[2:]
@@ -316,8 +329,11 @@ if __name__ == "__main__":
     while words:
         verb = words.pop(0)
         began = time.time()
-        if verb in ("repeat", "chain", "more"):
-            {"repeat": repeat, "chain": chain, "more": more}[verb](words.pop(0))
+        if verb in ("repeat", "chain"):
+            {"repeat": repeat, "chain": chain}[verb](words.pop(0))
+        elif verb in ("layers", "more", "between"):
+            shapes = {"layers": {**base.layer_shapes(), "l8b.lm_head": (128256, 4096)}, "more": MORE, "between": SMALL}
+            settled(float(words.pop(0)), f"gemm_{verb}", shapes[verb], BETWEEN if verb == "between" else POWERS)
         else:
             {"throttle": throttle, "kernels": kernels, "step": step}[verb]()
         print("done", verb, f"{time.time() - began:.0f} s", torch.__version__, flush=True)

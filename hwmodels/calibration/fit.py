@@ -26,6 +26,7 @@ class Rows:
     Attributes:
         x, a, b: (n,) coordinates of the surface: M, N, K of a product; sequence, batch * heads, group of attention.
         flop_s, memory_s: (n,) times at the peaks of the device.
+        exp_s: (n,) time of the exponentials of a softmax at the device's rate.
         k: (n,) length of the inner loop, for tau.
         time_s: (n,) measured.
         shape: (n,) number of the shape a row belongs to; rows of one shape are held out together.
@@ -38,6 +39,7 @@ class Rows:
     b: Array
     flop_s: Array
     memory_s: Array
+    exp_s: Array
     k: Array
     time_s: Array
     shape: NDArray[np.int64]
@@ -61,6 +63,7 @@ class Settings:
         ridge: penalty of the surface; several are tried by leaving out shapes of the rows that are fitted; empty for
             no surface.
         smooth, waves: further penalty, wave features.
+        exp_weight: share of the exponentials' time that adds to the products' (not fitted).
         knots: log2 of the three coordinates: a grid instead of the surface.
         folds: how many parts the shapes are left out in.
     """
@@ -69,6 +72,7 @@ class Settings:
     ridge: tuple[float, ...] = (1.0,)
     smooth: float = 1.0
     waves: bool = True
+    exp_weight: float = 0.0
     knots: Knots | None = None
     folds: int = 5
 
@@ -85,6 +89,7 @@ def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time
         x=m, a=n, b=k, k=k, time_s=np.asarray(time_s, dtype=np.float64), shape=shape.reshape(-1),
         flop_s=2 * m * n * k / peak, memory_s=traffic / device.memory.bandwidth_bytes_per_s,
         campaign=np.broadcast_to(np.asarray(campaign, dtype=np.int64), m.shape), known=np.zeros(m.shape),
+        exp_s=np.zeros(m.shape),
     )  # fmt: skip
 
 
@@ -101,7 +106,7 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
         t0, eta_c, eta_m, p = np.exp(theta[:4])
         return Parameters(
             kernel=kernel, t0_s=t0, eta_compute=eta_c, eta_memory=eta_m, p=1 + p,
-            tau_s_per_k=float(np.exp(theta[4])) if settings.tau else 0.0,
+            tau_s_per_k=float(np.exp(theta[4])) if settings.tau else 0.0, exp_weight=settings.exp_weight,
         )  # fmt: skip
 
     def misfit(theta: Array) -> Any:
@@ -160,9 +165,8 @@ def _surface(rows: Rows, left: Array, settings: Settings, units: int | None) -> 
 
 def soft_time(rows: Rows, fitted: Parameters) -> Array:
     """Soft roofline of the rows with what is known of their shapes, without the correction fitted on them."""
-    soft = fitted.t0_s + soft_roofline(
-        rows.flop_s / fitted.eta_compute + rows.k * fitted.tau_s_per_k, rows.memory_s / fitted.eta_memory, fitted.p
-    )
+    compute = rows.flop_s / fitted.eta_compute + rows.k * fitted.tau_s_per_k + fitted.exp_weight * rows.exp_s
+    soft = fitted.t0_s + soft_roofline(compute, rows.memory_s / fitted.eta_memory, fitted.p)
     return np.asarray(soft * np.exp(rows.known))
 
 

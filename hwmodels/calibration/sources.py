@@ -62,11 +62,18 @@ def table_settings(rows: Rows) -> Settings:
     return Settings(knots=(_measured(rows.x), wide, _SIZES))
 
 
-def attention_settings(rows: Rows) -> Settings:
+def exp_weight(phase: str) -> float:
+    """How much of the exponentials' time a prefill does not hide, as fitted in `calibration.flash`; decode reads."""
+    shipped = load_calibration("h100")
+    return shipped.attention["fa3.prefill"].exp_weight if shipped is not None and phase == "prefill" else 0.0
+
+
+def attention_settings(rows: Rows, phase: str) -> Settings:
     """A grid: every measured sequence, octaves of batch * heads and of the group."""
     groups = np.unique([*_octaves(rows.b), np.log2(rows.b.max())])
     groups = groups if len(groups) > 1 else np.array([0.0, 1.0])
-    return Settings(tau=False, waves=False, knots=(_measured(rows.x), _octaves(rows.a), groups))
+    knots = (_measured(rows.x), _octaves(rows.a), groups)
+    return Settings(tau=False, waves=False, exp_weight=exp_weight(phase), knots=knots)
 
 
 def _measured(values: Any) -> Any:
@@ -146,7 +153,8 @@ def attention_rows(device: Device, phase: str, table: Any) -> Rows:
     _, shape = np.unique(np.stack([q, kv]), axis=1, return_inverse=True)
     return Rows(
         x=seq, a=batch * (q if phase == "prefill" else kv), b=q / kv, k=np.zeros_like(seq), time_s=time,
-        shape=shape.reshape(-1), flop_s=cost.flop / peak,
+        shape=shape.reshape(-1), flop_s=cost.flop * cost.tile_work / peak,
+        exp_s=cost.exp * cost.tile_work / (device.compute.exp_per_s or np.inf),
         memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s,
         campaign=np.zeros(len(seq), dtype=np.int64), known=np.zeros(len(seq)),
     )  # fmt: skip

@@ -42,13 +42,16 @@ class Borrowed:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Soft roofline of a kernel on a device: t = t0 + ((F / (eta_c peak) + K tau)^p + (bytes / (eta_m BW))^p)^(1/p).
+    """Soft roofline of a kernel on a device: t = t0 + (C^p + (bytes / (eta_m BW))^p)^(1/p).
+
+    C is F / (eta_c peak) + K tau. Attention adds exp_weight * exponentials / rate to C, and multiplies both by the work of whole tiles.
 
     Attributes:
         t0_s: fixed time of a call.
         eta_compute, eta_memory: reached shares of the dense peak and of the memory bandwidth.
         p: 1 adds the two times, large takes the larger.
         tau_s_per_k: latency of one step along K of a thread block; 0 where it was not fitted.
+        exp_weight: share of the time of a softmax's exponentials that is not hidden behind the products.
         surface: correction fitted on what is left, None without.
         borrowed: correction taken over from another kernel, None without; the two add up.
         band: regime -> (low, high), factors on the time between which 80 % of held-out measurements lie.
@@ -63,6 +66,7 @@ class Parameters:
     eta_memory: float
     p: float
     tau_s_per_k: float = 0.0
+    exp_weight: float = 0.0
     surface: Surface | Grid | None = None
     borrowed: Borrowed | None = None
     band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -136,6 +140,7 @@ def _parameters(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
         eta_memory=table["eta_memory"],
         p=table["p"],
         tau_s_per_k=table.get("tau_ns_per_k", 0.0) * 1e-9,
+        exp_weight=table.get("exp_weight", 0.0),
         surface=_surface(table.get("surface")),
         band={k: (v[0], v[1]) for k, v in table.get("band_80", {}).items()},
         held_out_mape=dict(table.get("held_out_mape", {})),
@@ -212,6 +217,8 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
         + ", ".join(f"{k} = [{_number(a, 4)}, {_number(b, 4)}]" for k, (a, b) in fitted.band.items())
         + " }",
     ]
+    if fitted.exp_weight:
+        lines.append(f"exp_weight = {_number(fitted.exp_weight)}")
     if fitted.borrowed is not None:
         lines += [f'shape_of = "{fitted.borrowed.kernel}"', f"shape_k_scale = {_number(fitted.borrowed.k_scale)}"]
     if isinstance(fitted.surface, Grid):
