@@ -44,7 +44,8 @@ class Borrowed:
 class Parameters:
     """Soft roofline of a kernel on a device: t = t0 + (C^p + (bytes / (eta_m BW))^p)^(1/p).
 
-    C is F / (eta_c peak) + K tau. Attention adds exp_weight * exponentials / rate to C, and multiplies both by the work of whole tiles.
+    C is F / (eta_c peak) + K tau. Attention adds exp_weight * exponentials / rate to C, and multiplies both by the work
+    of whole tiles.
 
     Attributes:
         t0_s: fixed time of a call.
