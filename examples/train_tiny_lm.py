@@ -1,8 +1,8 @@
 """Train the language model that qsim carries: a byte-level Llama on the source of the Python standard library.
 
-    python examples/train_tiny_lm.py corpus build/corpus                   # any machine, with the Python whose library it is
-    python examples/train_tiny_lm.py train build/corpus build/tiny         # one GPU; copy build/corpus there
-    python examples/train_tiny_lm.py card build/tiny                       # any machine: README.md and its figure
+    python examples/train_tiny_lm.py corpus build/corpus             # with the Python whose library it is
+    python examples/train_tiny_lm.py train build/corpus build/tiny   # one GPU; build/corpus can be copied there
+    python examples/train_tiny_lm.py card build/tiny                 # README.md and its figure
 
 `corpus` lists the library's files with their SHA-256, splits them by file into training, validation, calibration and
 test, and writes the splits (`tiny_lm/corpus.py` says how test text is kept out of training). `train` keeps the weights
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_lm import card, corpus, evaluation, files
+from tiny_lm import corpus, evaluation, files
 from tiny_lm.llama import Config, Llama
 from tiny_lm.muon import Muon
 from torch import Tensor
@@ -133,35 +133,45 @@ def fit(model: Llama, folder: Path, args: argparse.Namespace) -> tuple[dict[str,
     return best_state, record
 
 
-def evaluate(model: Llama, folder: Path, device: str) -> dict[str, Any]:
-    """Bits per byte of the rounded model in float32, with quantised weights too, and samples."""
-    test = load_split(folder, "test.txt", device)
-    whole = load_split(folder, "test.bin", device)
-    results: dict[str, Any] = {}
+def evaluate(folder: Path, texts: Path, device: str) -> None:
+    """Fills in what `training.json` lacks: bits per byte of the rounded weights, with quantised ones too, and samples.
 
-    def measure(name: str, of: Llama, text: Tensor, **protocol: int) -> None:
-        mean, error = evaluation.bits_per_byte(of, text, **protocol)
-        results[name] = {"bits_per_byte": mean, "standard_error": error, **protocol}
-        print(f"{name:45} {mean:.4f} ± {error:.4f} bits/byte", flush=True)
-
+    In float32. What was measured before stays, so that an interrupted evaluation goes on.
+    """
+    model = files.read_model(folder, device)
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     context = model.config.max_position_embeddings
-    measure("test text, windows", model, test, window=context)
-    measure("test text, sliding", model, test, window=context, stride=context // 8)
-    measure("whole test split, windows", model, whole, window=context)
-    measure("calibration text, windows", model, load_split(folder, "calibration.txt", device), window=context)
-    for name, quantise in evaluation.QUANTISERS.items():
-        measure(f"test text, windows, {name}", evaluation.quantised(model, quantise), test, window=context)
-    samples = []
-    for prompt in evaluation.SAMPLE_PROMPTS:
-        for temperature in (0.0, 0.7):
-            sample = evaluation.generate(model, prompt, 400, temperature=temperature)
-            samples.append({"prompt": prompt, "temperature": temperature, "seed": 0, "text": sample})
-            print(f"--- temperature {temperature}\n{sample}", flush=True)
-    return {"bits_per_byte": results, "samples": samples}
+    results = record.setdefault("results", [])
+    done = [{key: row[key] for key in row if key not in ("bits_per_byte", "standard_error")} for row in results]
+
+    def measure(of: Llama, text: str, protocol: str, stride: int | None = None, weights: str = "bfloat16") -> None:
+        row = {"text": text, "weights": weights, "protocol": protocol, "window": context, "stride": stride}
+        if row in done:
+            return
+        mean, error = evaluation.bits_per_byte(
+            of, load_split(texts, text, device), window=context, protocol=protocol, stride=stride
+        )
+        results.append({**row, "bits_per_byte": mean, "standard_error": error})
+        files.write_json(folder / "training.json", record)
+        print(f"{text:15} {protocol:8} {stride or '':4} {weights:40} {mean:.4f} ± {error:.4f} bits/byte", flush=True)
+
+    for protocol, stride in (("gptq", None), ("windows", None), ("sliding", context // 2)):
+        measure(model, "test.txt", protocol, stride)
+    measure(model, "test.bin", "gptq")
+    measure(model, "calibration.txt", "gptq")
+    for weights, quantise in evaluation.QUANTISERS.items():
+        measure(evaluation.quantised(model, quantise), "test.txt", "gptq", weights=weights)
+    if "samples" not in record:
+        record["samples"] = [
+            {"prompt": prompt, "temperature": temperature, "seed": 0, "text": text}
+            for prompt in evaluation.SAMPLE_PROMPTS
+            for temperature in (0.0, 0.7)
+            for text in [evaluation.generate(model, prompt, 400, temperature=temperature)]
+        ]
+        files.write_json(folder / "training.json", record)
 
 
 def train(args: argparse.Namespace) -> None:
-    begin = time.perf_counter()
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("highest")  # evaluation is in float32, not TF32
     config = Config(
@@ -183,7 +193,6 @@ def train(args: argparse.Namespace) -> None:
     files.write_tokenizer(args.out, args.context)
     for name in ("calibration.txt", "test.txt", "corpus.csv"):
         shutil.copyfile(args.corpus / name, args.out / name)
-    rounded = files.read_model(args.out, args.device)
     record = {
         "recipe": {key: value for key, value in vars(args).items() if isinstance(value, int | float | str)},
         "parameters": parameters,
@@ -191,11 +200,10 @@ def train(args: argparse.Namespace) -> None:
         "torch": torch.__version__,
         "corpus": json.loads((args.corpus / "corpus.json").read_text()),
         **run,
-        **evaluate(rounded, args.corpus, args.device),
-        "total_seconds": time.perf_counter() - begin,
         "files": {path.name: files.sha256(path) for path in sorted(args.out.iterdir()) if path.name != "training.json"},
     }
     files.write_json(args.out / "training.json", record)
+    evaluate(args.out, args.corpus, args.device)
 
 
 def main() -> None:
@@ -228,6 +236,11 @@ def main() -> None:
     fitting.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     fitting.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
 
+    measuring = commands.add_parser("evaluate", help="fill in what training.json lacks")
+    measuring.add_argument("corpus", type=Path, help="folder that `corpus` wrote")
+    measuring.add_argument("folder", type=Path, help="folder of the model")
+    measuring.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
     describe = commands.add_parser("card", help="write README.md from training.json")
     describe.add_argument("folder", type=Path)
 
@@ -237,7 +250,11 @@ def main() -> None:
         print(json.dumps({key: record[key] for key in ("python", "sha256", "splits")}, indent=1))
     elif args.command == "train":
         train(args)
+    elif args.command == "evaluate":
+        evaluate(args.folder, args.corpus, args.device)
     else:
+        from tiny_lm import card  # needs matplotlib and qsim, which a machine that only trains may lack
+
         card.write(args.folder)
 
 

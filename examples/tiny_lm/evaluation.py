@@ -15,39 +15,63 @@ from .llama import Llama
 SAMPLE_PROMPTS = ("def fibonacci(n):", "class Stack:\n", "import os\nimport sys\n")
 
 
+def plan_windows(length: int, window: int, protocol: str, stride: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Which bytes go into the model together, and which of them are scored there.
+
+    Args:
+        length: of the text.
+        window: bytes that the model sees at once.
+        protocol: `gptq`: whole windows that do not overlap; a window's first byte is not scored, a rest is dropped.
+            `windows`: the same windows, each followed by a look at the next byte, so that every byte but the text's
+            first is scored once. `sliding`: a window every `stride` bytes; each scores only what no earlier one has.
+            The names mean what they mean in `qsim.models.evaluate`.
+        stride: of `sliding`, 1 to window - 1.
+
+    Returns:
+        start, stop, first: for each window, bytes start to stop go in, and bytes first to stop (exclusive) are scored.
+    """
+    if protocol == "gptq":
+        start = torch.arange(0, length - window + 1, window)
+        return start, start + window, start + 1
+    if protocol == "windows":
+        start = torch.arange(0, length - 1, window)
+        return start, (start + window + 1).clamp(max=length), start + 1
+    if protocol != "sliding" or stride is None or not 1 <= stride < window:
+        raise ValueError(
+            "protocol is gptq, windows, or sliding with a stride of 1 to window - 1: "
+            f"got {protocol!r}, stride={stride}, window={window}"
+        )
+    start = torch.arange(0, max(length - window, 0) + stride, stride)
+    stop = (start + window).clamp(max=length)
+    return start, stop, torch.cat([torch.ones(1, dtype=torch.long), stop[:-1]])
+
+
 @torch.no_grad()
 def bits_per_byte(
-    model: Llama, text: Tensor, *, window: int = 512, stride: int | None = None, batch: int = 64
+    model: Llama, text: Tensor, *, window: int = 512, protocol: str = "gptq", stride: int | None = None, batch: int = 64
 ) -> tuple[float, float]:
     """Mean of -log2 p(byte | bytes before it in the window) over a text.
-
-    Without a stride, windows do not overlap, a window's first byte is not scored, and a rest shorter than a window is
-    dropped: the protocol of the GPTQ paper. With one, windows start every `stride` bytes and each scores only what no
-    earlier one has, so that every byte but the text's first is scored once, with at least `window - stride` bytes
-    before it (the first window excepted).
 
     Args:
         model: in evaluation mode.
         text: (n,) uint8 on the model's device, n >= window.
-        window: bytes that the model sees at once.
-        stride: None or 1 to window - 1.
+        window, protocol, stride: see `plan_windows`.
         batch: windows a forward pass.
 
     Returns:
         The mean in bits and its standard error, taken over windows: neighbouring bytes are not independent.
     """
-    n = len(text)
-    if stride is None:
-        starts = torch.arange(0, n - window + 1, window)
-        first_scored = torch.ones_like(starts)
-    else:
-        starts = torch.arange(0, n - window + stride, stride).clamp(max=n - window)
-        first_scored = torch.cat([torch.ones(1, dtype=torch.long), starts[:-1] + window - starts[1:]])
+    start, stop, first = plan_windows(len(text), window, protocol, stride)
+    width = int((stop - start).max())
+    offsets = torch.arange(width, device=text.device)
     totals, counts = [], []
-    for chunk, first in zip(starts.split(batch), first_scored.split(batch), strict=True):
-        tokens = text[chunk[:, None].to(text.device) + torch.arange(window, device=text.device)].long()
-        nats = F.cross_entropy(model(tokens)[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none")
-        scored = torch.arange(1, window) >= first[:, None]
+    for begin, end, score in zip(start.split(batch), stop.split(batch), first.split(batch), strict=True):
+        # A last window that is short is filled up with bytes that nothing scored can see.
+        at = (begin.to(text.device)[:, None] + offsets).clamp(max=len(text) - 1)
+        tokens = text[at].long()
+        nats = F.cross_entropy(model(tokens[:, :-1]).float().transpose(1, 2), tokens[:, 1:], reduction="none")
+        position = begin[:, None] + torch.arange(1, width)
+        scored = (position >= score[:, None]) & (position < end[:, None])
         totals.append((nats.double() * scored.to(nats.device)).sum(1).cpu())
         counts.append(scored.sum(1))
     total, count = torch.cat(totals) / math.log(2), torch.cat(counts).double()
@@ -75,12 +99,13 @@ def float8(weight: Tensor) -> Tensor:
 
 
 QUANTISERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "FP8 E4M3, a scale a channel": float8,
-    "INT8 RTN, asymmetric, g128": lambda weight: round_to_nearest(weight, 8, 128),
-    "INT4 RTN, asymmetric, g128": lambda weight: round_to_nearest(weight, 4, 128),
-    "INT3 RTN, asymmetric, g128": lambda weight: round_to_nearest(weight, 3, 128),
-    "INT2 RTN, asymmetric, g128": lambda weight: round_to_nearest(weight, 2, 128),
+    "float8_e4m3fn, a scale a channel": float8,
+    "int8, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 8, 128),
+    "int4, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 4, 128),
+    "int3, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 3, 128),
+    "int2, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 2, 128),
 }
+"""Weights only, rounded to nearest: by the name that the record and the card give them."""
 
 
 def quantised(model: Llama, quantise: Callable[[Tensor], Tensor]) -> Llama:
