@@ -85,6 +85,26 @@ def encode(qt: QuantizedTensor) -> dict[str, Stored]:
     return out
 
 
+def remark(qt: QuantizedTensor) -> str | None:
+    """What loaders make of it: vLLM's `quantization/fp8.py`, transformers 5.24's `Fp8Dequantize`."""
+    granularity = qt.tensor_scheme.granularity
+    assert granularity is not None
+    if granularity.kind == "tensor":
+        return (
+            "vLLM reads weight_scale, and requantises what it fuses (q k v, gate up) to the largest of their scales; "
+            "transformers 5 looks for weight_scale_inv instead and loads such layers wrongly"
+        )
+    assert granularity.rows is not None
+    assert granularity.columns is not None
+    (n, k), (rows, columns) = qt.shape, (granularity.rows, granularity.columns)
+    if (n % rows and n > rows) or (k % columns and k > columns):
+        return (
+            f"blocks at the edge are smaller than {rows}x{columns}: vLLM refuses them in layers that it fuses, and "
+            "transformers takes blocks as even when it dequantises on a CPU"
+        )
+    return None
+
+
 def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | None = None) -> QuantizedTensor:
     """A layer's weight.
 

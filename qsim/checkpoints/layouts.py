@@ -27,6 +27,7 @@ class Layout:
             whether its columns are in act order, in groups that are not consecutive.
         tensor_reason: the same, and why not the scales and zero points of a tensor.
         encode: a layer's tensors by their last name.
+        remark: what a user must know of a tensor that is stored this way, or None.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Layout:
     shape_reason: Callable[[Scheme, tuple[int, ...], bool], str | None]
     tensor_reason: Callable[[QuantizedTensor], str | None]
     encode: Callable[[QuantizedTensor], dict[str, Stored]]
+    remark: Callable[[QuantizedTensor], str | None] = lambda qt: None
 
 
 # In the order of preference: compressed-tensors holds most and every engine reads it.
@@ -48,6 +50,7 @@ QUANTIZED = {
             shape_reason=compressed.shape_reason,
             tensor_reason=compressed.tensor_reason,
             encode=compressed.encode,
+            remark=compressed.remark,
         ),
         *(
             Layout(
@@ -75,6 +78,7 @@ QUANTIZED = {
             shape_reason=fp8.shape_reason,
             tensor_reason=fp8.tensor_reason,
             encode=fp8.encode,
+            remark=fp8.remark,
         ),
     )
 }

@@ -40,7 +40,7 @@ _KNOWN = {
     },
     "compressed-tensors": {
         "config_groups", "format", "quantization_status", "ignore", "global_compression_ratio", "sparsity_config",
-        "transform_config", "run_compressed", "dequantize", "use_optimized_inference",
+        "transform_config", "moe_sparsity_config", "run_compressed", "dequantize", "use_optimized_inference",
     },
     "fp8": {
         "activation_scheme", "fmt", "weight_block_size", "scale_fmt", "dequantize", "modules_to_convert",
@@ -221,7 +221,7 @@ def _read_compressed(config: Mapping[str, Any], notes: Notes) -> Plan:
     status = config.get("quantization_status", "compressed")
     if status not in ("compressed", None):
         raise ValueError(f"compressed-tensors checkpoints are read with quantization_status compressed: got {status!r}")
-    for key in ("sparsity_config", "transform_config"):
+    for key in ("sparsity_config", "transform_config", "moe_sparsity_config"):
         value = config.get(key)
         if value and (key != "sparsity_config" or value.get("format") not in (None, "dense")):
             raise ValueError(f"compressed-tensors {key} is not read here: got {value!r}")

@@ -245,6 +245,8 @@ def _run(
                 if not checked and (wrong := refusal(tensor, job.layout, layer)) is not None:
                     raise ValueError(wrong)
                 found[layer] = _fact(tensor, job.kv_cache)
+                if (remark := QUANTIZED[job.layout].remark(tensor)) is not None:
+                    job.notes.add(remark, layer)
                 for last, stored in QUANTIZED[job.layout].encode(tensor).items():
                     shards.add(f"{layer}.{last}", stored)
             else:
