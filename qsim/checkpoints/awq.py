@@ -21,7 +21,7 @@ from qsim.quantize import QuantizedTensor, Scheme
 from .gptq import common_reason
 from .parts import Notes, Parts, signed_codes, unsigned_codes, with_scale_format
 from .stored import Stored, exactly, words
-from .words import pack_awq, unpack_awq
+from .words import pack_awq, transposed, unpack_awq
 
 PARTS = ("qweight", "qzeros", "scales")
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -63,7 +63,7 @@ def encode(qt: QuantizedTensor) -> dict[str, Stored]:
     scales = exactly(np.ascontiguousarray(qt.scales.T), "float16")
     assert scales is not None
     return {
-        "qweight": words(pack_awq(np.ascontiguousarray(unsigned_codes(qt).T))),
+        "qweight": words(pack_awq(transposed(unsigned_codes(qt)))),
         "qzeros": words(pack_awq(np.ascontiguousarray(zeros.T))),
         "scales": scales,
     }
@@ -91,7 +91,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes) -> QuantizedTensor:
     if scheme.weight.symmetric and not (zeros == 8).all():
         notes.add("the config says symmetric, the stored zero points are not: read as asymmetric", name)
         scheme = with_scale_format(scheme, fmt, symmetric=False, format="uint4", zero_point_format="uint4")
-    codes = np.ascontiguousarray(unpack_awq(qweight.bits).T)
+    codes = transposed(unpack_awq(qweight.bits))
     symmetric = scheme.weight.symmetric
     return QuantizedTensor(
         codes=signed_codes(codes, 4) if symmetric else codes,

@@ -13,9 +13,9 @@ from qsim.models.model import quantizable
 from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
 
 from .layouts import LAYOUTS, QUANTIZED, layouts_for, reason
+from .plain import DTYPES
 
 HEAD = "lm_head"
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def layer_of(name: str) -> str:

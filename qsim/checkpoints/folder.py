@@ -114,6 +114,8 @@ class ShardWriter:
         self._held[name] = tensor
         self._held_bytes += tensor.nbytes
         self.total_bytes += tensor.nbytes
+        if self._held_bytes >= self.shard_bytes:
+            self._flush()
 
     def close(self) -> list[str]:
         """Write what is held and the index; the file names."""

@@ -21,7 +21,7 @@ from qsim.quantize import QuantizedTensor, Scheme
 
 from .parts import Notes, Parts, signed_codes, unsigned_codes, with_scale_format
 from .stored import Stored, exactly, integers, words
-from .words import dense_count, pack_dense, unpack_dense
+from .words import dense_count, pack_dense, transposed, unpack_dense
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 BITS = (2, 3, 4, 8)
@@ -88,7 +88,7 @@ def encode(qt: QuantizedTensor, *, version: int = 1) -> dict[str, Stored]:
     assert scales is not None
     index = np.arange(k) // group if qt.group_index is None else qt.group_index
     return {
-        "qweight": words(pack_dense(unsigned_codes(qt), bits).T),
+        "qweight": words(transposed(pack_dense(unsigned_codes(qt), bits))),
         "qzeros": words(pack_dense(np.ascontiguousarray(stored_zeros.T), bits)),
         "scales": scales,
         "g_idx": integers(index, "I32"),
@@ -127,7 +127,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, version: int = 1) -> Q
             notes.add("GPTQ version 1 zero points stored as -1 are read as 0; other loaders may differ", name)
         zeros = (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
     zeros = np.ascontiguousarray(zeros.T)
-    codes = unpack_dense(np.ascontiguousarray(qweight.bits.T), bits, k)
+    codes = unpack_dense(transposed(qweight.bits), bits, k)
 
     ragged = bool(k % group)
     scheme = with_scale_format(scheme, fmt, ragged=ragged)

@@ -115,8 +115,8 @@ def unsigned_codes(qt: QuantizedTensor) -> np.ndarray:
 
 
 def signed_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The inverse for symmetric schemes: two's complement of `bits` bits in uint8."""
-    return codes ^ np.uint8(1 << (bits - 1))
+    """The inverse for symmetric schemes: two's complement of `bits` bits, in the same array."""
+    return np.bitwise_xor(codes, np.uint8(1 << (bits - 1)), out=codes)
 
 
 def as_int8(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -72,12 +72,28 @@ def unpack_whole(words: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 def pack_awq(codes: np.ndarray) -> np.ndarray:
     """4-bit codes (..., N), N a multiple of 8, as uint32 (..., N / 8) in AWQ's order."""
-    grouped = codes.reshape(*codes.shape[:-1], -1, 8)[..., AWQ_ORDER]
-    return pack_dense(np.ascontiguousarray(grouped).reshape(codes.shape), 4)
+    return _permuted(pack_dense(codes, 4), AWQ_ORDER)
 
 
 def unpack_awq(words: np.ndarray) -> np.ndarray:
     """The uint8 codes (..., 8 W) that `pack_awq` packed."""
-    codes = unpack_dense(words, 4, words.shape[-1] * 8)
-    grouped = codes.reshape(*codes.shape[:-1], -1, 8)[..., AWQ_INVERSE]
-    return np.ascontiguousarray(grouped).reshape(codes.shape)
+    in_order = _permuted(np.ascontiguousarray(words).view(np.uint32), AWQ_INVERSE)
+    return unpack_dense(in_order, 4, words.shape[-1] * 8)
+
+
+def _permuted(words: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Words whose nibble i is nibble order[i] of these."""
+    out = np.zeros_like(words)
+    for i, j in enumerate(order):
+        out |= ((words >> np.uint32(4 * j)) & np.uint32(15)) << np.uint32(4 * i)
+    return out
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """A contiguous transpose of a matrix, in 64x64 tiles: elements far apart cost a cache line each otherwise."""
+    n, k = matrix.shape
+    out = np.empty((k, n), matrix.dtype)
+    for i in range(0, n, 64):
+        for j in range(0, k, 64):
+            out[j : j + 64, i : i + 64] = matrix[i : i + 64, j : j + 64].T
+    return out

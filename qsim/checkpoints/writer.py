@@ -11,12 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from qsim.formats import cast
 from qsim.models import Model
 from qsim.quantize import QuantizedTensor, TensorScheme
 
 from .checks import (
-    DTYPES,
     HEAD,
     check_apart,
     check_dtype,
@@ -34,9 +32,10 @@ from .folder import SHARD_BYTES, ShardWriter, check_target, copy_beside, new_fol
 from .fp8 import Meaning
 from .layouts import QUANTIZED, refusal
 from .parts import Notes
+from .plain import DTYPES, narrowest, rounded
 from .quantization import Fact, write_plan
 from .reader import Source
-from .stored import Stored, exactly
+from .stored import Stored
 
 LayoutName: TypeAlias = Literal["auto", "plain", "compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -188,35 +187,23 @@ class _Job:
         self.notes.add("the KV cache is not quantised in a plain checkpoint: its scales were left out")
         return True
 
-    def plain(self, name: str, tensor: np.ndarray | Stored) -> Stored:
-        """An unquantised tensor as it is stored."""
-        if isinstance(tensor, Stored) and (self.dtype is None or tensor.dtype not in ("F32", "F16", "BF16", "F64")):
-            return tensor
-        values = tensor.values() if isinstance(tensor, Stored) else tensor
+    def plain(self, name: str, tensor: np.ndarray | Stored | QuantizedTensor) -> Stored:
+        """A tensor without codes as it is stored."""
+        if isinstance(tensor, Stored):
+            if self.dtype is None or tensor.dtype not in ("F32", "F16", "BF16", "F64"):
+                return tensor
+            tensor = tensor.values()
         if name.endswith(("k_scale", "v_scale")):
-            return Stored(dtype="F32", bits=np.ascontiguousarray(values, np.float32))
+            return narrowest(tensor, ())[0]
         if self.dtype is not None:
-            found = exactly(values, self.dtype)
-            if found is None:
+            found, changed = rounded(tensor, self.dtype, name)
+            if changed:
                 self.notes.add(f"unquantised tensors were rounded to {self.dtype}, as asked", name)
-                rounded = np.asarray(cast(values, self.dtype, overflow="nonsaturating"), np.float32)
-                if not np.isfinite(rounded).all():
-                    raise ValueError(
-                        f"tensor {name} has values up to {np.abs(values).max():.4g}, beyond {self.dtype}; use another "
-                        "dtype, or None"
-                    )
-                found = exactly(rounded, self.dtype)
-            assert found is not None
             return found
-        for candidate in dict.fromkeys((self.own_dtype, "bfloat16", "float16", "float32")):
-            found = exactly(values, candidate)
-            if found is not None:
-                if candidate == "float32" != self.own_dtype:
-                    self.notes.add(
-                        f"unquantised tensors are stored in float32: {self.own_dtype} would round them", name
-                    )
-                return found
-        raise AssertionError("float32 holds float32")
+        found, dtype = narrowest(tensor, (self.own_dtype, "bfloat16", "float16"))
+        if dtype == "float32" != self.own_dtype:
+            self.notes.add(f"unquantised tensors are stored in float32: {self.own_dtype} would round them", name)
+        return found
 
 
 def _run(
@@ -233,7 +220,9 @@ def _run(
     check_target(Path(path), overwrite=overwrite)
     if job.layout != "plain" and not facts and job.kv_cache is None:
         raise ValueError(f"the model has no quantised layer for layout {job.layout!r}: quantise it, or use 'plain'")
-    _config(job, facts)  # refuses layers that differ where they must not
+    remarks, job.notes = job.notes, Notes()
+    _config(job, facts)  # refuses layers that differ where they must not; its notes are those of the real facts, later
+    job.notes = remarks
     found: dict[str, Fact] = {}
     with new_folder(path, overwrite=overwrite) as folder:
         shards = ShardWriter(folder, shard_bytes=shard_bytes)
@@ -250,8 +239,7 @@ def _run(
                 for last, stored in QUANTIZED[job.layout].encode(tensor).items():
                     shards.add(f"{layer}.{last}", stored)
             else:
-                values = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
-                shards.add(name, job.plain(name, values))
+                shards.add(name, job.plain(name, tensor))
             del tensor
         beside = copy_beside(job.beside, folder)
         files = shards.close()

@@ -88,3 +88,11 @@ def test_many_rows_at_once(bits):
         packed = pack(codes, bits)
         np.testing.assert_array_equal(packed[1, 4], pack(codes[1, 4], bits))
         np.testing.assert_array_equal(unpack(packed, bits, 37), codes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (64, 64), (65, 130), (200, 3)])
+def test_transpose(shape):
+    codes = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    out = w.transposed(codes)
+    assert out.flags.c_contiguous
+    np.testing.assert_array_equal(out, codes.T)
