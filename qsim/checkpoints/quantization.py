@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from qsim.models.cache import check_kv_scheme
 from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
 from qsim.quantize.huggingface import (
     ConfigGroup,
@@ -22,33 +23,7 @@ from qsim.quantize.huggingface import (
 from . import awq, compressed, fp8, gptq
 from .fp8 import Meaning
 from .parts import Notes, Parts, with_scale_format
-
-METHODS = ("gptq", "awq", "compressed-tensors", "fp8")
-_COMMON = {"quant_method", "modules_to_not_convert", "ignored_layers", "version", "kv_cache_scheme"}
-_KNOWN = {
-    "gptq": {
-        "bits", "group_size", "desc_act", "sym", "lm_head", "method", "format", "checkpoint_format", "pack_dtype",
-        "dynamic", "meta", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "mse",
-        "act_group_aware", "is_marlin_format", "model_name_or_path", "model_file_base_name", "quantizer",
-        "batch_size", "block_name_to_quantize", "cache_block_outputs", "dataset", "exllama_config", "max_input_length",
-        "model_seqlen", "module_name_preceding_first_block", "modules_in_block_to_quantize", "pad_token_id",
-        "tokenizer", "use_cuda_fp16", "use_exllama", "disable_exllama", "backend", "modules_to_convert",
-    },
-    "awq": {
-        "bits", "group_size", "zero_point", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse",
-        "exllama_config", "w_bit", "q_group_size", "lm_head", "pack_dtype", "desc_act", "sym", "format",
-    },
-    "compressed-tensors": {
-        "config_groups", "format", "quantization_status", "ignore", "global_compression_ratio", "sparsity_config",
-        "transform_config", "moe_sparsity_config", "run_compressed", "dequantize", "use_optimized_inference",
-    },
-    "fp8": {
-        "activation_scheme", "fmt", "weight_block_size", "scale_fmt", "dequantize", "modules_to_convert",
-        "weight_scale_semantics", "weight_scale_method", "format", "checkpoint_format", "bits", "method", "meta",
-        "expert_dtype", "group_size", "desc_act", "sym", "lm_head", "pack_dtype", "dynamic",
-        "is_checkpoint_fp8_serialized",
-    },
-}  # fmt: skip
+from .schema import MODELS, Awq, CompressedTensors, Fp8, Gptq, parse
 
 Decode = Callable[[Parts, Scheme, Notes], QuantizedTensor]
 
@@ -97,22 +72,20 @@ def read_plan(config: Mapping[str, Any], notes: Notes, *, scale_inv: Meaning | N
         scale_inv: what `weight_scale_inv` does to the codes, where the config does not say.
 
     Raises:
-        ValueError: a method or a variant of it that is not read here, a missing key.
+        ValueError: a method or a variant of it that is not read here, a key that is missing or of another type.
     """
     config = _with_method(config)
     method = config["quant_method"]
-    if method not in METHODS:
-        raise ValueError(f"quant_method is one of {', '.join(METHODS)}: got {method!r}")
-    unknown = sorted(set(config) - _COMMON - _KNOWN[method])
+    if not isinstance(method, str) or method not in MODELS:
+        raise ValueError(f"quant_method is one of {', '.join(MODELS)}: got {method!r}")
+    keys, unknown = parse(method, config)
     if unknown:
         notes.add(f"unknown keys of quantization_config ({method}) were ignored: {', '.join(unknown)}")
-    if method == "gptq":
-        return _read_gptq(config)
-    if method == "awq":
-        return _read_awq(config)
-    if method == "compressed-tensors":
-        return _read_compressed(config, notes)
-    return _read_fp8(config, scale_inv)
+    if isinstance(keys, CompressedTensors):
+        return _read_compressed(keys, notes)
+    if isinstance(keys, Gptq):
+        return _read_gptq(keys)
+    return _read_awq(keys) if isinstance(keys, Awq) else _read_fp8(keys, scale_inv)
 
 
 def _with_method(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,50 +107,46 @@ def _with_method(config: Mapping[str, Any]) -> dict[str, Any]:
 # --- GPTQ, AWQ, FP8 -------------------------------------------------------------------------------------------
 
 
-def _read_gptq(config: Mapping[str, Any]) -> Plan:
-    form = str(config.get("checkpoint_format") or config.get("format") or "gptq")
-    if config.get("is_marlin_format"):
-        form = "marlin"
+def _read_gptq(keys: Gptq) -> Plan:
+    form = "marlin" if keys.is_marlin_format else keys.checkpoint_format or keys.format or "gptq"
     if form not in ("gptq", "gptq_v2"):
         raise ValueError(f"GPTQ checkpoints are read in the formats gptq and gptq_v2: got {form!r}")
-    if str(config.get("pack_dtype", "int32")).removeprefix("torch.") != "int32":
-        raise ValueError(f"GPTQ checkpoints are read with pack_dtype int32: got {config['pack_dtype']!r}")
-    base = _keep(config, "bits", "group_size", "sym")
-    _check_bits(base, "GPTQ", gptq.BITS)
-    from_config({"quant_method": "gptq", **base})  # a missing key is said before any layer
+    if (keys.pack_dtype or "int32").removeprefix("torch.") != "int32":
+        raise ValueError(f"GPTQ checkpoints are read with pack_dtype int32: got {keys.pack_dtype!r}")
     decode = partial(gptq.decode, version=2 if form == "gptq_v2" else 1)
-    rules = [(str(key), dict(value or {})) for key, value in (config.get("dynamic") or {}).items()]
+    base = {"bits": keys.bits, "group_size": keys.group_size, "sym": keys.sym}
+    rules = []
+    for pattern, changes in (keys.dynamic or {}).items():
+        own = base | {key: value for key, value in (changes or {}).items() if key in base}
+        rules.append((pattern, _gptq_scheme(own)))
+    common = _gptq_scheme(base)
 
     def layer(name: str) -> LayerPlan:
-        settings, skipped = base, name == "lm_head" and not config.get("lm_head")
-        for pattern, changes in rules:
+        scheme, skipped = common, name == "lm_head" and not keys.lm_head
+        for pattern, own in rules:
             if re.match(pattern.removeprefix("-:").removeprefix("+:"), name):
-                skipped = skipped or pattern.startswith("-:")
-                settings = base | _keep(changes, "bits", "group_size", "sym")
+                scheme, skipped = own, skipped or pattern.startswith("-:")
                 break
-        _check_bits(settings, "GPTQ", gptq.BITS)
-        scheme = from_config({"quant_method": "gptq", **settings})
         return LayerPlan(scheme=scheme, decode=decode, skipped=skipped)
 
     return Plan(method="gptq", parts=gptq.PARTS, marks=("qweight",), scale=("scales",), layer=layer)
 
 
-def _keep(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: config[key] for key in keys if key in config}
+def _gptq_scheme(settings: Mapping[str, Any]) -> Scheme:
+    if settings["bits"] not in gptq.BITS:
+        raise ValueError(f"GPTQ holds {', '.join(map(str, gptq.BITS))} bits: got bits={settings['bits']!r}")
+    return from_config({"quant_method": "gptq", **settings})
 
 
-def _check_bits(settings: Mapping[str, Any], who: str, bits: Sequence[int]) -> None:
-    if settings.get("bits") not in bits:
-        raise ValueError(f"{who} holds {', '.join(map(str, bits))} bits: got bits={settings.get('bits')!r}")
-
-
-def _read_awq(config: Mapping[str, Any]) -> Plan:
-    version = str(config.get("version") or "gemm").lower()
-    if version != "gemm":
-        raise ValueError(f"AWQ checkpoints are read in version gemm: got {version!r}")
-    _check_bits(config, "AWQ", (4,))
-    scheme = from_config({"quant_method": "awq", **_keep(config, "bits", "group_size", "zero_point")})
-    skip = tuple(config.get("modules_to_not_convert") or ())
+def _read_awq(keys: Awq) -> Plan:
+    if (keys.version or "gemm").lower() != "gemm":
+        raise ValueError(f"AWQ checkpoints are read in version gemm: got {keys.version!r}")
+    if keys.bits != 4:
+        raise ValueError(f"AWQ holds 4 bits: got bits={keys.bits!r}")
+    scheme = from_config(
+        {"quant_method": "awq", "bits": 4, "group_size": keys.group_size, "zero_point": keys.zero_point}
+    )
+    skip = tuple(keys.modules_to_not_convert or ())
 
     def layer(name: str) -> LayerPlan:
         skipped = name == "lm_head" or any(part in name for part in skip)
@@ -186,19 +155,20 @@ def _read_awq(config: Mapping[str, Any]) -> Plan:
     return Plan(method="awq", parts=awq.PARTS, marks=("qweight",), scale=("scales",), layer=layer)
 
 
-def _read_fp8(config: Mapping[str, Any], meaning: Meaning | None) -> Plan:
-    form = str(config.get("format") or config.get("fmt") or "e4m3")
+def _read_fp8(keys: Fp8, meaning: Meaning | None) -> Plan:
+    form = keys.format or keys.fmt or "e4m3"
     if form not in ("e4m3", "float8_e4m3fn", "fp8"):
         raise ValueError(f"fp8 checkpoints are read with codes float8_e4m3fn: got {form!r}")
-    said = config.get("weight_scale_semantics")
-    if said is not None:
-        if said not in ("inverse", "multiply", "direct"):
-            raise ValueError(f"weight_scale_semantics is inverse, or left out: got {said!r}")
-        meaning = "divide" if said == "inverse" else "multiply"
-    settings = _keep(config, "activation_scheme", "weight_block_size", "kv_cache_scheme")
-    scheme = from_config({"quant_method": "fp8", **settings})
+    if keys.weight_scale_semantics is not None:
+        if keys.weight_scale_semantics != "inverse":
+            raise ValueError(f"weight_scale_semantics is inverse, or left out: got {keys.weight_scale_semantics!r}")
+        meaning = "divide"
+    scheme = from_config(
+        {"quant_method": "fp8", "activation_scheme": keys.activation_scheme,
+         "weight_block_size": keys.weight_block_size, "kv_cache_scheme": keys.kv_cache_scheme}
+    )  # fmt: skip
     decode = partial(fp8.decode, meaning=meaning)
-    skip = tuple(config.get("ignored_layers") or config.get("modules_to_not_convert") or ())
+    skip = tuple(keys.ignored_layers or keys.modules_to_not_convert or ())
 
     def layer(name: str) -> LayerPlan:
         skipped = name == "lm_head" or any(f".{part}." in f".{name}." for part in skip)
@@ -217,23 +187,36 @@ def _read_fp8(config: Mapping[str, Any], meaning: Meaning | None) -> Plan:
 # --- compressed-tensors ---------------------------------------------------------------------------------------
 
 
-def _read_compressed(config: Mapping[str, Any], notes: Notes) -> Plan:
-    status = config.get("quantization_status", "compressed")
-    if status not in ("compressed", None):
-        raise ValueError(f"compressed-tensors checkpoints are read with quantization_status compressed: got {status!r}")
-    for key in ("sparsity_config", "transform_config", "moe_sparsity_config"):
-        value = config.get(key)
-        if value and (key != "sparsity_config" or value.get("format") not in (None, "dense")):
+def _read_compressed(keys: CompressedTensors, notes: Notes) -> Plan:
+    if keys.quantization_status not in ("compressed", None):
+        raise ValueError(
+            f"compressed-tensors checkpoints are read with quantization_status compressed: got "
+            f"{keys.quantization_status!r}"
+        )
+    sparsity = {} if (keys.sparsity_config or {}).get("format") in (None, "dense") else keys.sparsity_config
+    for key, value in (("sparsity_config", sparsity), ("transform_config", keys.transform_config),
+                       ("moe_sparsity_config", keys.moe_sparsity_config)):  # fmt: skip
+        if value:
             raise ValueError(f"compressed-tensors {key} is not read here: got {value!r}")
-    kv = _kv_cache(config, notes)
-    groups = compressed_groups({**config, "kv_cache_scheme": None if kv is None else config["kv_cache_scheme"]})
+    kv = _kv_cache(keys, notes)
+    said = {
+        name: {
+            "targets": group.targets,
+            "weights": None if group.weights is None else group.weights.said(),
+            "input_activations": None if group.input_activations is None else group.input_activations.said(),
+            "format": group.format,
+        }
+        for name, group in keys.config_groups.items()
+    }
+    cache = keys.kv_cache_scheme.said() if kv is not None and keys.kv_cache_scheme is not None else None
+    groups = compressed_groups({"config_groups": said, "format": keys.format, "kv_cache_scheme": cache})
     for group in groups:
         if group.layout not in compressed.FORMATS:
             raise ValueError(
                 f"compressed-tensors formats read here are {', '.join(compressed.FORMATS)}: group {group.name} has "
                 f"{group.layout!r}"
             )
-    ignored = tuple(config.get("ignore") or ())
+    ignored = tuple(keys.ignore or ())
 
     def layer(name: str) -> LayerPlan | None:
         group = _group_of(name, groups)
@@ -252,16 +235,17 @@ def _read_compressed(config: Mapping[str, Any], notes: Notes) -> Plan:
     )
 
 
-def _kv_cache(config: Mapping[str, Any], notes: Notes) -> TensorScheme | None:
-    if not config.get("kv_cache_scheme"):
+def _kv_cache(keys: CompressedTensors, notes: Notes) -> TensorScheme | None:
+    if keys.kv_cache_scheme is None:
         return None
-    group = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
+    any_group = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
     try:
-        probe = compressed_groups({**config, "config_groups": {"kv": group}})[0]
+        probe = compressed_groups({"config_groups": {"kv": any_group}, "kv_cache_scheme": keys.kv_cache_scheme.said()})
+        check_kv_scheme(probe[0].scheme.kv_cache)
     except ValueError as error:
         notes.add(f"the KV cache is not quantised here, its scheme is not supported: {error}")
         return None
-    return probe.scheme.kv_cache
+    return probe[0].scheme.kv_cache
 
 
 def _group_of(name: str, groups: Sequence[ConfigGroup]) -> ConfigGroup | None:
