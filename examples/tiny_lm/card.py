@@ -34,9 +34,9 @@ def recipe_text(record: Record) -> str:
         f"{r['steps']} steps of {r['batch']} windows of {r['context']} bytes: {record['bytes_seen'] / 1e6:.0f} MB, "
         f"{epochs:.1f} epochs. {optimizer}; learning rate {r['lr']:g}, {r['warmup']} steps of warm-up, cosine to zero; "
         f"weight decay {r['weight_decay']:g}; dropout {r['dropout']:g} of the embedding and of every branch; gradient "
-        f"norm clipped at 1. Matrix products in bfloat16, all else in float32. What is evaluated and kept is an "
-        f"exponential average of the weights (decay {r['average']:g}), at its best validation loss. Seed {r['seed']}, "
-        f"torch {record['torch']}."
+        f"norm clipped at 1. Weights, optimizer, norms and loss in float32, matrix products in bfloat16 (autocast). "
+        f"What is evaluated and kept is an exponential average of the weights (decay {r['average']:g}), at its best "
+        f"validation loss. Seed {r['seed']}, torch {record['torch']}. {record.get('note', '')}"
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
