@@ -1,10 +1,43 @@
-"""Post-training quantisation: RTN, GPTQ, AWQ, SmoothQuant and FP8, as functions on arrays and as recipes on a model."""
+"""Post-training quantisation: RTN, GPTQ, AWQ, SmoothQuant and FP8, as functions on arrays and as recipes on a model.
+
+    q, record = gptq(weight, hessian, "w4a16-g128", act_order=True)
+    result = quantize_model(load("tiny"), "gptq", "w4a16-g128", tiny_text("calibration"))
+    result.model, result.records                 # a model of quantised Linears, a DataFrame of one row a layer
+
+One file each: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`.
+"""
 
 from .awq import awq
+from .calibration import Calibration, InputStatistics, LayerInputs, calibration_of
+from .folding import Fold, apply_folds
 from .fp8 import fp8
 from .gptq import gptq
+from .memory import MemoryEstimate
+from .methods import METHODS
+from .pipeline import quantize_model
 from .record import LayerRecord
+from .result import QuantizationResult, read_records
+from .rotation import rotate_model
 from .rtn import rtn
 from .smoothquant import smoothquant
 
-__all__ = ["LayerRecord", "awq", "fp8", "gptq", "rtn", "smoothquant"]
+__all__ = [
+    "METHODS",
+    "Calibration",
+    "Fold",
+    "InputStatistics",
+    "LayerInputs",
+    "LayerRecord",
+    "MemoryEstimate",
+    "QuantizationResult",
+    "apply_folds",
+    "awq",
+    "calibration_of",
+    "fp8",
+    "gptq",
+    "quantize_model",
+    "read_records",
+    "rotate_model",
+    "rtn",
+    "smoothquant",
+]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,8 +21,11 @@ from qsim.formats import BlockFormat
 from qsim.quantize import Granularity, QuantizedTensor, Scheme, get_scheme, quantize, region_range
 from qsim.quantize.tensor import expand
 
+from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
+from .folding import Fold
 from .linalg import output_error
+from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord, measure
 
 F32 = np.float32
@@ -94,35 +98,38 @@ def awq(
         [w], scheme, mean_abs, lambda ws: output_error(ws[0] - w, h), formula=formula, grid=grid, scale_rule=rule,
         name=name,
     )  # fmt: skip
-    scaled = w * found.scale
-    h_scaled = h / np.outer(found.scale, found.scale)
-    limits = search_clip(scaled, h_scaled, scheme, scale_rule=rule) if clip else None
+    settings = {"formula": formula, "grid": grid, "clip": clip, "scale_rule": rule}
+    return _quantize(w, h, scheme, found.scale, settings, told=_told(found), tokens=tokens, name=name, started=started)
+
+
+def _quantize(
+    w: np.ndarray, h: np.ndarray, scheme: Scheme, s: np.ndarray, settings: dict[str, Any], *,
+    told: dict[str, Any] | None = None, tokens: int | None, name: str, started: float | None = None,
+) -> LayerResult:  # fmt: skip
+    """Scale, find the ranges, round."""
+    started = time.perf_counter() if started is None else started
+    rule, scaled, details = settings["scale_rule"], w * s, dict(told or {})
+    h_scaled = h / np.outer(s, s)
+    limits = search_clip(scaled, h_scaled, scheme, scale_rule=rule) if settings["clip"] else None
+    if limits is not None:
+        full = _amax(scaled, scheme)
+        shrink = np.where(full > 0, limits / np.where(full > 0, full, F32(1)), F32(1))
+        details |= {"clipped_groups": float((shrink < 1).mean()), "mean_shrink": float(shrink.mean())}
     q = quantize(clamp(scaled, limits, scheme), scheme, scale_rule=rule, name=name)
     time_s = time.perf_counter() - started
-    record = measure(scaled, q, "awq", hessian=h_scaled, original=(w, h), rounding={"scale_rule": rule},
-                     tokens=tokens, time_s=time_s, channel_scale=found.scale,
-                     settings={"formula": formula, "grid": grid, "clip": clip, "scale_rule": rule},
-                     details=details(found, limits, scaled, scheme))  # fmt: skip
-    return q, record
+    return q, measure(scaled, q, "awq", hessian=h_scaled, original=(w, h), rounding={"scale_rule": rule},
+                      tokens=tokens, time_s=time_s, channel_scale=s, settings=settings, details=details)  # fmt: skip
+
+
+def _told(found: ScaleSearch) -> dict[str, Any]:
+    """What records say of a search."""
+    return {"ratio": found.ratio, "objective": found.loss, "rtn_objective": found.rtn_loss,
+            "scale_range": float(found.scale.max() / found.scale.min())}  # fmt: skip
 
 
 def rule_for(scheme: Scheme, scale_rule: str | None) -> str | None:
     """AWQ's own rule for integers; None, the format's default, for floats."""
     return scale_rule or ("awq" if scheme.weight.is_integer else None)
-
-
-def details(found: ScaleSearch | None, limits: np.ndarray | None, scaled: np.ndarray, scheme: Scheme) -> dict[str, Any]:
-    """What the record says of the searches."""
-    out: dict[str, Any] = {}
-    if found is not None:
-        out |= {"ratio": found.ratio, "loss": found.loss, "rtn_loss": found.rtn_loss,
-                "scale_range": float(found.scale.max() / found.scale.min())}  # fmt: skip
-    if limits is not None:
-        full = _amax(scaled, scheme)
-        shrunk = limits < full
-        out |= {"clipped_groups": float(shrunk.mean()),
-                "mean_shrink": float(np.mean(np.where(full > 0, limits / np.where(full > 0, full, 1), 1)))}  # fmt: skip
-    return out
 
 
 # --- the scale ----------------------------------------------------------------------------------------------
@@ -261,3 +268,84 @@ def _amax(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
     assert scheme.weight.granularity is not None
     low, high = region_range(weight, scheme.weight.granularity)
     return np.maximum(np.abs(low), np.abs(high))
+
+
+# --- on a model ---------------------------------------------------------------------------------------------
+
+VIEW_WINDOWS = 8  # windows on which outputs of attention and MLP are compared
+_UNCLIPPED = ("q_proj", "k_proj")  # auto_clip.py: clipping these moves attention scores too much
+
+
+def recipe(
+    scheme: str | Scheme,
+    *,
+    formula: Formula = "awq",
+    grid: int = GRID,
+    clip: bool = True,
+    scale_rule: str | None = None,
+    view_windows: int = VIEW_WINDOWS,
+) -> Recipe:
+    """AWQ for `quantize_model`: scales by the error of the attention's or the MLP's output, folded into the norm or
+    Linear before; then ranges.
+
+    `view_windows` calibration windows, spread over the text, serve to compare outputs.
+    """
+    scheme = get_scheme(scheme)
+    if formula not in ("awq", "duo"):
+        raise ValueError(f"formula is awq or duo: got {formula!r}")
+    if grid < 1 or view_windows < 1:
+        raise ValueError(f"grid and view_windows must be at least 1: got {grid} and {view_windows}")
+    rule = rule_for(scheme, scale_rule)
+    settings: dict[str, Any] = {"formula": formula, "grid": grid, "clip": clip, "scale_rule": rule}
+    return Recipe(
+        method="awq", scheme=scheme, settings={**settings, "view_windows": view_windows}, moments=True,
+        view_windows=view_windows, fold=partial(_fold, scheme, settings), quantize=partial(_layer, scheme, settings),
+    )  # fmt: skip
+
+
+def _fold(scheme: Scheme, settings: dict[str, Any], view: BlockView) -> list[Fold]:
+    out = []
+    seen = view.sublayer_inputs()
+    for source, names in view.model.fold_groups(view.index):
+        inputs, weights = view.inputs[names[0]], [view.weight(n) for n in names]
+        loss = _own_loss(inputs, weights[0]) if source in view.inputs else _output_loss(view, names, seen[names[0]])
+        found = search_scale(weights, scheme, inputs.mean_abs, loss, formula=settings["formula"],
+                             grid=settings["grid"], scale_rule=settings["scale_rule"], name=names[0])  # fmt: skip
+        out.append(Fold(source=source, names=tuple(names), scale=found.scale, details=_told(found)))
+    return out
+
+
+def _own_loss(inputs: LayerInputs, weight: np.ndarray) -> Loss:
+    """A Linear behind a Linear is compared on its own output, over all tokens."""
+    assert inputs.hessian is not None
+    h = inputs.hessian
+    return lambda rounded: output_error(rounded[0] - weight, h)
+
+
+def _output_loss(view: BlockView, names: Sequence[str], x: np.ndarray) -> Loss:
+    """Linears behind a norm are compared on what attention or MLP adds to the residual."""
+    model, i = view.model, view.index
+    attention = names[0] in model.block_linears(i)[0]
+    target = model.attention_output(i, x) if attention else model.mlp_output(i, x)
+
+    def loss(rounded: Sequence[np.ndarray]) -> float:
+        other = model.replace(tensors={f"{n}.weight": w for n, w in zip(names, rounded, strict=True)})
+        d = (other.attention_output(i, x) if attention else other.mlp_output(i, x)) - target
+        return float(np.einsum("btd,btd->", d, d, dtype=np.float64)) / d.size
+
+    return loss
+
+
+def _layer(
+    scheme: Scheme,
+    settings: dict[str, Any],
+    weight: np.ndarray,
+    inputs: LayerInputs | None,
+    scale: np.ndarray | None,
+    name: str,
+) -> LayerResult:
+    assert inputs is not None
+    assert inputs.hessian is not None
+    s = np.ones(weight.shape[1], F32) if scale is None else scale
+    clip = settings["clip"] and not name.endswith(_UNCLIPPED)
+    return _quantize(weight, inputs.hessian, scheme, s, {**settings, "clip": clip}, tokens=inputs.tokens, name=name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from qsim.formats import FloatFormat
 from qsim.quantize import QuantizedTensor, Scheme, encode_with, get_rule, get_scheme, quantize
 
-from .activations import input_scale_of, joint_error, power_of_two_above
+from .activations import input_scale_of, joint_error, needs_input_scale, power_of_two_above
+from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
+from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
 
 F32 = np.float32
@@ -112,3 +115,51 @@ def unit_scales(q: QuantizedTensor) -> tuple[str, ...]:
     if q.input_scale == 1:
         out.append("the activation scale is exactly 1.0: was it ever found?")
     return tuple(out)
+
+
+# --- on a model ---------------------------------------------------------------------------------------------
+
+
+def recipe(
+    scheme: str | Scheme,
+    *,
+    scale_rule: str | None = None,
+    power_of_two: bool = False,
+    mse: bool | float = False,
+    percentile: float = 100.0,
+) -> Recipe:
+    """FP8 for `quantize_model`; options as in `fp8`.
+
+    `percentile` is for static activation scales: the share of |x|, in percent, that must not clip.
+    """
+    scheme = get_scheme(scheme)
+    check_scheme(scheme)
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile is above 0, at most 100: got {percentile}")
+    static = needs_input_scale(scheme)
+    options = {"scale_rule": scale_rule, "power_of_two": power_of_two, "mse": mse}
+    return Recipe(
+        method="fp8", scheme=scheme, settings={**options, "percentile": percentile}, moments=static,
+        needs_calibration=static, quantize=partial(_layer, scheme, options, percentile),
+    )  # fmt: skip
+
+
+def _layer(
+    scheme: Scheme,
+    options: dict[str, Any],
+    percentile: float,
+    weight: np.ndarray,
+    inputs: LayerInputs | None,
+    scale: Any,
+    name: str,
+) -> LayerResult:
+    if inputs is None:
+        return fp8(weight, scheme, name=name, **options)
+    peak = inputs.percentile(percentile) if needs_input_scale(scheme) else None
+    q, record = fp8(weight, scheme, max_abs=peak, inputs=inputs.sample, hessian=inputs.hessian, tokens=inputs.tokens,
+                    name=name, **options)  # fmt: skip
+    if q.input_scale is not None:  # of all tokens, not of the sampled ones
+        top = q.input_scale * scheme.activation.format.max  # type: ignore[union-attr]
+        details = {**record.details, "activation_clip_fraction": inputs.clip_fraction(top)}
+        record = replace(record, details=details)
+    return q, record

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ import numpy as np
 from qsim.formats import IntFormat
 from qsim.quantize import QuantizedTensor, Scheme, get_rule, get_scheme
 
+from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
 from .columns import ActOrder, ColumnPlan, plan_columns
 from .linalg import inverse_factor
+from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
 from .rtn import rtn
 from .scales import ScaleFinder, Scales
@@ -237,3 +240,41 @@ def _check_numbers(percdamp: float, block_size: int) -> None:
         raise ValueError(f"percdamp is a fraction of the mean diagonal, at least 0: got {percdamp}")
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1: got {block_size}")
+
+
+# --- on a model ---------------------------------------------------------------------------------------------
+
+
+def recipe(
+    scheme: str | Scheme,
+    *,
+    act_order: ActOrder = False,
+    static_groups: bool = False,
+    percdamp: float = 0.01,
+    block_size: int = 128,
+    mse: bool | float = False,
+    scale_rule: str | None = "gptq",
+    stored_scales: bool = True,
+    correction: bool = False,
+    correction_strength: float = 0.25,
+) -> Recipe:
+    """GPTQ for `quantize_model`; options as in `gptq`, except that `correction` says whether to find GPTAQ's matrix."""
+    scheme = get_scheme(scheme)
+    check_scheme(scheme)
+    _check_numbers(percdamp, block_size)
+    get_rule(scale_rule, scheme.weight)
+    settings: dict[str, Any] = {
+        "act_order": act_order, "static_groups": static_groups, "percdamp": percdamp, "block_size": block_size,
+        "mse": mse, "scale_rule": scale_rule, "stored_scales": stored_scales,
+        "correction_strength": correction_strength,
+    }  # fmt: skip
+    return Recipe(method="gptq", scheme=scheme, settings={**settings, "correction": correction}, quantised_prefix=True,
+                  correction=correction, quantize=partial(_layer, scheme, settings))  # fmt: skip
+
+
+def _layer(
+    scheme: Scheme, options: dict[str, Any], weight: np.ndarray, inputs: LayerInputs | None, scale: Any, name: str
+) -> LayerResult:
+    assert inputs is not None
+    return gptq(weight, inputs.hessian, scheme, correction=inputs.correction, tokens=inputs.tokens, name=name,
+                **options)  # fmt: skip

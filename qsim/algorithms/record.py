@@ -99,6 +99,7 @@ class LayerRecord:
     def from_dict(cls, data: Mapping[str, Any]) -> LayerRecord:
         """The inverse of `to_dict`; derived keys are dropped."""
         given = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
+        given |= {k: float(v) for k, v in given.items() if v in ("inf", "-inf", "nan")}
         return cls(**{**given, "shape": tuple(given["shape"]), "notes": tuple(given["notes"])})
 
 

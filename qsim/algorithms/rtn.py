@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
 
+from .activations import needs_input_scale
+from .calibration import LayerInputs
 from .checks import check_hessian, check_weight
+from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
 
 
@@ -53,3 +59,22 @@ def rtn(
         dead_columns=0 if h is None else int((h.diagonal() == 0).sum()),
     )  # fmt: skip
     return q, record
+
+
+# --- on a model ---------------------------------------------------------------------------------------------
+
+
+def recipe(scheme: str | Scheme, *, scale_rule: str | None = None, mse: bool | float = False) -> Recipe:
+    """RTN for `quantize_model`. Calibration is only for records, and for a static activation's scale."""
+    scheme = get_scheme(scheme)
+    settings = {"scale_rule": scale_rule, "mse": mse}
+    return Recipe(method="rtn", scheme=scheme, settings=settings, needs_calibration=needs_input_scale(scheme),
+                  quantize=partial(_layer, scheme, settings))  # fmt: skip
+
+
+def _layer(
+    scheme: Scheme, options: dict[str, Any], weight: np.ndarray, inputs: LayerInputs | None, scale: Any, name: str
+) -> LayerResult:
+    if inputs is None:
+        return rtn(weight, scheme, name=name, **options)
+    return rtn(weight, scheme, hessian=inputs.hessian, tokens=inputs.tokens, name=name, **options)

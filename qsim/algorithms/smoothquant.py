@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import numpy as np
 from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
 
 from .activations import input_scale_of, joint_error
+from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
+from .folding import Fold
+from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord, measure
 
 F32 = np.float32
@@ -83,23 +87,33 @@ def smoothquant(
         s = found.scale
     else:
         s = smoothing_scale(max_abs, [w], alpha, name)
+    h = None if hessian is None else check_hessian(hessian, w.shape[1], name)
+    told = {"alpha": alpha} if found is None else details(found)
+    return _quantize(w, scheme, s, np.asarray(max_abs, dtype=F32), scale_rule, hessian=h, inputs=x, tokens=tokens,
+                     settings={"alpha": alpha, "scale_rule": scale_rule}, told=told, name=name,
+                     started=started)  # fmt: skip
+
+
+def _quantize(
+    w: np.ndarray, scheme: Scheme, s: np.ndarray, max_abs: np.ndarray, scale_rule: str | None, *,
+    hessian: np.ndarray | None, inputs: np.ndarray | None, tokens: int | None, settings: dict[str, Any],
+    told: dict[str, Any] | None = None, name: str, started: float | None = None,
+) -> LayerResult:  # fmt: skip
+    """Scale, find the activation's scale if it is stored, round."""
+    started = time.perf_counter() if started is None else started
     scaled = w * s
-    peak = float(np.max(np.asarray(max_abs) / s))
-    q = quantize(scaled, scheme, scale_rule=scale_rule, input_scale=input_scale_of(peak, scheme, name), name=name)
+    input_scale = input_scale_of(float((max_abs / s).max()), scheme, name)
+    q = quantize(scaled, scheme, scale_rule=scale_rule, input_scale=input_scale, name=name)
     time_s = time.perf_counter() - started
-    known: dict[str, Any] = {"details": {"alpha": alpha} if found is None else details(found)}
+    known: dict[str, Any] = {"original": (w, hessian)}
     if hessian is not None:
-        h = check_hessian(hessian, w.shape[1], name)
-        known |= {"hessian": h / np.outer(s, s), "original": (w, h)}
-    else:
-        known["original"] = (w, None)
-    if x is not None:
+        known["hessian"] = hessian / np.outer(s, s)
+    if inputs is not None:
         plain = quantize(w, scheme, scale_rule=scale_rule,
-                         input_scale=input_scale_of(float(np.max(max_abs)), scheme, name))  # fmt: skip
-        known |= {"joint_error": joint_error(x / s, scaled, q), "rtn_joint_error": joint_error(x, w, plain)}
-    record = measure(scaled, q, "smoothquant", rounding={"scale_rule": scale_rule}, tokens=tokens, time_s=time_s,
-                     channel_scale=s, settings={"alpha": alpha, "scale_rule": scale_rule}, **known)  # fmt: skip
-    return q, record
+                         input_scale=input_scale_of(float(max_abs.max()), scheme, name))  # fmt: skip
+        known |= {"joint_error": joint_error(inputs / s, scaled, q), "rtn_joint_error": joint_error(inputs, w, plain)}
+    return q, measure(scaled, q, "smoothquant", rounding={"scale_rule": scale_rule}, tokens=tokens, time_s=time_s,
+                      channel_scale=s, settings=settings, details=told or {}, **known)  # fmt: skip
 
 
 def get_level(scheme: str | Scheme) -> Scheme:
@@ -109,7 +123,7 @@ def get_level(scheme: str | Scheme) -> Scheme:
 
 def details(found: AlphaSearch) -> dict[str, Any]:
     """What the record says of the search."""
-    return {"alpha": found.alpha, "loss": found.loss, "unsmoothed_loss": found.unsmoothed_loss}
+    return {"alpha": found.alpha, "objective": found.loss, "rtn_objective": found.unsmoothed_loss}
 
 
 def smoothing_scale(max_abs: Any, weights: Sequence[np.ndarray], alpha: float, name: str = "") -> np.ndarray:
@@ -177,3 +191,60 @@ def search_alpha(
         if value < best[0]:
             best = value, alpha, s
     return AlphaSearch(scale=best[2], alpha=best[1], loss=best[0], unsmoothed_loss=losses[0][1], losses=tuple(losses))
+
+
+# --- on a model ---------------------------------------------------------------------------------------------
+
+SAMPLE_ROWS = 512  # inputs that the search for alpha compares outputs on
+
+
+def recipe(
+    scheme: str | Scheme = "w8a8-channel-token", *, alpha: float | None = 0.5, scale_rule: str | None = None
+) -> Recipe:
+    """SmoothQuant for `quantize_model`; `alpha` None searches one for each norm."""
+    scheme = get_level(scheme)
+    if not scheme.activation.is_quantized:
+        raise ValueError(
+            f"SmoothQuant is for quantised activations: got {scheme.activation.format.name}; use awq for weights alone"
+        )
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}")
+    return Recipe(
+        method="smoothquant", scheme=scheme, settings={"alpha": alpha, "scale_rule": scale_rule}, moments=True,
+        sample=SAMPLE_ROWS, fold=partial(_fold, scheme, alpha, scale_rule),
+        quantize=partial(_layer, scheme, alpha, scale_rule),
+    )  # fmt: skip
+
+
+def _fold(scheme: Scheme, alpha: float | None, scale_rule: str | None, view: BlockView) -> list[Fold]:
+    """The factor of each norm. Outputs of attention and of the MLP's activation have no norm before the next Linear."""
+    out = []
+    for source, names in view.model.fold_groups(view.index):
+        if source in view.inputs:
+            continue  # a Linear
+        inputs, weights = view.inputs[names[0]], [view.weight(n) for n in names]
+        assert inputs.max_abs is not None
+        if alpha is not None:
+            s, told = smoothing_scale(inputs.max_abs, weights, alpha, names[0]), {"alpha": alpha}
+        else:
+            assert inputs.sample is not None
+            found = search_alpha(weights, scheme, inputs.max_abs, inputs.sample, scale_rule=scale_rule, name=names[0])
+            s, told = found.scale, details(found)
+        out.append(Fold(source=source, names=tuple(names), scale=s, details=told))
+    return out
+
+
+def _layer(
+    scheme: Scheme,
+    alpha: float | None,
+    scale_rule: str | None,
+    weight: np.ndarray,
+    inputs: LayerInputs | None,
+    scale: np.ndarray | None,
+    name: str,
+) -> LayerResult:
+    assert inputs is not None
+    assert inputs.max_abs is not None
+    s = np.ones(weight.shape[1], F32) if scale is None else scale
+    return _quantize(weight, scheme, s, inputs.max_abs, scale_rule, hessian=inputs.hessian, inputs=inputs.sample,
+                     tokens=inputs.tokens, settings={"alpha": alpha, "scale_rule": scale_rule}, name=name)  # fmt: skip

@@ -122,12 +122,20 @@ class Block:
             observe: called with a Linear's name and input, or None.
         """
         h = self.attention_norm(x) if self.norm_first else x
-        h = self.output(self._attend(self.qkv(h, observe), batch, starts, rotary, cache), observe)
-        x = self._add(x, h, self.attention_norm)
+        x = self._add(x, self.attention_output(h, batch, starts, rotary, cache, observe), self.attention_norm)
         h = self.mlp_norm(x) if self.norm_first else x
+        return self._add(x, self.mlp_output(h, observe), self.mlp_norm)
+
+    def attention_output(
+        self, h: np.ndarray, batch: int, starts: np.ndarray, rotary: Rotary | None, cache: KVCache | None, observe: Any
+    ) -> np.ndarray:
+        """What attention adds to the residual, of its Linears' input h (B * T, D)."""
+        return self.output(self._attend(self.qkv(h, observe), batch, starts, rotary, cache), observe)
+
+    def mlp_output(self, h: np.ndarray, observe: Any) -> np.ndarray:
+        """What the MLP adds to the residual, of its Linears' input h (M, D)."""
         h = self.up(h, observe)
-        h = self.round(self._activate(h))
-        return self._add(x, self.down(h, observe), self.mlp_norm)
+        return self.down(self.round(self._activate(h)), observe)
 
     def _add(self, x: np.ndarray, h: np.ndarray, norm: Norm) -> np.ndarray:
         h += x

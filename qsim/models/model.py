@@ -208,6 +208,25 @@ class Model:
         out = self._parts.blocks[self._index(i)](x, batch, starts, self._rotary(length), None, observe)
         return out.reshape(batch, length, size)
 
+    def attention_output(self, i: int, x: np.ndarray) -> np.ndarray:
+        """What block i's attention adds to the residual, (B, T, D) float32.
+
+        Arguments:
+            x: (B, T, D) float32, the input of its query, key and value Linears, of whole sequences.
+        """
+        x = self._check_hidden(x)
+        batch, length, size = x.shape
+        self._check_length(length)
+        block, starts = self._parts.blocks[self._index(i)], np.zeros(batch, np.int64)
+        out = block.attention_output(x.reshape(-1, size), batch, starts, self._rotary(length), None, None)
+        return out.reshape(batch, length, -1)
+
+    def mlp_output(self, i: int, x: np.ndarray) -> np.ndarray:
+        """What block i's MLP adds to the residual, (B, T, D) float32, of the input x (B, T, D) of its first Linears."""
+        x = self._check_hidden(x)
+        out = self._parts.blocks[self._index(i)].mlp_output(x.reshape(-1, x.shape[-1]), None)
+        return out.reshape(*x.shape[:-1], -1)
+
     def head(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of the hidden states after the last block, (B, T, D)."""
         hidden = self._check_hidden(hidden)

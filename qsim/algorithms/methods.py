@@ -1,0 +1,38 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from qsim.quantize import Scheme
+
+from .recipe import Recipe
+
+DEFAULT_SCHEMES = {
+    "rtn": "w4a16-g128", "gptq": "w4a16-g128", "awq": "w4a16-g128", "smoothquant": "w8a8-channel-token", "fp8": "fp8",
+}  # fmt: skip
+METHODS = tuple(DEFAULT_SCHEMES)
+
+
+def get_recipe(method: str, scheme: str | Scheme | None, options: Mapping[str, Any]) -> Recipe:
+    """The recipe of a method.
+
+    Raises:
+        ValueError: an unknown method or option, a scheme that the method cannot do.
+    """
+    if method not in DEFAULT_SCHEMES:
+        raise ValueError(f"methods are {', '.join(METHODS)}: got {method!r}")
+    make = importlib.import_module(f".{method}", __package__).recipe
+    known = [p for p in inspect.signature(make).parameters if p != "scheme"]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{method} has no option {name!r}; it has {', '.join(known)}")
+    recipe: Recipe = make(DEFAULT_SCHEMES[method] if scheme is None else scheme, **options)
+    if not recipe.scheme.weight.is_quantized:
+        raise ValueError(
+            f"{recipe.scheme.name} keeps weights in {recipe.scheme.weight.format.name}: nothing to quantise"
+        )
+    return recipe

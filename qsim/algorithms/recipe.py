@@ -1,0 +1,80 @@
+"""What a method needs of a model, and what it does to one block: the seam between the algorithms and the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qsim.models import Model
+from qsim.quantize import QuantizedTensor, Scheme
+
+from .calibration import LayerInputs
+from .folding import Fold
+from .record import LayerRecord
+
+LayerResult: TypeAlias = tuple[QuantizedTensor, LayerRecord]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockView:
+    """One block of the float model with the statistics of its inputs, for methods that look at whole blocks.
+
+    Arguments:
+        model: the float model. index: the block.
+        inputs: statistics by Linear name; Linears that share an input share them.
+        hidden: hidden states (B, T, D) that enter the block, of some windows spread over the calibration.
+    """
+
+    model: Model
+    index: int
+    inputs: Mapping[str, LayerInputs]
+    hidden: np.ndarray
+
+    def weight(self, name: str) -> np.ndarray:
+        """A Linear's float weight (N, K)."""
+        return np.asarray(self.model.tensors[f"{name}.weight"])
+
+    def sublayer_inputs(self) -> dict[str, np.ndarray]:
+        """What enters attention and MLP behind their norms, (B, T, D), by the name of every Linear that reads it."""
+        out: dict[str, np.ndarray] = {}
+
+        def observe(name: str, x: np.ndarray) -> None:
+            if x.shape[-1] == self.hidden.shape[-1]:
+                out[name] = x.reshape(self.hidden.shape).copy()
+
+        self.model.block(self.index, self.hidden, observe=observe)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """A method with its options, ready for a model.
+
+    Arguments:
+        method, scheme, settings: what it is, for records and for resuming.
+        quantize: function (weight, inputs, scale, name) of one layer. `weight` is the float weight, `scale` the (K,)
+            factor that a fold multiplies its columns by, or None. Module-level or a `partial` of such, so that it can
+            be sent to another process.
+        fold: finds the factors of a block; None when the method has none.
+        quantised_prefix: inputs come from the blocks as already quantised, not from the original ones.
+        hessian, moments, sample: which statistics it needs; `sample` rows of the input.
+        correction: compare with the original model's inputs, too (GPTAQ).
+        needs_calibration: whether it can do without any text.
+        view_windows: windows whose hidden states `fold` looks at.
+    """
+
+    method: str
+    scheme: Scheme
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    quantize: Callable[[np.ndarray, LayerInputs | None, np.ndarray | None, str], LayerResult]
+    fold: Callable[[BlockView], list[Fold]] | None = None
+    quantised_prefix: bool = False
+    hessian: bool = True
+    moments: bool = False
+    sample: int = 0
+    correction: bool = False
+    needs_calibration: bool = True
+    view_windows: int = 0

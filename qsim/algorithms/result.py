@@ -1,0 +1,120 @@
+"""What a run gives back: the quantised model and the record of every layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsim.models import Model
+from qsim.quantize import Scheme
+
+from .memory import MemoryEstimate
+from .record import LayerRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD_FILE = "quantization_record.json"
+"""What the record is called beside a checkpoint."""
+
+_COLUMNS = (
+    "layer", "method", "scheme", "rtn_weight_mse", "weight_mse", "rtn_output_error", "output_error", "error_ratio",
+    "rtn_sqnr_db", "sqnr_db", "rtn_joint_error", "joint_error", "scale_min", "scale_median", "scale_max",
+    "clip_fraction", "zero_groups", "dead_columns", "tokens", "loss", "damp", "damp_percent", "condition", "fallback",
+    "time_s", "notes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizationResult:
+    """A quantised model and how it came about.
+
+    Arguments:
+        model: its Linears are quantised; notes name fallbacks.
+        layers: the record of every layer, in order.
+        method, scheme, settings: what was asked.
+        calibration: windows, window, tokens and a digest of them; {} without.
+        estimate: of the memory, as it was made before the start.
+        resumed: layers that were found finished.
+        time_s: of the whole run.
+    """
+
+    model: Model
+    layers: tuple[LayerRecord, ...]
+    method: str
+    scheme: Scheme
+    settings: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    estimate: MemoryEstimate
+    resumed: int = 0
+    time_s: float = 0.0
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row a layer."""
+        import pandas as pd
+
+        rows = [record.to_dict() for record in self.layers]
+        frame = pd.DataFrame([{k: row[k] for k in _COLUMNS} for row in rows], columns=list(_COLUMNS))
+        details = [row["details"] for row in rows]
+        for key in dict.fromkeys(k for d in details for k in d):
+            frame[key if key not in frame else f"{key}_detail"] = [d.get(key) for d in details]
+        frame["notes"] = frame["notes"].map("; ".join)
+        return frame
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Layers that another method had to stand in for."""
+        return tuple(r.layer for r in self.layers if r.fallback)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        from qsim import __version__
+
+        return {
+            "qsim": __version__,
+            "method": self.method,
+            "scheme": self.scheme.to_dict(),
+            "settings": dict(self.settings),
+            "calibration": dict(self.calibration),
+            "memory": {"model_bytes": self.estimate.model_bytes, "disk_bytes": self.estimate.disk_bytes,
+                       "parts_bytes": dict(self.estimate.parts)},
+            "time_s": self.time_s,
+            "resumed": self.resumed,
+            "layers": [record.to_dict() for record in self.layers],
+        }  # fmt: skip
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text, also written to `path` when one is given; a folder gets `quantization_record.json`."""
+        text = json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False)
+        if path is not None:
+            path = Path(path)
+            (path / RECORD_FILE if path.is_dir() else path).write_text(text + "\n")
+        return text
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no Inf and NaN: they become the strings that `float` reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def read_records(path: str | Path) -> list[LayerRecord]:
+    """The records of a JSON file that `QuantizationResult.to_json` wrote, or of the folder that has it.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    path = Path(path)
+    path = path / RECORD_FILE if path.is_dir() else path
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict) or "layers" not in data:
+        raise ValueError(f"{path} is not the record of a quantisation")
+    return [LayerRecord.from_dict(one) for one in data["layers"]]

@@ -1,0 +1,352 @@
+"""The walk of `quantize_model` through a model: watch a block's inputs, quantise its Linears, go on to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from qsim.models import AttentionMath, Model
+from qsim.quantize import QuantizedTensor
+
+from .activations import input_scale_of, joint_error, needs_input_scale
+from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs
+from .folding import Fold, divided_source
+from .kv import KVRange, kv_scales, stores_kv
+from .recipe import BlockView, LayerResult, Recipe
+from .record import LayerRecord
+from .store import Store
+
+F32 = np.float32
+Progress: TypeAlias = Callable[[float, float, str], None]
+"""Called with work done, work in all (floating-point operations) and what is being done."""
+
+JOINT_ROWS = 256  # sampled inputs for the joint error of weights and activations
+
+
+class _BlockDone(Exception):
+    """Everything that a pass wanted to see has been seen."""
+
+
+class Run:
+    """The state of a run: the model as far as it is quantised, and what is known of the block at hand."""
+
+    def __init__(
+        self, source: Model, recipe: Recipe, calibration: Calibration | None, names: list[str], store: Store,
+        true_sequential: bool, n_jobs: int | None, progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.source, self.current, self.recipe, self.calibration = source, source, recipe, calibration
+        self.names, self.store, self.n_jobs, self.progress = names, store, n_jobs, progress
+        self.sequential = true_sequential and recipe.quantised_prefix
+        self.records: dict[str, LayerRecord] = {}
+        self.kv: dict[str, float] = {}
+        self.resumed = 0
+        self.done = 0.0
+        self.hidden: HiddenStates | None = None
+        self.original: HiddenStates | None = None
+        self.total = self._all_work()
+
+    # --- work, for progress -----------------------------------------------------------------------------------
+
+    def _all_work(self) -> float:
+        blocks = range(self.source.config.num_hidden_layers)
+        return sum(self._layer_work(n) for n in self.names) + sum(self._pass_work(i) for i in blocks)
+
+    def _layer_work(self, name: str) -> float:
+        n, k = self.source.linears()[name].weight.shape
+        per_row = {"gptq": 3.0, "awq": 25.0}.get(self.recipe.method, 2.0)
+        return float(k) ** 3 * (2 / 3 if self.recipe.method == "gptq" else 0.0) + per_row * n * k * min(k, 1024)
+
+    def _pass_work(self, i: int) -> float:
+        if self.calibration is None:
+            return 0.0
+        sizes = [sum(map(self._size, g)) for g in self.source.block_linears(i)]
+        once = 2.0 * self.calibration.token_count * sum(sizes)
+        if not self.recipe.quantised_prefix:
+            return once
+        seen = [sum(sizes[:g]) for g in range(len(sizes))] if self.sequential else [sum(sizes[:-1])]
+        return once + 2.0 * self.calibration.token_count * sum(seen)
+
+    def _report(self, work: float, what: str) -> None:
+        self.done += work
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total, what)
+
+    # --- the walk ---------------------------------------------------------------------------------------------
+
+    def open(self, folder: Path, stack: ExitStack) -> None:
+        """Embed the calibration text into the file of hidden states."""
+        assert self.calibration is not None
+        size = self.source.config.hidden_size
+        self.hidden = HiddenStates(folder, "hidden", self.calibration, size)
+        stack.callback(self.hidden.close)
+        if self.recipe.correction:
+            self.original = HiddenStates(folder, "original", self.calibration, size)
+            stack.callback(self.original.close)
+        for batch in self.calibration.batches():
+            self.hidden[batch] = first = self.source.embed(self.calibration.tokens[batch])
+            if self.original is not None:
+                self.original[batch] = first
+
+    def all_blocks(self) -> None:
+        """Quantise every block in turn."""
+        for i in range(self.source.config.num_hidden_layers):
+            before = self.done
+            if self.recipe.quantised_prefix:
+                self._block_by_groups(i)
+            else:
+                self._block_at_once(i)
+            # a resumed or unobserved block did less than was reckoned
+            own = sum(self._layer_work(n) for n in self._of_block(i)) + self._pass_work(i)
+            self._report(max(before + own - self.done, 0.0), f"block {i} finished")
+
+    def _of_block(self, i: int) -> list[str]:
+        return [n for g in self.source.block_linears(i) for n in g if n in self.names]
+
+    def _block_by_groups(self, i: int) -> None:
+        groups = self.source.block_linears(i)
+        steps = [[g] for g in groups] if self.sequential else [groups]
+        known = self.store.block(i)
+        kv = None if known or not stores_kv(self.recipe.scheme) else KVRange(self.source, i)
+        for step in steps:
+            wanted = [n for g in step for n in g if n in self.names]
+            finished = self._finished(wanted)
+            left = [n for n in wanted if n not in finished]
+            if left or (kv is not None and step is steps[0]):
+                inputs = self._observe(i, step, kv if step is steps[0] else None)
+                finished |= self._solve(left, inputs, {})
+            self._put(finished, {})
+        scales = known[1] if known else {} if kv is None else kv_scales(kv, self.recipe.scheme.kv_cache)
+        self._keep_block(i, [], scales, new=known is None)
+        self._advance(i, self.current)
+
+    def _block_at_once(self, i: int) -> None:
+        wanted = self._of_block(i)
+        finished, known = self._finished(wanted), self.store.block(i)
+        left = [n for n in wanted if n not in finished]
+        if not left and known is not None:
+            self._put(finished, self._scales_of(known[0]), known[0])
+            self._keep_block(i, known[0], known[1], new=False)
+            self._advance(i, self.source)
+            return
+        kv = KVRange(self.source, i) if stores_kv(self.recipe.scheme) else None
+        inputs: dict[str, LayerInputs] = {}
+        view_hidden = self._view_hidden()
+        if self.calibration is not None:
+            inputs = self._observe(i, self.source.block_linears(i), kv, advance=True)
+        folds, scales = known or ([], {} if kv is None else kv_scales(kv, self.recipe.scheme.kv_cache))
+        if known is None and self.recipe.fold is not None:
+            self._report(0.0, f"block {i}: searching scales")
+            view = BlockView(model=self.source, index=i, inputs=inputs, hidden=view_hidden)
+            folds = [f for f in self.recipe.fold(view) if all(n in self.names for n in f.names)]
+        if known is None:
+            self._keep_block(i, folds, scales, new=True)
+        else:
+            self.kv |= scales
+        finished |= self._solve(left, inputs, self._scales_of(folds), self._divided(folds))
+        self._put(finished, self._scales_of(folds), folds)
+
+    def finish(self, fp8_attention: bool) -> Model:
+        """The quantised model with its KV scales and notes."""
+        scheme = self.recipe.scheme
+        label = f"{self.recipe.method} {scheme.name or scheme.weight.format.name}"
+        fallen = [r for r in self.records.values() if r.fallback]
+        notes = [f"quantised with {label}"] + [f"{r.layer}: {r.fallback} stood in for {r.method}" for r in fallen]
+        settings: dict[str, Any] = {}
+        if fp8_attention:
+            settings["attention"] = AttentionMath(operand_format="float8_e4m3fn")
+        return self.current.replace(
+            tensors={n: np.array([s], F32) for n, s in self.kv.items()},
+            kv_cache=scheme.kv_cache if scheme.kv_cache.is_quantized else None,
+            name=f"{self.source.name} {label}".strip(), notes=(*self.current.own_notes, *notes), **settings,
+        )  # fmt: skip
+
+    # --- one step ---------------------------------------------------------------------------------------------
+
+    def _observe(
+        self, i: int, groups: Sequence[Sequence[str]], kv: KVRange | None, *, advance: bool = False
+    ) -> dict[str, LayerInputs]:
+        """Statistics of the inputs of some groups of block i, as the model so far gives them.
+
+        With `advance` the hidden states behind the block are kept, too; without, a window is left as soon as the last
+        of the groups has been seen.
+        """
+        assert self.calibration is not None
+        assert self.hidden is not None
+        recipe, leaders = self.recipe, [g[0] for g in groups]
+        stats = {
+            g[0]: InputStatistics(
+                self.source.linears()[g[0]].weight.shape[1], hessian=recipe.hessian, correction=recipe.correction,
+                moments=recipe.moments or needs_input_scale(recipe.scheme), sample=self._sample_rows(),
+                expected_tokens=self.calibration.token_count, name=g[0],
+            )
+            for g in groups
+        }  # fmt: skip
+        work = 2.0 * (self._block_size(i) if advance else self._before(i, leaders[-1]))
+        for batch in self.calibration.batches():
+            seen: dict[str, np.ndarray] = {}
+            if self.original is not None:
+                seen = self._inputs_of(self.source, i, self.original[batch], leaders)
+
+            def observe(name: str, x: np.ndarray, seen: dict[str, np.ndarray] = seen) -> None:
+                if name in stats:
+                    stats[name].update(x, seen.get(name))
+                if kv is not None:
+                    kv.update(name, x)
+                if not advance and name == groups[-1][-1]:
+                    raise _BlockDone
+
+            try:
+                out = self.current.block(i, self.hidden[batch], observe=observe)
+            except _BlockDone:
+                pass
+            else:
+                self.hidden[batch] = out
+            tokens = self.calibration.tokens[batch].size
+            self._report(work * tokens, f"block {i}: watching {_short(leaders)}")
+        found = {leader: s.result() for leader, s in stats.items()}
+        return {name: found[g[0]] for g in groups for name in g}
+
+    def _inputs_of(self, model: Model, i: int, hidden: np.ndarray, leaders: Iterable[str]) -> dict[str, np.ndarray]:
+        wanted, out = set(leaders), {}
+
+        def observe(name: str, x: np.ndarray) -> None:
+            if name in wanted:
+                out[name] = x.copy()
+                if len(out) == len(wanted):
+                    raise _BlockDone
+
+        try:
+            model.block(i, hidden, observe=observe)
+        except _BlockDone:
+            pass
+        return out
+
+    def _before(self, i: int, leader: str) -> int:
+        """Weights that are multiplied before a group is reached."""
+        total = 0
+        for group in self.source.block_linears(i):
+            if leader in group:
+                break
+            total += sum(map(self._size, group))
+        return total
+
+    def _size(self, name: str) -> int:
+        n, k = self.source.linears()[name].weight.shape
+        return n * k
+
+    def _block_size(self, i: int) -> int:
+        return sum(self._size(n) for group in self.source.block_linears(i) for n in group)
+
+    def _advance(self, i: int, model: Model) -> None:
+        """Hidden states behind block i, through `model`; the original ones through the original block."""
+        if self.calibration is None:
+            return
+        assert self.hidden is not None
+        last = i + 1 == self.source.config.num_hidden_layers
+        work = 2.0 * self._block_size(i)
+        for batch in self.calibration.batches():
+            if not last:
+                self.hidden[batch] = model.block(i, self.hidden[batch])
+                if self.original is not None:
+                    self.original[batch] = self.source.block(i, self.original[batch])
+            self._report(work * self.calibration.tokens[batch].size, f"block {i}: on to the next")
+
+    def _view_hidden(self) -> np.ndarray:
+        if self.hidden is None or self.calibration is None or not self.recipe.view_windows:
+            return np.zeros((0, 0, 0), F32)
+        count = min(self.recipe.view_windows, self.calibration.windows)
+        return self.hidden[np.unique(np.linspace(0, self.calibration.windows - 1, count).round().astype(int))]
+
+    def _sample_rows(self) -> int:
+        joint = JOINT_ROWS if self.recipe.scheme.activation.is_quantized else 0
+        return max(self.recipe.sample, joint)
+
+    def _finished(self, names: Sequence[str]) -> dict[str, LayerResult]:
+        out = {name: found for name in names if (found := self.store.layer(name)) is not None}
+        self.resumed += len(out)
+        return out
+
+    def _solve(
+        self, names: Sequence[str], inputs: Mapping[str, LayerInputs], scales: Mapping[str, np.ndarray],
+        divided: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, LayerResult]:  # fmt: skip
+        """Quantise some layers side by side; each is kept as soon as it is finished."""
+        if not names:
+            return {}
+        from joblib import Parallel, delayed
+
+        weights = {n: (divided or {}).get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in names}
+        task = delayed(partial(_solve_layer, self.recipe))
+        jobs = (task(weights[n], inputs.get(n), scales.get(n), n) for n in names)
+        out = {}
+        parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered")
+        for name, q, record in parallel(jobs):
+            self.store.put_layer(name, q, record)
+            out[name] = (q, record)
+            self._report(self._layer_work(name), f"{name}: {_outcome(record)}")
+        return out
+
+    def _put(
+        self, finished: Mapping[str, LayerResult], scales: Mapping[str, np.ndarray], folds: Sequence[Fold] = ()
+    ) -> None:
+        tensors: dict[str, Any] = {
+            k: v for k, v in self._divided(folds).items() if k.removesuffix(".weight") not in finished
+        }
+        for name, (q, record) in finished.items():
+            tensors[f"{name}.weight"] = q
+            told = {k: v for fold in folds if name in fold.names for k, v in fold.details.items()}
+            self.records[name] = replace(record, channel_scale=scales.get(name), details={**told, **record.details})
+        self.current = self.current.replace(tensors=tensors)
+
+    def _divided(self, folds: Sequence[Fold]) -> dict[str, np.ndarray]:
+        tensors: dict[str, Any] = dict(self.source.tensors)
+        out: dict[str, np.ndarray] = {}
+        for fold in folds:
+            changed = divided_source(tensors, fold)
+            tensors |= changed
+            out |= changed
+        return out
+
+    def _keep_block(self, i: int, folds: list[Fold], scales: Mapping[str, float], *, new: bool) -> None:
+        self.kv |= scales
+        if new:
+            self.store.put_block(i, folds, scales)
+
+    @staticmethod
+    def _scales_of(folds: Sequence[Fold]) -> dict[str, np.ndarray]:
+        return {name: fold.scale for fold in folds for name in fold.names}
+
+
+def _solve_layer(
+    recipe: Recipe, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None, name: str
+) -> tuple[str, QuantizedTensor, LayerRecord]:
+    q, record = recipe.quantize(weight, inputs, scale, name)
+    scheme = q.scheme
+    if inputs is None or not scheme.activation.is_quantized:
+        return name, q, record
+    if needs_input_scale(scheme) and q.input_scale is None:
+        assert inputs.max_abs is not None
+        peaks = inputs.max_abs if scale is None else inputs.max_abs / scale
+        q = replace(q, input_scale=input_scale_of(float(peaks.max()), scheme, name))
+    if record.joint_error is None and inputs.sample is not None:
+        x, w = inputs.sample, weight
+        record = replace(record, joint_error=joint_error(x if scale is None else x / scale,
+                                                         w if scale is None else w * scale, q))  # fmt: skip
+    return name, q, record
+
+
+def _outcome(record: LayerRecord) -> str:
+    if record.fallback:
+        return f"fell back to {record.fallback}"
+    ratio = record.error_ratio
+    return "rounded" if ratio is None else f"error {ratio:.2f} of round-to-nearest's"
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(n.rpartition(".")[2] for n in names)
