@@ -24,7 +24,7 @@ from .linalg import accumulate, mirror
 F32 = np.float32
 WINDOW = 512
 MICRO_BATCH_TOKENS = 4096
-_BINS = 2048  # of |x|: exponent and three bits of the fraction, so eight bins an octave
+_BINS = 255 * 8  # of |x|: exponent and three bits of the fraction, so eight bins an octave
 _SHIFT = np.uint32(20)
 _COLUMNS = 128  # columns that a thread takes at a time
 
@@ -118,7 +118,7 @@ class LayerInputs:
         tokens: how many.
         hessian: (K, K) float32, 2 / tokens * sum of x x^T; None when it was not asked for, as the others.
         mean_abs, max_abs: (K,) float32.
-        histogram: (2048,) int64, counts of |x| by exponent and three bits of the fraction.
+        histogram: (2040,) int64, counts of |x| by exponent and three bits of the fraction.
         sample: (S, K) float32, rows spread evenly over the tokens.
         correction: (K, K) float32, 2 / tokens * sum of (x - x~) x~^T against the original model's input x.
     """
@@ -149,17 +149,17 @@ class LayerInputs:
     def clip_fraction(self, limit: float) -> float:
         """Share of |x| above `limit`, from the histogram; a bin that holds the limit is shared linearly."""
         assert self.histogram is not None
-        edges, count = _edges().astype(np.float64), self.histogram
+        if limit >= (self.peak or 0.0) * (1 - 2.0**-22):  # a scale that was found from the peak, and rounded
+            return 0.0
+        edges, count = _edges(), self.histogram
         inside = np.clip((edges[1:] - limit) / (edges[1:] - edges[:-1]), 0, 1)
         return float((inside * count).sum() / max(count.sum(), 1))
 
 
 def _edges() -> np.ndarray:
-    """Lower end of every bin and the end of the last finite one, float32."""
-    bits = np.minimum(np.arange(_BINS + 1, dtype=np.uint64) << np.uint64(_SHIFT), 0x7F7FFFFF).astype(np.uint32)
-    edges = bits.view(F32).copy()
-    edges[np.arange(_BINS + 1) > 2040] = np.inf
-    return edges
+    """Lower end of every bin, and the end of the last; float64."""
+    exponent, eighths = np.divmod(np.arange(_BINS + 1), 8)
+    return np.ldexp(np.where(exponent > 0, 1.0, 0.0) + eighths / 8, np.maximum(exponent, 1) - 127)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -170,7 +170,7 @@ def _observe(x: Any, first: int, stop: int, total: Any, peak: Any, counts: Any) 
             b = np.uint32(bits[m, j] & np.uint32(0x7FFFFFFF))
             total[j] += np.float64(abs(x[m, j]))
             peak[j] = max(peak[j], b)  # as integers: NaN lies above Inf above all numbers
-            counts[b >> _SHIFT] += 1
+            counts[min(np.int64(b >> _SHIFT), _BINS - 1)] += 1  # NaN and Inf are refused right after
 
 
 class InputStatistics:
