@@ -73,10 +73,8 @@ class QuantizationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        from qsim import __version__
-
         return {
-            "qsim": __version__,
+            "qsim": _version(),
             "method": self.method,
             "scheme": self.scheme.to_dict(),
             "settings": dict(self.settings),
@@ -95,6 +93,15 @@ class QuantizationResult:
             path = Path(path)
             (path / RECORD_FILE if path.is_dir() else path).write_text(text + "\n")
         return text
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("qsim")
+    except PackageNotFoundError:  # run from a source folder
+        return "unknown"
 
 
 def _plain(value: Any) -> Any:
