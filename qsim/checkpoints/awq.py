@@ -19,7 +19,7 @@ from qsim.formats import IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
 from .gptq import common_reason
-from .parts import Notes, Parts, signed_codes, unsigned_codes, with_scale_format
+from .parts import Notes, Parts, signed_codes, with_scale_format
 from .stored import Stored, exactly, words
 from .words import pack_awq, transposed, unpack_awq
 
@@ -62,8 +62,11 @@ def encode(qt: QuantizedTensor) -> dict[str, Stored]:
     zeros = np.full(qt.scales.shape, 8, np.uint8) if qt.zeros is None else qt.zeros
     scales = exactly(np.ascontiguousarray(qt.scales.T), "float16")
     assert scales is not None
+    codes = transposed(qt.codes)
+    if qt.zeros is None:
+        codes ^= np.uint8(8)  # counted from the lowest, in place: a large layer is there twice already
     return {
-        "qweight": words(pack_awq(transposed(unsigned_codes(qt)))),
+        "qweight": words(pack_awq(codes)),
         "qzeros": words(pack_awq(np.ascontiguousarray(zeros.T))),
         "scales": scales,
     }

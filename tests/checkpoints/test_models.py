@@ -279,3 +279,20 @@ def test_files_beside_are_copied(tmp_path):
 def test_the_helper_makes_bfloat16_numbers():
     x = np.array([1.0000001, -3.3], np.float32)
     assert (bfloat16(x).view(np.uint32) & 0xFFFF == 0).all()
+
+
+def test_the_embedded_model(tmp_path):
+    """4 bits in groups of 128, in three layouts; its licence and card go with it."""
+    model = qsim.models.load("tiny")
+    tensors = {
+        f"{name}.weight": quantize(one.weight, "w4a16-g128-sym", name=name) for name, one in model.linears().items()
+    }
+    rounded = model.replace(tensors=tensors)
+    tokens = model.tokenizer.encode("def fibonacci(n):\n")
+    want = rounded.logits(tokens)
+    for layout in ("compressed-tensors", "gptq", "awq"):
+        written = write(rounded, tmp_path / layout, layout)
+        assert {"tokenizer.json", "LICENSE.python.txt", "README.md"} <= set(written.files)
+        back = qsim.models.load(tmp_path / layout)
+        np.testing.assert_array_equal(back.logits(back.tokenizer.encode("def fibonacci(n):\n")), want)
+    assert written.total_bytes < 0.35 * sum(4 * t.size for t in model.tensors.values())
