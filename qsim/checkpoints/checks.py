@@ -121,3 +121,23 @@ def check_apart(source: Path, target: Path) -> None:
     a, b = source.resolve(), target.resolve()
     if b == a or b in a.parents or a in b.parents:
         raise ValueError(f"the target {target} and the source {source} must be folders apart")
+
+
+def fused_apart(facts: Mapping[str, Any], linears: Iterable[str]) -> str | None:
+    """The first layer that is stored otherwise than those that engines fuse it with; None when there is none."""
+    seen: dict[str, Any] = {}
+    for name in linears:
+        parent, _, last = name.rpartition(".")
+        together = {
+            "q_proj": "q k v",
+            "k_proj": "q k v",
+            "v_proj": "q k v",
+            "gate_proj": "gate up",
+            "up_proj": "gate up",
+        }
+        if last not in together:
+            continue
+        scheme = facts[name].scheme if name in facts else None
+        if seen.setdefault(f"{parent} {together[last]}", scheme) != scheme:
+            return name
+    return None

@@ -38,7 +38,43 @@ class _Keys(BaseModel):
     quant_method: str | None = None
 
 
-class Gptq(_Keys):
+class _Kept(_Keys):
+    """What writers keep of the calibration and of their kernels; it does not say how tensors are stored."""
+
+    act_group_aware: _Any = None
+    backend: _Any = None
+    batch_size: _Any = None
+    block_name_to_quantize: _Any = None
+    cache_block_outputs: _Any = None
+    damp_auto_increment: _Any = None
+    damp_percent: _Any = None
+    dataset: _Any = None
+    disable_exllama: _Any = None
+    do_fuse: _Any = None
+    exllama_config: _Any = None
+    fuse_max_seq_len: _Any = None
+    max_input_length: _Any = None
+    meta: _Any = None
+    method: _Any = None
+    model_file_base_name: _Any = None
+    model_name_or_path: _Any = None
+    model_seqlen: _Any = None
+    module_name_preceding_first_block: _Any = None
+    modules_in_block_to_quantize: _Any = None
+    modules_to_fuse: _Any = None
+    mse: _Any = None
+    pad_token_id: _Any = None
+    q_group_size: _Any = None
+    quantizer: _Any = None
+    static_groups: _Any = None
+    tokenizer: _Any = None
+    true_sequential: _Any = None
+    use_cuda_fp16: _Any = None
+    use_exllama: _Any = None
+    w_bit: _Any = None
+
+
+class Gptq(_Kept):
     """AutoGPTQ, GPTQModel, optimum."""
 
     bits: int
@@ -51,38 +87,11 @@ class Gptq(_Keys):
     pack_dtype: str | None = None
     is_marlin_format: bool | None = None
     dynamic: dict[Rule, dict[str, Any] | None] | None = None
-    method: _Any = None
-    meta: _Any = None
-    damp_percent: _Any = None
-    damp_auto_increment: _Any = None
-    static_groups: _Any = None
-    true_sequential: _Any = None
-    mse: _Any = None
-    act_group_aware: _Any = None
-    model_name_or_path: _Any = None
-    model_file_base_name: _Any = None
-    quantizer: _Any = None
-    backend: _Any = None
-    version: _Any = None
-    # what optimum and transformers keep of the calibration
-    batch_size: _Any = None
-    block_name_to_quantize: _Any = None
-    cache_block_outputs: _Any = None
-    dataset: _Any = None
-    disable_exllama: _Any = None
-    exllama_config: _Any = None
-    max_input_length: _Any = None
-    model_seqlen: _Any = None
-    module_name_preceding_first_block: _Any = None
-    modules_in_block_to_quantize: _Any = None
     modules_to_not_convert: list[str] | None = None
-    pad_token_id: _Any = None
-    tokenizer: _Any = None
-    use_cuda_fp16: _Any = None
-    use_exllama: _Any = None
+    version: _Any = None
 
 
-class Awq(_Keys):
+class Awq(_Kept):
     """AutoAWQ, GPTQModel."""
 
     bits: int
@@ -90,16 +99,10 @@ class Awq(_Keys):
     zero_point: bool = True
     version: str | None = None
     modules_to_not_convert: list[str] | None = None
-    w_bit: _Any = None
-    q_group_size: _Any = None
-    backend: _Any = None
+    checkpoint_format: _Any = None
     desc_act: _Any = None
-    do_fuse: _Any = None
-    exllama_config: _Any = None
     format: _Any = None
-    fuse_max_seq_len: _Any = None
     lm_head: _Any = None
-    modules_to_fuse: _Any = None
     pack_dtype: _Any = None
     sym: _Any = None
 

@@ -22,6 +22,7 @@ from .checks import (
     check_layer,
     check_settings,
     choose_layout,
+    fused_apart,
     kv_cache_of,
     layer_of,
     linear_names,
@@ -272,6 +273,9 @@ def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
         except importlib.metadata.PackageNotFoundError:
             version = "unknown"
         data["quantization_config"] = write_plan(job.layout, facts, plain, job.kv_cache, version)
+        apart = fused_apart(facts, job.linears)
+        if apart is not None:
+            job.notes.add("engines fuse q k v and gate up, and want them stored alike", apart)
         scales = Counter(f.scheme.weight.scale_format.name for f in facts.values() if f.scheme.weight.scale_format)
         common = scales.most_common(1)[0][0] if scales else dtype
         if common in ("float16", "bfloat16") and common != dtype:

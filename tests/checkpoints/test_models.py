@@ -161,6 +161,14 @@ def test_layers_that_differ(tmp_path):
         write(model, tmp_path / "awq", "awq")
 
 
+def test_layers_that_engines_fuse(tmp_path):
+    assert write(mixed(), tmp_path / "alike", "gptq_v2").notes[-1].startswith("the config's dtype")
+    model = quantized("w4a16-g32")
+    name = "model.layers.1.mlp.up_proj.weight"
+    written = write(model.replace(tensors={name: tiny().tensors[name]}), tmp_path / "apart", "gptq_v2")
+    assert "engines fuse q k v and gate up, and want them stored alike (model.layers.1.mlp.up_proj)" in written.notes
+
+
 def test_layers_that_differ_where_one_scheme_is_for_all(tmp_path):
     model = quantized("w4a16-g32")
     name = "model.layers.1.mlp.down_proj"

@@ -348,6 +348,25 @@ def test_gptq_by_the_formula_of_autogptq(tmp_path):
             np.testing.assert_array_equal(values.T.numpy(), tensor.dequantize())
 
 
+def test_transformers_takes_the_configs_it_has_no_kernels_for():
+    """GPTQ and AWQ need a GPU there: their config classes take ours, and ours takes what they save."""
+    from transformers.utils import quantization_config as theirs
+
+    from qsim.checkpoints.quantization import read_plan
+
+    for name, layout, kind in (
+        ("w4a16-g128", "gptq", theirs.GPTQConfig), ("w8a16-channel-sym", "gptq_v2", theirs.GPTQConfig),
+        ("w4a16-g128", "awq", theirs.AwqConfig), ("w4a16-g64-sym", "awq", theirs.AwqConfig),
+        ("fp8-block128", "fp8", theirs.FineGrainedFP8Config),
+    ):  # fmt: skip
+        scheme = get_scheme(name)
+        config = write_plan(layout, {"layer": Fact(scheme=scheme)}, ["lm_head"], None, "0")
+        saved = json.loads(kind.from_dict(dict(config)).to_json_string(use_diff=False))
+        notes = Notes()
+        assert read_plan(saved, notes).layer("layer").scheme == scheme
+        assert notes.lines() == ()
+
+
 def test_the_library_reads_every_file(tmp_path):
     from safetensors.torch import load_file
 
