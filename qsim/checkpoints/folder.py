@@ -2,7 +2,8 @@
 
 Everything is written to a hidden folder beside the target, `.<name>.partial-...`, and moved into place when it is
 complete; config.json and the index are written last. An error or Ctrl-C removes the hidden folder; a killed process
-leaves it behind, without the files that would make it a checkpoint.
+leaves it behind, without the files that would make it a checkpoint. A checkpoint that is replaced lies in
+`.<name>.old-...` for the moment between two moves.
 """
 
 from __future__ import annotations

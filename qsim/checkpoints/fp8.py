@@ -127,7 +127,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | Non
         if meaning is None and float(np.median(scales)) > _IMPLAUSIBLE:
             raise ValueError(
                 f"tensor {parts.name}.{key} is around {np.median(scales):.4g}: if it multiplies the codes, weights "
-                'reach thousands; say scale_inv="divide" when it is 448 / amax as GPTQModel stores it, or '
+                'reach thousands; read(..., scale_inv="divide") when it is 448 / amax as GPTQModel stores it, or '
                 'scale_inv="multiply"'
             )
         if meaning == "divide":

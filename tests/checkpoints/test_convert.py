@@ -154,14 +154,14 @@ def test_the_divisor_meaning_of_gptqmodel(tmp_path):
 
 # --- memory -----------------------------------------------------------------------------------------------------
 
-LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24, "head_dim": 128}
+LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "head_dim": 128}
 LARGEST = 512 * 2048  # codes of the largest layer, one byte each
 SHARD = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """93 million weights made up of repeated rows: 47 MB in 4 bits."""
+    """46 million weights: 26 MB in 4 bits."""
     folder = tmp_path_factory.mktemp("large")
     model = quantized("w4a16-g32-sym", **LARGE)
     write(model, folder / "gptq", "gptq", shard_bytes=SHARD * 16)
@@ -170,13 +170,13 @@ def large(tmp_path_factory):
 
 @pytest.mark.parametrize("target", ["compressed-tensors", "awq"])
 def test_conversion_holds_one_layer_and_one_shard(large, tmp_path, target):
-    """At most the codes of the largest layer a few times, and a shard: not the 47 MB of the whole."""
+    """At most the codes of the largest layer a few times, and a shard: not the 26 MB of the whole."""
     total = sum(p.stat().st_size for p in (large / "gptq").glob("*.safetensors"))
     tracemalloc.start()
     convert(large / "gptq", tmp_path / "out", target, shard_bytes=SHARD)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert total > 40e6
+    assert total > 20e6
     assert peak < 5 * LARGEST + 2 * SHARD
 
 
