@@ -12,7 +12,7 @@ from qsim.formats import FloatFormat, cast, encode, get_format
 from . import ops
 
 F32 = np.float32
-_TILE = 256  # queries at a time: their scores against 4096 keys are 4 MiB
+_ROWS = 512  # queries at a time, those of all heads of a KV head: their scores against 4096 keys are 8 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class AttentionMath:
 
     Arguments:
         operand_format: format that q, k, probabilities and v are rounded to before they are multiplied; None leaves
-            them float32. FP8 takes one scale for each head's tile, amax / largest value; probabilities, at most 1, are
+            them float32. FP8 takes one scale for each KV head's tile, amax / largest value; probabilities, at most 1, are
             multiplied by the largest power of two that the format has (2^8 for E4M3, as in FlashAttention-3).
         instruction: a tensor-core instruction of `qsim.tensorcore` that forms both products bit for bit; it brings its
             operand format. None sums in float32.
@@ -85,28 +85,28 @@ def attend(
         math: how products are formed.
         out: (T, H, head_dim), written.
     """
-    tokens, heads, _ = q.shape
+    tokens, heads, size = q.shape
     group = heads // keys.shape[0]
     wide = window or position + tokens
-    for start in range(0, tokens, _TILE):
-        stop = min(start + _TILE, tokens)
+    step = max(_ROWS // group, 1)
+    for start in range(0, tokens, step):
+        stop = min(start + step, tokens)
         first, last = max(0, position + start + 1 - wide), position + stop
-        for h in range(heads):
-            k, v = keys[h // group, first:last], values[h // group, first:last]
-            if math.is_plain:
-                scores = q[start:stop, h] @ k.T
-                ops.causal_softmax(scores, first, position + start, wide, scale)
-                out[start:stop, h] = scores @ v
-            else:
-                scores = _product(q[start:stop, h], k, math)
-                ops.causal_softmax(scores, first, position + start, wide, scale)
-                out[start:stop, h] = _product(scores, np.ascontiguousarray(v.T), math, first_is_probability=True)
+        for kv in range(keys.shape[0]):
+            k, v = keys[kv, first:last], values[kv, first:last]
+            mine = slice(kv * group, (kv + 1) * group)
+            rows = np.ascontiguousarray(q[start:stop, mine].transpose(1, 0, 2)).reshape(-1, size)
+            scores = rows @ k.T if math.is_plain else _product(rows, k, math)
+            ops.causal_softmax(scores, stop - start, first, position + start, wide, scale)
+            mixed = scores @ v if math.is_plain else _product(scores, v.T, math, first_is_probability=True)
+            out[start:stop, mine] = mixed.reshape(group, -1, size).transpose(1, 0, 2)
 
 
 def _product(a: np.ndarray, b: np.ndarray, math: AttentionMath, first_is_probability: bool = False) -> np.ndarray:
     """a b^T of rounded operands, (M, K) and (N, K)."""
     fmt: Any = get_format(math.operand_format or "float32")
     a_scale = b_scale = F32(1)
+    b = np.ascontiguousarray(b)
     if fmt.bits == 8:
         a_scale = F32(2.0 ** -int(np.log2(fmt.max))) if first_is_probability else _scale(a, fmt)
         b_scale = _scale(b, fmt)

@@ -15,17 +15,23 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-F32, I32 = np.float32, np.int32
+F32, I32, U32 = np.float32, np.int32, np.uint32
+_MAGIC = F32(3 << 22)  # x + 1.5 * 2^23 has rint(x) in its low bits, for |x| < 2^22
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 _PARALLEL_FROM = 1 << 15  # elements below which a second thread costs more than it saves
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, fastmath=False, boundscheck=False)  # said, because a callee inherits its caller's fastmath
 def exp32(x: Any) -> Any:
-    """e^x for x <= 0 to 2 units in the last place, in operations that vectorise; 0 below -87."""
-    x = max(x, F32(-87.0))
-    n = np.floor(x * F32(1.4426950408889634) + F32(0.5))
-    r = x - n * F32(0.693359375) + n * F32(2.12194440e-4)
+    """e^x for x <= 0 to 1 unit in the last place, in operations that vectorise; below -87 it is e^-87; NaN is NaN.
+
+    Cephes' expf: x = n log 2 + r, and 2^n is written into the exponent. Adding `_MAGIC` rounds to an integer, so this
+    one function must not be reassociated.
+    """
+    x = F32(-87.0) if x < F32(-87.0) else x
+    shifted = F32(x * F32(1.4426950408889634) + _MAGIC)
+    n = F32(shifted - _MAGIC)
+    r = F32(F32(x - n * F32(0.693359375)) + n * F32(2.12194440e-4))
     p = F32(1.9875691500e-4)
     p = p * r + F32(1.3981999507e-3)
     p = p * r + F32(8.3334519073e-3)
@@ -33,10 +39,10 @@ def exp32(x: Any) -> Any:
     p = p * r + F32(1.6666665459e-1)
     p = p * r + F32(5.0000001201e-1)
     p = p * r * r + r + F32(1.0)
-    return p * I32((I32(n) + I32(127)) << I32(23)).view(np.float32)
+    return p * U32((shifted.view(np.uint32) << U32(23)) + U32(0x3F800000)).view(np.float32)
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _rms_row(x: Any, weight: Any, eps: Any, out: Any) -> Any:
     total = F32(0)
     for d in range(x.shape[0]):
@@ -47,7 +53,7 @@ def _rms_row(x: Any, weight: Any, eps: Any, out: Any) -> Any:
     return total
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _layer_row(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
     total = F32(0)
     for d in range(x.shape[0]):
@@ -83,10 +89,11 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
 @njit(cache=True, fastmath=_FAST, boundscheck=False)
 def _rotate(head: Any, cos: Any, sin: Any) -> None:
     half = cos.shape[0]
+    left, right = head[:half], head[half:]
     for d in range(half):
-        a, b = head[d], head[d + half]
-        head[d] = a * cos[d] - b * sin[d]
-        head[d + half] = b * cos[d] + a * sin[d]
+        a, b = left[d], right[d]
+        left[d] = a * cos[d] - b * sin[d]
+        right[d] = b * cos[d] + a * sin[d]
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
@@ -122,14 +129,15 @@ def head_norm(x: Any, weight: Any, eps: Any, first: Any, heads: Any) -> None:
             _rms_row(head, weight, eps, head)
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _swiglu_row(x: Any, out: Any) -> None:
-    f = out.shape[0]
-    for d in range(f):
-        g = x[d]
-        e = exp32(-abs(g))  # sigmoid from the side that cannot overflow
-        s = (F32(1) if g >= F32(0) else e) / (F32(1) + e)
-        out[d] = g * s * x[d + f]
+    size = out.shape[0]
+    gate, up = x[:size], x[size:]
+    for d in range(size):
+        g = gate[d]
+        e = exp32(-g if g > F32(0) else g)  # sigmoid from the side that cannot overflow
+        share = F32(1) if g >= F32(0) else e
+        out[d] = g * up[d] * (share / (F32(1) + e))
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
@@ -165,68 +173,92 @@ def activate(x: np.ndarray, kind: str) -> np.ndarray:
     return F32(0.5) * x * (F32(1) + np.tanh(inner))
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
-def _softmax_row(scores: Any, first: Any, last: Any, scale: Any) -> None:
-    top = scores[first]
-    for j in range(first + 1, last):
-        top = max(top, scores[j])
+@njit(cache=True, boundscheck=False)
+def _largest(x: Any) -> Any:
+    """The maximum, compared as integers, which vectorises; a NaN with clear sign is above all."""
+    bits = x.view(np.int32)
+    top = I32(-(1 << 31))
+    for j in range(bits.shape[0]):
+        top = max(top, I32(bits[j] ^ I32((bits[j] >> I32(31)) & I32(0x7FFFFFFF))))
+    return I32(top ^ I32((top >> I32(31)) & I32(0x7FFFFFFF))).view(np.float32)
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
+def _softmax(x: Any, scale: Any) -> None:
+    top = _largest(x)
     total = F32(0)
-    for j in range(first, last):
-        e = exp32((scores[j] - top) * scale)
-        scores[j] = e
+    for j in range(x.shape[0]):
+        e = exp32((x[j] - top) * scale)
+        x[j] = e
         total += e
     factor = F32(1) / total
-    for j in range(first, last):
-        scores[j] *= factor
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def _causal_softmax_parallel(scores: Any, first_key: Any, position: Any, window: Any, scale: Any) -> None:
-    for r in prange(scores.shape[0]):
-        last = position + r + 1 - first_key
-        first = max(np.int64(0), last - window)
-        scores[r, :first] = F32(0)
-        scores[r, last:] = F32(0)
-        _softmax_row(scores[r], first, last, scale)
+    for j in range(x.shape[0]):
+        x[j] *= factor
 
 
 @njit(cache=True, boundscheck=False)
-def _causal_softmax(scores: Any, first_key: Any, position: Any, window: Any, scale: Any) -> None:
+def _causal_row(row: Any, last: Any, window: Any, scale: Any) -> None:
+    first = max(np.int64(0), last - window)
+    row[:first] = F32(0)
+    row[last:] = F32(0)
+    _softmax(row[first:last], scale)
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _causal_softmax_parallel(scores: Any, tokens: Any, past: Any, window: Any, scale: Any) -> None:
+    for r in prange(scores.shape[0]):
+        _causal_row(scores[r], past + r % tokens + 1, window, scale)
+
+
+@njit(cache=True, boundscheck=False)
+def _causal_softmax(scores: Any, tokens: Any, past: Any, window: Any, scale: Any) -> None:
     for r in range(scores.shape[0]):
-        last = position + r + 1 - first_key
-        first = max(np.int64(0), last - window)
-        scores[r, :first] = F32(0)
-        scores[r, last:] = F32(0)
-        _softmax_row(scores[r], first, last, scale)
+        _causal_row(scores[r], past + r % tokens + 1, window, scale)
 
 
-def causal_softmax(scores: np.ndarray, first_key: int, position: int, window: int, scale: float) -> None:
+def causal_softmax(
+    scores: np.ndarray, tokens: int, first_key: int, position: int, window: int, scale: float
+) -> None:
     """softmax(scale * scores) in place, over the keys that each query may see; the others become 0.
 
     Arguments:
-        scores: (R, J) float32, row r the query at position + r, column j the key at first_key + j.
+        scores: (G * tokens, J) float32, row r the query at position + r % tokens, column j the key at first_key + j.
         window: how many of the last keys, itself included, a query sees.
         scale: positive.
     """
     run = _causal_softmax if scores.size < _PARALLEL_FROM else _causal_softmax_parallel
-    run(scores, np.int64(first_key), np.int64(position), np.int64(window), F32(scale))
+    run(scores, np.int64(tokens), np.int64(position - first_key), np.int64(window), F32(scale))
 
 
 @njit(cache=True, fastmath=_FAST, boundscheck=False)
 def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: Any, scores: Any, out: Any) -> None:
-    size = q.shape[0]
-    for j in range(first, last):
-        total = F32(0)
-        for d in range(size):
-            total += q[d] * keys[j, d]
+    """One query of one head; four keys at a time, so that q and out stay in registers."""
+    whole = first + (last - first) // 4 * 4
+    for j in range(first, whole, 4):
+        k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
+        s0, s1, s2, s3 = F32(0), F32(0), F32(0), F32(0)
+        for d in range(q.shape[0]):
+            s0 += q[d] * k0[d]
+            s1 += q[d] * k1[d]
+            s2 += q[d] * k2[d]
+            s3 += q[d] * k3[d]
+        scores[j], scores[j + 1], scores[j + 2], scores[j + 3] = s0, s1, s2, s3
+    for j in range(whole, last):
+        key, total = keys[j], F32(0)
+        for d in range(q.shape[0]):
+            total += q[d] * key[d]
         scores[j] = total
-    _softmax_row(scores, first, last, scale)
-    for d in range(size):
-        out[d] = F32(0)
-    for j in range(first, last):
-        p = scores[j]
-        for d in range(size):
-            out[d] += p * values[j, d]
+    _softmax(scores[first:last], scale)
+    out[:] = F32(0)
+    for j in range(first, whole, 4):
+        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
+        p0, p1, p2, p3 = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
+        for d in range(q.shape[0]):
+            out[d] += p0 * v0[d] + p1 * v1[d] + p2 * v2[d] + p3 * v3[d]
+    for j in range(whole, last):
+        value, p = values[j], scores[j]
+        for d in range(q.shape[0]):
+            out[d] += p * value[d]
 
 
 @njit(cache=True, boundscheck=False)
