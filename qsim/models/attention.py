@@ -21,8 +21,8 @@ class AttentionMath:
 
     Arguments:
         operand_format: format that q, k, probabilities and v are rounded to before they are multiplied; None leaves
-            them float32. FP8 takes one scale for each KV head's tile, amax / largest value; probabilities, at most 1, are
-            multiplied by the largest power of two that the format has (2^8 for E4M3, as in FlashAttention-3).
+            them float32. FP8 takes one scale for each KV head's tile, amax / largest value; probabilities, at most 1,
+            are multiplied by the largest power of two that the format has (2^8 for E4M3, as in FlashAttention-3).
         instruction: a tensor-core instruction of `qsim.tensorcore` that forms both products bit for bit; it brings its
             operand format. None sums in float32.
 

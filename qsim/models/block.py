@@ -13,6 +13,7 @@ from qsim.quantize import TensorScheme
 from . import ops
 from .attention import AttentionMath, attend
 from .cache import KVCache, round_entries
+from .flash import attend_tiles
 from .linear import Linear
 
 F32 = np.float32
@@ -76,6 +77,7 @@ class Block:
         norm_first: norms before the sublayers; OPT-350m has them after.
         query_norm, key_norm: Qwen3's weights, or None.
         activation: of the MLP; `silu` with a gate.
+        compiled: whether the Linears run in Numba's threads, so that attention should too.
         kv_cache, k_scale, v_scale: how keys and values are rounded.
         attention: how its products are formed.
     """
@@ -97,6 +99,7 @@ class Block:
     query_norm: np.ndarray | None
     key_norm: np.ndarray | None
     norm_eps: float
+    compiled: bool
     kv_cache: TensorScheme | None
     k_scale: float
     v_scale: float
@@ -176,6 +179,8 @@ class Block:
             if length == 1 and self.attention.is_plain:
                 wide = self.window or keys.shape[2]
                 return self.round(ops.attend_one(qkv[:, :k_at], keys, values, starts, wide, scale))
+        if self.compiled and self.attention.is_plain:
+            return self.round(self._attend_compiled(qkv, batch, starts, cache))
         out = np.empty((batch * length, heads * size), F32)
         for b in range(batch):
             rows = slice(b * length, (b + 1) * length)
@@ -190,6 +195,20 @@ class Block:
             attend(here[:, :k_at].reshape(length, heads, size), k, v, position=start, window=self.window, scale=scale,
                    math=self.attention, out=out[rows].reshape(length, heads, size))  # fmt: skip
         return self.round(out)
+
+    def _attend_compiled(self, qkv: np.ndarray, batch: int, starts: np.ndarray, cache: KVCache | None) -> np.ndarray:
+        size, heads, kv_heads = self.head_dim, self.heads, self.kv_heads
+        length = qkv.shape[0] // batch
+        if cache is None:
+            keys, values = (np.empty((batch, kv_heads, length, size), F32) for _ in "kv")
+            ops.append(qkv, heads * size, starts, keys)
+            ops.append(qkv, (heads + kv_heads) * size, starts, values)
+        else:
+            keys, values = cache.keys[self.index], cache.values[self.index]
+        q = qkv[:, : heads * size].reshape(batch, length, heads, size)
+        wide = self.window or int(starts.max()) + length
+        out = attend_tiles(q, keys, values, starts, wide, size**-0.5)
+        return out.reshape(batch * length, heads * size)
 
 
 def keep(x: np.ndarray) -> np.ndarray:

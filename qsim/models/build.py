@@ -147,8 +147,10 @@ class _Maker:
         if kv is not None and kv.is_quantized and not kv.dynamic and any(s is None for s in scales):
             self.unscaled += 1
         k_scale, v_scale = (1.0 if s is None else float(np.asarray(s).reshape(-1)[0]) for s in scales)
+        compiled = all(one.runs_compiled for one in qkv.parts)
         return Block(
-            index=i, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads, head_dim=c.head_dim,
+            index=i, compiled=compiled, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads,
+            head_dim=c.head_dim,
             window=c.sliding_windows[i], norm_first=c.do_layer_norm_before, attention_norm=self.norm(n.attention_norm),
             mlp_norm=self.norm(n.mlp_norm), qkv=qkv, output=out, up=up, down=down, gated=c.is_gated,
             activation=c.hidden_act, query_norm=self._vector(n.query_norm), key_norm=self._vector(n.key_norm),

@@ -13,8 +13,11 @@ import numpy as np
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 from qsim.quantize import Granularity, QuantizedTensor
 
+from . import ops
+
 F32 = np.float32
 Engine: TypeAlias = "str | Callable[[Linear, np.ndarray], np.ndarray]"
+_FEW = 8  # tokens up to which a float32 weight is streamed rather than multiplied as a matrix
 ENGINES = ("fused", "dequantized", "exact")
 
 
@@ -75,6 +78,11 @@ class Linear:
     @property
     def is_quantized(self) -> bool:
         return isinstance(self.weight, QuantizedTensor)
+
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether products of many tokens run in Numba's threads (packed codes) and not in those of BLAS."""
+        return self.is_quantized and self.engine in ("fused", "exact") and self.fallback is None
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +149,8 @@ class Linear:
             from qsim.formats import cast
 
             x = np.asarray(cast(x, self.activation), dtype=F32)
+        if x.shape[0] <= _FEW and weight.flags.c_contiguous:
+            return ops.few_tokens(np.ascontiguousarray(x), weight)
         return x @ weight.T
 
     def _exact_float(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -173,7 +183,7 @@ class Linear:
         if act.group is not None:
             assert act.group_size is not None
             values = values * np.repeat(act.group, act.group_size, axis=1)[:, : values.shape[1]]
-        y = values @ self._values.T
+        y = ops.few_tokens(values, self._values) if len(values) <= _FEW else values @ self._values.T
         y *= act.row[:, None]
         return y
 

@@ -16,6 +16,7 @@ from .tokenizer import load_tokenizer
 
 F32 = np.float32
 TINY = Path(__file__).parent / "tiny"
+_LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own files
 _QUANTIZED = (".weight_scale", ".weight_scale_inv", ".weight_packed", ".qweight", ".qzeros", ".scales")
 
 

@@ -3,6 +3,10 @@
     x (M, D) rows are tokens of all sequences, one after the other; M = B * T.
     heads lie side by side in a row: query h of a row is columns h * head_dim ...
 
+Loops that run beside BLAS use one thread: Numba's workers spin for milliseconds after a parallel loop and take their
+processors from BLAS, which made a prefill eight times slower. Parallel are the loops that stand alone: products of few
+tokens, and attention where the Linears are Numba's too.
+
 Sums may be reassociated (`reassoc`, `contract`), so that they vectorise; NaN and Inf keep their meaning, and a norm
 reports a row that has one.
 """
@@ -18,7 +22,7 @@ from numba import njit, prange
 F32, I32, U32 = np.float32, np.int32, np.uint32
 _MAGIC = F32(3 << 22)  # x + 1.5 * 2^23 has rint(x) in its low bits, for |x| < 2^22
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_PARALLEL_FROM = 1 << 15  # elements below which a second thread costs more than it saves
+_PARALLEL_FROM = 1 << 17  # multiply-adds below which a second thread costs more than it saves
 
 
 @njit(cache=True, fastmath=False, boundscheck=False)  # said, because a callee inherits its caller's fastmath
@@ -96,15 +100,6 @@ def _rotate(head: Any, cos: Any, sin: Any) -> None:
         right[d] = b * cos[d] + a * sin[d]
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def _rope_parallel(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
-    size = 2 * cos.shape[1]
-    for m in prange(x.shape[0]):
-        p = positions[m]
-        for h in range(heads):
-            _rotate(x[m, h * size : (h + 1) * size], cos[p], sin[p])
-
-
 @njit(cache=True, boundscheck=False)
 def _rope(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
     size = 2 * cos.shape[1]
@@ -116,7 +111,7 @@ def _rope(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
 
 def rope(x: np.ndarray, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int) -> None:
     """Rotate the first `heads` heads of every row in place, half-split as in Hugging Face's `rotate_half`."""
-    (_rope if x.size < _PARALLEL_FROM else _rope_parallel)(x, positions, cos, sin, heads)
+    _rope(x, positions, cos, sin, heads)
 
 
 @njit(cache=True, boundscheck=False)
@@ -140,12 +135,6 @@ def _swiglu_row(x: Any, out: Any) -> None:
         out[d] = g * up[d] * (share / (F32(1) + e))
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def _swiglu_parallel(x: Any, out: Any) -> None:
-    for m in prange(x.shape[0]):
-        _swiglu_row(x[m], out[m])
-
-
 @njit(cache=True, boundscheck=False)
 def _swiglu(x: Any, out: Any) -> None:
     for m in range(x.shape[0]):
@@ -155,7 +144,7 @@ def _swiglu(x: Any, out: Any) -> None:
 def swiglu(x: np.ndarray) -> np.ndarray:
     """silu(gate) * up of rows [gate | up] (M, 2F): (M, F)."""
     out = np.empty((x.shape[0], x.shape[1] // 2), F32)
-    (_swiglu if x.size < _PARALLEL_FROM else _swiglu_parallel)(x, out)
+    _swiglu(x, out)
     return out
 
 
@@ -197,28 +186,21 @@ def _softmax(x: Any, scale: Any) -> None:
 
 
 @njit(cache=True, boundscheck=False)
-def _causal_row(row: Any, last: Any, window: Any, scale: Any) -> None:
+def causal_row(row: Any, last: Any, window: Any, scale: Any) -> None:
+    """softmax(scale * row) in place over columns last - window to last; the others become 0."""
     first = max(np.int64(0), last - window)
     row[:first] = F32(0)
     row[last:] = F32(0)
     _softmax(row[first:last], scale)
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def _causal_softmax_parallel(scores: Any, tokens: Any, past: Any, window: Any, scale: Any) -> None:
-    for r in prange(scores.shape[0]):
-        _causal_row(scores[r], past + r % tokens + 1, window, scale)
-
-
 @njit(cache=True, boundscheck=False)
 def _causal_softmax(scores: Any, tokens: Any, past: Any, window: Any, scale: Any) -> None:
     for r in range(scores.shape[0]):
-        _causal_row(scores[r], past + r % tokens + 1, window, scale)
+        causal_row(scores[r], past + r % tokens + 1, window, scale)
 
 
-def causal_softmax(
-    scores: np.ndarray, tokens: int, first_key: int, position: int, window: int, scale: float
-) -> None:
+def causal_softmax(scores: np.ndarray, tokens: int, first_key: int, position: int, window: int, scale: float) -> None:
     """softmax(scale * scores) in place, over the keys that each query may see; the others become 0.
 
     Arguments:
@@ -226,8 +208,43 @@ def causal_softmax(
         window: how many of the last keys, itself included, a query sees.
         scale: positive.
     """
-    run = _causal_softmax if scores.size < _PARALLEL_FROM else _causal_softmax_parallel
-    run(scores, np.int64(tokens), np.int64(position - first_key), np.int64(window), F32(scale))
+    _causal_softmax(scores, np.int64(tokens), np.int64(position - first_key), np.int64(window), F32(scale))
+
+
+@njit(cache=True, fastmath=_FAST, boundscheck=False)
+def _dots(x: Any, w: Any, first: Any, last: Any, out: Any) -> None:
+    """out[n] = w[n] . x for rows first to last; four at a time, so that x is read once for them."""
+    whole = first + (last - first) // 4 * 4
+    for n in range(first, whole, 4):
+        w0, w1, w2, w3 = w[n], w[n + 1], w[n + 2], w[n + 3]
+        s0, s1, s2, s3 = F32(0), F32(0), F32(0), F32(0)
+        for k in range(x.shape[0]):
+            s0 += w0[k] * x[k]
+            s1 += w1[k] * x[k]
+            s2 += w2[k] * x[k]
+            s3 += w3[k] * x[k]
+        out[n], out[n + 1], out[n + 2], out[n + 3] = s0, s1, s2, s3
+    for n in range(whole, last):
+        row, total = w[n], F32(0)
+        for k in range(x.shape[0]):
+            total += row[k] * x[k]
+        out[n] = total
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _few_tokens(x: Any, w: Any, out: Any) -> None:
+    for p in prange((w.shape[0] + 31) // 32):
+        first = p * 32
+        last = min(w.shape[0], first + 32)
+        for m in range(x.shape[0]):  # the 32 rows stay in the cache for the next token
+            _dots(x[m], w, first, last, out[m])
+
+
+def few_tokens(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x @ w.T for a few rows of x: the weight is streamed once, by all threads. NumPy's product streams it by one."""
+    out = np.empty((x.shape[0], w.shape[0]), F32)
+    _few_tokens(x, w, out)
+    return out
 
 
 @njit(cache=True, fastmath=_FAST, boundscheck=False)
@@ -308,7 +325,7 @@ def attend_one(
     """
     out = np.empty(q.shape, F32)
     work = q.size * int(lengths.max() + 1)
-    run = _attend if work < 4 * _PARALLEL_FROM else _attend_parallel
+    run = _attend if work < _PARALLEL_FROM else _attend_parallel
     run(q, keys, values, lengths, np.int64(window), F32(scale), out)
     return out
 

@@ -8,6 +8,7 @@ from numba import njit
 from scipy.special import erf
 
 from qsim.models import ops
+from qsim.models.flash import attend_tiles
 
 F32 = np.float32
 RNG = np.random.default_rng(0)
@@ -67,7 +68,9 @@ def test_causal_softmax(tokens, window):
     query = position + np.tile(np.arange(tokens), groups)[:, None]
     key = first + np.arange(keys)[None, :]
     seen = (key <= query) & (key > query - window)
-    e = np.where(seen, np.exp(0.3 * (scores.astype(np.float64) - np.where(seen, scores, -1e9).max(1, keepdims=True))), 0)
+    e = np.where(
+        seen, np.exp(0.3 * (scores.astype(np.float64) - np.where(seen, scores, -1e9).max(1, keepdims=True))), 0
+    )
     np.testing.assert_allclose(got, e / e.sum(1, keepdims=True), atol=3e-7)
     assert (got[~seen] == 0).all()
 
@@ -126,3 +129,30 @@ def test_norms_report_the_first_row_that_is_not_finite():
     assert ops.layer_norm(x, w, b, F32(1e-5), out) == -1
     want -= want.mean(1, keepdims=True)
     np.testing.assert_allclose(out, want / np.sqrt((want**2).mean(1, keepdims=True) + 1e-5), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "past"), [(1, [0, 3]), (5, [7, 0]), (70, [0, 131])])
+@pytest.mark.parametrize("window", [6, 10**6])
+@pytest.mark.parametrize("size", [8, 6])
+def test_attention_in_tiles(tokens, past, window, size):
+    kv_heads, group = 2, 3
+    keys, values = (RNG.standard_normal((2, kv_heads, max(past) + tokens + 2, size)).astype(F32) for _ in "kv")
+    wide = RNG.standard_normal((2 * tokens, (kv_heads * group + 2) * size)).astype(F32)
+    q = wide[:, : kv_heads * group * size].reshape(2, tokens, kv_heads * group, size)
+    got = attend_tiles(q, keys, values, np.array(past), window, 0.5)
+    for b in range(2):
+        for t in range(tokens):
+            at = past[b] + t
+            seen = slice(max(0, at + 1 - window), at + 1)
+            for h in range(kv_heads * group):
+                k, v = (x[b, h // group, seen].astype(np.float64) for x in (keys, values))
+                s = 0.5 * (k @ q[b, t, h])
+                p = np.exp(s - s.max())
+                np.testing.assert_allclose(got[b, t, h], p @ v / p.sum(), atol=2e-6)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (1, 130, 33), (8, 64, 384), (3, 31, 100)])
+def test_products_of_few_tokens(m, n, k):
+    x, w = RNG.standard_normal((m, k)).astype(F32), RNG.standard_normal((n, k)).astype(F32)
+    got = ops.few_tokens(x, w)
+    np.testing.assert_allclose(got, x.astype(np.float64) @ w.astype(np.float64).T, atol=1e-4)
