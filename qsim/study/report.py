@@ -1,0 +1,185 @@
+"""The report: a study's tables and figures as one self-contained HTML page, and the files beside it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from qsim.plots.style import styled
+
+from . import texts
+from .figures import Drawing, case_rows, decided, drawings, first_model, titles
+from .folder import write_whole
+from .result import StudyResult, to_json
+from .rows import DecisionRow, SpeedRow
+from .study_file import to_toml
+
+_COLORS = {"#ffffff": "var(--paper)", "#000000": "var(--plot)", "#e3e3e3": "var(--grid)", "#f3f3f3": "var(--shade)",
+           "#222222": "var(--plot2)", "#333333": "var(--plot2)", "#444444": "var(--plot2)", "#555555": "var(--plot2)",
+           "#d9d9d9": "var(--line)"}  # fmt: skip
+
+
+def write_study(result: StudyResult, out: Path, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Write `index.html`, `study.json`, `study.toml`, `data/*.csv` and `figures/*` into a folder.
+
+    Files appear whole; `study.json` comes last, so its presence means that the rest is there.
+    """
+    for name, _ in result.tables():
+        write_whole(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
+    inlined = []
+    for d in drawings(result):
+        progress(f"figure: {d.title}")
+        wide, narrow = d.draw(True), d.draw(False)
+        svg = _svg(wide)
+        write_whole(out / "figures" / f"{d.name}.svg", svg)
+        write_whole(out / "figures" / f"{d.name}.png", _png(wide))
+        inlined.append({"name": d.name, "section": d.section, "title": d.title, "says": d.says,
+                        "wide": _inline(svg, d, "w"), "narrow": _inline(_svg(narrow), d, "n")})  # fmt: skip
+    progress("page")
+    write_whole(out / "index.html", render(result, inlined))
+    write_whole(out / "study.toml", to_toml(result.spec))
+    write_whole(out / "study.json", to_json(result))
+
+
+def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:
+    """The page; `inlined` are the figures with their SVG."""
+    folder = resources.files(__package__) / "templates"
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = env.from_string((folder / "report.html").read_text(encoding="utf-8"))
+    models = list(dict.fromkeys(r.model for r in result.speed))
+    page: str = template.render(
+        r=result, css=Markup((folder / "report.css").read_text(encoding="utf-8")), drawings=inlined,
+        titles=titles(result), devices=[d.title for d in result.spec.speed.devices],
+        when={m: _when(result, m) for m in models}, fits=_fits(result),
+        speeds={m: _speeds(result, m) for m in models}, trust=_by_section(result),
+        scored=max((q.bytes_scored for q in result.quality), default=0), **texts.all_texts(result),
+    )  # fmt: skip
+    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue().decode()
+    return re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _inline(svg: str, drawing: Drawing, which: str) -> Markup:
+    """The SVG as an element of the page: identifiers of its own, colours of the page, a name for screen readers."""
+    body = svg[svg.index("<svg") :]
+    prefix = f"{drawing.name}-{which}-"
+    body = re.sub(r'\bid="', f'id="{prefix}', body)
+    body = re.sub(r'(xlink:href="|url\()#', rf"\1#{prefix}", body)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"#[0-9a-f]{6}", lambda m: _COLORS.get(m[0], m[0]), body)
+    # matplotlib leaves black unsaid: text and ticks inherit it
+    head = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-labelledby="{prefix}t" '
+                  rf'style="fill: var(--plot)"><title id="{prefix}t">{Markup.escape(drawing.title)}</title>',
+                  body, count=1)  # fmt: skip
+    return Markup(head)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+def amount(value: float, measure: str) -> str:
+    """A time or rate with three digits and its unit."""
+    if measure == "tokens_per_s":
+        return f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.3g} tokens/s"
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def _plain(value: float, measure: str) -> str:
+    return amount(value, measure).replace(" tokens/s", "")
+
+
+def _when(result: StudyResult, model: str) -> list[dict[str, Any]]:
+    names, found = titles(result), decided(result, model)
+    return [
+        {"title": case.title or case.name, "what": texts.case_words(case),
+         "answers": [_answer(found[case.name][d.title], names) for d in result.spec.speed.devices
+                     if d.title in found.get(case.name, {})]}
+        for case in result.spec.cases
+    ]  # fmt: skip
+
+
+def _answer(d: DecisionRow, names: Mapping[str, str]) -> dict[str, Any]:
+    out: dict[str, Any] = {"device": d.device, "method": None, "why": d.why}
+    if d.method is None:
+        return out
+    assert d.value is not None
+    assert d.low is not None
+    assert d.high is not None
+    gain = ""
+    if d.speedup is not None:
+        gain = f"{d.speedup:.2f}x over 16 bit ({d.speedup_low:.2f} to {d.speedup_high:.2f})"
+    return out | {
+        "method": names[d.method], "value": amount(d.value, d.measure), "low": _plain(d.low, d.measure),
+        "high": amount(d.high, d.measure), "count": d.devices, "gain": gain, "fidelity": d.fidelity,
+        "equals": texts.short_list([names[e] for e in d.equals]),
+    }  # fmt: skip
+
+
+def _fits(result: StudyResult) -> dict[str, list[dict[str, Any]]]:
+    out: dict[str, list[dict[str, Any]]] = {}
+    for model in dict.fromkeys(c.model for c in result.capacity):
+        mine = [c for c in result.capacity if c.model == model]
+        out[model] = [
+            {"scheme": scheme, "weights": f"{next(c.weights_gbytes for c in mine if c.scheme == scheme):.1f} GB",
+             "cells": [
+                 str(c.largest_batch) if c.largest_batch else
+                 (f"{c.devices_needed} devices" if c.devices_needed else "over 8 devices")
+                 for c in mine if c.scheme == scheme
+             ]}
+            for scheme in dict.fromkeys(c.scheme for c in mine)
+        ]  # fmt: skip
+    return out
+
+
+def _speeds(result: StudyResult, model: str) -> dict[str, Any]:
+    cases = [c for c in result.spec.cases]
+    tables: dict[tuple[str, str], dict[str, SpeedRow]] = {}
+    for case in cases:
+        for row in case_rows(result, case.name, model):
+            tables.setdefault((row.device, row.scheme), {})[case.name] = row
+    rows = []
+    for (device, scheme), mine in tables.items():
+        cells = []
+        for case in cases:
+            row = mine.get(case.name)
+            cells.append("" if row is None else "does not fit" if not row.fits else _cell(row))
+        rows.append({"device": device, "scheme": scheme, "cells": cells, "fidelity": next(iter(mine.values())).fidelity})
+    return {"cases": [f"{c.title or c.name}" for c in cases], "rows": rows}
+
+
+def _cell(row: SpeedRow) -> str:
+    count = f" on {row.devices}" if row.devices > 1 else ""
+    return f"{amount(row.value, row.measure)}{count} ({_plain(row.low, row.measure)}–{_plain(row.high, row.measure)})"
+
+
+def _by_section(result: StudyResult) -> dict[str, list[Any]]:
+    out: dict[str, list[Any]] = {}
+    for t in result.trust:
+        out.setdefault(t.section, []).append(t)
+    return out

@@ -1,0 +1,170 @@
+"""The result of a study: its question, its tables, and what they were made with; `study.json` and back."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from . import rows
+from .spec import StudySpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+"""Raised when a table changes its meaning; another version's file is refused, not guessed at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the numbers depend on besides the question. Nothing here changes from one run to the next."""
+
+    qsim: str
+    python: str
+    packages: dict[str, str]
+    processor: str
+    cores: int
+    kernel_path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The model and texts of the quality half, with hashes that tell whether two studies measured the same."""
+
+    model: str
+    parameters: int
+    linear_parameters: int
+    model_sha256: str
+    text: str
+    text_sha256: str
+    calibration: str
+    calibration_sha256: str
+    base_bits_per_byte: float
+    base_bits_per_byte_se: float
+    base_perplexity: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """Everything that a report is drawn from. Every table is a tuple of one row type of `qsim.study.rows`."""
+
+    schema_version: int = SCHEMA
+    spec: StudySpec
+    quick: bool
+    environment: Environment
+    measured: Measured
+    methods: tuple[rows.MethodRow, ...] = ()
+    decisions: tuple[rows.DecisionRow, ...] = ()
+    quality: tuple[rows.QualityRow, ...] = ()
+    exact: tuple[rows.ExactRow, ...] = ()
+    speed: tuple[rows.SpeedRow, ...] = ()
+    curves: tuple[rows.CurveRow, ...] = ()
+    flips: tuple[rows.FlipRow, ...] = ()
+    operators: tuple[rows.OperatorRow, ...] = ()
+    roofs: tuple[rows.RoofRow, ...] = ()
+    histograms: tuple[rows.HistogramRow, ...] = ()
+    tensor_errors: tuple[rows.TensorErrorRow, ...] = ()
+    channels: tuple[rows.ChannelRow, ...] = ()
+    salient: tuple[rows.SalientRow, ...] = ()
+    accumulators: tuple[rows.AccumulatorRow, ...] = ()
+    capacity: tuple[rows.CapacityRow, ...] = ()
+    claims: tuple[rows.ClaimRow, ...] = ()
+    trust: tuple[rows.TrustRow, ...] = ()
+    trust_points: tuple[rows.TrustPoint, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def tables(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Name and rows of every table that has any, in the order of the report."""
+        for name in TABLES:
+            found = getattr(self, name)
+            if found:
+                yield name, found
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """A table as a tidy DataFrame: one row an observation, lists joined by `; `."""
+        import pandas as pd
+
+        found = getattr(self, name)
+        columns = [f.name for f in fields(found[0])] if found else []
+        return pd.DataFrame([{c: _flat(getattr(row, c)) for c in columns} for row in found], columns=columns)
+
+
+TABLES = ("methods", "decisions", "quality", "exact", "speed", "curves", "flips", "operators", "roofs", "histograms",
+          "tensor_errors", "channels", "salient", "accumulators", "capacity", "claims", "trust",
+          "trust_points")  # fmt: skip
+
+
+def _flat(value: Any) -> Any:
+    return "; ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[StudyResult]:
+    return TypeAdapter(StudyResult)
+
+
+def to_json(result: StudyResult) -> str:
+    """The whole result; equal results give equal text. Floats keep all their digits."""
+    return _adapter().dump_json(result, indent=1).decode() + "\n"
+
+
+def read_result(path: str | Path) -> StudyResult:
+    """A result from `study.json`, or from the folder that holds it.
+
+    Raises:
+        ValueError: not a study, one of another version, or a damaged one; the message names file and key.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    file = path / "study.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{path} holds no study: {file} does not exist")
+    text = file.read_text(encoding="utf-8")
+    try:
+        return _checked(_adapter().validate_json(text), file)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        at = ".".join(str(p) for p in fault["loc"])
+        raise ValueError(f"{file} is not a study of this version: {at + ': ' if at else ''}{fault['msg']}") from None
+
+
+def _checked(result: StudyResult, file: Path) -> StudyResult:
+    if result.schema_version != SCHEMA:
+        raise ValueError(f"{file} has version {result.schema_version}; this program reads version {SCHEMA}")
+    return result
+
+
+def environment() -> Environment:
+    """Versions, processor and kernels of this process."""
+    import qsim
+    from qsim.kernels import available_paths
+
+    found: dict[str, str] = {}
+    for package in ("numpy", "numba", "scipy", "pandas", "matplotlib"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a vendored copy has no metadata
+            found[package] = "unknown"
+    return Environment(
+        qsim=qsim.__version__, python=platform.python_version(), packages=found, processor=_processor(),
+        cores=os.cpu_count() or 1, kernel_path=available_paths()[-1],
+    )  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,195 @@
+"""The sentences of the report that the numbers decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .decide import ONE_SIDED_95, acceptable
+from .figures import curve_schemes, first_model, quality_of, titles
+from .result import StudyResult
+from .rows import DecisionRow
+from .spec import Case
+
+
+def all_texts(result: StudyResult) -> dict[str, Any]:
+    """Every text that the template names."""
+    return {
+        "lead": lead(result), "short": short(result), "quality_text": quality_text(result),
+        "tensors_text": tensors_text(result), "accumulator_text": accumulator_text(result),
+        "trust_text": trust_text(result), "made": made(result), "limits": limits(result), "command": command(result),
+    }  # fmt: skip
+
+
+def and_list(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return "".join(words) if len(words) < 2 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def short_list(words: Sequence[str], at_most: int = 3) -> str:
+    """The first words, and how many more there are."""
+    more = len(words) - at_most
+    return ", ".join(words[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def case_words(case: Case) -> str:
+    """What a case runs, in a few words."""
+    size = "as many as fit" if case.batch == 0 else f"batch {case.batch}"
+    if case.phase == "request":
+        return f"{size}, {case.context} + {case.new_tokens} tokens"
+    return f"{case.phase}, {size}, {case.context} tokens"
+
+
+def lead(result: StudyResult) -> str:
+    """One sentence on what was measured and predicted."""
+    models = and_list(list(dict.fromkeys(r.model for r in result.speed)))
+    m = result.measured
+    return (
+        f"{len(result.methods)} ways to make a model small. What they lose is measured on {m.model} "
+        f"({m.parameters / 1e6:.1f} M parameters); what they gain is predicted for {models} on "
+        f"{len(result.spec.speed.devices)} devices, with 80 % bands."
+    )
+
+
+def short(result: StudyResult) -> list[str]:
+    """The answer in a few lines."""
+    lines = []
+    names, q = titles(result), quality_of(result)
+    by_bits = _by_family(result)
+    for family, rows in by_bits.items():
+        best = min(rows, key=lambda r: r.loss)
+        inside = acceptable(best, result.spec.quality.max_loss)
+        surely = abs(best.loss) > ONE_SIDED_95 * best.loss_se
+        lines.append(
+            f"{family}: {names[best.method]} loses {best.loss:+.4f} ± {best.loss_se:.4f} bits a byte"
+            + (", no more than chance" if not surely else "")
+            + ("." if inside else f", over the limit of {result.spec.quality.max_loss:g}.")
+        )
+    gains = [d for d in result.decisions if d.speedup is not None and d.model == first_model(result)]
+    if gains:
+        most = max(gains, key=lambda d: d.speedup or 0)
+        lines.append(_gain_line(most, names, result))
+    flips = [f for f in result.flips if curve_schemes(result) and f.scheme == curve_schemes(result)[0] and f.no_gain_from]
+    if flips:
+        first = min(flips, key=lambda f: f.no_gain_from or 0)
+        lines.append(f"Small weights pay at small batches: {first.scheme} is no faster than 16 bit from batch "
+                     f"{first.no_gain_from} on {first.device}.")  # fmt: skip
+    nothing = [d for d in result.decisions if d.method is not None and d.method.startswith("none:")]
+    if nothing:
+        lines.append(f"In {len(nothing)} of {len(result.decisions)} answers 16 bit stays: nothing is faster for sure.")
+    del q
+    return lines
+
+
+def _by_family(result: StudyResult) -> dict[str, list[Any]]:
+    """Bits of the weights in words -> the measured methods."""
+    from qsim.quantize import get_scheme
+
+    words = {8: "Eight bits", 4: "Four bits", 3: "Three bits", 2: "Two bits", 6: "Six bits"}
+    out: dict[str, list[Any]] = {}
+    for row in result.quality:
+        if row.variant != "full" or row.method.startswith("none:"):
+            continue
+        method = next(m for m in result.spec.methods if m.name == row.method)
+        weight = get_scheme(method.scheme).weight
+        bits = round(weight.bits)
+        out.setdefault(words.get(bits, f"{bits} bits"), []).append(row)
+    return dict(sorted(out.items(), key=lambda item: list(words.values()).index(item[0]) if item[0] in words.values() else 9))
+
+
+def _gain_line(d: DecisionRow, names: dict[str, str], result: StudyResult) -> str:
+    case = next(c for c in result.spec.cases if c.name == d.case)
+    return (
+        f"The largest gain for {d.model}: {names[d.method or '']} on {d.device}, {d.speedup:.1f}x over 16 bit "
+        f"({d.speedup_low:.1f} to {d.speedup_high:.1f}) for {(case.title or case.name).lower()}."
+    )
+
+
+def quality_text(result: StudyResult) -> str:
+    """What the quality figures show and what they do not."""
+    m = result.measured
+    scored = max((q.bytes_scored for q in result.quality), default=0)
+    return (
+        f"Loss is bits a byte more than 16 bit ({m.base_bits_per_byte:.4f} ± {m.base_bits_per_byte_se:.4f}) on "
+        f"{scored:,} bytes of {m.text}; its error is that of the difference, window by window, so it is far smaller "
+        "than that of either. Numbers are what the fused kernels compute with the scheme's own formats, activations "
+        "and KV cache included. A small model is hurt more by rounding than a large one: the order of the methods is "
+        "what carries over, and the claims in section 7 put published losses beside it."
+    )
+
+
+def tensors_text(result: StudyResult) -> str:
+    """Which tensors the section looks at."""
+    tensors = list(dict.fromkeys(h.tensor for h in result.histograms))
+    outliers = [n for n in result.measured.notes if "outlier" in n]
+    text = f"Tensors of {result.measured.model}: {and_list(tensors)}." if tensors else ""
+    return text + (f" {outliers[0]}" if outliers else "")
+
+
+def accumulator_text(result: StudyResult) -> str:
+    """What differs between devices below the format."""
+    devices = [d for d in result.spec.speed.devices if d.accumulator is not None]
+    given = "; ".join(f"{d.title}: {d.accumulator.source}" for d in devices if d.accumulator is not None)
+    return (
+        "Two devices that multiply the same FP8 numbers do not give the same sum. A tensor core aligns the products of "
+        "a step to the largest exponent and cuts off what lies below: 13 fraction bits on Hopper and Ada in FP8, 24 or "
+        f"25 in 16 bit. Every sum here is the instruction's own, bit for bit.{' Accumulators as given: ' + given + '.' if given else ''}"
+    )
+
+
+def trust_text(result: StudyResult) -> str:
+    """What the tags mean, and how many predictions carry which."""
+    counts: dict[str, int] = {}
+    for row in result.speed:
+        counts[row.fidelity] = counts.get(row.fidelity, 0) + 1
+    share = ", ".join(f"{100 * n / len(result.speed):.0f} % {tag}" for tag, n in sorted(counts.items()))
+    return (
+        "calibrated: kernels fitted to measurements of this device. transferred: efficiencies borrowed from the nearest "
+        "measured device or assumed, with a wider band. ideal: the datasheet roofline, a lower bound. Of the "
+        f"predictions of this study, {share}. Bands are 80 % bands: about one in five truths lies outside."
+    )
+
+
+def made(result: StudyResult) -> list[str]:
+    """Versions, machine, hashes."""
+    e, m = result.environment, result.measured
+    packages = ", ".join(f"{name} {number}" for name, number in e.packages.items())
+    return [
+        f"qsim {e.qsim}, Python {e.python}, {packages}",
+        f"{e.processor}, {e.cores} cores; fused kernels: {e.kernel_path}",
+        f"model {m.model}, sha256 {m.model_sha256[:16]}; text {m.text}, sha256 {m.text_sha256[:16]}; calibration "
+        f"{m.calibration}, sha256 {m.calibration_sha256[:16]}; seed {result.spec.quality.seed}",
+        f"execution profile {result.spec.speed.profile}; predictions by hwmodels, sums by qsim.tensorcore",
+        *m.notes,
+    ]
+
+
+def limits(result: StudyResult) -> list[str]:
+    """What the study does not say."""
+    lines = [
+        f"Quality is that of {result.measured.model} on one text. It says how methods compare, not what a larger model "
+        "will lose.",
+        "The gains are of one step or of whole requests without queueing, scheduling between users or speculation.",
+        "Bands of a ratio take the errors of its two times as independent. On one device they share causes, so sure "
+        "gains may be called unsure; never the reverse.",
+    ]
+    if any(m.scheme.startswith("w3") for m in result.methods):
+        lines.append("No 3-bit kernel has been measured here: 3-bit weights are priced with the efficiencies of the "
+                     "4-bit kernels of the device, which flatters them.")  # fmt: skip
+    if any(d.name.startswith(("asic", "sn40l", "groq")) for d in result.spec.speed.devices):
+        lines.append("Dataflow devices are priced with assumed efficiencies; their bands are 40 % and not measured.")
+    return lines
+
+
+def command(result: StudyResult) -> str:
+    """What makes this study again."""
+    return "qsim study study.toml --out FOLDER" if _is_custom(result) else (
+        "qsim study --quick" if result.quick else "qsim study"
+    )
+
+
+def _is_custom(result: StudyResult) -> bool:
+    from .spec import StudySpec, check
+
+    base = check(StudySpec())
+    return result.spec not in (base, check(base.quick()))
