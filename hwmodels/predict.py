@@ -105,7 +105,7 @@ class Prediction:
     @property
     def mbu(self) -> Any:
         """Model bandwidth utilisation: bytes that must move over time, as a share of the peak."""
-        total = sum(op.traffic_bytes for op in self.operators if op.kind in ("gemm", "attention"))
+        total = sum(op.traffic_bytes for op in self.operators if op.kind in ("gemm", "attention", "fused"))
         return total / self.time_s / self.device.memory.bandwidth_bytes_per_s
 
     @property
