@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from .style import CYCLE, DASHES, GREY, LIGHT, WIDTH_IN, new_figure, styled
+from .style import CYCLE, DASHES, GREY, WIDTH_IN, new_figure, styled
 
 NARROW_IN = 3.7
 """Width of a figure on a phone, in inches: 355 CSS pixels."""
@@ -328,26 +328,40 @@ def capacity_figure(
         return figure
 
 
-def bars_figure(
-    groups: Mapping[str, Mapping[str, float]], *, ylabel: str, title: str = "", log: bool = False, wide: bool = True
+def grouped_figure(
+    groups: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "", wide: bool = True
 ) -> Figure:
-    """Horizontal bars in groups (group -> label -> value), each with its value written at its end."""
+    """Points on a log scale in groups of lines: group -> label -> value; a zero is written as such.
+
+    Arguments:
+        groups: e.g. method -> device -> value.
+    """
     with styled():
         rows = [(g, label, v) for g, mine in groups.items() for label, v in mine.items()]
-        figure = new_figure(0.9 + 0.25 * len(rows), WIDTH_IN if wide else NARROW_IN)
+        figure = new_figure(0.9 + 0.21 * len(rows) + 0.12 * len(groups), WIDTH_IN if wide else NARROW_IN)
         axes = figure.subplots()
-        names = list(groups)
-        least = min((v for _, _, v in rows if v > 0), default=1.0)
-        for y, (group, _, value) in enumerate(rows):
-            shown = max(value, least / 3) if log else value
-            axes.barh([y], [shown], color=CYCLE[names.index(group) % len(CYCLE)] if value else LIGHT, height=0.66)
-            axes.annotate(f"{value:.2g}", (shown, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
-        axes.set_yticks(range(len(rows)), [f"{g}: {label}" if wide else label for g, label, _ in rows])
-        axes.invert_yaxis()
-        if log:
-            axes.set_xscale("log")
-        axes.margins(x=0.15)
-        axes.set_xlabel(ylabel)
+        positive = [v for _, _, v in rows if v > 0] or [1.0]
+        floor = min(positive) / 4
+        ticks, labels, y = [], [], 0.0
+        for i, (group, mine) in enumerate(groups.items()):
+            axes.axhspan(y - 0.55, y + len(mine) - 0.45, color="#F3F3F3" if i % 2 == 0 else "#FFFFFF", zorder=0,
+                         linewidth=0)  # fmt: skip
+            axes.annotate(group, (1.0, y - 0.45), xycoords=("axes fraction", "data"), xytext=(-4, -2), va="top", ha="right",
+                          textcoords="offset points", fontsize=8.5, fontweight="bold", color=CYCLE[i % len(CYCLE)])  # fmt: skip
+            for label, value in mine.items():
+                color = CYCLE[i % len(CYCLE)]
+                axes.plot([max(value, floor)], [y], marker="o" if value > 0 else "|", color=color, markersize=6)
+                if value == 0:
+                    axes.annotate(" 0: the same bits", (floor, y), va="center", fontsize=7.5, color=color)
+                ticks.append(y)
+                labels.append(label)
+                y += 1
+            y += 0.5
+        axes.set_xscale("log")
+        axes.set_xlim(floor / 1.5, max(positive) * 8)
+        axes.set_yticks(ticks, labels)
+        axes.set_ylim(y - 0.5, -0.7)
+        axes.set_xlabel(xlabel)
         axes.grid(True, axis="x")
         if title:
             axes.set_title(title)

@@ -372,23 +372,22 @@ def _exact(result: StudyResult) -> Drawing | None:
     names = titles(result)
     groups: dict[str, dict[str, float]] = {}
     for e in result.exact:
-        groups.setdefault(e.device, {})[f"{names[e.method]} ({e.device})"] = e.logit_rms
-    groups = {d: {k.replace(f" ({d})", "") if True else k: v for k, v in mine.items()} for d, mine in groups.items()}
-    worst = max(result.exact, key=lambda e: abs(e.difference))
+        groups.setdefault(names[e.method], {})[e.device] = e.kl
+    worst = max(result.exact, key=lambda e: e.kl)
+    least = min((q.kl for q in result.quality if q.kl and q.method == worst.method), default=None)
     says = (
         f"The model's own layers through each device's instruction, beside the fast kernels, on "
-        f"{result.exact[0].bytes_scored} bytes. The largest change of the loss is {worst.difference:+.4f} bits a byte "
-        f"({names[worst.method]} on {worst.device}): at this model's width (K up to {_widest(result)}) the accumulator "
-        "costs far less than the format."
+        f"{worst.bytes_scored} bytes. Most changes {names[worst.method]} on {worst.device}: {worst.kl:.1e} nats a token, "
+        f"{worst.difference:+.4f} bits a byte"
     )
-    return Drawing(name="exact_logits", section="accumulator", title="Through each device's own instruction: change of "
-                   "the logits", says=says, draw=lambda wide: draw.bars_figure(
-                       groups, ylabel="root mean square change of the logits", log=True, wide=wide))  # fmt: skip
-
-
-def _widest(result: StudyResult) -> str:
-    note = next((n for n in result.measured.notes if n.startswith("largest K ")), "")
-    return note.removeprefix("largest K ") or "768"
+    if least:
+        says += f"; the format itself costs {least:.1e} nats"
+    says += (f". Sums here have at most {result.measured.widest_k} products; the figure above says what longer ones "
+             "lose.")  # fmt: skip
+    return Drawing(name="exact_products", section="accumulator", says=says,
+                   title="Through each device's own instruction: change of the predictions",
+                   draw=lambda wide: draw.grouped_figure(groups, xlabel="KL divergence from the fast kernels "
+                                                         "(nats a token)", wide=wide))  # fmt: skip
 
 
 # --- what fits, and trust --------------------------------------------------------------------------------------

@@ -89,3 +89,181 @@ def variants(spec: StudySpec, method: Method) -> tuple[str, ...]:
     """`full`, and `weights` when a device of the study leaves the method's activations in 16 bit."""
     found = {executed(d, method.scheme, spec.speed.profile) for d in devices(spec).values()}
     return ("full", "weights") if "weights" in found else ("full",)
+
+
+def quantised(subject: Subject, method: Method, spec: StudySpec) -> tuple[Model, tuple[str, ...]]:
+    """The model by a method, and what the method had to do that nobody asked for (fallbacks, damping, ...)."""
+    if method.algorithm == "none":
+        return subject.model, ()
+    from qsim.algorithms import quantize_model
+
+    found = quantize_model(
+        subject.model, method=method.algorithm, scheme=method.scheme, calibration=calibration_windows(subject, spec),
+        **method.options,
+    )  # fmt: skip
+    return found.model, tuple(found.notes)
+
+
+def calibration_windows(subject: Subject, spec: StudySpec) -> np.ndarray:
+    """(B, T) token ids of the calibration text: whole windows from its beginning."""
+    q = spec.quality
+    window = min(q.window, subject.model.config.max_position_embeddings)
+    ids = _tokens(subject.model, subject.calibration, 8 * q.calibration_tokens)
+    count = max(1, min(q.calibration_tokens, len(ids)) // window)
+    if len(ids) < window:
+        raise ValueError(f"the calibration text has {len(ids)} tokens, less than one window of {window}")
+    return ids[: count * window].reshape(count, window)
+
+
+def _tokens(model: Model, text: bytes, at_most_bytes: int) -> np.ndarray:
+    assert model.tokenizer is not None
+    return np.asarray(model.tokenizer.encode(text[:at_most_bytes].decode("utf-8", errors="ignore")))
+
+
+def in_sixteen_bit(model: Model) -> Model:
+    """Every product sees BF16 inputs where its scheme does not quantise them: what a 16-bit tensor core is given."""
+    settings = {
+        name: {"activation": "bfloat16"}
+        for name, linear in {**model.linears(), "lm_head": model.lm_head}.items()
+        if not (isinstance(linear.weight, QuantizedTensor) and linear.weight.scheme.activation.is_quantized)
+    }
+    return model.replace(linear_settings={**model.linear_settings, **settings})
+
+
+def weights_only(model: Model) -> Model:
+    """The same codes, multiplied by activations that stay in 16 bit: what a device without the product executes."""
+    tensors = {
+        name: dataclasses.replace(t, scheme=t.scheme.replace(activation="bfloat16", compute=None), input_scale=None)
+        for name, t in model.tensors.items()
+        if isinstance(t, QuantizedTensor) and t.scheme.activation.is_quantized
+    }
+    return model.replace(tensors=tensors)
+
+
+def model_bits(model: Model) -> float:
+    """Bits a weight of the decoder's Linears, scales and zero points included; 16 where nothing is quantised."""
+    linears = model.linears().values()
+    bits = sum(8 * x.weight.nbytes if x.is_quantized else 16 * x.weight.size for x in linears)
+    return float(bits / sum(x.out_features * x.in_features for x in linears))
+
+
+def measure(
+    spec: StudySpec, subject: Subject, method: Method, reference: Any
+) -> tuple[tuple[QualityRow, ...], tuple[ExactRow, ...]]:
+    """Quality of one method in every variant that a device executes, and the sample through each device's adder.
+
+    Arguments:
+        reference: `qsim.models.Reference` of the 16-bit model, shared by all methods.
+    """
+    model, notes = quantised(subject, method, spec)
+    built = {"full": in_sixteen_bit(model)}
+    if "weights" in variants(spec, method):
+        built["weights"] = in_sixteen_bit(weights_only(model))
+    rows = tuple(_quality(spec, subject, method, variant, m, reference, notes) for variant, m in built.items())
+    exact: tuple[ExactRow, ...] = ()
+    if spec.quality.exact_bytes and method in exact_methods(spec):
+        exact = tuple(_through_devices(spec, subject, method, built))
+    return rows, exact
+
+
+def _quality(
+    spec: StudySpec, subject: Subject, method: Method, variant: str, model: Model, reference: Any, notes: Sequence[str]
+) -> QualityRow:
+    q = spec.quality
+    found = evaluate(model, subject.text, window=_window(spec, model), reference=reference,
+                     max_bytes=q.max_bytes or None)  # fmt: skip
+    same = method.algorithm == "none"
+    assert found.bits_per_byte is not None
+    assert found.bits_per_byte_delta is not None
+    return QualityRow(
+        method=method.name, variant=variant, bits_per_byte=found.bits_per_byte,
+        bits_per_byte_se=found.bits_per_byte_se or 0.0, loss=0.0 if same else found.bits_per_byte_delta,
+        loss_se=0.0 if same else found.bits_per_byte_delta_se or 0.0, perplexity=found.perplexity,
+        kl=found.kl, kl_se=found.kl_se, top1_agreement=found.top1_agreement, bytes_scored=found.bytes or 0,
+        model_bits=model_bits(model), notes="; ".join(dict.fromkeys([*notes, *_own_notes(found.notes)])),
+    )  # fmt: skip
+
+
+def _own_notes(notes: Iterable[str]) -> list[str]:
+    return [n for n in notes if not n.startswith("reference: ")]
+
+
+def _window(spec: StudySpec, model: Model) -> int:
+    return min(spec.quality.window, model.config.max_position_embeddings)
+
+
+# --- through each device's own instruction ---------------------------------------------------------------------
+
+
+def exact_methods(spec: StudySpec) -> tuple[Method, ...]:
+    """One method for each kind of product: 16 bit, weight-only, INT8, FP8; the better algorithm where there are two."""
+    from qsim.formats import BlockFormat, IntFormat
+    from qsim.quantize import get_scheme
+
+    order = {"none": 0, "smoothquant": 1, "gptq": 2, "awq": 3, "fp8": 4, "rtn": 5}
+    kinds: dict[str, Method] = {}
+    for m in sorted(spec.methods, key=lambda m: (order[m.algorithm], m.scheme != "fp8-rowwise")):
+        scheme = get_scheme(m.scheme)
+        fmt = scheme.weight.format
+        if isinstance(fmt, BlockFormat) or scheme.kv_cache.is_quantized:
+            continue
+        kind = (
+            "16 bit" if not scheme.weight.is_quantized
+            else "weight-only" if not scheme.activation.is_quantized
+            else "int8" if isinstance(fmt, IntFormat) else "fp8"
+        )  # fmt: skip
+        kinds.setdefault(kind, m)
+    return tuple(m for m in spec.methods if m in kinds.values())
+
+
+def _through_devices(
+    spec: StudySpec, subject: Subject, method: Method, built: dict[str, Model]
+) -> Iterable[ExactRow]:
+    given = {d.title: d.accumulator for d in spec.speed.devices}
+    done: dict[tuple[str, str], ExactRow] = {}
+    for title, device in devices(spec).items():
+        variant = executed(device, method.scheme, spec.speed.profile)
+        main = adder(device, given[title], compute_format(method.scheme, variant))
+        head = adder(device, given[title], "bfloat16")
+        if main is None or head is None:
+            continue
+        key = (variant, f"{main.instruction}{head.instruction}")
+        if key not in done:
+            done[key] = _exact_row(spec, subject, method, device, built[variant], main, head)
+        yield dataclasses.replace(done[key], device=title)
+
+
+def _exact_row(
+    spec: StudySpec, subject: Subject, method: Method, device: Device, fast: Model, main: Adder, head: Adder
+) -> ExactRow:
+    settings = {name: {"engine": "exact", "instruction": main.instruction} for name in fast.linears()}
+    settings["lm_head"] = {"engine": "exact", "instruction": head.instruction}
+    merged = {name: {**dict(fast.linear_settings.get(name, {})), **more} for name, more in settings.items()}
+    exact = fast.replace(linear_settings=merged)
+    found = evaluate(exact, subject.text, window=_window(spec, fast), reference=fast,
+                     max_bytes=spec.quality.exact_bytes)  # fmt: skip
+    assert found.bits_per_byte is not None
+    assert found.bits_per_byte_delta is not None
+    assert found.kl is not None
+    assert found.top1_agreement is not None
+    return ExactRow(
+        device=device.name, method=method.name, instruction=main.instruction.name, parameters=main.parameters,
+        status=main.status, bytes_scored=found.bytes or 0, bits_per_byte=found.bits_per_byte,
+        fast_bits_per_byte=found.bits_per_byte - found.bits_per_byte_delta, difference=found.bits_per_byte_delta,
+        kl=found.kl, flips=round((1 - found.top1_agreement) * found.tokens), tokens=found.tokens,
+    )  # fmt: skip
+
+
+def measured(spec: StudySpec, subject: Subject, base: QualityRow) -> Measured:
+    """What was measured, for the head of the report."""
+    model, prints = subject.model, subject.fingerprint
+    linears = model.linears().values()
+    widest = max(x.in_features for x in linears)
+    return Measured(
+        model=model.name or spec.quality.model, parameters=model.parameters,
+        linear_parameters=sum(x.in_features * x.out_features for x in linears), model_sha256=prints["model"],
+        text=subject.text_name, text_sha256=prints["text"], calibration=subject.calibration_name,
+        calibration_sha256=prints["calibration"], base_bits_per_byte=base.bits_per_byte,
+        base_bits_per_byte_se=base.bits_per_byte_se, base_perplexity=base.perplexity, widest_k=widest,
+        notes=tuple(model.notes),
+    )  # fmt: skip

@@ -50,6 +50,7 @@ class Measured:
     base_bits_per_byte: float
     base_bits_per_byte_se: float
     base_perplexity: float
+    widest_k: int
     notes: tuple[str, ...] = ()
 
 

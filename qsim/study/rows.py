@@ -54,10 +54,9 @@ class ExactRow:
     bits_per_byte: float
     fast_bits_per_byte: float
     difference: float
-    logit_rms: float  # root mean square difference of the logits
-    logit_max: float
+    kl: float  # nats a token, of the exact model from the fast one
     flips: int  # tokens whose most likely successor changed
-    notes: str
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

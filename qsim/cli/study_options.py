@@ -1,0 +1,100 @@
+"""From the options of `qsim study` to the study that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsim.study import Case, Method, Quality, Speed, StudySpec
+
+
+def spec_from(given: Mapping[str, Any]) -> StudySpec:
+    """The study of a file, or the default one, with what the options change.
+
+    Raises:
+        ValueError: options that do not go together, or name what does not exist.
+    """
+    from qsim.study import StudySpec, read_spec
+
+    spec = StudySpec() if given["file"] is None else read_spec(given["file"])
+    if given["overrides"] and not given["device"]:
+        raise ValueError("--set changes the devices named with --device: name one")
+    methods = _methods(given)
+    cases = _cases(given)
+    return replace(
+        spec, methods=methods or spec.methods, cases=cases or spec.cases, quality=_quality(spec.quality, given),
+        speed=_speed(spec.speed, given),
+    )  # fmt: skip
+
+
+def _methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
+    from qsim.study.spec import methods_for, spec_of
+
+    found = [m for scheme in given["scheme"] for m in methods_for(scheme)]
+    if given["method"]:
+        found += spec_of({"methods": list(given["method"])}, "--method").methods
+    return tuple({m.name: m for m in found}.values())
+
+
+def _cases(given: Mapping[str, Any]) -> tuple[Case, ...]:
+    from qsim.study import Case
+
+    batch, context = given["batch"], given["context"]
+    if batch is None and context is None:
+        return ()
+    b, length = batch or 1, context or 2048
+    return (
+        Case(name="step", title=f"Decode, {b} x {length}", phase="decode", batch=b, context=length, measure="tpot"),
+        Case(name="prompt", title=f"Prompt, {b} x {length}", phase="prefill", batch=b, context=length, measure="ttft"),
+        Case(name="requests", title=f"{b} requests of {length} + 256", phase="request", batch=b, context=length,
+             measure="tokens_per_s"),
+    )  # fmt: skip
+
+
+def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
+    changes: dict[str, Any] = {}
+    measured = [m for m in given["model"] if _has_weights(m)]
+    if len(measured) > 1:
+        raise ValueError(f"one model is measured at a time: got the checkpoints {' and '.join(measured[:2])}")
+    if measured:
+        changes["model"] = measured[0]
+    for name in ("text", "calibration"):
+        if given[name] is not None:
+            if not given[name].is_file():
+                raise ValueError(f"--{name}: {given[name]} does not exist")
+            changes[name] = str(given[name])
+    if given["max_loss"] is not None:
+        if not given["max_loss"] > 0:
+            raise ValueError(f"--max-loss is a positive number of bits a byte: got {given['max_loss']:g}")
+        changes["max_loss"] = given["max_loss"]
+    return replace(quality, **changes)
+
+
+def _has_weights(model: str) -> bool:
+    """Whether a target is a folder with weights: it is then measured too, not only priced."""
+    folder = Path(model)
+    return folder.is_dir() and any(folder.glob("*.safetensors"))
+
+
+def _speed(speed: Speed, given: Mapping[str, Any]) -> Speed:
+    from hwmodels.load import _parse_overrides
+    from qsim.study import DeviceSpec
+    from qsim.study.spec import DEFAULT_DEVICES
+
+    changes: dict[str, Any] = {}
+    if given["model"]:
+        changes["models"] = tuple(given["model"])
+    if given["device"]:
+        known = {d.name: d for d in (*speed.devices, *DEFAULT_DEVICES)}
+        overrides = _parse_overrides(given["overrides"] or None)
+        changes["devices"] = tuple(
+            replace(known.get(name, DeviceSpec(name=name)), set=overrides, label="") for name in given["device"]
+        )
+    if given["context"] is not None:
+        changes["context"] = given["context"]
+    if given["profile"] is not None:
+        changes["profile"] = given["profile"]
+    return replace(speed, **changes)

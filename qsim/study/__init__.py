@@ -1,0 +1,53 @@
+"""The study: quality against speed, for every method on every device, in one folder.
+
+    from qsim.study import StudySpec, run_study
+    run = run_study(StudySpec(), "study")           # study/index.html, study.json, data/, figures/
+    run.result.frame("decisions")                   # when to use what
+
+It joins both wings: what numbers come out is `qsim`'s, how long it takes is `hwmodels`'; no formula lives here. Names
+load their part on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "Accumulator": "spec",
+    "Case": "spec",
+    "DeviceSpec": "spec",
+    "Method": "spec",
+    "Quality": "spec",
+    "Run": "run",
+    "Speed": "spec",
+    "StudyResult": "result",
+    "StudySpec": "spec",
+    "diff_studies": "diff",
+    "read_result": "result",
+    "read_spec": "spec",
+    "run_study": "run",
+    "write_study": "report",
+}
+
+if TYPE_CHECKING:
+    from .diff import diff_studies
+    from .report import write_study
+    from .result import StudyResult, read_result
+    from .run import Run, run_study
+    from .spec import Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec, read_spec
+
+__all__ = [
+    "Accumulator", "Case", "DeviceSpec", "Method", "Quality", "Run", "Speed", "StudyResult", "StudySpec",
+    "diff_studies", "read_result", "read_spec", "run_study", "write_study",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

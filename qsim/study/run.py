@@ -1,0 +1,195 @@
+"""The whole study: every part in turn, kept as it is finished, and put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import hwmodels
+
+from . import accumulator, hardware, trust
+from .decide import decisions
+from .folder import Parts, prepare
+from .result import Environment, Measured, StudyResult, environment
+from .rows import (
+    AccumulatorRow, ChannelRow, ExactRow, HistogramRow, MethodRow, QualityRow, SalientRow, TensorErrorRow, TrustPoint,
+    TrustRow,
+)  # fmt: skip
+from .spec import StudySpec, check, to_table
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what comes next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MethodPart:
+    quality: tuple[QualityRow, ...]
+    exact: tuple[ExactRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TensorPart:
+    histograms: tuple[HistogramRow, ...]
+    errors: tuple[TensorErrorRow, ...]
+    channels: tuple[ChannelRow, ...]
+    salient: tuple[SalientRow, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrustPart:
+    groups: tuple[TrustRow, ...]
+    points: tuple[TrustPoint, ...]
+
+
+@dataclass(kw_only=True)
+class _Steps:
+    """Counts steps, and how long each took."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, what: str, work: Callable[[], Any]) -> Any:
+        self.progress(self.done, self.total, what)
+        start = time.perf_counter()
+        value = work()
+        self.seconds[what] = time.perf_counter() - start
+        self.done += 1
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished study: the result, how long each step took, and which steps an earlier run had finished."""
+
+    result: StudyResult
+    seconds: dict[str, float]
+    resumed: tuple[str, ...]
+
+
+def run_study(
+    spec: StudySpec,
+    out: str | Path | None = None,
+    *,
+    quick: bool = False,
+    force: bool = False,
+    progress: Progress = lambda done, total, step: None,
+) -> Run:
+    """Run a study, and write it into a folder when one is given.
+
+    Arguments:
+        spec: what is asked; names are resolved and 16 bit is put first.
+        out: the folder; None keeps the result in memory. An unfinished study there goes on where it stopped.
+        quick: the same study on less text.
+        force: replace a finished study.
+        progress: called before every step.
+
+    Raises:
+        ValueError: names that do not exist, a folder that holds something else, a model or text that cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    spec = check(spec.quick() if quick else spec)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        prepare(folder, force=force)
+    parts = Parts(folder)
+    steps = _Steps(progress=progress, total=len(spec.methods) + (7 if folder is not None else 6))
+    result = _result(spec, quick, parts, steps)
+    if folder is not None:
+        from .report import write_study
+
+        steps.run("figures and page", lambda: write_study(result, folder))
+        parts.done()
+    progress(steps.total, steps.total, "done")
+    return Run(result=result, seconds=steps.seconds, resumed=tuple(parts.resumed))
+
+
+def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyResult:
+    from . import quality, tensors
+
+    env = environment()
+    speed = steps.run("speed of every case", lambda: tuple(hardware.speed_rows(spec)))
+    curves, flips, operators, roofs, capacity = steps.run("curves, flips and rooflines", lambda: (
+        tuple(hardware.curve_rows(spec)), tuple(hardware.flip_rows(spec)), *hardware.roofline_rows(spec),
+        tuple(hardware.capacity_rows(spec)),
+    ))  # fmt: skip
+    subject: quality.Subject = steps.run("model and texts", lambda: quality.subject(spec))
+    inputs = {"spec": to_table(spec), "environment": _plain(env), **subject.fingerprint}
+    from qsim.models.evaluation import Reference
+
+    reference = Reference(quality.in_sixteen_bit(subject.model))
+    found: list[_MethodPart] = []
+    for method in spec.methods:
+
+        def work(method: Any = method) -> _MethodPart:
+            rows, exact = quality.measure(spec, subject, method, reference)
+            return _MethodPart(quality=rows, exact=exact)
+
+        kept = {**inputs, "method": method.name}
+        found.append(steps.run(method.title, lambda kept=kept, method=method, work=work: parts.get(
+            f"quality-{method.name}", kept, _MethodPart, work)))  # type: ignore[misc]  # fmt: skip
+    rows = tuple(row for part in found for row in part.quality)
+    tensor: _TensorPart = steps.run("tensors", lambda: parts.get(
+        "tensors", inputs, _TensorPart, lambda: _tensors(spec, subject, tensors)))  # fmt: skip
+    sums = steps.run("accumulators", lambda: parts.get(
+        "accumulators", inputs, tuple[AccumulatorRow, ...], lambda: tuple(accumulator.accumulator_rows(spec))))  # fmt: skip
+    checked: _TrustPart = steps.run("validation", lambda: parts.get("trust", inputs, _TrustPart, _trust))
+    measured = quality.measured(spec, subject, rows[0])
+    return StudyResult(
+        spec=spec, quick=quick, environment=env, measured=measured, methods=_methods(spec),
+        decisions=tuple(decisions(spec, speed, rows)), quality=rows,
+        exact=tuple(row for part in found for row in part.exact), speed=speed, curves=curves, flips=flips,
+        operators=tuple(operators), roofs=tuple(roofs), capacity=capacity, histograms=tensor.histograms,
+        tensor_errors=tensor.errors, channels=tensor.channels, salient=tensor.salient, accumulators=sums,
+        claims=tuple(trust.claim_rows(rows)), trust=(*checked.groups, *trust.kernel_rows(spec, speed)),
+        trust_points=checked.points, notes=_notes(speed, rows, tensor.notes, measured),
+    )  # fmt: skip
+
+
+def _plain(env: Environment) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(env)
+
+
+def _tensors(spec: StudySpec, subject: Any, tensors: Any) -> _TensorPart:
+    layer = tensors.outlier_layer(spec, subject)
+    histograms, errors = tensors.error_tables(layer)
+    channels, notes = tensors.channel_rows(spec, subject, layer)
+    return _TensorPart(
+        histograms=histograms, errors=errors, channels=channels,
+        salient=tuple(tensors.salient_rows(layer, spec.quality.seed)), notes=notes,
+    )  # fmt: skip
+
+
+def _trust() -> _TrustPart:
+    groups, points = trust.trust_tables()
+    return _TrustPart(groups=groups, points=points)
+
+
+def _methods(spec: StudySpec) -> tuple[MethodRow, ...]:
+    arch = hwmodels.get_architecture(spec.speed.models[0])
+    return tuple(
+        MethodRow(method=m.name, title=m.title, algorithm=m.algorithm, scheme=m.scheme,
+                  weight_bits=hardware.weight_bits(arch, m.scheme))
+        for m in spec.methods
+    )  # fmt: skip
+
+
+def _notes(speed: Any, quality: Any, tensors: tuple[str, ...], measured: Measured) -> tuple[str, ...]:
+    """Everything that was assumed or fell back, each once; what does not fit is in the tables."""
+    found: dict[str, None] = {}
+    for row in speed:
+        for note in row.notes.split("; "):
+            if note and not note.startswith(("does not fit", "would fit", "the KV cache holds")):
+                found[note] = None
+    for q in quality:
+        for note in q.notes.split("; "):
+            if note:
+                found[f"{q.method}: {note}"] = None
+    return (*found, *tensors, *measured.notes)
