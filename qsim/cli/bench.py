@@ -29,9 +29,7 @@ class Shape(click.ParamType):
 @click.option("--batch", type=Numbers(), default="1,16,256", show_default=True, help="Tokens at once.")
 @click.option("--shape", type=Shape(), default="4096x4096", show_default=True, help="Rows and columns of the weight.")
 @table_options
-def bench(
-    scheme: tuple[str, ...], batch: tuple[int, ...], shape: tuple[int, int], as_json: bool, as_csv: bool
-) -> None:
+def bench(scheme: tuple[str, ...], batch: tuple[int, ...], shape: tuple[int, int], as_json: bool, as_csv: bool) -> None:
     """Time this computer's kernels against their limits and peers.
 
     Measures the read bandwidth and the rate of float32 arithmetic, then fused products of quantised weights, NumPy's

@@ -18,8 +18,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--force", is_flag=True, help="Replace a study that is there.")
 @click.option("--quick", is_flag=True, help="Less text: under a minute, wider intervals.")
 @click.option("--file", "file", type=_FILE, metavar="TOML", help="A study file; options here win over it.")
-@click.option("--model", multiple=True, metavar="MODEL",
-              help="Target: a name, a config.json, or a checkpoint folder, which is then also measured. Repeatable.")  # fmt: skip
+@click.option("--model", multiple=True, metavar="MODEL", help="Target: a name, a config.json, or a checkpoint folder, "
+              "which is then also measured. Repeatable.")  # fmt: skip
 @click.option("--text", type=_FILE, metavar="FILE", help="Text that quality is measured on.")
 @click.option("--calibration", type=_FILE, metavar="FILE", help="Text that methods are calibrated on.")
 @click.option("--device", multiple=True, metavar="NAME", help="Device, or its TOML. Repeatable.")

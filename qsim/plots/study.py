@@ -346,10 +346,11 @@ def grouped_figure(
         for i, (group, mine) in enumerate(groups.items()):
             axes.axhspan(y - 0.55, y + len(mine) - 0.45, color="#F3F3F3" if i % 2 == 0 else "#FFFFFF", zorder=0,
                          linewidth=0)  # fmt: skip
-            axes.annotate(group, (1.0, y - 0.45), xycoords=("axes fraction", "data"), xytext=(-4, -2), va="top", ha="right",
-                          textcoords="offset points", fontsize=8.5, fontweight="bold", color=CYCLE[i % len(CYCLE)])  # fmt: skip
+            color = CYCLE[i % len(CYCLE)]
+            axes.annotate(group, (1.0, y - 0.45), xycoords=("axes fraction", "data"), xytext=(-4, -2), va="top",
+                          textcoords="offset points", ha="right", fontsize=8.5, fontweight="bold",
+                          color=color)  # fmt: skip
             for label, value in mine.items():
-                color = CYCLE[i % len(CYCLE)]
                 axes.plot([max(value, floor)], [y], marker="o" if value > 0 else "|", color=color, markersize=6)
                 if value == 0:
                     axes.annotate(" 0: the same bits", (floor, y), va="center", fontsize=7.5, color=color)

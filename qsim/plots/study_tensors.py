@@ -53,9 +53,7 @@ def histogram_figure(
         return figure
 
 
-def sqnr_figure(
-    data: Mapping[str, Mapping[str, tuple[float, float]]], *, title: str = "", wide: bool = True
-) -> Figure:
+def sqnr_figure(data: Mapping[str, Mapping[str, tuple[float, float]]], *, title: str = "", wide: bool = True) -> Figure:
     """Signal-to-noise ratio (dB) against bits an element, a marker a tensor; the line is 6.02 dB a bit.
 
     Arguments:

@@ -1,6 +1,6 @@
 """A quick look at this computer's kernels: against memory, against arithmetic, and against what others offer.
 
-Not a report (those are under `reports/`): best of a few runs on whatever else the machine does. Copies of the weight take
+Not a report (those are under `reports/`): best of a few runs, whatever else the machine does. Copies of the weight take
 turns, 32 of them or 256 MB, so that most caches do not hold them; small weights may be found in a large cache.
 """
 
@@ -88,13 +88,9 @@ def bench(
     inputs = {m: rng.standard_normal((m, k), dtype=np.float32) for m in tokens}
     limits = (bandwidth, peak)
     rows: list[BenchRow] = []
-    base: dict[int, float] = {}
     progress("float32, NumPy")
-    copies = [w, *(w.copy() for _ in range(_copies(w.nbytes) - 1))]
-    for m, x in inputs.items():
-        base[m] = _turns(lambda i, x=x: x @ copies[i].T, len(copies))  # type: ignore[misc]
-        rows.append(_row("float32, NumPy", m, base[m], w.nbytes, shape, limits, base[m]))
-    del copies
+    base = _numpy(w, inputs)
+    rows += [_row("float32, NumPy", m, t, w.nbytes, shape, limits, t) for m, t in base.items()]
     notes = []
     for name in schemes:
         progress(name)
@@ -115,6 +111,11 @@ def bench(
 
 def _copies(nbytes: int) -> int:
     return max(1, min(MOST_COPIES, FOOTPRINT // max(1, nbytes)))
+
+
+def _numpy(w: np.ndarray, inputs: dict[int, np.ndarray]) -> dict[int, float]:
+    copies = [w, *(w.copy() for _ in range(_copies(w.nbytes) - 1))]
+    return {m: _turns(lambda i, x=x: x @ copies[i].T, len(copies)) for m, x in inputs.items()}  # type: ignore[misc]
 
 
 def _packed(w: np.ndarray, scheme: str) -> list[PackedWeight]:
@@ -144,12 +145,12 @@ def _torch(w: np.ndarray, inputs: dict[int, np.ndarray]) -> Iterator[tuple[str, 
     import torch
 
     weight = torch.from_numpy(w).bfloat16()
-    copies = [weight.clone() for _ in range(_copies(weight.nbytes))]
+    wide = [weight.clone() for _ in range(_copies(weight.nbytes))]
     for m, x in inputs.items():
         given = torch.from_numpy(x).bfloat16()
-        t = _turns(lambda i, x=given: torch.nn.functional.linear(x, copies[i]), len(copies))  # type: ignore[misc]
+        t = _turns(lambda i, x=given: torch.nn.functional.linear(x, wide[i]), len(wide))  # type: ignore[misc]
         yield "torch, BF16", m, t, float(weight.nbytes)
-    del copies
+    wide.clear()
     n, k = w.shape
     if k % 128 or n % 16:
         return

@@ -37,9 +37,7 @@ class _Option:
     quality: QualityRow
 
 
-def decisions(
-    spec: StudySpec, speed: Sequence[SpeedRow], quality: Sequence[QualityRow]
-) -> Iterator[DecisionRow]:
+def decisions(spec: StudySpec, speed: Sequence[SpeedRow], quality: Sequence[QualityRow]) -> Iterator[DecisionRow]:
     """One answer for each model, case and device, in the order of the study."""
     losses = {(q.method, q.variant): q for q in quality}
     for model in dict.fromkeys(row.model for row in speed):
@@ -54,9 +52,7 @@ def acceptable(row: QualityRow, limit: float) -> bool:
     return row.method.startswith("none:") or row.loss + ONE_SIDED_95 * row.loss_se <= limit
 
 
-def _decide(
-    spec: StudySpec, rows: Sequence[SpeedRow], losses: Mapping[tuple[str, str], QualityRow]
-) -> DecisionRow:
+def _decide(spec: StudySpec, rows: Sequence[SpeedRow], losses: Mapping[tuple[str, str], QualityRow]) -> DecisionRow:
     limit = spec.quality.max_loss
     head = rows[0]
     for count in sorted({r.devices for r in rows}):
@@ -81,7 +77,7 @@ def _decide(
 def _answer(good: Sequence[_Option], base: SpeedRow) -> DecisionRow:
     best = min(good, key=lambda o: _timed(o.speed).time_s)
     equal = [o for o in good if not _sure(best.speed, o.speed)]
-    chosen = min(equal, key=lambda o: (o.quality.loss if o.method.algorithm != "none" else 0.0))
+    chosen = min(equal, key=lambda o: o.quality.loss if o.method.algorithm != "none" else 0.0)
     gain: Any = None
     if base.fits and chosen.speed.scheme != base.scheme:
         gain = hwmodels.speedup(_timed(chosen.speed), _timed(base))  # type: ignore[arg-type]
@@ -123,8 +119,11 @@ def _why(chosen: _Option, base: SpeedRow, best: _Option) -> str:
         words = {
             "memory": f"bound by memory: weights are {ratio:.1f} times smaller",
             "compute": "bound by arithmetic"
-            + (": its products run at a higher rate" if get_scheme(row.scheme).activation.is_quantized
-               and row.executed == "full" else ""),
+            + (
+                ": its products run at a higher rate"
+                if get_scheme(row.scheme).activation.is_quantized and row.executed == "full"
+                else ""
+            ),
             "overhead": f"bound by fixed times of kernels; weights are {ratio:.1f} times smaller",
         }
         parts.append(words[row.bound])

@@ -203,9 +203,7 @@ def roofline_rows(spec: StudySpec) -> tuple[list[OperatorRow], list[RoofRow]]:
         seen: list[Prediction] = []
         for scheme in schemes(spec):
             for regime, (phase, batch) in REGIMES.items():
-                p = hwmodels.predict(
-                    device, arch, scheme, phase, batch, spec.speed.context, profile=spec.speed.profile
-                )
+                p = hwmodels.predict(device, arch, scheme, phase, batch, spec.speed.context, profile=spec.speed.profile)
                 seen.append(p)
                 if scheme in roofline_schemes(spec):
                     operators += [

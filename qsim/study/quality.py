@@ -57,8 +57,8 @@ def subject(spec: StudySpec) -> Subject:
         raise ValueError(f"{q.model} has no tokenizer.json: its quality cannot be measured on a text")
     return Subject(
         model=model, text=_text(q.text, "test"), calibration=_text(q.calibration, "calibration"),
-        text_name=q.text and Path(q.text).name or "the embedded test text",
-        calibration_name=q.calibration and Path(q.calibration).name or "the embedded calibration text",
+        text_name=(q.text and Path(q.text).name) or "the embedded test text",
+        calibration_name=(q.calibration and Path(q.calibration).name) or "the embedded calibration text",
     )  # fmt: skip
 
 
@@ -68,7 +68,9 @@ def _text(path: str, embedded: Any) -> bytes:
     try:
         empty = not raw.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path or embedded} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}") from None
+        raise ValueError(
+            f"{path or embedded} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}"
+        ) from None
     if empty:
         raise ValueError(f"{path or embedded} holds no text")
     return raw
@@ -216,9 +218,7 @@ def exact_methods(spec: StudySpec) -> tuple[Method, ...]:
     return tuple(m for m in spec.methods if m in kinds.values())
 
 
-def _through_devices(
-    spec: StudySpec, subject: Subject, method: Method, built: dict[str, Model]
-) -> Iterable[ExactRow]:
+def _through_devices(spec: StudySpec, subject: Subject, method: Method, built: dict[str, Model]) -> Iterable[ExactRow]:
     given = {d.title: d.accumulator for d in spec.speed.devices}
     done: dict[tuple[str, str], ExactRow] = {}
     for title, device in devices(spec).items():

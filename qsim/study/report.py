@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from matplotlib.figure import Figure
 from qsim.plots.style import styled
 
 from . import texts
-from .figures import Drawing, case_rows, decided, drawings, first_model, titles
+from .figures import drawings
 from .folder import write_whole
+from .looks import Drawing, case_rows, decided, titles
 from .result import StudyResult, to_json
 from .rows import DecisionRow, SpeedRow
 from .study_file import to_toml
@@ -158,7 +158,7 @@ def _fits(result: StudyResult) -> dict[str, list[dict[str, Any]]]:
 
 
 def _speeds(result: StudyResult, model: str) -> dict[str, Any]:
-    cases = [c for c in result.spec.cases]
+    cases = list(result.spec.cases)
     tables: dict[tuple[str, str], dict[str, SpeedRow]] = {}
     for case in cases:
         for row in case_rows(result, case.name, model):
@@ -169,7 +169,9 @@ def _speeds(result: StudyResult, model: str) -> dict[str, Any]:
         for case in cases:
             row = mine.get(case.name)
             cells.append("" if row is None else "does not fit" if not row.fits else _cell(row))
-        rows.append({"device": device, "scheme": scheme, "cells": cells, "fidelity": next(iter(mine.values())).fidelity})
+        rows.append(
+            {"device": device, "scheme": scheme, "cells": cells, "fidelity": next(iter(mine.values())).fidelity}
+        )
     return {"cases": [f"{c.title or c.name}" for c in cases], "rows": rows}
 
 

@@ -32,6 +32,7 @@ class Environment:
     packages: dict[str, str]
     processor: str
     cores: int
+    threads: int
     kernel_path: str
 
 
@@ -146,6 +147,8 @@ def _checked(result: StudyResult, file: Path) -> StudyResult:
 
 def environment() -> Environment:
     """Versions, processor and kernels of this process."""
+    import numba
+
     import qsim
     from qsim.kernels import available_paths
 
@@ -157,7 +160,7 @@ def environment() -> Environment:
             found[package] = "unknown"
     return Environment(
         qsim=qsim.__version__, python=platform.python_version(), packages=found, processor=_processor(),
-        cores=os.cpu_count() or 1, kernel_path=available_paths()[-1],
+        cores=os.cpu_count() or 1, threads=numba.get_num_threads(), kernel_path=available_paths()[-1],
     )  # fmt: skip
 
 

@@ -15,7 +15,15 @@ from .decide import decisions
 from .folder import Parts, prepare
 from .result import Environment, Measured, StudyResult, environment
 from .rows import (
-    AccumulatorRow, ChannelRow, ExactRow, HistogramRow, MethodRow, QualityRow, SalientRow, TensorErrorRow, TrustPoint,
+    AccumulatorRow,
+    ChannelRow,
+    ExactRow,
+    HistogramRow,
+    MethodRow,
+    QualityRow,
+    SalientRow,
+    TensorErrorRow,
+    TrustPoint,
     TrustRow,
 )  # fmt: skip
 from .spec import StudySpec, check, to_table
@@ -137,7 +145,8 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     tensor: _TensorPart = steps.run("tensors", lambda: parts.get(
         "tensors", inputs, _TensorPart, lambda: _tensors(spec, subject, tensors)))  # fmt: skip
     sums = steps.run("accumulators", lambda: parts.get(
-        "accumulators", inputs, tuple[AccumulatorRow, ...], lambda: tuple(accumulator.accumulator_rows(spec))))  # fmt: skip
+        "accumulators", inputs, tuple[AccumulatorRow, ...],
+        lambda: tuple(accumulator.accumulator_rows(spec))))  # fmt: skip
     checked: _TrustPart = steps.run("validation", lambda: parts.get("trust", inputs, _TrustPart, _trust))
     measured = quality.measured(spec, subject, rows[0])
     return StudyResult(

@@ -8,7 +8,7 @@ import tomli_w
 
 from .spec import DEFAULT_DEVICES, StudySpec, to_table
 
-_HEAD = "# A qsim study. `qsim study study.toml --out FOLDER` runs it; what is left out has its default.\n\n"
+_HEAD = "# A qsim study. `qsim study --file study.toml --out FOLDER` runs it; what is left out has its default.\n\n"
 
 
 def to_toml(spec: StudySpec) -> str:

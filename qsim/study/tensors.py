@@ -12,7 +12,7 @@ from qsim.models import Model
 from qsim.quantize import Scheme, TensorScheme, get_scheme, quantize
 
 from .quality import Subject, calibration_windows
-from .rows import ChannelRow, HistogramRow, SalientRow, TensorErrorRow
+from .rows import HistogramRow, SalientRow, TensorErrorRow
 from .spec import StudySpec
 
 FORMATS: dict[str, str] = {

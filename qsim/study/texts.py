@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .decide import ONE_SIDED_95, acceptable
-from .figures import curve_schemes, first_model, quality_of, titles
+from .figures import curve_schemes
+from .looks import and_list, first_model, titles
 from .result import StudyResult
 from .rows import DecisionRow
 from .spec import Case
@@ -19,11 +20,6 @@ def all_texts(result: StudyResult) -> dict[str, Any]:
         "tensors_text": tensors_text(result), "accumulator_text": accumulator_text(result),
         "trust_text": trust_text(result), "made": made(result), "limits": limits(result), "command": command(result),
     }  # fmt: skip
-
-
-def and_list(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return "".join(words) if len(words) < 2 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def short_list(words: Sequence[str], at_most: int = 3) -> str:
@@ -54,7 +50,7 @@ def lead(result: StudyResult) -> str:
 def short(result: StudyResult) -> list[str]:
     """The answer in a few lines."""
     lines = []
-    names, q = titles(result), quality_of(result)
+    names = titles(result)
     by_bits = _by_family(result)
     for family, rows in by_bits.items():
         best = min(rows, key=lambda r: r.loss)
@@ -69,7 +65,8 @@ def short(result: StudyResult) -> list[str]:
     if gains:
         most = max(gains, key=lambda d: d.speedup or 0)
         lines.append(_gain_line(most, names, result))
-    flips = [f for f in result.flips if curve_schemes(result) and f.scheme == curve_schemes(result)[0] and f.no_gain_from]
+    small = curve_schemes(result)[:1]
+    flips = [f for f in result.flips if f.scheme in small and f.no_gain_from]
     if flips:
         first = min(flips, key=lambda f: f.no_gain_from or 0)
         lines.append(f"Small weights pay at small batches: {first.scheme} is no faster than 16 bit from batch "
@@ -77,7 +74,6 @@ def short(result: StudyResult) -> list[str]:
     nothing = [d for d in result.decisions if d.method is not None and d.method.startswith("none:")]
     if nothing:
         lines.append(f"In {len(nothing)} of {len(result.decisions)} answers 16 bit stays: nothing is faster for sure.")
-    del q
     return lines
 
 
@@ -85,16 +81,15 @@ def _by_family(result: StudyResult) -> dict[str, list[Any]]:
     """Bits of the weights in words -> the measured methods."""
     from qsim.quantize import get_scheme
 
-    words = {8: "Eight bits", 4: "Four bits", 3: "Three bits", 2: "Two bits", 6: "Six bits"}
-    out: dict[str, list[Any]] = {}
+    words = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight"}
+    by_bits: dict[int, list[Any]] = {}
     for row in result.quality:
         if row.variant != "full" or row.method.startswith("none:"):
             continue
         method = next(m for m in result.spec.methods if m.name == row.method)
         weight = get_scheme(method.scheme).weight
-        bits = round(weight.bits)
-        out.setdefault(words.get(bits, f"{bits} bits"), []).append(row)
-    return dict(sorted(out.items(), key=lambda item: list(words.values()).index(item[0]) if item[0] in words.values() else 9))
+        by_bits.setdefault(int(weight.bits), []).append(row)
+    return {f"{words.get(bits, bits)} bits": by_bits[bits] for bits in sorted(by_bits, reverse=True)}
 
 
 def _gain_line(d: DecisionRow, names: dict[str, str], result: StudyResult) -> str:
@@ -130,10 +125,11 @@ def accumulator_text(result: StudyResult) -> str:
     """What differs between devices below the format."""
     devices = [d for d in result.spec.speed.devices if d.accumulator is not None]
     given = "; ".join(f"{d.title}: {d.accumulator.source}" for d in devices if d.accumulator is not None)
+    tail = f" Accumulators as given: {given}." if given else ""
     return (
         "Two devices that multiply the same FP8 numbers do not give the same sum. A tensor core aligns the products of "
         "a step to the largest exponent and cuts off what lies below: 13 fraction bits on Hopper and Ada in FP8, 24 or "
-        f"25 in 16 bit. Every sum here is the instruction's own, bit for bit.{' Accumulators as given: ' + given + '.' if given else ''}"
+        f"25 in 16 bit. Every sum here is the instruction's own, bit for bit.{tail}"
     )
 
 
@@ -144,8 +140,8 @@ def trust_text(result: StudyResult) -> str:
         counts[row.fidelity] = counts.get(row.fidelity, 0) + 1
     share = ", ".join(f"{100 * n / len(result.speed):.0f} % {tag}" for tag, n in sorted(counts.items()))
     return (
-        "calibrated: kernels fitted to measurements of this device. transferred: efficiencies borrowed from the nearest "
-        "measured device or assumed, with a wider band. ideal: the datasheet roofline, a lower bound. Of the "
+        "calibrated: kernels fitted to measurements of this device. transferred: efficiencies borrowed from the "
+        "nearest measured device or assumed, with a wider band. ideal: the datasheet roofline, a lower bound. Of the "
         f"predictions of this study, {share}. Bands are 80 % bands: about one in five truths lies outside."
     )
 
@@ -156,7 +152,7 @@ def made(result: StudyResult) -> list[str]:
     packages = ", ".join(f"{name} {number}" for name, number in e.packages.items())
     return [
         f"qsim {e.qsim}, Python {e.python}, {packages}",
-        f"{e.processor}, {e.cores} cores; fused kernels: {e.kernel_path}",
+        f"{e.processor}, {e.cores} cores, {e.threads} threads; fused kernels: {e.kernel_path}",
         f"model {m.model}, sha256 {m.model_sha256[:16]}; text {m.text}, sha256 {m.text_sha256[:16]}; calibration "
         f"{m.calibration}, sha256 {m.calibration_sha256[:16]}; seed {result.spec.quality.seed}",
         f"execution profile {result.spec.speed.profile}; predictions by hwmodels, sums by qsim.tensorcore",
@@ -183,8 +179,10 @@ def limits(result: StudyResult) -> list[str]:
 
 def command(result: StudyResult) -> str:
     """What makes this study again."""
-    return "qsim study study.toml --out FOLDER" if _is_custom(result) else (
-        "qsim study --quick" if result.quick else "qsim study"
+    return (
+        "qsim study --file study.toml --out FOLDER"
+        if _is_custom(result)
+        else ("qsim study --quick" if result.quick else "qsim study")
     )
 
 

@@ -1,0 +1,95 @@
+"""What the figures of a study share: how methods look, and the rows that several figures pick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from qsim.plots import study as draw
+from qsim.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+
+from .result import StudyResult
+from .rows import DecisionRow, QualityRow, SpeedRow
+from .spec import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of the report: its file name, where it stands, what to see, and how it is drawn wide or narrow."""
+
+    name: str
+    section: str
+    title: str
+    says: str
+    draw: Callable[[bool], Figure] = field(repr=False)
+
+
+_MARKERS = {"none": "*", "rtn": "o", "gptq": "s", "awq": "D", "smoothquant": "^", "fp8": "v"}
+
+
+def marks(methods: Sequence[Method]) -> dict[str, draw.Mark]:
+    """Method name -> its look: the colour is the format, the marker the algorithm or the granularity."""
+    from qsim.formats import BlockFormat, IntFormat
+    from qsim.quantize import get_scheme
+
+    out: dict[str, draw.Mark] = {}
+    variants: dict[str, int] = {}
+    for m in methods:
+        scheme = get_scheme(m.scheme)
+        weight = scheme.weight
+        if not weight.is_quantized:
+            color = BLACK
+        elif isinstance(weight.format, BlockFormat):
+            color = PURPLE
+        elif isinstance(weight.format, IntFormat):
+            color = BLUE if scheme.activation.is_quantized else {4: VERMILLION, 3: ORANGE}.get(weight.bits, SKY)
+        else:
+            color = GREEN
+        marker = _MARKERS[m.algorithm]
+        if color in (GREEN, PURPLE) and m.algorithm in ("fp8", "rtn"):  # one algorithm: the marker tells the scheme
+            shapes = "v><Pd" if color == GREEN else "oXph"
+            marker = shapes[variants.get(color, 0) % len(shapes)]
+            variants[color] = variants.get(color, 0) + 1
+        out[m.name] = draw.Mark(label=m.title, color=color, marker=marker,
+                                filled=m.algorithm != "rtn" or color == PURPLE)  # fmt: skip
+    return out
+
+
+def quality_of(result: StudyResult) -> dict[tuple[str, str], QualityRow]:
+    return {(q.method, q.variant): q for q in result.quality}
+
+
+def titles(result: StudyResult) -> dict[str, str]:
+    return {m.method: m.title for m in result.methods}
+
+
+def first_model(result: StudyResult) -> str:
+    return result.speed[0].model
+
+
+def case_rows(result: StudyResult, case: str, model: str) -> list[SpeedRow]:
+    """Rows of a case on one device, or on the fewest that hold 16 bit."""
+    mine = [r for r in result.speed if r.case == case and r.model == model]
+    least = {d: min((r.devices for r in mine if r.device == d), default=1) for d in {r.device for r in mine}}
+    return [r for r in mine if r.devices == least[r.device]]
+
+
+def decided(result: StudyResult, model: str) -> dict[str, dict[str, DecisionRow]]:
+    """case -> device -> answer, for one model."""
+    out: dict[str, dict[str, DecisionRow]] = {}
+    for d in result.decisions:
+        if d.model == model:
+            out.setdefault(d.case, {})[d.device] = d
+    return out
+
+
+def and_list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def column(rows: Sequence[Any], name: str) -> np.ndarray:
+    return np.array([getattr(r, name) for r in rows], np.float64)
