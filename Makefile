@@ -6,10 +6,21 @@ PYTEST := $(BIN)/python -m pytest
 # Test processes; each compiles with Numba into the shared on-disk cache.
 JOBS   ?= auto
 
-.PHONY: test lint pytest oracle exhaustive bench clean help
+# Options of `make study`, e.g. ARGS="--quick --out quick" or ARGS=--force.
+ARGS   ?=
+
+.PHONY: study test lint pytest oracle exhaustive bench docs examples clean help
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+$(VENV)/.study: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+study: $(VENV)/.study ## quality against speed, for every method on every device: study/index.html
+	$(BIN)/qsim study $(ARGS)
 
 $(VENV)/.test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +51,13 @@ bench: $(VENV)/.test ## time the codecs and rewrite the report
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'
 	$(BIN)/python reports/formats_speed.py --write
 
+docs: $(VENV)/.test ## the API reference, from the docstrings: site/index.html
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python reports/docs.py site
+
+examples: $(VENV)/.test ## run the lessons again and keep what they print and draw
+	$(BIN)/python examples/run_notebooks.py
+
 clean:          ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

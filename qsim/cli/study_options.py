@@ -31,7 +31,8 @@ def spec_from(given: Mapping[str, Any]) -> StudySpec:
 
 
 def _methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
-    from qsim.study.spec import methods_for, spec_of
+    from qsim.study.spec import methods_for
+    from qsim.study.study_file import spec_of
 
     found = [m for scheme in given["scheme"] for m in methods_for(scheme)]
     if given["method"]:

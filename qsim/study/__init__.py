@@ -25,7 +25,7 @@ _LAZY = {
     "StudySpec": "spec",
     "diff_studies": "diff",
     "read_result": "result",
-    "read_spec": "spec",
+    "read_spec": "study_file",
     "run_study": "run",
     "write_study": "report",
 }
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from .report import write_study
     from .result import StudyResult, read_result
     from .run import Run, run_study
-    from .spec import Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec, read_spec
+    from .spec import Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
+    from .study_file import read_spec
 
 __all__ = [
     "Accumulator", "Case", "DeviceSpec", "Method", "Quality", "Run", "Speed", "StudyResult", "StudySpec",

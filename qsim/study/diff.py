@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .result import StudyResult
-from .spec import to_table
+from .study_file import to_table
 
 SAME = 1e-9
 """Relative difference below which two numbers are one: rounding of decimal text, no more."""

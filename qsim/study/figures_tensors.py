@@ -62,9 +62,13 @@ def channels(result: StudyResult) -> Drawing | None:
     )
     return Drawing(
         name="smoothing", section="tensors", says=says,
-        title=f"Outliers before and after smoothing: {result.channels[0].layer}",
+        title=f"Outliers before and after smoothing: {result.channels[0].layer}{_synthetic(result)}",
         draw=lambda wide: study_tensors.channel_figure(before, after, w_before, w_after, wide=wide),
     )  # fmt: skip
+
+
+def _synthetic(result: StudyResult) -> str:
+    return " (synthetic outliers)" if any("synthetic ones" in n for n in result.notes) else ""
 
 
 def _levels(maxima: np.ndarray) -> str:
@@ -81,9 +85,10 @@ def salient(result: StudyResult) -> Drawing | None:
     }
     at = {way: float(np.interp(1.0, x, y) / y[0]) for way, (x, y) in ways.items()}
     shares = [f"{100 * v:.0f} % of the error when chosen by {k}" for k, v in at.items()]
-    says = (
-        f"Keeping 1 % of the input channels in 16 bit leaves {and_list(shares)}: the channels that matter are those with "
-        "large inputs, which is what AWQ scales up."
+    says = f"Keeping 1 % of the input channels in 16 bit leaves {and_list(shares)}: " + (
+        "the channels that matter are those with large inputs, which is what AWQ scales up."
+        if at["input"] < 0.9 * min(at["weight"], at["chance"])
+        else "in this layer no few channels matter more than the others."
     )
     return Drawing(
         name="salient_channels", section="tensors", says=says,

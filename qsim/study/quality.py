@@ -144,9 +144,12 @@ def weights_only(model: Model) -> Model:
 
 def model_bits(model: Model) -> float:
     """Bits a weight of the decoder's Linears, scales and zero points included; 16 where nothing is quantised."""
-    linears = model.linears().values()
-    bits = sum(8 * x.weight.nbytes if x.is_quantized else 16 * x.weight.size for x in linears)
-    return float(bits / sum(x.out_features * x.in_features for x in linears))
+    bits = elements = 0
+    for linear in model.linears().values():
+        size = linear.out_features * linear.in_features
+        bits += 8 * linear.weight.nbytes if linear.is_quantized else 16 * size
+        elements += size
+    return bits / elements
 
 
 def measure(

@@ -167,8 +167,8 @@ def _speeds(result: StudyResult, model: str) -> dict[str, Any]:
     for (device, scheme), mine in tables.items():
         cells = []
         for case in cases:
-            row = mine.get(case.name)
-            cells.append("" if row is None else "does not fit" if not row.fits else _cell(row))
+            found = mine.get(case.name)
+            cells.append("" if found is None else "does not fit" if not found.fits else _cell(found))
         rows.append(
             {"device": device, "scheme": scheme, "cells": cells, "fidelity": next(iter(mine.values())).fidelity}
         )

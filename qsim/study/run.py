@@ -26,7 +26,8 @@ from .rows import (
     TrustPoint,
     TrustRow,
 )  # fmt: skip
-from .spec import StudySpec, check, to_table
+from .spec import StudySpec, check
+from .study_file import to_table
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what comes next."""

@@ -1,25 +1,27 @@
-"""What a study is asked: methods, devices, target models, cases and texts, as frozen values and as a TOML file.
-
-The file and the value are one: `read_spec("study.toml")` gives a `StudySpec`, `to_table` gives back what a file holds.
-"""
+"""What a study is asked: methods, devices, target models, cases and texts, as frozen values."""
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict
 
 Algorithm: TypeAlias = Literal["none", "rtn", "gptq", "awq", "smoothquant", "fp8"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 Measure: TypeAlias = Literal["tpot", "ttft", "tokens_per_s"]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-
 _STRICT = ConfigDict(extra="forbid")
+
+
+def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
+    """Refuse fields below their least value; 0 itself is refused where the least is written as a tiny number."""
+    for name, low in least.items():
+        given = getattr(value, name)
+        if isinstance(given, bool) or not given >= low:
+            rule = f"at least {low:g}" if low >= 1 or low == 0 else "positive"
+            raise ValueError(f"{where}{name} must be {rule}: got {given!r}")
+
 
 ALGORITHM_TITLES = {"none": "", "rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "fp8": ""}
 _SCHEME_TITLES = {
@@ -112,9 +114,12 @@ class Accumulator:
     __pydantic_config__ = _STRICT
 
     arithmetic: Literal["truncated", "fma", "exact"] = "truncated"
-    products: Count = 32
-    fraction_bits: Annotated[int, Field(ge=1, le=48)] = 22
+    products: int = 32
+    fraction_bits: int = 22
     source: str = "given by the study"
+
+    def __post_init__(self) -> None:
+        _at_least(self, {"products": 1, "fraction_bits": 1}, "accumulator: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +165,13 @@ class Case:
     name: str
     title: str = ""
     phase: Literal["decode", "prefill", "request"] = "decode"
-    batch: Annotated[int, Field(ge=0)] = 1
-    context: Count = 2048
-    new_tokens: Count = 256
+    batch: int = 1
+    context: int = 2048
+    new_tokens: int = 256
     measure: Measure = "tpot"
 
     def __post_init__(self) -> None:
+        _at_least(self, {"batch": 0, "context": 1, "new_tokens": 1}, f"case {self.name}: ")
         fits = {"decode": ("tpot", "tokens_per_s"), "prefill": ("ttft", "tokens_per_s"), "request": ("tokens_per_s",)}
         if self.measure not in fits[self.phase]:
             raise ValueError(f"case {self.name}: a {self.phase} is measured in {' or '.join(fits[self.phase])}: "
@@ -194,12 +200,16 @@ class Quality:
     model: str = "tiny"
     text: str = ""
     calibration: str = ""
-    max_bytes: Annotated[int, Field(ge=0)] = 32768
-    window: Annotated[int, Field(ge=16)] = 512
-    exact_bytes: Annotated[int, Field(ge=0)] = 512
-    calibration_tokens: Count = 16384
-    max_loss: Annotated[float, Field(gt=0)] = 0.02
+    max_bytes: int = 32768
+    window: int = 512
+    exact_bytes: int = 512
+    calibration_tokens: int = 16384
+    max_loss: float = 0.02
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, {"max_bytes": 0, "window": 16, "exact_bytes": 0, "calibration_tokens": 1, "max_loss": 1e-12,
+                         "seed": 0})  # fmt: skip
 
 
 DEFAULT_DEVICES = (
@@ -249,13 +259,17 @@ class Speed:
 
     __pydantic_config__ = _STRICT
 
-    models: Annotated[tuple[str, ...], Field(min_length=1)] = ("llama-3-8b", "llama-3-70b")
-    devices: Annotated[tuple[Annotated[DeviceSpec, BeforeValidator(parse_device)], ...], Field(min_length=1)] = (
-        DEFAULT_DEVICES
-    )
+    models: tuple[str, ...] = ("llama-3-8b", "llama-3-70b")
+    devices: tuple[Annotated[DeviceSpec, BeforeValidator(parse_device)], ...] = DEFAULT_DEVICES
     profile: str = "cuda_graph"
-    batches: tuple[Count, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    context: Count = 2048
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    context: int = 2048
+
+    def __post_init__(self) -> None:
+        _at_least(self, {"context": 1})
+        if not self.models or not self.devices or len(self.batches) < 2 or min(self.batches) < 1:
+            raise ValueError("a study has at least one model, one device and two positive batches: got "
+                             f"{len(self.models)}, {len(self.devices)} and {self.batches}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,12 +279,14 @@ class StudySpec:
     __pydantic_config__ = _STRICT
 
     title: str = "Quality against speed"
-    methods: Annotated[tuple[Annotated[Method, BeforeValidator(parse_method)], ...], Field(min_length=1)] = (
-        DEFAULT_METHODS
-    )
-    cases: Annotated[tuple[Case, ...], Field(min_length=1)] = DEFAULT_CASES
+    methods: tuple[Annotated[Method, BeforeValidator(parse_method)], ...] = DEFAULT_METHODS
+    cases: tuple[Case, ...] = DEFAULT_CASES
     quality: Quality = field(default_factory=Quality)
     speed: Speed = field(default_factory=Speed)
+
+    def __post_init__(self) -> None:
+        if not self.methods or not self.cases:
+            raise ValueError(f"a study has methods and cases: got {len(self.methods)} and {len(self.cases)}")
 
     def quick(self) -> StudySpec:
         """The same study on less text, for a first look: under a minute."""
@@ -282,78 +298,6 @@ class StudySpec:
             calibration_tokens=min(q.calibration_tokens, 4096),
         )
         return replace(self, quality=few)
-
-
-_ADAPTER: TypeAdapter[StudySpec] = TypeAdapter(StudySpec)
-
-
-def read_spec(path: str | Path) -> StudySpec:
-    """A study file (TOML) as a value; what it leaves out has its default.
-
-    Relative paths in the file are relative to the file.
-
-    Raises:
-        ValueError: not TOML, or a key or value that no study has; the message names file, key and value.
-        OSError: it cannot be read.
-    """
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
-    return _relative_to(spec_of(table, str(path)), path.parent)
-
-
-def spec_of(table: Mapping[str, Any], where: str = "study") -> StudySpec:
-    """A study from the table of a file; `where` names it in messages.
-
-    Raises:
-        ValueError: see `read_spec`.
-    """
-    try:
-        return _ADAPTER.validate_python(dict(table))
-    except ValidationError as error:
-        raise ValueError(f"{where}: {_first(error)}") from None
-
-
-def to_table(spec: StudySpec) -> dict[str, Any]:
-    """The study as plain values, as JSON and a study file hold them."""
-    found: dict[str, Any] = _ADAPTER.dump_python(spec, mode="json", exclude_none=True)
-    return found
-
-
-def _first(error: ValidationError) -> str:
-    """The first fault in one sentence: where, what, and what was given."""
-    fault = error.errors(include_url=False)[0]
-    at = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        last = str(fault["loc"][-1])
-        near = difflib.get_close_matches(last, _keys(), n=2, cutoff=0.5)
-        return f"unknown key {at}" + (f"; did you mean {' or '.join(near)}?" if near else "")
-    message = fault["msg"].removeprefix("Value error, ")
-    given = fault.get("input")
-    return f"{at}: {message}" + ("" if isinstance(given, dict | tuple | list) else f": got {given!r}")
-
-
-def _keys() -> list[str]:
-    kinds: tuple[Any, ...] = (StudySpec, Quality, Speed, Method, DeviceSpec, Case, Accumulator)
-    return [f.name for kind in kinds for f in fields(kind)]
-
-
-def _relative_to(spec: StudySpec, folder: Path) -> StudySpec:
-    def place(text: str) -> str:
-        return str(folder / text) if text and (folder / text).exists() and not Path(text).is_absolute() else text
-
-    q, s = spec.quality, spec.speed
-    return replace(
-        spec,
-        quality=replace(q, model=place(q.model), text=place(q.text), calibration=place(q.calibration)),
-        speed=replace(
-            s,
-            models=tuple(place(m) for m in s.models),
-            devices=tuple(replace(d, name=place(d.name)) for d in s.devices),
-        ),
-    )
 
 
 def check(spec: StudySpec) -> StudySpec:

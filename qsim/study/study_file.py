@@ -1,12 +1,94 @@
-"""A study as a TOML file: what `qsim study FILE` reads, written so that a person can change it."""
+"""A study as a TOML file: what `qsim study --file` reads, and written so that a person can change it.
+
+The file and the value are one: `read_spec("study.toml")` gives a `StudySpec`, `to_toml` the file again.
+"""
 
 from __future__ import annotations
 
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import TypeAdapter, ValidationError
 
-from .spec import DEFAULT_DEVICES, StudySpec, to_table
+from .spec import DEFAULT_DEVICES, Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
+
+_ADAPTER: TypeAdapter[StudySpec] = TypeAdapter(StudySpec)
+
+
+def read_spec(path: str | Path) -> StudySpec:
+    """A study file (TOML) as a value; what it leaves out has its default.
+
+    Relative paths in the file are relative to the file.
+
+    Raises:
+        ValueError: not TOML, or a key or value that no study has; the message names file, key and value.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    return _relative_to(spec_of(table, str(path)), path.parent)
+
+
+def spec_of(table: Mapping[str, Any], where: str = "study") -> StudySpec:
+    """A study from the table of a file; `where` names it in messages.
+
+    Raises:
+        ValueError: see `read_spec`.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(table))
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_first(error)}") from None
+
+
+def to_table(spec: StudySpec) -> dict[str, Any]:
+    """The study as plain values, as JSON and a study file hold them."""
+    found: dict[str, Any] = _ADAPTER.dump_python(spec, mode="json", exclude_none=True)
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault in one sentence: where, what, and what was given."""
+    fault = error.errors(include_url=False)[0]
+    at = ".".join(str(part) for part in fault["loc"])
+    start = f"{at}: " if at else ""
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        last = str(fault["loc"][-1])
+        near = difflib.get_close_matches(last, _keys(), n=2, cutoff=0.5)
+        return f"unknown key {at}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault.get("input")
+    return start + message + ("" if isinstance(given, dict | tuple | list) else f": got {given!r}")
+
+
+def _keys() -> list[str]:
+    kinds: tuple[Any, ...] = (StudySpec, Quality, Speed, Method, DeviceSpec, Case, Accumulator)
+    return [f.name for kind in kinds for f in fields(kind)]
+
+
+def _relative_to(spec: StudySpec, folder: Path) -> StudySpec:
+    def place(text: str) -> str:
+        return str(folder / text) if text and (folder / text).exists() and not Path(text).is_absolute() else text
+
+    q, s = spec.quality, spec.speed
+    return replace(
+        spec,
+        quality=replace(q, model=place(q.model), text=place(q.text), calibration=place(q.calibration)),
+        speed=replace(
+            s,
+            models=tuple(place(m) for m in s.models),
+            devices=tuple(replace(d, name=place(d.name)) for d in s.devices),
+        ),
+    )
+
 
 _HEAD = "# A qsim study. `qsim study --file study.toml --out FOLDER` runs it; what is left out has its default.\n\n"
 

@@ -12,7 +12,7 @@ from qsim.models import Model
 from qsim.quantize import Scheme, TensorScheme, get_scheme, quantize
 
 from .quality import Subject, calibration_windows
-from .rows import HistogramRow, SalientRow, TensorErrorRow
+from .rows import ChannelRow, HistogramRow, SalientRow, TensorErrorRow
 from .spec import StudySpec
 
 FORMATS: dict[str, str] = {
@@ -23,6 +23,10 @@ FORMATS: dict[str, str] = {
 BINS = np.linspace(-0.6, 0.6, 121)
 ROWS = 2048
 """Rows of activations that are looked at."""
+LOOKED_AT = 4
+"""Windows of the calibration text that give them."""
+OWN_OUTLIERS = 10.0
+"""A model whose largest channel is less than so many times the median one has no outliers to show."""
 ALPHA = 0.5
 """SmoothQuant's migration strength (its default)."""
 KEPT = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -42,10 +46,11 @@ def outlier_layer(spec: StudySpec, subject: Subject) -> Layer:
 
     Only Linears that a norm feeds are looked at, for their factors can be folded.
     """
-    model = subject.model
-    tokens = calibration_windows(subject, spec)[:8]
-    folded = {names[0] for i in range(model.config.num_hidden_layers) for before, names in model.fold_groups(i)
-              if "norm" in before}  # fmt: skip
+    return _widest(subject.model, calibration_windows(subject, spec)[:LOOKED_AT])
+
+
+def _widest(model: Model, tokens: np.ndarray) -> Layer:
+    folded = {names[0] for names in _behind_norms(model)}
     seen: dict[str, list[np.ndarray]] = {}
 
     def observe(name: str, x: np.ndarray) -> None:
@@ -54,13 +59,20 @@ def outlier_layer(spec: StudySpec, subject: Subject) -> Layer:
 
     model.logits(tokens, observe=observe)
     inputs = {name: np.concatenate(parts)[:ROWS] for name, parts in seen.items()}
-
-    def spread(x: np.ndarray) -> float:
-        largest = np.abs(x).max(axis=0)
-        return float(largest.max() / np.median(largest))
-
     worst = max(inputs, key=lambda name: spread(inputs[name]))
     return Layer(name=worst, weight=weight_of(model, worst), inputs=inputs[worst])
+
+
+def _behind_norms(model: Model) -> Iterator[list[str]]:
+    """Names of the Linears that each norm of each block feeds."""
+    for i in range(model.config.num_hidden_layers):
+        yield from (names for before, names in model.fold_groups(i) if "norm" in before)
+
+
+def spread(x: np.ndarray) -> float:
+    """The largest channel of inputs (M, K) over the median one, each by its largest magnitude."""
+    largest = np.abs(x).max(axis=0)
+    return float(largest.max() / np.median(largest))
 
 
 def weight_of(model: Model, name: str) -> np.ndarray:
@@ -112,3 +124,33 @@ def salient_rows(layer: Layer, seed: int) -> Iterator[SalientRow]:
             left = order[round(percent / 100 * len(order)) :]
             error = float(np.linalg.norm(x[:, left] @ off[:, left].T)) / norm
             yield SalientRow(layer=layer.name, chosen_by=chosen_by, kept_percent=percent, relative_error=error)
+
+
+def channel_rows(spec: StudySpec, subject: Subject, layer: Layer) -> tuple[tuple[ChannelRow, ...], tuple[str, ...]]:
+    """Largest magnitudes of a layer's input channels and weight columns before and after SmoothQuant, and notes.
+
+    A model without outliers of its own lends its layers with synthetic ones; the note says so.
+    """
+    from qsim.algorithms.smoothquant import smoothing_scale
+    from qsim.models import with_outliers
+
+    model, own = subject.model, spread(layer.inputs)
+    notes: tuple[str, ...] = ()
+    if own < OWN_OUTLIERS:
+        model = with_outliers(model, seed=spec.quality.seed)
+        layer = _widest(model, calibration_windows(subject, spec)[:LOOKED_AT])
+        notes = (
+            f"{subject.model.name} has no outlier channels of its own (largest {own:.1f} times the median): the figure "
+            "of smoothing shows the same function with synthetic ones",
+        )
+    shared = next(names for names in _behind_norms(model) if layer.name in names)
+    weights = [weight_of(model, name) for name in shared]
+    x = np.abs(layer.inputs).max(axis=0)
+    w = np.max([np.abs(one).max(axis=0) for one in weights], axis=0)
+    s = smoothing_scale(x, weights, ALPHA, layer.name)
+    rows = tuple(
+        ChannelRow(layer=layer.name, channel=j, activation_max=float(x[j]), weight_max=float(w[j]),
+                   smoothed_activation_max=float(x[j] / s[j]), smoothed_weight_max=float(w[j] * s[j]))
+        for j in range(len(x))
+    )  # fmt: skip
+    return rows, notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,10 +34,11 @@ def trust_tables() -> tuple[tuple[TrustRow, ...], tuple[TrustPoint, ...]]:
     points: list[TrustPoint] = []
     for (section, name), table in found.points.groupby(["section", "name"], sort=False):
         pick = np.unique(np.linspace(0, len(table) - 1, min(POINTS_A_GROUP, len(table))).astype(int))
+        rows: Any = table.iloc[pick]
         points += [
             TrustPoint(section=str(section), name=str(name), measured_s=float(r.measured_s),
                        predicted_s=float(r.predicted_s), low_s=float(r.low_s), high_s=float(r.high_s))
-            for r in table.iloc[pick].itertuples()
+            for r in rows.itertuples()
         ]  # fmt: skip
     return groups, tuple(points)
 
