@@ -89,8 +89,9 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        if not any("--verbose" in p.opts for p in command.params):
-            command.params.append(_verbose_option())
+        for one in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            if not any("--verbose" in p.opts for p in one.params):
+                one.params.append(_verbose_option())
         return command
 
     def resolve_command(
@@ -129,12 +130,35 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | None) -> None:
+    if shell is None or ctx.resilient_parsing:
+        return
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(main, {}, "qsim", "_QSIM_COMPLETE").source())
+    ctx.exit()
+
+
+def _completion_option() -> click.Option:
+    return click.Option(
+        ["--completion"],
+        type=click.Choice(["bash", "zsh", "fish"]),
+        expose_value=False,
+        is_eager=True,
+        callback=_print_completion,
+        help='Print the completion script of a shell: eval "$(qsim --completion bash)".',
+    )
+
+
 @click.group(
     cls=LazyGroup,
-    params=[_verbose_option()],
+    params=[_completion_option(), _verbose_option()],
     subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="qsim VERB --help explains a verb. Tables take --json and --csv, figures --plot FILE (.svg or .png).",
+    epilog="qsim VERB --help explains a verb. Tables take --json and --csv, figures --plot FILE (.svg or .png). "
+    "Exit codes: 0 done, 1 interrupted or (qsim study diff) different, 2 a mistake in what was asked.",
 )
 @click.version_option(version=__version__, message="%(prog)s %(version)s")
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -38,11 +38,47 @@ class Numbers(click.ParamType):
         return tuple(out)
 
 
+def complete(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    """Shell completion from a function that lists names; it is called only when a shell asks."""
+
+    def offer(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return offer
+
+
+def device_names() -> Iterable[str]:
+    """Devices that are shipped as data."""
+    from hwmodels import load
+
+    return load.device_names()
+
+
+def scheme_names() -> Iterable[str]:
+    """Schemes that have a name of their own."""
+    from qsim.quantize import list_schemes
+
+    return (scheme.name for scheme in list_schemes())
+
+
+def model_names() -> Iterable[str]:
+    """Architectures that are shipped as data."""
+    from hwmodels.architecture import architecture_names
+
+    return architecture_names()
+
+
+def model_argument(function: _F) -> _F:
+    """`MODEL`: an architecture's name, or a path to a config.json."""
+    return click.argument("model", metavar="MODEL", shell_complete=complete(model_names))(function)
+
+
 def device_option(multiple: bool = False) -> Callable[[_F], _F]:
     """`--device NAME`, a shipped device or a TOML."""
     return click.option(
         "--device", multiple=multiple, default=("h100-sxm",) if multiple else "h100-sxm", show_default=True,
         metavar="NAME", help="Device, or a path to its TOML; see qsim devices." + (" Repeatable." if multiple else ""),
+        shell_complete=complete(device_names),
     )  # fmt: skip
 
 
@@ -51,6 +87,7 @@ def scheme_option(multiple: bool = False) -> Callable[[_F], _F]:
     return click.option(
         "--scheme", multiple=multiple, default=("bf16",) if multiple else "bf16", show_default=True, metavar="NAME",
         help="Quantisation scheme: bf16, fp8, w4a16-g128, ..." + (" Repeatable." if multiple else ""),
+        shell_complete=complete(scheme_names),
     )  # fmt: skip
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from .hardware_options import device_option, how_options, milliseconds, scheme_option, set_option
+from .hardware_options import device_option, how_options, milliseconds, model_argument, scheme_option, set_option
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
 
 
 @click.command(short_help="Predict the time, memory and throughput of inference.")
-@click.argument("model", metavar="MODEL")
+@model_argument
 @device_option()
 @scheme_option()
 @click.option("--phase", type=click.Choice(["decode", "prefill", "request"]), default="decode", show_default=True,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from .hardware_options import device_option, how_options, milliseconds, scheme_option, set_option
+from .hardware_options import device_option, how_options, milliseconds, model_argument, scheme_option, set_option
 from .options import console, emit, plot_option, show, table_options
 
 
 @click.command(short_help="Place a model's operators on a device's roofline.")
-@click.argument("model", metavar="MODEL")
+@model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
 @click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .hardware_options import complete, device_names, scheme_names
 from .options import check_one_output, console, print_csv, print_json, show, table_options
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -22,10 +23,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
               "which is then also measured. Repeatable.")  # fmt: skip
 @click.option("--text", type=_FILE, metavar="FILE", help="Text that quality is measured on.")
 @click.option("--calibration", type=_FILE, metavar="FILE", help="Text that methods are calibrated on.")
-@click.option("--device", multiple=True, metavar="NAME", help="Device, or its TOML. Repeatable.")
+@click.option("--device", multiple=True, metavar="NAME", shell_complete=complete(device_names),
+              help="Device, or its TOML; see qsim devices. Repeatable.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a field of the devices named with --device. Repeatable.")  # fmt: skip
-@click.option("--scheme", multiple=True, metavar="NAME", help="Scheme, by every method that fits it. Repeatable.")
+@click.option("--scheme", multiple=True, metavar="NAME", shell_complete=complete(scheme_names),
+              help="Scheme, by every method that fits it. Repeatable.")  # fmt: skip
 @click.option("--method", multiple=True, metavar="METHOD:SCHEME", help="As gptq:w4a16-g64. Repeatable.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="B", help="A case of your own: sequences ...")
 @click.option("--context", type=click.IntRange(min=1), metavar="L", help="... and tokens of each.")

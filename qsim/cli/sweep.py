@@ -7,12 +7,20 @@ from typing import Any
 
 import click
 
-from .hardware_options import Numbers, device_option, how_options, scheme_option
+from .hardware_options import (
+    Numbers,
+    device_option,
+    how_options,
+    milliseconds,
+    model_argument,
+    scheme_option,
+    set_option,
+)
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
 
 
 @click.command(short_help="Predict over devices, schemes, batches and contexts.")
-@click.argument("model", metavar="MODEL")
+@model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
 @click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True)
@@ -24,6 +32,7 @@ from .options import check_one_output, console, plot_option, print_csv, print_js
 @click.option("--pareto", is_flag=True, help="Only the cases that no other beats in time a step and tokens/s.")
 @click.option("--tornado", is_flag=True, help="Sensitivity of the first case to every device field instead.")
 @how_options
+@set_option
 @plot_option
 @table_options
 def sweep(
@@ -36,6 +45,7 @@ def sweep(
     field: tuple[str, ...],
     pareto: bool,
     tornado: bool,
+    overrides: tuple[str, ...],
     plot: Path | None,
     as_json: bool,
     as_csv: bool,
@@ -53,15 +63,16 @@ def sweep(
     check_one_output(as_json, as_csv)
     import hwmodels
 
+    changed = [hwmodels.get_device(name, overrides or None) for name in device]
     if tornado:
+        if overrides:
+            raise ValueError("--tornado moves every field from its own value: it takes no --set")
         table = hwmodels.tornado(device[0], model, scheme[0], phase, batch[0], context[0], **how)
         if plot is not None:
             _tornado_figure(table, f"{model} {scheme[0]} on {device[0]}: +-20 %", plot)
     else:
         fields = dict(_field(f) for f in field)
-        table = hwmodels.sweep(
-            list(device), model, list(scheme), phase, list(batch), list(context), fields=fields, **how
-        )
+        table = hwmodels.sweep(changed, model, list(scheme), phase, list(batch), list(context), fields=fields, **how)
         front = hwmodels.pareto(table[table.fits], least=["time_s"], most=["tokens_per_s"]) if pareto or plot else table
         if plot is not None:
             _pareto_figure(table, front, model, plot)
@@ -86,18 +97,55 @@ def _field(text: str) -> tuple[str, list[float]]:
 
 
 def _print(table: Any) -> None:
+    """What is the same in every row goes above the table, once."""
     from rich.table import Table
 
+    if "base" in table:  # the sensitivity table
+        rows = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for name in rows[0]:
+            shown.add_column(name, justify="left" if name == "field" else "right", no_wrap=True)
+        for row in rows:
+            shown.add_row(*(_cell(name, value) for name, value in row.items()))
+        show(console(), shown)
+        return
+    said = ("device", "model", "scheme", "phase", "batch", "context", "kernel", "fidelity")
+    same = [name for name in said if table[name].nunique() == 1]
+    if same:
+        click.echo(", ".join(_said(name, table[name].iloc[0]) for name in same))
+    hidden = {"low_s", "high_s", *same, *(("fits",) if table["fits"].all() else ())}
+    columns = [str(c) for c in table.columns if c not in hidden]
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in table.columns:
-        shown.add_column(
-            str(name), justify="left" if str(table[name].dtype) in ("category", "object", "str") else "right"
-        )
-    for row in table.head(200).itertuples(index=False):
-        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    heads = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB"}
+    for name in columns:
+        left = name in said and name not in ("batch", "context")
+        shown.add_column(heads.get(name, name.rpartition(".")[2]), justify="left" if left else "right", no_wrap=True)
+        if name == "time_s":
+            shown.add_column("80 % band", justify="right", no_wrap=True)
+    for row in table.head(200).to_dict("records"):
+        cells = []
+        for name in columns:
+            cells.append(_cell(name, row[name]))
+            if name == "time_s":
+                cells.append(f"{milliseconds(row['low_s'])} to {milliseconds(row['high_s'])}")
+        shown.add_row(*cells)
     show(console(), shown)
     if len(table) > 200:
         click.echo(f"... {len(table) - 200} more rows; --csv prints all")
+
+
+def _said(name: str, value: Any) -> str:
+    return f"{name} {value:g}" if name in ("batch", "context") else str(value)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in ("time_s", "low", "high", "base"):
+        return milliseconds(value)
+    if name == "effect":
+        return f"{value:.1%}"
+    if name == "fits":
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _pareto_figure(table: Any, front: Any, model: str, plot: Path) -> None:
