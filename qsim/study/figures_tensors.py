@@ -213,5 +213,5 @@ def trust(result: StudyResult) -> Drawing | None:
         "band. Other devices rest on published kernel tables or on borrowed efficiencies; the tag beside every number "
         "says which."
     )
-    return Drawing(name="trust", section="trust", title="Predicted against measured steps", says=says,
+    return Drawing(name="predicted_measured", section="trust", title="Predicted against measured steps", says=says,
                    draw=lambda wide: study_tensors.trust_figure(groups, wide=wide))  # fmt: skip
