@@ -200,11 +200,11 @@ class Quality:
     model: str = "tiny"
     text: str = ""
     calibration: str = ""
-    max_bytes: int = 32768
+    max_bytes: int = 24576
     window: int = 512
     exact_bytes: int = 512
     calibration_tokens: int = 16384
-    max_loss: float = 0.02
+    max_loss: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -102,3 +102,48 @@ def test_a_mistake_is_one_sentence_and_a_traceback_on_request(where: tuple[str, 
 
 def test_version() -> None:
     assert run("--version").output == f"qsim {qsim.__version__}\n"
+
+
+TABLES = ("formats", "cast", "mma", "eval", "devices", "predict", "roofline", "sweep", "calibrate", "validate", "bench",
+          "study")  # fmt: skip
+"""Verbs that print a table."""
+MEANS_ONE_THING = {
+    "--device": ("NAME",), "--scheme": ("NAME",), "--batch": ("B", None), "--context": ("L", None),
+    "--set": ("KEY=VALUE",), "--plot": ("FILE",), "--profile": ("NAME",), "--model": ("MODEL",), "--text": ("FILE",),
+}  # fmt: skip
+"""Options that several verbs have -> what their value is called."""
+
+
+@pytest.mark.parametrize("verb", TABLES)
+def test_every_table_leaves_as_json_and_csv(verb: str) -> None:
+    command = main.get_command(click.Context(main), verb)
+    assert command is not None
+    options = {opt for p in command.params for opt in p.opts}
+    assert {"--json", "--csv", "--verbose"} <= options
+
+
+def test_an_option_means_the_same_everywhere() -> None:
+    ctx = click.Context(main)
+    for verb in main.list_commands(ctx):
+        command = main.get_command(ctx, verb)
+        assert command is not None
+        for p in command.params:
+            for opt in set(p.opts) & MEANS_ONE_THING.keys():
+                assert p.metavar in MEANS_ONE_THING[opt], f"qsim {verb} {opt} takes {p.metavar}"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(shell: str) -> None:
+    out = run("--completion", shell).output
+    assert "_QSIM_COMPLETE" in out
+    assert "qsim" in out
+
+
+def test_shell_completion_offers_devices_and_models() -> None:
+    for words, offered in (("qsim predict llama-3-8b --device l40", "l40s"), ("qsim predict llama-3-7", "llama-3-70b"),
+                           ("qsim sweep llama-3-8b --scheme nvf", "nvfp4")):  # fmt: skip
+        env = {**os.environ, "_QSIM_COMPLETE": "bash_complete", "COMP_WORDS": words,
+               "COMP_CWORD": str(len(words.split()) - 1)}  # fmt: skip
+        code = "from qsim.cli import main; main(prog_name='qsim')"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
+        assert f"plain,{offered}" in done.stdout.split(), words
