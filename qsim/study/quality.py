@@ -100,26 +100,41 @@ def quantised(subject: Subject, method: Method, spec: StudySpec) -> tuple[Model,
     from qsim.algorithms import quantize_model
 
     found = quantize_model(
-        subject.model, method=method.algorithm, scheme=method.scheme, calibration=calibration_windows(subject, spec),
-        **method.options,
+        subject.model, method.algorithm, method.scheme,
+        calibration(subject, spec) if _needs_text(method) else None, **method.options,
     )  # fmt: skip
-    return found.model, tuple(found.notes)
+    notes: dict[str, list[str]] = {}
+    for record in found.layers:
+        said = [*record.notes, *([f"fell back to {record.fallback}"] if record.fallback else [])]
+        for note in said:
+            notes.setdefault(note, []).append(record.layer)
+    return found.model, tuple(f"{note} ({_layers(layers)})" for note, layers in notes.items())
 
 
-def calibration_windows(subject: Subject, spec: StudySpec) -> np.ndarray:
-    """(B, T) token ids of the calibration text: whole windows from its beginning."""
-    q = spec.quality
-    window = min(q.window, subject.model.config.max_position_embeddings)
-    ids = _tokens(subject.model, subject.calibration, 8 * q.calibration_tokens)
-    count = max(1, min(q.calibration_tokens, len(ids)) // window)
-    if len(ids) < window:
-        raise ValueError(f"the calibration text has {len(ids)} tokens, less than one window of {window}")
-    return ids[: count * window].reshape(count, window)
+def _layers(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"
 
 
-def _tokens(model: Model, text: bytes, at_most_bytes: int) -> np.ndarray:
-    assert model.tokenizer is not None
-    return np.asarray(model.tokenizer.encode(text[:at_most_bytes].decode("utf-8", errors="ignore")))
+def _needs_text(method: Method) -> bool:
+    """Whether a method looks at inputs: it solves for them, smooths them, or stores a scale of them."""
+    from qsim.quantize import get_scheme
+
+    scheme = get_scheme(method.scheme)
+    stored = any(part.is_quantized and not part.dynamic for part in (scheme.activation, scheme.kv_cache))
+    return stored or method.algorithm in ("gptq", "awq", "smoothquant")
+
+
+def calibration(subject: Subject, spec: StudySpec) -> Any:
+    """The windows that methods are shown, spread evenly over the calibration text (`qsim.algorithms.Calibration`).
+
+    Raises:
+        ValueError: a text shorter than one window.
+    """
+    from qsim.algorithms import calibration_of
+
+    window = _window(spec, subject.model)
+    count = max(1, spec.quality.calibration_tokens // window)
+    return calibration_of(subject.model, subject.calibration, window=window, windows=count)
 
 
 def in_sixteen_bit(model: Model) -> Model:

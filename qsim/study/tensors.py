@@ -11,7 +11,7 @@ from qsim.analysis.error import sqnr_db
 from qsim.models import Model
 from qsim.quantize import Scheme, TensorScheme, get_scheme, quantize
 
-from .quality import Subject, calibration_windows
+from .quality import Subject, calibration
 from .rows import ChannelRow, HistogramRow, SalientRow, TensorErrorRow
 from .spec import StudySpec
 
@@ -46,7 +46,7 @@ def outlier_layer(spec: StudySpec, subject: Subject) -> Layer:
 
     Only Linears that a norm feeds are looked at, for their factors can be folded.
     """
-    return _widest(subject.model, calibration_windows(subject, spec)[:LOOKED_AT])
+    return _widest(subject.model, calibration(subject, spec).tokens[:LOOKED_AT])
 
 
 def _widest(model: Model, tokens: np.ndarray) -> Layer:
@@ -138,7 +138,7 @@ def channel_rows(spec: StudySpec, subject: Subject, layer: Layer) -> tuple[tuple
     notes: tuple[str, ...] = ()
     if own < OWN_OUTLIERS:
         model = with_outliers(model, seed=spec.quality.seed)
-        layer = _widest(model, calibration_windows(subject, spec)[:LOOKED_AT])
+        layer = _widest(model, calibration(subject, spec).tokens[:LOOKED_AT])
         notes = (
             f"{subject.model.name} has no outlier channels of its own (largest {own:.1f} times the median): the figure "
             "of smoothing shows the same function with synthetic ones",

@@ -115,5 +115,5 @@ def test_a_calibration_text_shorter_than_a_window_is_refused(spec: StudySpec, tm
     path = tmp_path / "t.txt"
     path.write_text("short", encoding="utf-8")
     wanted = replace(spec, quality=replace(spec.quality, calibration=str(path)))
-    with pytest.raises(ValueError, match="the calibration text has 5 tokens, less than one window of 64"):
-        q.calibration_windows(q.subject(wanted), wanted)
+    with pytest.raises(ValueError, match="window"):
+        q.calibration(q.subject(wanted), wanted)
