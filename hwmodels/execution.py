@@ -14,7 +14,7 @@ from .footprint import sram_chips
 from .kernels import get_family
 from .operators import Operator, _kv_bytes
 from .profiles import Choice, Profile
-from .timing import DATAFLOW, Estimate, all_reduce, attention, gemm, small, soft_roofline
+from .timing import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 
 if TYPE_CHECKING:
     from qsim.quantize import Scheme
@@ -79,7 +79,7 @@ class Runner:
                     kv_bytes_per_element=_kv_bytes(self.scheme, self.arch), new=None if phase == "decode" else new,
                 )  # fmt: skip
             elif op.kind == "small":
-                est = small(self.device, self._moved(op), reduction=op.reduction, fidelity=self.fidelity)
+                est = small(self.device, self._moved(op), row=op.row, fidelity=self.fidelity)
             elif op.kind == "all_reduce":
                 est = all_reduce(self.device, op.cost.traffic_bytes, self.tensor_parallel)
             else:
@@ -129,6 +129,10 @@ class Runner:
     def _row(self, op: Operator, est: Estimate) -> OperatorTime:
         time, low, high = est.time_s, est.low_s, est.high_s
         if self.fidelity != "ideal":
+            further = self.profile.further_launches(op.name, op.row > 0) if op.kind == "small" else 0
+            if further:
+                gap = further * launch_gap_s(self.device)
+                time, low, high = time + gap, low + gap * 0.75, high + gap * 1.25
             launches = self.profile.small_kernels if op.kind == "small" else 1.0
             if launches != 1.0:
                 time, low, high = time * launches, low * launches, high * launches

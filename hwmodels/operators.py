@@ -52,7 +52,7 @@ class Operator:
         cost: of one call.
         calls: how often it runs in the step.
         m, n, k: of a product, else 0.
-        reduction: an element-wise kernel that first reduces over a row (norm, quantise).
+        row: elements of the row that an element-wise kernel first reduces over (norm, quantise); 0 without.
         head: lm_head or router, which stay in 16 bit.
         weight_bytes: of the packed weight.
         reread_bytes: input that a quantising kernel reads a second time (largest value first, codes second); it costs
@@ -66,7 +66,7 @@ class Operator:
     m: Any = 0
     n: Any = 0
     k: Any = 0
-    reduction: bool = False
+    row: int = 0
     head: bool = False
     weight_bytes: Any = 0.0
     reread_bytes: Any = 0.0
@@ -191,25 +191,24 @@ def step_operators(
         return Operator(name=name, kind="gemm", cost=cost, calls=layers * copies, m=rows, n=n, k=k, weight_bytes=weight)
 
     def small(
-        name: str, traffic: Any, reduction: bool = False, flop: Any = 0.0, calls: Any = layers, reread: Any = 0.0
+        name: str, traffic: Any, row: int = 0, flop: Any = 0.0, calls: Any = layers, reread: Any = 0.0
     ) -> Operator:
         cost = Cost(flop=flop, traffic_bytes=np.asarray(traffic, dtype=np.float64))
         again = reread if scheme.activation.dynamic and separate_quantize else 0.0
-        return Operator(name=name, kind="small", cost=cost, calls=calls, reduction=reduction, reread_bytes=again)
+        return Operator(name=name, kind="small", cost=cost, calls=calls, row=row, reread_bytes=again)
 
     def quantize(name: str, width: int) -> Iterator[Operator]:
         if dynamic and unfused_quantize:
-            yield small(name, tokens * width * (2 + act), reduction=True)
+            yield small(name, tokens * width * (2 + act), row=width)
 
     ffn = a.ffn // tp
+    quantized_row = ffn if dynamic and separate_quantize and scheme.activation.dynamic else 0
     (n_qkv, _), (_, k_o) = ((heads + 2 * kv_heads) * d, h), (h, heads * d)
     gate = 2 if a.gated else 1
     shared = a.shared_ffn // tp
     # consumers read a product's result in the format that it was written in
     out = output_bytes
-    yield small(
-        "norm_qkv", tokens * h * (2 + act_stored), reduction=True, flop=5.0 * tokens * h, reread=tokens * h * 2.0
-    )
+    yield small("norm_qkv", tokens * h * (2 + act_stored), row=h, flop=5.0 * tokens * h, reread=tokens * h * 2.0)
     yield from quantize("quantize_qkv", h)
     yield product("qkv", n_qkv, h, tokens)
     yield small("rope", tokens * (heads + kv_heads) * d * (out + 2), flop=6.0 * tokens * (heads + kv_heads) * d)
@@ -223,12 +222,12 @@ def step_operators(
         dynamic and separate_quantize and scheme.activation.dynamic
     ):  # a static scale is applied where the operand is made
         width = tokens * heads * d
-        yield small("quantize_o", width * (2 + act), reduction=True, reread=width * 2.0)
+        yield small("quantize_o", width * (2 + act), row=heads * d, reread=width * 2.0)
     yield product("o", h, k_o, tokens)
     if tp > 1:
         yield _all_reduce("all_reduce_o", tokens, h, layers)
     yield small(
-        "norm_mlp", tokens * h * (out + 2 + 2 + act_stored), reduction=True, flop=5.0 * tokens * h,
+        "norm_mlp", tokens * h * (out + 2 + 2 + act_stored), row=h, flop=5.0 * tokens * h,
         reread=tokens * h * 2.0,
     )  # fmt: skip
     yield from quantize("quantize_gate_up", h)
@@ -240,7 +239,7 @@ def step_operators(
         )  # fmt: skip
         routed = tokens * a.experts_per_token / active
         yield product("gate_up", gate * ffn, h, np.maximum(routed, 1.0), active)
-        yield small("activation", tokens * a.experts_per_token * ffn * (gate * 2 + act_stored), reduction=dynamic)
+        yield small("activation", tokens * a.experts_per_token * ffn * (gate * 2 + act_stored), row=quantized_row)
         yield product("down", h, ffn, np.maximum(routed, 1.0), active)
         yield small("combine", tokens * a.experts_per_token * h * 2.0 + tokens * h * 2.0)
         if shared:
@@ -249,7 +248,7 @@ def step_operators(
     else:
         yield product("gate_up", gate * ffn, h, tokens)
         yield small(
-            "activation", tokens * ffn * (gate * out + act_stored), reduction=scheme.activation.dynamic,
+            "activation", tokens * ffn * (gate * out + act_stored), row=quantized_row,
             flop=4.0 * tokens * ffn,
             reread=tokens * ffn * gate * out,
         )  # fmt: skip
@@ -258,14 +257,14 @@ def step_operators(
     if tp > 1:
         yield _all_reduce("all_reduce_down", tokens, h, layers)
     yield small("residual", tokens * h * (out + 4.0))
-    yield small("norm_head", batch * h * 2.0 * 2, reduction=True, calls=1.0)
+    yield small("norm_head", batch * h * 2.0 * 2, row=h, calls=1.0)
     vocab = -(-a.vocab // tp)
     head_weight = 2.0 * vocab * h
     yield Operator(
         name="lm_head", kind="gemm", cost=gemm_cost(batch, vocab, h, weight_bytes=head_weight, activation_bytes=2.0),
         calls=1.0, m=batch, n=vocab, k=h, head=True, weight_bytes=head_weight,
     )  # fmt: skip
-    yield small("sample", batch * vocab * 2.0, reduction=True, calls=1.0)
+    yield small("sample", batch * vocab * 2.0, row=vocab, calls=1.0)
 
 
 def _all_reduce(name: str, tokens: Any, hidden: int, layers: float) -> Operator:

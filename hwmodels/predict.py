@@ -29,10 +29,12 @@ from .timing import IDEAL_MISS
 if TYPE_CHECKING:
     from qsim.quantize import Scheme
 
-CORRELATION = 0.3
-"""Assumed correlation of the errors of two operators of a step: they share a device, a clock and a library."""
-COMPOSITION = 0.03
-"""Half width of the 80 % band of what composing kernels leaves out (gaps, cache effects between kernels)."""
+CORRELATION = 0.1
+"""Correlation of the errors of two operators of a step: the mean over pairs of held-out layers of a model, same format
+and size (`reports/h200_variation.md`)."""
+COMPOSITION = 0.04
+"""Half width of the 80 % band of what composing kernels leaves out: the four products of a layer run in turn, against
+the sum of each alone (`reports/h200_variation.md`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

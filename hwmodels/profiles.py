@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qsim.formats import BlockFormat, IntFormat
@@ -27,6 +29,8 @@ class Profile:
         attention: kernel, None for the device's own.
         small_kernels: element-wise kernels launched where a compiler would launch one.
         fuse_quantize: the run-time quantisation of activations is fused with the kernel before it.
+        split: operator -> kernels it is launched as, where that is more than one; `quantize` for an activation
+            function that quantises its result.
     """
 
     name: str
@@ -37,7 +41,18 @@ class Profile:
     attention: str | None = None
     small_kernels: float = 1.0
     fuse_quantize: bool = True
+    split: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
+    def further_launches(self, operator: str, reduces: bool) -> int:
+        """Kernels of an element-wise operator beyond the first."""
+        name = "quantize" if operator == "activation" and reduces else operator
+        return self.split.get(name, 1) - 1
+
+
+TORCH_COMPILE_SPLIT = MappingProxyType({"rope": 2, "quantize": 3})
+"""From a trace of compiled layers (PyTorch 2.11, `reports/h200_variation.md`): to rotate queries and keys and write the
+cache takes three kernels; a gated activation that quantises its result finds the largest value in two and writes in a
+third."""
 
 PROFILES = {
     p.name: p
@@ -47,15 +62,23 @@ PROFILES = {
             name="eager", title="kernels launched one by one from Python, nothing fused", launch_s=6.42e-6,
             small_kernels=3.0, fuse_quantize=False,
         ),
-        Profile(name="torch_compile", title="PyTorch kernels in a CUDA graph", stack="pytorch"),
+        Profile(
+            name="torch_compile", title="PyTorch kernels in a CUDA graph", stack="pytorch", split=TORCH_COMPILE_SPLIT
+        ),
         Profile(name="trtllm", title="TensorRT-LLM kernels", stack="trtllm", attention="trtllm"),
         Profile(name="marlin", title="Marlin-class weight-only kernels", stack="marlin"),
         Profile(
             name="serving", title="serving engine: graph, plus 1.5 ms of scheduler and sampling a step", host_s=1.5e-3,
             stack="trtllm",
         ),
-        Profile(name="sdpa_cudnn", title="PyTorch, cuDNN attention", stack="pytorch", attention="sdpa_cudnn"),
-        Profile(name="sdpa_flash", title="PyTorch, flash attention back-end", stack="pytorch", attention="sdpa_flash"),
+        Profile(
+            name="sdpa_cudnn", title="PyTorch, cuDNN attention", stack="pytorch", attention="sdpa_cudnn",
+            split=TORCH_COMPILE_SPLIT,
+        ),
+        Profile(
+            name="sdpa_flash", title="PyTorch, flash attention back-end", stack="pytorch", attention="sdpa_flash",
+            split=TORCH_COMPILE_SPLIT,
+        ),
     )
 }  # fmt: skip
 

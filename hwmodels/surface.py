@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 # tiles (rows of M, columns of N) whose wave quantisation is a feature; the row count shrinks to M when M is smaller
-TILES = ((128, 256), (128, 128), (64, 64))
+TILES = ((128, 256), (128, 128), (128, 64), (64, 64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def wave_efficiency(m: Any, n: Any, units: int, tile: tuple[int, int]) -> Any:
 
 
 def make_features(x: Any, a: Any, b: Any, low: Array, high: Array, units: int | None) -> list[Any]:
-    """1, u, v, uv, u^2, v^2 and, with `units`, log2 of three wave efficiencies."""
+    """1, u, v, uv, u^2, v^2 and, with `units`, log2 of the wave efficiencies."""
     u = np.clip(np.log2(a), low[0], high[0])
     v = np.clip(np.log2(b), low[1], high[1])
     u = (u - (low[0] + high[0]) / 2) / 2
@@ -78,7 +78,6 @@ def fit_surface(
     units: int | None,
     ridge: float,
     smooth: float,
-    campaign: NDArray[np.int64] | None = None,
 ) -> Surface:
     """Least squares for the residual y with a ridge on the coefficients and on their change from knot to knot.
 
@@ -86,8 +85,6 @@ def fit_surface(
         x, a, b, y: (n,) leading coordinate, the other two, residual log(measured / soft roofline).
         units: of the device, for wave features; None leaves them out.
         ridge, smooth: weights of the two penalties, in units of one measurement.
-        campaign: 0 for the rows whose level is kept; rows with another number get an offset for each knot of their own,
-            which is left out of the result. A further measuring campaign then tells about shapes, not about its level.
     """
     low = np.array([np.log2(a).min(), np.log2(b).min()])
     high = np.array([np.log2(a).max(), np.log2(b).max()])
@@ -98,15 +95,8 @@ def fit_surface(
     change = np.diff(np.eye(width), axis=0)
     bend = change.T @ change
     penalty = np.kron(np.diag(np.r_[0.3, np.ones(count - 1)]), ridge * np.eye(width) + smooth * bend)
-    for number in np.unique(campaign[campaign > 0]) if campaign is not None else ():
-        own = hats_x * (campaign == number)[:, None]
-        design = np.concatenate([design, own], axis=1)
-        grown = np.zeros((design.shape[1], design.shape[1]))
-        grown[: len(penalty), : len(penalty)] = penalty
-        grown[len(penalty) :, len(penalty) :] = 0.3 * ridge * np.eye(width) + smooth * bend
-        penalty = grown
     solution = np.linalg.solve(design.T @ design + penalty, design.T @ y)
-    coefficients = solution[: count * width].reshape(count, width)
+    coefficients = solution.reshape(count, width)
     return Surface(knots=knots, coefficients=coefficients, low=low, high=high, waves=units is not None)
 
 

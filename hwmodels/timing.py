@@ -91,7 +91,7 @@ def _generic(kernel: str) -> Parameters:
 def _transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
     """Parameters for another kernel or device; the correction goes along only between devices of one kind."""
     if not kin:
-        found = replace(found, surface=None, borrowed=None)
+        found = replace(found, surface=None, borrowed=None, neighbours=None)
     return replace(found, kind="transferred", band={}, origin=origin)
 
 
@@ -161,14 +161,15 @@ def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, sur
         time = time * np.exp(p.correction(surface[0], surface[1], surface[2], device.compute.units))
     floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
     time = np.maximum(time, floor)
-    low, high = _band(p, x)
+    low, high = _band(p, x, surface)
     return Estimate(
         time_s=time, low_s=np.maximum(time * low, floor), high_s=time * high, compute_s=compute, memory_s=memory,
         kind=p.kind, origin=p.origin,
     )  # fmt: skip
 
 
-def _band(p: Parameters, x: Any) -> tuple[Any, Any]:
+def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
+    """Factors on the time: of the regime of x, and narrower the nearer `shape` is to a measured one."""
     if not p.band:
         from .kernels import FAMILIES
 
@@ -179,7 +180,15 @@ def _band(p: Parameters, x: Any) -> tuple[Any, Any]:
 
     pairs = np.array([p.band.get(name, p.band["all"]) for name in REGIMES])
     at = pairs[np.searchsorted(REGIME_EDGES, x, side="left")]
-    return at[..., 0], at[..., 1]
+    low, high = at[..., 0], at[..., 1]
+    if p.neighbours is None or shape is None or "known" not in p.band:
+        return low, high
+    share = p.neighbours.known(shape[1], shape[2])
+    near = np.log(p.band["known"])
+    return (
+        np.exp(-np.sqrt((1 - share) * np.log(low) ** 2 + share * near[0] ** 2)),
+        np.exp(np.sqrt((1 - share) * np.log(high) ** 2 + share * near[1] ** 2)),
+    )
 
 
 def _ideal(cost: Cost, peak: float, device: Device) -> Estimate:
@@ -260,7 +269,7 @@ def gemm_time(
     family = get_family(kernel)
     if activation_quantize and not family.includes_quantize and family.activation_bytes == 1:
         traffic = np.asarray(M, dtype=np.float64) * K * 3.0
-        time = time + small(device, traffic, reduction=True, fidelity=fidelity).time_s
+        time = time + small(device, traffic, row=K, fidelity=fidelity).time_s
     return time[()] if isinstance(time, np.ndarray) else time
 
 
@@ -355,8 +364,8 @@ def attention_time(
     return time[()] if isinstance(time, np.ndarray) else time
 
 
-def small(device: Device, traffic_bytes: Any, *, reduction: bool = False, fidelity: str = "calibrated") -> Estimate:
-    """Time of an element-wise kernel that moves `traffic_bytes`, or of one that reduces over rows first."""
+def small(device: Device, traffic_bytes: Any, *, row: Any = 0, fidelity: str = "calibrated") -> Estimate:
+    """Time of an element-wise kernel that moves `traffic_bytes`, or that reduces over rows of `row` elements first."""
     bandwidth = device.memory.bandwidth_bytes_per_s
     floor = traffic_bytes / bandwidth
     if fidelity == "ideal":
@@ -365,7 +374,7 @@ def small(device: Device, traffic_bytes: Any, *, reduction: bool = False, fideli
         )
     own = calibration_of(device)
     if own is not None and own.small is not None and fidelity == "calibrated":
-        time = own.small(traffic_bytes) + (own.small.reduction_s if reduction else 0.0)
+        time = own.small(traffic_bytes) + own.small.reduction_s(row)
         kind, half = "calibrated", 0.25
     else:
         time = SMALL_T0_S + traffic_bytes / (SMALL_ETA * bandwidth)
@@ -373,6 +382,15 @@ def small(device: Device, traffic_bytes: Any, *, reduction: bool = False, fideli
     return Estimate(
         time_s=time, low_s=time * (1 - half), high_s=time * (1 + half), compute_s=0.0 * floor, memory_s=floor, kind=kind
     )
+
+
+def launch_gap_s(device: Device) -> float:
+    """Time of a kernel that does nothing, inside a CUDA graph; measured, or that of an H200."""
+    for name in (device.calibration, "h200"):
+        table = _calibration(name)
+        if table is not None and table.small is not None:
+            return table.small.graph_gap_s
+    raise AssertionError("the H200 calibration has small kernels")
 
 
 def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:

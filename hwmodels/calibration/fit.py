@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..device import Device
 from ..grid import Knots, fit_grid
 from ..kernels import VECTOR, KernelFamily
+from ..neighbours import find_neighbours
 from ..surface import Surface, fit_surface
 from ..timing import soft_roofline
 from .store import REGIME_EDGES, REGIMES, Parameters
@@ -30,7 +31,6 @@ class Rows:
         k: (n,) length of the inner loop, for tau.
         time_s: (n,) measured.
         shape: (n,) number of the shape a row belongs to; rows of one shape are held out together.
-        campaign: (n,) 0 for the campaign whose level counts.
         known: (n,) log of a correction that is known beforehand: what another kernel's fit says of these shapes.
     """
 
@@ -43,7 +43,6 @@ class Rows:
     k: Array
     time_s: Array
     shape: NDArray[np.int64]
-    campaign: NDArray[np.int64]
     known: Array
 
     def __len__(self) -> int:
@@ -65,6 +64,7 @@ class Settings:
         smooth, waves: further penalty, wave features.
         exp_weight: share of the exponentials' time that adds to the products' (not fitted).
         knots: log2 of the three coordinates: a grid instead of the surface.
+        neighbours: whether what is left at the measured shapes corrects their surroundings.
         folds: how many parts the shapes are left out in.
     """
 
@@ -74,10 +74,11 @@ class Settings:
     waves: bool = True
     exp_weight: float = 0.0
     knots: Knots | None = None
+    neighbours: bool = False
     folds: int = 5
 
 
-def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time_s: Any, campaign: Any = 0) -> Rows:
+def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time_s: Any) -> Rows:
     """Rows of a matrix product y[M,N] = x[M,K] w[N,K]^T; the weight costs the family's bits per weight."""
     peak = device.compute.vector_flop_per_s if family.compute == VECTOR else device.peak_flop_per_s(family.compute)
     if peak is None:
@@ -88,19 +89,13 @@ def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time
     return Rows(
         x=m, a=n, b=k, k=k, time_s=np.asarray(time_s, dtype=np.float64), shape=shape.reshape(-1),
         flop_s=2 * m * n * k / peak, memory_s=traffic / device.memory.bandwidth_bytes_per_s,
-        campaign=np.broadcast_to(np.asarray(campaign, dtype=np.int64), m.shape), known=np.zeros(m.shape),
-        exp_s=np.zeros(m.shape),
+        known=np.zeros(m.shape), exp_s=np.zeros(m.shape),
     )  # fmt: skip
 
 
 def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | None) -> Parameters:
-    """Soft roofline by robust least squares on the logarithm, then the surface on what is left.
-
-    The roofline is fitted on the first campaign alone when it has rows: its level is the one that is kept.
-    """
+    """Soft roofline by robust least squares on the logarithm, then the correction fitted on what is left."""
     from scipy.optimize import least_squares
-
-    base = rows.take(rows.campaign == 0) if (rows.campaign == 0).any() else rows
 
     def unpack(theta: Array) -> Parameters:
         t0, eta_c, eta_m, p = np.exp(theta[:4])
@@ -110,7 +105,7 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
         )  # fmt: skip
 
     def misfit(theta: Array) -> Any:
-        return np.log(soft_time(base, unpack(theta)) / base.time_s)
+        return np.log(soft_time(rows, unpack(theta)) / rows.time_s)
 
     best = None
     for start in (0.0, 1.5):
@@ -129,9 +124,12 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
             ridge=0.01,
         )  # fmt: skip
         return replace(fitted, surface=grid)
-    if not settings.ridge:
-        return fitted
-    return replace(fitted, surface=_surface(rows, left, settings, units))
+    if settings.ridge:
+        fitted = replace(fitted, surface=_surface(rows, left, settings, units))
+    if settings.neighbours:
+        left = np.log(rows.time_s / predict_rows(rows, fitted, units))
+        fitted = replace(fitted, neighbours=find_neighbours(rows.x, rows.a, rows.b, left))
+    return fitted
 
 
 def _surface(rows: Rows, left: Array, settings: Settings, units: int | None) -> Surface:
@@ -141,23 +139,22 @@ def _surface(rows: Rows, left: Array, settings: Settings, units: int | None) -> 
     def fit(mask: NDArray[np.bool_], ridge: float) -> Surface:
         return fit_surface(
             rows.x[mask], rows.a[mask], rows.b[mask], left[mask], knots=knots, ridge=ridge, smooth=settings.smooth,
-            units=units if settings.waves else None, campaign=rows.campaign[mask],
+            units=units if settings.waves else None,
         )  # fmt: skip
 
     everything = np.ones(len(rows), dtype=bool)
     if len(settings.ridge) == 1:
         return fit(everything, settings.ridge[0])
 
+    fold = folds_of(rows.shape, 6)
+
     def score(ridge: float) -> float:
-        """Mean absolute residual of left-out shapes; the level of a further campaign is not held against it."""
+        """Absolute residuals of shapes that the fit has not seen."""
         total = 0.0
-        for shape in np.unique(rows.shape):
-            out = rows.shape == shape
-            found = fit(~out, ridge)
-            rest = left[out] - found(rows.x[out], rows.a[out], rows.b[out], units)
-            for c in np.unique(rows.campaign[out]):
-                mine = rest[rows.campaign[out] == c]
-                total += float(np.abs(mine if c == 0 else mine - np.median(mine)).sum())
+        for i in range(fold.max() + 1):
+            out = fold == i
+            rest = left[out] - fit(~out, ridge)(rows.x[out], rows.a[out], rows.b[out], units)
+            total += float(np.abs(rest).sum())
         return total
 
     return fit(everything, min(settings.ridge, key=score))
@@ -172,40 +169,47 @@ def soft_time(rows: Rows, fitted: Parameters) -> Array:
 
 def predict_rows(rows: Rows, fitted: Parameters, units: int | None) -> Array:
     """Predicted time of the rows."""
-    time = soft_time(rows, fitted)
-    surface = fitted.surface
-    return time if surface is None else time * np.exp(surface(rows.x, rows.a, rows.b, units))
+    own = replace(fitted, borrowed=None)  # what is borrowed is in rows.known
+    return np.asarray(soft_time(rows, fitted) * np.exp(own.correction(rows.x, rows.a, rows.b, units)))
+
+
+def folds_of(shape: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+    """The part that every row is left out with: shapes dealt out at random, rows of one shape together."""
+    numbers = np.unique(shape)
+    parts = min(folds, len(numbers))
+    part = np.empty(len(numbers), dtype=np.int64)
+    part[np.random.default_rng(0).permutation(len(numbers))] = np.arange(len(numbers)) % parts
+    return part[np.searchsorted(numbers, shape)]
 
 
 def held_out(
-    rows: Rows, kernel: str, settings: Settings, units: int | None, report: Callable[[int], None] | None = None
-) -> tuple[Array, NDArray[np.int64]]:
-    """Prediction of every row by a fit that has not seen any row of its shape, and the fold it was left out with.
+    rows: Rows, kernel: str, settings: Settings, units: int | None, others: Sequence[Rows] = ()
+) -> tuple[Array, NDArray[np.int64], list[Array]]:
+    """Prediction of every row by a fit that has not seen any row of its shape.
 
-    A second campaign's level is estimated, from the shapes that stay in, as a median by octave of M.
+    Arguments:
+        others: further rows of the same shapes (of another campaign, or at other sizes), which are never fitted.
+
+    Returns:
+        predictions (n,), the fold each row was left out with (n,), and predictions of `others` by the fit that has not
+        seen their shape (by the whole fit, where `rows` lack the shape).
     """
-    shapes = np.unique(rows.shape)
-    folds = min(settings.folds, len(shapes))
-    order = np.random.default_rng(0).permutation(len(shapes))
-    fold_of = np.empty(len(shapes), dtype=np.int64)
-    fold_of[order] = np.arange(len(shapes)) % folds
-    fold = fold_of[np.searchsorted(shapes, rows.shape)]
+    fold = folds_of(rows.shape, settings.folds)
     out = np.empty(len(rows))
-    for i in range(folds):
-        inside, outside = rows.take(fold != i), rows.take(fold == i)
-        fitted = fit_parameters(inside, kernel, settings, units)
-        guess = predict_rows(outside, fitted, units)
-        if (outside.campaign > 0).any():
-            seen = inside.take(inside.campaign > 0)
-            ratio = np.log(seen.time_s / predict_rows(seen, fitted, units))
-            octaves = np.unique(seen.x)
-            level = np.array([np.median(ratio[seen.x == m]) for m in octaves])
-            shift = np.interp(np.log2(outside.x), np.log2(octaves), level)
-            guess = np.where(outside.campaign > 0, guess * np.exp(shift), guess)
-        out[fold == i] = guess
-        if report is not None:
-            report(i)
-    return out, fold
+    more = [np.full(len(o), np.nan) for o in others]
+    for i in range(fold.max() + 1):
+        fitted = fit_parameters(rows.take(fold != i), kernel, settings, units)
+        outside = rows.take(fold == i)
+        out[fold == i] = predict_rows(outside, fitted, units)
+        for o, guess in zip(others, more, strict=True):
+            same = (o.a[:, None] == outside.a) & (o.b[:, None] == outside.b)
+            mine = same.any(axis=1)
+            if mine.any():
+                guess[mine] = predict_rows(o.take(mine), fitted, units)
+    if any(np.isnan(guess).any() for guess in more):
+        fitted = fit_parameters(rows, kernel, settings, units)
+        more = [np.where(np.isnan(g), predict_rows(o, fitted, units), g) for o, g in zip(others, more, strict=True)]
+    return out, fold, more
 
 
 def regime_of(x: Array) -> NDArray[np.int64]:
@@ -256,6 +260,6 @@ def judge(rows: Rows, predicted: Array) -> dict[str, float]:
 
 def fit_and_judge(rows: Rows, kernel: str, settings: Settings, units: int | None) -> Parameters:
     """Fit on all rows, with held-out errors and bands from `held_out` attached."""
-    guess, _ = held_out(rows, kernel, settings, units)
+    guess, _, _ = held_out(rows, kernel, settings, units)
     fitted = fit_parameters(rows, kernel, settings, units)
     return replace(fitted, held_out_mape=judge(rows, guess), band=bands(rows.x, rows.time_s, guess))

@@ -58,7 +58,6 @@ def _rows(device: Device, batch: Any, seq: Any, dim: Any, causal: Any, time_s: A
         x=seq, a=batch * heads, b=np.ones(len(seq)), k=zeros, known=zeros, time_s=time_s,
         flop_s=cost.flop * work / peak, exp_s=cost.exp * work / rate,
         memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s, shape=np.arange(len(seq)),
-        campaign=np.zeros(len(seq), dtype=np.int64),
     )  # fmt: skip
 
 

@@ -41,14 +41,9 @@ TABLE_CITATION = (
     "TensorRT-LLM; a random subset of its shapes"
 )
 
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
-OWN_SETTINGS = {
-    "cublas_bf16": Settings(ridge=RIDGES, folds=99),
-    "cublas_fp8": Settings(ridge=RIDGES, folds=99),
-    "cublas_fp8_rowwise": Settings(ridge=RIDGES, folds=99),
-    "cublas_int8": Settings(ridge=RIDGES, folds=99),
-    "tinygemm_int4": Settings(ridge=RIDGES, tau=False, folds=99),
-}
+RIDGES = (0.1, 0.3, 1.0, 3.0)
+_OWN = Settings(ridge=RIDGES, neighbours=True, folds=99)
+OWN_SETTINGS = {kernel: replace(_OWN, tau=kernel != "tinygemm_int4") for kernel in OWN_FORMATS.values()}
 OWN_SHAPES = {"cublas_bf16": ("trtllm_bf16", 1.0), "cublas_fp8": ("trtllm_bf16", 0.5)}
 """Our kernel -> the kernel of the published H200 table that comes from the same library (cuBLASLt), and the scale of K:
 what that table says of a shape is taken over, and only the rest is fitted on our rows."""
@@ -106,20 +101,34 @@ def data_table(folder: str | Path, name: str) -> Any:
     return pd.read_csv(path)
 
 
-def own_gemm_rows(fmt: str, *, unseen: bool = True) -> tuple[Rows, Any]:
-    """Our rows of a format and their table: campaign 0 is `gemm.csv`, campaign 1 `gemm_unseen.csv`."""
-    import pandas as pd
+def own_gemm_rows(fmt: str, table: str = "gemm_settled") -> tuple[Rows, Any]:
+    """Our rows of a format and their table: `gemm_settled`, which fits use, or another that holds products.
 
-    first, second = own_table("gemm").assign(campaign=0), own_table("gemm_unseen").assign(campaign=1)
-    table = pd.concat([first, second] if unseen else [first], ignore_index=True)
-    table = table[table.fmt == fmt].reset_index(drop=True)
+    Rows marked `after_load` are left out: for a tenth of a second after a power-limited load the clock is still low.
+    """
+    mine = own_table(table)
+    mine = mine[mine.fmt == fmt]
+    if "after_load" in mine:
+        mine = mine[mine.after_load == 0].assign(median_s=mine.median_us * 1e-6)
+    mine = mine.reset_index(drop=True)
     device = get_device("h200")
     family = get_family(OWN_FORMATS[fmt])
-    rows = gemm_rows(device, family, table.M, table.N, table.K, table.median_s, table.campaign.to_numpy())
+    rows = gemm_rows(device, family, mine.M, mine.N, mine.K, mine.median_s)
     known = own_shape(family.name)
     if known is not None:
         rows = replace(rows, known=known(rows.x, rows.a, rows.b, device.compute.units))
-    return rows, table
+    return rows, mine
+
+
+def repeat_band(fmt: str) -> tuple[float, float]:
+    """Factors between which 80 % of repeated measurements of a layer lie, in another process or on another machine."""
+    table = own_table("gemm_settled")
+    mine = table[(table.fmt == fmt) & (table.after_load == 0)]
+    again = mine.run.str.startswith("repeat")
+    key = ["N", "K", "M"]
+    ratio = mine[again].groupby(key).median_us.mean() / mine[~again].groupby(key).median_us.mean()
+    low, high = np.quantile(ratio.dropna(), [0.1, 0.9])
+    return float(low), float(high)
 
 
 def own_shape(kernel: str) -> Borrowed | None:
@@ -156,7 +165,7 @@ def attention_rows(device: Device, phase: str, table: Any) -> Rows:
         shape=shape.reshape(-1), flop_s=cost.flop * cost.tile_work / peak,
         exp_s=cost.exp * cost.tile_work / (device.compute.exp_per_s or np.inf),
         memory_s=cost.traffic_bytes / device.memory.bandwidth_bytes_per_s,
-        campaign=np.zeros(len(seq), dtype=np.int64), known=np.zeros(len(seq)),
+        known=np.zeros(len(seq)),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..grid import Grid
+from ..neighbours import Neighbours
 from ..surface import Surface
 
 REGIMES = ("small", "medium", "large")
@@ -54,8 +55,10 @@ class Parameters:
         tau_s_per_k: latency of one step along K of a thread block; 0 where it was not fitted.
         exp_weight: share of the time of a softmax's exponentials that is not hidden behind the products.
         surface: correction fitted on what is left, None without.
-        borrowed: correction taken over from another kernel, None without; the two add up.
+        borrowed: correction taken over from another kernel, None without.
+        neighbours: what was left at measured shapes, None where it is not used; all corrections add up.
         band: regime -> (low, high), factors on the time between which 80 % of held-out measurements lie.
+            `known`, where neighbours are used: the factors at a shape that was itself measured.
         held_out_mape: regime or "all" -> mean absolute error on shapes left out of the fit, as a fraction.
         rows, shapes: how much it was fitted on.
         kind: "calibrated" for this device, "transferred" from another.
@@ -70,6 +73,7 @@ class Parameters:
     exp_weight: float = 0.0
     surface: Surface | Grid | None = None
     borrowed: Borrowed | None = None
+    neighbours: Neighbours | None = None
     band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     held_out_mape: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
@@ -83,16 +87,23 @@ class Parameters:
         for part in (self.surface, self.borrowed):
             if part is not None:
                 total = total + part(x, a, b, units)
-        return total
+        return total if self.neighbours is None else total + self.neighbours(x, a, b)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Measured time of an element-wise kernel against the bytes it moves, and the extra time of a reduction."""
+    """Measured time of an element-wise kernel against the bytes it moves, and what a reduction adds.
+
+    Attributes:
+        bytes, time_s: read and written together, and the time of a copy that moves them.
+        row, row_s: elements that one block sums, and how much longer that takes than a copy of a few bytes.
+        graph_gap_s, eager_gap_s: from one tiny kernel to the next, in a CUDA graph and launched from Python.
+    """
 
     bytes: np.ndarray
     time_s: np.ndarray
-    reduction_s: float
+    row: np.ndarray
+    row_s: np.ndarray
     graph_gap_s: float
     eager_gap_s: float
 
@@ -101,6 +112,11 @@ class Curve:
         moved = np.asarray(moved, dtype=np.float64)
         inside = np.exp(np.interp(np.log(np.maximum(moved, 1.0)), np.log(self.bytes), np.log(self.time_s)))
         return np.where(moved > self.bytes[-1], moved * (self.time_s[-1] / self.bytes[-1]), inside)
+
+    def reduction_s(self, row: Any) -> Any:
+        """Seconds that reducing over rows of so many elements adds, 0 for none: the rows themselves run in parallel."""
+        row = np.asarray(row, dtype=np.float64)
+        return np.where(row > 0, np.interp(row, self.row, self.row_s), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +149,16 @@ def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
     )
 
 
+def _neighbours(table: Mapping[str, Any] | None) -> Neighbours | None:
+    if table is None:
+        return None
+    return Neighbours(
+        shapes=np.log2(np.array(table["shapes"], dtype=np.float64)),
+        knots=np.array(table["knots_log2"], dtype=np.float64),
+        weights=np.array(table["weights_permille"], dtype=np.float64) / 1000,
+    )
+
+
 def _parameters(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
     return Parameters(
         kernel=name,
@@ -143,6 +169,7 @@ def _parameters(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
         tau_s_per_k=table.get("tau_ns_per_k", 0.0) * 1e-9,
         exp_weight=table.get("exp_weight", 0.0),
         surface=_surface(table.get("surface")),
+        neighbours=_neighbours(table.get("neighbours")),
         band={k: (v[0], v[1]) for k, v in table.get("band_80", {}).items()},
         held_out_mape=dict(table.get("held_out_mape", {})),
         rows=table.get("rows", 0),
@@ -184,7 +211,8 @@ def load_calibration(device: str) -> Calibration | None:
             small = Curve(
                 bytes=np.array(t["bytes"], dtype=np.float64),
                 time_s=np.array(t["time_us"], dtype=np.float64) * 1e-6,
-                reduction_s=t["reduction_us"] * 1e-6,
+                row=np.array(t["row"], dtype=np.float64),
+                row_s=np.array(t["row_us"], dtype=np.float64) * 1e-6,
                 graph_gap_s=t["graph_gap_us"] * 1e-6,
                 eager_gap_s=t["eager_gap_us"] * 1e-6,
             )
@@ -226,6 +254,8 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
         lines += [f"[{head}.surface]", *_grid_lines(fitted.surface)]
     elif fitted.surface is not None:
         lines += [f"[{head}.surface]", *_surface_lines(fitted.surface)]
+    if fitted.neighbours is not None:
+        lines += [f"[{head}.neighbours]", *_neighbour_lines(fitted.neighbours)]
     return "\n".join(lines) + "\n"
 
 
@@ -245,11 +275,24 @@ def _surface_lines(s: Surface) -> list[str]:
     ]
 
 
+def _whole(values: Any) -> str:
+    return ", ".join(str(round(1000 * float(v))) for v in values)
+
+
 def _grid_lines(g: Grid) -> list[str]:
     """Corner values in thousandths, a line for each pair of the first two knots."""
-    whole = lambda values: ", ".join(str(round(1000 * float(v))) for v in values)  # noqa: E731
     lines = [f"knots_log2_{axis} = {_row(k)}" for axis, k in enumerate(g.knots)]
-    lines += ["values_permille = [", *(f"  {whole(r)}," for r in g.values.reshape(-1, g.values.shape[2])), "]"]
+    lines += ["values_permille = [", *(f"  {_whole(r)}," for r in g.values.reshape(-1, g.values.shape[2])), "]"]
     if g.waves is not None:
-        lines += ["waves_permille = [", *(f"  [{whole(r)}]," for r in g.waves), "]"]
+        lines += ["waves_permille = [", *(f"  [{_whole(r)}]," for r in g.waves), "]"]
     return lines
+
+
+def _neighbour_lines(n: Neighbours) -> list[str]:
+    return [
+        f"knots_log2 = {_row(n.knots)}",
+        "shapes = [" + ", ".join(f"[{round(a)}, {round(b)}]" for a, b in 2.0**n.shapes) + "]",
+        "weights_permille = [",
+        *(f"  [{_whole(r)}]," for r in n.weights),
+        "]",
+    ]
