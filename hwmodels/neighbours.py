@@ -69,8 +69,8 @@ def _nearness(points: Array, shapes: Array) -> Array:
 
 def find_neighbours(x: Array, a: Array, b: Array, left: Array) -> Neighbours:
     """The table of what is left, (n,), at every measured shape; a size that a shape lacks is interpolated over M."""
-    lx: Array = np.round(np.log2(x), 6)
-    knots: Array = np.unique(lx)
+    lx = np.round(np.log2(x), 6).astype(np.float64)
+    knots = np.unique(lx)
     shapes, of = np.unique(np.stack([np.log2(a), np.log2(b)], axis=1), axis=0, return_inverse=True)
     table = np.empty((len(shapes), len(knots)))
     for i in range(len(shapes)):
@@ -79,5 +79,5 @@ def find_neighbours(x: Array, a: Array, b: Array, left: Array) -> Neighbours:
         mean = np.bincount(size, left[mine]) / np.bincount(size)
         table[i] = np.interp(knots, sizes, mean)
     noisy = _nearness(shapes, shapes) + NOISE * np.eye(len(shapes))
-    weights: Array = np.linalg.solve(noisy, table)
+    weights = np.asarray(np.linalg.solve(noisy, table), dtype=np.float64)
     return Neighbours(shapes=shapes, knots=knots, weights=weights)

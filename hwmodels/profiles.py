@@ -57,7 +57,7 @@ third."""
 PROFILES = {
     p.name: p
     for p in (
-        Profile(name="cuda_graph", title="one CUDA graph, compiled layers"),
+        Profile(name="cuda_graph", title="one CUDA graph, compiled layers", split=TORCH_COMPILE_SPLIT),
         Profile(
             name="eager", title="kernels launched one by one from Python, nothing fused", launch_s=6.42e-6,
             small_kernels=3.0, fuse_quantize=False,
