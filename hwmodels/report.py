@@ -118,13 +118,13 @@ def _claims(validation: Validation) -> list[str]:
 def _limits() -> str:
     return (
         "## Limits\n\n"
-        "The clock decides: 30 to 60 ms of matrix products bring an H200 to its power limit, and its clock from 1980 "
-        "to about 1500 MHz (15 % longer times in bf16 and FP8); a tenth of a second after such a load kernels that "
-        "wait for latency are still up to 36 % slower. The two earlier campaigns mix these states, which is most of what they "
-        "differ by; the layers are therefore fitted and judged on a third campaign in a settled state, and the earlier "
-        "ones are listed as they are (`reports/h200_variation.md`). Rows measured just after a load are left out by "
-        "their place in the order of measuring, not by their value: FP8 below M = 8 rests on eight layers. "
-        "The FP8 row-wise step of Llama-3-8B at batch 1 is a near tie in the prediction. "
-        "Launch counts of the compiled step were read from a trace of such steps; their times were not used. Dataflow "
-        "and SRAM parts are assumed, not fitted."
+        "The clock decides: 30 to 60 ms of matrix products bring an H200 to its power limit, and its clock from "
+        "1980 to about 1500 MHz (15 % longer times in bf16 and FP8); a tenth of a second after such a load "
+        "kernels that wait for latency are still up to 36 % slower. The two earlier campaigns mix these states, "
+        "which is most of what they differ by; the layers are therefore fitted and judged on a third campaign in "
+        "a settled state, and the earlier ones are listed as they are (`reports/h200_variation.md`). Rows "
+        "measured just after a load are left out by their place in the order of measuring, not by their value: "
+        "FP8 below M = 8 rests on eight layers. The FP8 row-wise step of Llama-3-8B at batch 1 is a near tie in "
+        "the prediction. Launch counts of the compiled step were read from a trace of such steps; their times "
+        "were not used. Dataflow and SRAM parts are assumed, not fitted."
     )
