@@ -1,0 +1,261 @@
+"""`qsim quantize`: a checkpoint quantised by GPTQ, AWQ, SmoothQuant, FP8 or rounding, and the record of its layers."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
+
+if TYPE_CHECKING:
+    from qsim.algorithms import MemoryEstimate, QuantizationResult
+    from qsim.models import Model
+
+TINY_BYTES = 65536
+_FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
+
+
+@click.command(short_help="Quantise a checkpoint with RTN, GPTQ, AWQ, SmoothQuant or FP8.")
+@click.argument("model", metavar="MODEL")
+@click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "smoothquant", "fp8"]), default="gptq",
+              show_default=True)  # fmt: skip
+@click.option(
+    "--scheme", metavar="NAME", help="w4a16-g128, w8a8, fp8-block128, mxfp4, ... Default: the method's usual."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The new checkpoint.")
+@click.option("--layout", default="auto", show_default=True, metavar="NAME",
+              help="compressed-tensors, gptq, gptq_v2, awq, fp8; auto: the first that holds the scheme.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
+@click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
+              help="Text, UTF-8. Default for the embedded model: its own, the first 64 KiB.")  # fmt: skip
+@click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. Default: 512.")
+@click.option("--windows", type=int, metavar="N", help="At most so many windows, spread over the text.")
+@click.option("--act-order", type=click.Choice(list(_FLAGS)), help="GPTQ: columns by descending Hessian diagonal.")
+@click.option("--static-groups", is_flag=True, default=None, help="GPTQ: scales from the weights as they were.")
+@click.option("--percdamp", type=float, metavar="P", help="GPTQ: damping, a fraction of the mean diagonal.")
+@click.option("--gptaq", "correction", is_flag=True, default=None, help="GPTQ: correct towards the original inputs.")
+@click.option("--one-pass", is_flag=True, help="GPTQ: all inputs of a block at once instead of group by group.")
+@click.option("--mse", is_flag=True, default=None, help="RTN, GPTQ, FP8: search each range for the least error.")
+@click.option("--scale-rule", metavar="NAME", help="gptq, awq, compressed-tensors, smoothquant, amax, autofp8.")
+@click.option("--formula", type=click.Choice(["awq", "duo"]), help="AWQ: how scales follow from activations.")
+@click.option("--no-clip", is_flag=True, help="AWQ: no search for ranges.")
+@click.option("--alpha", metavar="A", help="SmoothQuant: 0 to 1, or `search`.")
+@click.option("--percentile", type=float, metavar="P", help="FP8, static: percent of activations that must not clip.")
+@click.option("--power-of-two", is_flag=True, default=None, help="FP8: scales that are powers of two.")
+@click.option("--rotate", is_flag=True, help="Fold Hadamard rotations into the weights first (QuaRot's R1 and R2).")
+@click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers first.")
+@click.option("--ignore", multiple=True, metavar="PATTERN", help="Linears to leave as they are. Repeatable.")
+@click.option("--jobs", type=int, metavar="N", help="Linears solved at a time.")
+@click.option("--restart", is_flag=True, help="Forget what an interrupted run has finished.")
+@plot_option
+@table_options
+def quantize(
+    model: str,
+    method: str,
+    scheme: str | None,
+    out: Path,
+    layout: str,
+    overwrite: bool,
+    calibration: Path | None,
+    window: int | None,
+    windows: int | None,
+    one_pass: bool,
+    rotate: bool,
+    outliers: float | None,
+    ignore: tuple[str, ...],
+    jobs: int | None,
+    restart: bool,
+    plot: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    **options: Any,
+) -> None:
+    """Quantise the Linears of MODEL, `tiny` or a folder of Hugging Face files, and write a checkpoint to DIR.
+
+    The record of every layer, what round-to-nearest would have lost and what the method lost, is printed and lies
+    beside the checkpoint as quantization_record.json. Finished layers are kept in DIR.part: after an interruption the
+    same command goes on from there.
+
+    \b
+    Examples:
+      qsim quantize tiny --method gptq --scheme w4a16-g128 --out DIR
+      qsim quantize tiny --method awq --scheme w3a16-g128 --out DIR --layout compressed-tensors
+      qsim quantize tiny --method smoothquant --outliers 100 --out DIR
+      qsim quantize FOLDER --method gptq --act-order on --static-groups --calibration TEXT --out DIR
+    """
+    check_one_output(as_json, as_csv)
+    from qsim.algorithms import quantize_model
+    from qsim.checkpoints import write
+    from qsim.checkpoints.folder import check_target
+    from qsim.models import load, with_outliers
+
+    if plot is not None:
+        from qsim.plots.style import check_path
+
+        check_path(plot)
+    check_target(out.absolute(), overwrite=overwrite)
+    given = _method_options(options)
+    source = load(model)
+    if outliers is not None:
+        source = with_outliers(source, magnitude=outliers)
+    _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given)
+    text = calibration.read_bytes() if calibration is not None else _own_text(model)
+    part = out.with_name(f"{out.name}.part")
+    if restart and part.exists():
+        shutil.rmtree(part)
+    try:
+        with _bar() as progress:
+            result = quantize_model(
+                source, method, scheme, text, window=window, windows=windows, true_sequential=not one_pass,
+                rotate="offline" if rotate else None, ignore=ignore, n_jobs=jobs, work_dir=part, progress=progress,
+                announce=_announce, **given,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        done = len(list(part.glob("*.safetensors")))
+        click.echo(f"interrupted: {done} layers are finished in {part}; the same command goes on from there", err=True)
+        raise
+    written = write(result.model, out, layout, overwrite=overwrite)  # type: ignore[arg-type]
+    result.to_json(out)
+    shutil.rmtree(part)
+    if plot is not None:
+        _plot(result, plot)
+    if as_json:
+        print_json(result.to_dict())
+    elif as_csv:
+        print_csv({str(k): v for k, v in row.items()} for row in result.records.to_dict("records"))
+    else:
+        _print(result)
+        click.echo(f"wrote {out} ({written.layout})")
+
+
+def _method_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the method as its recipe names them; those that were not given stay away."""
+    given = {k: v for k, v in options.items() if v is not None and k != "no_clip"}
+    if options["no_clip"]:
+        given["clip"] = False
+    if "act_order" in given:
+        given["act_order"] = _FLAGS[given["act_order"]]
+    if "alpha" in given:
+        try:
+            given["alpha"] = None if given["alpha"] == "search" else float(given["alpha"])
+        except ValueError:
+            raise ValueError(f"--alpha is a number from 0 to 1, or `search`: got {given['alpha']!r}") from None
+    return given
+
+
+def _own_text(model: str) -> str | None:
+    if model != "tiny":
+        return None
+    from qsim.models import tiny_text
+
+    return tiny_text("calibration").encode()[:TINY_BYTES].decode(errors="ignore")
+
+
+def _refuse_what_cannot_be_written(
+    source: Model, method: str, scheme: str | None, layout: str, ignore: tuple[str, ...], given: Mapping[str, Any]
+) -> None:
+    """Find out before hours of work whether the layout holds the result."""
+    from fnmatch import fnmatchcase
+
+    from qsim.algorithms.methods import get_recipe
+    from qsim.checkpoints.checks import outline_refusal
+    from qsim.checkpoints.layouts import QUANTIZED, check_layout, default_layout, layouts_for
+
+    found = get_recipe(method, scheme, given).scheme
+    scattered = method == "gptq" and given.get("act_order") is True and not given.get("static_groups")
+    scattered = scattered and found.weight.granularity is not None and found.weight.granularity.kind == "group"
+    shapes = {n: one.weight.shape for n, one in source.linears().items()
+              if not any(fnmatchcase(n, pattern) for pattern in ignore)}  # fmt: skip
+    if layout == "auto":
+        default_layout(found)
+        names = [n for n in layouts_for(found) if n in QUANTIZED]
+        if any(all(QUANTIZED[n].shape_reason(found, s, scattered) is None for s in shapes.values()) for n in names):
+            return
+        layout = names[0]
+    check_layout(layout)
+    for name, shape in shapes.items():
+        wrong = outline_refusal(found, shape, name, layout)
+        if wrong is None and layout in QUANTIZED:
+            wrong = QUANTIZED[layout].shape_reason(found, shape, scattered)
+            wrong = wrong and f"layer {name}: {wrong}"
+        if wrong is not None:
+            raise ValueError(wrong)
+
+
+def _announce(estimate: MemoryEstimate) -> None:
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in estimate.parts.items() if size)
+    click.echo(
+        f"memory: at most {_mib(estimate.total_bytes)} beside the model's {_mib(estimate.model_bytes)} ({parts}); "
+        f"{_mib(estimate.disk_bytes)} on disk",
+        err=True,
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+class _bar:
+    """A progress bar with the time left, on a terminal only."""
+
+    def __enter__(self) -> Callable[[float, float, str], None] | None:
+        if not sys.stderr.isatty():
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._progress.start()
+        task = self._progress.add_task("starting", total=None)
+        return lambda done, total, what: self._progress.update(task, completed=done, total=total, description=what)
+
+    def __exit__(self, *_: Any) -> None:
+        if hasattr(self, "_progress"):
+            self._progress.stop()
+
+
+def _print(result: QuantizationResult) -> None:
+    from rich.table import Table
+
+    frame = result.records
+    calibrated = frame.output_error.notna().all()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    heads = ["RTN error", "error", "ratio", "SQNR dB"] if calibrated else ["RTN MSE", "MSE"]
+    for head in [*heads, "scale", "clipped", "time s"]:
+        table.add_column(head, justify="right")
+    table.add_column("notes", overflow="fold")
+    rows: Any = frame.itertuples(index=False)
+    for row in rows:
+        errors = (
+            [f"{row.rtn_output_error:.3g}", f"{row.output_error:.3g}", f"{row.error_ratio:.2f}", f"{row.sqnr_db:.1f}"]
+            if calibrated
+            else [f"{row.rtn_weight_mse:.3g}", f"{row.weight_mse:.3g}"]
+        )
+        notes = "; ".join(filter(None, [f"fell back to {row.fallback}" if row.fallback else "", row.notes]))
+        block = next((part for part in row.layer.split(".") if part.isdigit()), "")
+        short = f"{block} {row.layer.rpartition('.')[2]}"
+        table.add_row(short, *errors, f"{row.scale_median:.3g}", f"{row.clip_fraction:.2%}", f"{row.time_s:.2f}", notes)
+    show(console(), table)
+    worse = int((frame.error_ratio > 1).sum()) if calibrated else 0
+    ratio = f"; mean error ratio {frame.error_ratio.mean():.3f}, above 1 in {worse}" if calibrated else ""
+    resumed = f"; {result.resumed} found finished" if result.resumed else ""
+    click.echo(f"{len(frame)} layers in {result.time_s:.1f} s{ratio}{resumed}")
+    for note in result.model.notes:
+        click.echo(f"note: {note}")
+
+
+def _plot(result: QuantizationResult, plot: Path) -> None:
+    from qsim.plots.algorithms import record_figure
+    from qsim.plots.style import save
+
+    save(record_figure(result.model.name, [r.to_dict() for r in result.layers]), plot)
+    click.echo(f"wrote {plot}", err=True)

@@ -1,0 +1,160 @@
+"""`qsim quantize`: every method to a checkpoint that `qsim eval` reads, going on after an interruption, refusals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from qsim.algorithms import quantize_model, read_records
+from qsim.cli import main
+from qsim.models import ModelConfig, load
+from qsim.quantize import QuantizedTensor
+from tests.models.small import CONFIGS, random_tensors, write_folder
+from tests.models.test_loading import byte_tokenizer_json
+
+TEXT = "for i in range(10): print(i ** 2, 'some text to calibrate on')\n" * 12
+
+
+def run(*args: object) -> object:
+    return CliRunner().invoke(main, [str(a) for a in args], prog_name="qsim", env={"COLUMNS": "100"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small"
+    config = {**CONFIGS["llama"], "vocab_size": 256}
+    write_folder(path, config, random_tensors(ModelConfig.from_dict(config)))
+    (path / "tokenizer.json").write_text(json.dumps(byte_tokenizer_json()))
+    (path.parent / "text.txt").write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def arguments(folder, out, *more):
+    return ("quantize", folder, "--calibration", folder.parent / "text.txt", "--window", 32, "--out", out, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "layout"),
+    [
+        (("--method", "rtn", "--scheme", "w4a16-g32", "--mse"), "compressed-tensors"),
+        (("--method", "gptq", "--scheme", "w4a16-g32"), "compressed-tensors"),
+        (("--method", "gptq", "--scheme", "w4a16-g32-sym", "--act-order", "on"), "gptq"),
+        (("--method", "gptq", "--scheme", "w4a16-g32", "--act-order", "group-aware", "--rotate"), "compressed-tensors"),
+        (("--method", "awq", "--scheme", "w4a16-g32", "--layout", "awq"), "awq"),
+        (("--method", "smoothquant", "--outliers", "30", "--alpha", "search"), "compressed-tensors"),
+        (("--method", "fp8", "--scheme", "fp8-static-kvfp8", "--layout", "fp8"), "fp8"),
+        (("--method", "rtn", "--scheme", "mxfp4"), "compressed-tensors"),
+    ],
+    ids=lambda v: "-".join(v[1::2]) if isinstance(v, tuple) else v,
+)
+def test_every_method(folder, tmp_path, more, layout):
+    out = tmp_path / "out"
+    result = run(*arguments(folder, out, *more))
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:4] == ["layer", "RTN", "error", "error"]
+    assert [line.split()[1] for line in lines[1:8]] == [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # fmt: skip
+    assert lines[-1] == f"wrote {out} ({layout})"
+    assert result.stderr.startswith("memory: at most ")
+    model, records = load(out), read_records(out)
+    assert len(records) == 14
+    assert all(isinstance(model.tensors[f"{r.layer}.weight"], QuantizedTensor) for r in records)
+    assert not list(tmp_path.glob("*.part"))
+    measured = run("eval", out, "--text", folder.parent / "text.txt", "--window", 32)
+    assert measured.exit_code == 0, measured.stderr
+    assert "bits per byte" in measured.stdout
+
+
+def test_the_checkpoint_is_the_model_that_was_found(folder, tmp_path):
+    assert run(*arguments(folder, tmp_path / "out", "--scheme", "w4a16-g32")).exit_code == 0
+    model = load(folder)
+    found = quantize_model(model, "gptq", "w4a16-g32", TEXT, window=32).model
+    ids = np.arange(20)
+    np.testing.assert_array_equal(load(tmp_path / "out").logits(ids), found.logits(ids))
+
+
+def test_records_as_json_csv_and_figure(folder, tmp_path):
+    base = arguments(folder, tmp_path / "a", "--scheme", "w4a16-g32")
+    result = run(*base, "--json", "--plot", tmp_path / "record.png")
+    data = json.loads(result.stdout)
+    assert data["method"] == "gptq"
+    assert len(data["layers"]) == 14
+    assert data["layers"] == json.loads((tmp_path / "a" / "quantization_record.json").read_text())["layers"]
+    assert (tmp_path / "record.png").stat().st_size > 10_000
+    result = run(*base, "--csv", "--overwrite")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [r["layer"] for r in rows] == [r["layer"] for r in data["layers"]]
+    assert [float(r["error_ratio"]) for r in rows] == [r["error_ratio"] for r in data["layers"]]
+
+
+def test_going_on_after_an_interruption(folder, tmp_path, monkeypatch):
+    import qsim.algorithms.store as store
+
+    kept, solved = store.Store.put_layer, []
+
+    def stop(self, name, q, record):
+        kept(self, name, q, record)
+        solved.append(name)
+        if len(solved) == 5:
+            raise KeyboardInterrupt
+
+    base = arguments(folder, tmp_path / "out", "--scheme", "w4a16-g32")
+    monkeypatch.setattr(store.Store, "put_layer", stop)
+    result = run(*base)
+    assert result.exit_code == 1
+    part = tmp_path / "out.part"
+    assert f"interrupted: 5 layers are finished in {part}; the same command goes on from there" in result.stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(store.Store, "put_layer", kept)
+    other = run(*arguments(folder, tmp_path / "out", "--scheme", "w3a16-g32"))
+    assert other.exit_code == 2
+    assert "holds an unfinished run with another scheme" in other.stderr
+    result = run(*base)
+    assert result.exit_code == 0, result.stderr
+    assert "; 5 found finished" in result.stdout
+    assert not part.exists()
+    whole = run(*arguments(folder, tmp_path / "whole", "--scheme", "w4a16-g32"))
+    assert whole.exit_code == 0
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--layout", "awq", "--scheme", "w3a16-g32"), "AWQ holds 4-bit integers: got uint3; use layout 'compressed-tensors'"),
+        (("--layout", "compressed-tensors", "--scheme", "w4a16-g32", "--act-order", "on"), "layer model.layers.0"),
+        (("--layout", "zip", "--scheme", "w4a16-g32"), "layouts are plain, compressed-tensors"),
+        (("--method", "rtn", "--scheme", "nf4-g32x"), "unknown scheme"),
+        (("--method", "rtn", "--scheme", "nf4-g64"), "no checkpoint layout holds scheme nf4-g64"),
+        (("--method", "gptq", "--alpha", "0.5"), "gptq has no option 'alpha'"),
+        (("--method", "smoothquant", "--alpha", "much"), "--alpha is a number from 0 to 1, or `search`: got 'much'"),
+        (("--scheme", "fp8"), "GPTQ rounds weights to integer codes"),
+        (("--scheme", "w4a16-g48"), "divide K: got group_size=48, K=64"),
+        (("--scheme", "w4a16-g32", "--window", "9000"), "at least one window of 9000 tokens"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, tmp_path, more, message):
+    result = run(*arguments(folder, tmp_path / "out", *more))
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len([line for line in result.stderr.splitlines() if not line.startswith("memory:")]) == 1
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_targets(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    result = run(*arguments(folder, tmp_path / "out", "--scheme", "w4a16-g32"))
+    assert result.exit_code == 2
+    assert "exists: choose another folder" in result.stderr
+    result = run("quantize", folder, "--out", tmp_path / "new", "--scheme", "w4a16-g32")
+    assert "gptq with w4a16-g32 needs calibration text" in result.stderr
+    assert not (tmp_path / "new").exists()
