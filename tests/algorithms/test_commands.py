@@ -128,7 +128,7 @@ def test_going_on_after_an_interruption(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--layout", "awq", "--scheme", "w3a16-g32"), "AWQ holds 4-bit integers: got uint3; use layout 'compressed-tensors'"),
+        (("--layout", "awq", "--scheme", "w3a16-g32"), "AWQ holds 4-bit integers: got uint3; use layout 'compressed"),
         (("--layout", "compressed-tensors", "--scheme", "w4a16-g32", "--act-order", "on"), "layer model.layers.0"),
         (("--layout", "zip", "--scheme", "w4a16-g32"), "layouts are plain, compressed-tensors"),
         (("--method", "rtn", "--scheme", "nf4-g32x"), "unknown scheme"),
