@@ -99,9 +99,10 @@ def quantised(subject: Subject, method: Method, spec: StudySpec) -> tuple[Model,
         return subject.model, ()
     from qsim.algorithms import quantize_model
 
+    search = {"grid": spec.quality.search_grid, "view_windows": 2} if method.algorithm == "awq" else {}
     found = quantize_model(
         subject.model, method.algorithm, method.scheme,
-        calibration(subject, spec) if _needs_text(method) else None, **method.options,
+        calibration(subject, spec) if _needs_text(method) else None, **{**search, **method.options},
     )  # fmt: skip
     notes: dict[str, list[str]] = {}
     for record in found.layers:

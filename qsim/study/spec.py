@@ -191,6 +191,7 @@ class Quality:
         window: tokens of one window; the text is cut into windows that do not overlap.
         exact_bytes: how much of it goes through the tensor-core emulator, for each device; 0 leaves that out.
         calibration_tokens: tokens that GPTQ, AWQ, SmoothQuant and static scales see.
+        search_grid: candidates of AWQ's search for scales; 20 is the paper's.
         max_loss: bits a byte that a method may lose against 16 bit and still be recommended.
         seed: of everything random.
     """
@@ -200,16 +201,17 @@ class Quality:
     model: str = "tiny"
     text: str = ""
     calibration: str = ""
-    max_bytes: int = 24576
+    max_bytes: int = 16384
     window: int = 512
-    exact_bytes: int = 512
-    calibration_tokens: int = 16384
+    exact_bytes: int = 256
+    calibration_tokens: int = 8192
+    search_grid: int = 20
     max_loss: float = 0.01
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, {"max_bytes": 0, "window": 16, "exact_bytes": 0, "calibration_tokens": 1, "max_loss": 1e-12,
-                         "seed": 0})  # fmt: skip
+        _at_least(self, {"max_bytes": 0, "window": 16, "exact_bytes": 0, "calibration_tokens": 1, "search_grid": 1,
+                         "max_loss": 1e-12, "seed": 0})  # fmt: skip
 
 
 DEFAULT_DEVICES = (
@@ -293,9 +295,10 @@ class StudySpec:
         q = self.quality
         few = replace(
             q,
-            max_bytes=min(q.max_bytes or 6144, 6144),
-            exact_bytes=min(q.exact_bytes, 128),
-            calibration_tokens=min(q.calibration_tokens, 4096),
+            max_bytes=min(q.max_bytes or 4096, 4096),
+            exact_bytes=min(q.exact_bytes, 64),
+            calibration_tokens=min(q.calibration_tokens, 2048),
+            search_grid=min(q.search_grid, 5),
         )
         return replace(self, quality=few)
 
