@@ -81,7 +81,8 @@ def tradeoff_figure(
     with styled():
         figure, grid = panels(len(data), wide, 2.25, sharex=True)
         knee = 0.002  # losses below it are drawn on a linear scale, 16 bit at 0 among them
-        most = max((p.loss for points in data.values() for p in points), default=0.1)
+        losses = [p.loss for points in data.values() for p in points] or [0.1]
+        most, least = max(losses), min(losses)
         for i, (axes, (name, points)) in enumerate(zip(grid, data.items(), strict=True)):
             axes.set_xscale("symlog", linthresh=knee, linscale=0.5)
             axes.axvspan(limit, most * 3, color="#F3F3F3", zorder=0, linewidth=0)
@@ -97,7 +98,7 @@ def tradeoff_figure(
                 p.mark.draw(axes, [p.loss], [p.rate], zorder=3)
             axes.set_title(name)
             axes.set_ylim(bottom=0)
-            axes.set_xlim(-0.4 * knee, most * 2)
+            axes.set_xlim(min(-0.4 * knee, 1.5 * least), most * 2)
             axes.grid(True)
             _loss_ticks(axes, most)
             if i % (3 if wide else 1) == 0:
@@ -156,10 +157,11 @@ def loss_figure(rows: Sequence[Loss], *, limit: float, title: str = "", wide: bo
             r.mark.draw(axes, [r.loss], [y])
         axes.set_yticks(range(len(ordered)), [r.mark.label for r in ordered])
         axes.invert_yaxis()
-        axes.set_xlim(-0.002, most * 2)
+        axes.set_xlim(min(-0.002, 1.5 * min(r.loss for r in rows)), most * 2)
         _loss_ticks(axes, most)
-        axes.set_xlabel("loss (bits a byte); bars: 95 % interval" + ("; |: activations kept in 16 bit"
-                        if any(r.weights_only is not None for r in rows) and wide else ""))  # fmt: skip
+        bare = any(r.weights_only is not None for r in rows)
+        said = "loss (bits a byte); bars: 95 % interval" + ("; |: activations kept in 16 bit" if bare else "")
+        axes.set_xlabel(said if wide else "loss (bits a byte)")
         axes.grid(True, axis="x")
         if title:
             axes.set_title(title)

@@ -28,7 +28,7 @@ _SCHEME_TITLES = {
     "bf16": "BF16", "fp16": "FP16", "fp8": "FP8 tensor", "fp8-static": "FP8 static", "fp8-rowwise": "FP8 row-wise",
     "fp8-block128": "FP8 block", "fp8-kv": "FP8 + FP8 KV", "fp8-kvfp8": "FP8 + FP8 KV",
     "fp8-rowwise-kvfp8": "FP8 row-wise + FP8 KV", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "mxfp8": "MXFP8",
-    "mxfp6": "MXFP6", "w8a8-channel-token": "W8A8", "w4a16-g128": "W4 g128", "w3a16-g128": "W3 g128",
+    "mxfp6": "MXFP6", "w8a8-channel-token": "W8A8", "w4a16-g128": "W4", "w3a16-g128": "W3",
 }  # fmt: skip
 
 
