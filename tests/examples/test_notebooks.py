@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9]_*.ipynb"))
-MEASURES_THIS_MACHINE = {"5"}
-"""Lessons that print times: their numbers are another machine's."""
+EXACT = {"1", "6", "7"}
+"""Lessons whose numbers are the same everywhere. The others measure this machine, or run a model whose float32 sums
+depend on the order in which a processor adds: their words must be the same, and as many numbers."""
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat and nbclient run the lessons: pip install 'qsim[test]'")
 pytest.importorskip("nbclient", reason="nbformat and nbclient run the lessons: pip install 'qsim[test]'")
@@ -31,14 +33,16 @@ def runner() -> Any:
 
 
 def printed(notebook: Any) -> list[str]:
-    """The text that every cell shows, without colours."""
+    """The text that every cell shows; a stream may come in pieces."""
     out = []
     for cell in notebook.cells:
+        parts = []
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                out.append(output.text)
+                parts.append(output.text)
             elif "text/plain" in output.get("data", {}) and "image/png" not in output.data:
-                out.append(output.data["text/plain"])
+                parts.append(output.data["text/plain"])
+        out.append("".join(parts))
     return out
 
 
@@ -68,7 +72,6 @@ def test_a_lesson_runs_and_prints_what_it_shows(path: Path) -> None:
     again = runner().execute(path, timeout_s=120)
     assert time.perf_counter() - start < 60
     shown, now = printed(nbformat.read(path, as_version=4)), printed(again)
-    if path.name[0] not in MEASURES_THIS_MACHINE:
-        assert now == shown
-    else:
-        assert len(now) == len(shown)
+    if path.name[0] not in EXACT:
+        shown, now = ([re.sub(r"[+-]?\d[\d.]*", "#", text).split() for text in some] for some in (shown, now))
+    assert now == shown
