@@ -52,7 +52,7 @@ def test_no_link_is_broken(site: Path) -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    documents = [ROOT / "README.md", *ROOT.glob("reports/**/*.md"), *ROOT.glob("examples/**/*.md")]
+    documents = [ROOT / "README.md", ROOT / "qsim" / "models" / "tiny" / "README.md", *ROOT.glob("reports/**/*.md")]
     for document in documents:
         for target in re.findall(r"\]\(([^)#\s]+)\)", document.read_text(encoding="utf-8")):
             if "://" not in target:
