@@ -174,8 +174,7 @@ class Block:
         scale = size**-0.5
         if cache is not None:
             keys, values = cache.keys[self.index], cache.values[self.index]
-            ops.append(qkv, k_at, starts, keys)
-            ops.append(qkv, v_at, starts, values)
+            ops.append(qkv, k_at, starts, keys, values)
             if length == 1 and self.attention.is_plain:
                 wide = self.window or keys.shape[2]
                 return self.round(ops.attend_one(qkv[:, :k_at], keys, values, starts, wide, scale))
@@ -201,8 +200,7 @@ class Block:
         length = qkv.shape[0] // batch
         if cache is None:
             keys, values = (np.empty((batch, kv_heads, length, size), F32) for _ in "kv")
-            ops.append(qkv, heads * size, starts, keys)
-            ops.append(qkv, (heads + kv_heads) * size, starts, values)
+            ops.append(qkv, heads * size, starts, keys, values)
         else:
             keys, values = cache.keys[self.index], cache.values[self.index]
         q = qkv[:, : heads * size].reshape(batch, length, heads, size)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from qsim.formats import BlockFormat, FloatFormat, cast
+from qsim.formats import BlockFormat, FloatFormat, cast, get_format
 from qsim.quantize import Scheme, TensorScheme, quantize
 
 F32 = np.float32
@@ -132,13 +132,16 @@ def round_entries(x: np.ndarray, scheme: TensorScheme, scale: float) -> np.ndarr
     if not scheme.is_quantized:
         return np.asarray(cast(x, scheme.format), dtype=F32)
     if scheme.dynamic:
-        how = dataclasses.replace(scheme, ragged=scheme.group_size is not None)
-        return quantize(x, Scheme(weight=_PLAIN, kv_cache=how), part="kv_cache").dequantize()
+        return quantize(x, _whole(scheme), part="kv_cache").dequantize()
     top = F32(scheme.format.max)
     return np.asarray(cast(np.clip(x / F32(scale), -top, top), scheme.format), dtype=F32) * F32(scale)
 
 
-_PLAIN: Any = TensorScheme(format="bfloat16")  # type: ignore[arg-type]
+@lru_cache(maxsize=16)
+def _whole(scheme: TensorScheme) -> Scheme:
+    """A scheme with that cache; groups may be ragged, where a row is no multiple of them."""
+    plain: Any = TensorScheme(format=get_format("bfloat16"))
+    return Scheme(weight=plain, kv_cache=dataclasses.replace(scheme, ragged=scheme.group_size is not None))
 
 
 def new_cache(config: Any, batch: int, capacity: int, scheme: TensorScheme | None) -> KVCache:
@@ -146,8 +149,3 @@ def new_cache(config: Any, batch: int, capacity: int, scheme: TensorScheme | Non
     return KVCache(layers=config.num_hidden_layers, batch=batch, kv_heads=config.num_key_value_heads,
                    head_dim=config.head_dim, limit=config.max_position_embeddings, capacity=capacity,
                    scheme=scheme)  # fmt: skip
-
-
-def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Lengths of ragged sequences, int64."""
-    return np.array([len(r) for r in rows], np.int64)

@@ -22,7 +22,7 @@ from numba import njit, prange
 F32, I32, U32 = np.float32, np.int32, np.uint32
 _MAGIC = F32(3 << 22)  # x + 1.5 * 2^23 has rint(x) in its low bits, for |x| < 2^22
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_PARALLEL_FROM = 1 << 17  # multiply-adds below which a second thread costs more than it saves
+_PARALLEL_FROM = 1 << 16  # multiply-adds below which a second thread costs more than it saves
 
 
 @njit(cache=True, fastmath=False, boundscheck=False)  # said, because a callee inherits its caller's fastmath
@@ -331,13 +331,22 @@ def attend_one(
 
 
 @njit(cache=True, boundscheck=False)
-def append(x: Any, first: Any, lengths: Any, cache: Any) -> None:
-    """Copy the KV heads of rows (B * T) from column `first` of x into cache (B, KV heads, capacity, head_dim)."""
-    batch, kv_heads, _, size = cache.shape
+def append(x: Any, first: Any, lengths: Any, keys: Any, values: Any) -> None:
+    """Copy keys and values of rows (B * T), side by side from column `first` on, behind `lengths` tokens of a cache.
+
+    Arguments:
+        x: (B * T, ...) float32.
+        lengths: (B,) int64.
+        keys, values: (B, KV heads, capacity, head_dim) float32.
+    """
+    batch, kv_heads, _, size = keys.shape
     tokens = x.shape[0] // batch
+    second = first + kv_heads * size
     for b in range(batch):
         for t in range(tokens):
+            row = x[b * tokens + t]
             for h in range(kv_heads):
-                at = first + h * size
+                key, value = keys[b, h, lengths[b] + t], values[b, h, lengths[b] + t]
                 for d in range(size):
-                    cache[b, h, lengths[b] + t, d] = x[b * tokens + t, at + d]
+                    key[d] = row[first + h * size + d]
+                    value[d] = row[second + h * size + d]
