@@ -77,7 +77,8 @@ def _decide(spec: StudySpec, rows: Sequence[SpeedRow], losses: Mapping[tuple[str
 def _answer(good: Sequence[_Option], base: SpeedRow) -> DecisionRow:
     best = min(good, key=lambda o: _timed(o.speed).time_s)
     equal = [o for o in good if not _sure(best.speed, o.speed)]
-    chosen = min(equal, key=lambda o: o.quality.loss if o.method.algorithm != "none" else 0.0)
+    # no method is better than 16 bit: a loss below 0 is chance, and 16 bit stays where nothing is faster for sure
+    chosen = min(equal, key=lambda o: (max(o.quality.loss, 0.0), o.method.algorithm != "none", _timed(o.speed).time_s))
     gain: Any = None
     if base.fits and chosen.speed.scheme != base.scheme:
         gain = hwmodels.speedup(_timed(chosen.speed), _timed(base))  # type: ignore[arg-type]

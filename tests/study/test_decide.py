@@ -106,3 +106,10 @@ def test_rates_are_compared_as_rates() -> None:
     answer = decide([rate("bf16", 100), rate("w4a16-g128", 250), rate("fp8", 170)])
     assert answer.method == "gptq:w4a16-g128"
     assert answer.speedup == pytest.approx(2.5)
+
+
+def test_a_loss_below_zero_is_chance() -> None:
+    losses = [LOSSES[0], *(replace(q, loss=-0.001) for q in LOSSES[1:])]
+    assert decide([speed("bf16", 10, 0.3), speed("w4a16-g128", 9.9, 0.3), speed("fp8", 11, 0.3)], losses).method == (
+        "none:bf16"
+    )
