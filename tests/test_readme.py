@@ -49,3 +49,18 @@ def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_the_first_table_is_that_of_the_committed_study():
+    from qsim.study import read_result
+
+    result = read_result(ROOT / "reports" / "study")
+    titles = {m.method: m.title for m in result.methods}
+    answers = {(d.case, d.device): d for d in result.decisions if d.model == "llama-3-8b"}
+    for case in result.spec.cases:
+        row = next(line for line in README.splitlines() if line.startswith(f"| {case.title} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")][1:]
+        for cell, device in zip(cells, result.spec.speed.devices, strict=True):
+            answer = answers[case.name, device.title]
+            assert cell.startswith(titles[answer.method])
+            assert answer.speedup is None or f"{answer.speedup:.1f}x" in cell
