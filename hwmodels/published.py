@@ -1,15 +1,16 @@
 """Predictions for published end-to-end and kernel numbers: one row of the table in, one prediction out.
 
-Kernel, prefill and speed-up rows are predicted with nothing fitted on them. A decode time of an engine also holds its
-scheduler and sampling, which no kernel table knows: following the decode law t = t0 + bytes / (eta BW), t0 and eta of
-an engine on a device are taken from its other rows, never from the row that is predicted.
+Kernel rows are predicted with nothing fitted on them. A time of an engine also holds its scheduler, sampling and
+kernels of its time, which no kernel table knows: `hwmodels.laws` takes what an engine adds from its other rows (decode)
+or from its rows of other models (prefill), never from the row that is predicted. Prefill rows keep the prediction by
+kernels alone beside it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from .architecture import Architecture, get_architecture
 from .device import Device
 from .footprint import kv_bytes_per_token
+from .laws import Prefill, fit_law, prefill_engine, prefill_time
 from .load import get_device
 from .operators import weight_nbytes
 from .predict import predict, resolve_scheme
@@ -65,7 +67,10 @@ Q4_K_M_BYTES = {"llama-3-8b": 4.58 * 2**30, "llama-3-70b": 39.59 * 2**30}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A published row beside its prediction; `error` is relative, None when nothing predicts the row."""
+    """A published row beside its prediction; `error` is relative, None when nothing predicts the row.
+
+    `kernels_s` is a prefill's time by the kernel model alone.
+    """
 
     id: str
     phase: str
@@ -75,6 +80,7 @@ class Row:
     low: float | None
     high: float | None
     note: str = ""
+    kernels_s: float | None = None
 
     @property
     def error(self) -> float | None:
@@ -120,19 +126,6 @@ def decode_bytes(arch: Architecture, scheme_name: str, batch: float, context: fl
     return blocks + 2.0 * arch.head_parameters + batch * context * kv_bytes_per_token(arch, scheme)
 
 
-def fit_law(moved_s: np.ndarray, time_s: np.ndarray) -> tuple[float, float]:
-    """(t0, eta) of t0 + moved / eta, with a weak prior for engines with few rows: 2.5 ms, 0.85 +- 0.15."""
-    from scipy.optimize import least_squares
-
-    def misfit(theta: np.ndarray) -> np.ndarray:
-        t0, eta = np.exp(theta[0]), theta[1]
-        out = np.log((t0 + moved_s / eta) / time_s) / 0.05
-        return np.concatenate([out, [(theta[0] - np.log(2.5e-3)) / 0.7, (eta - 0.85) / 0.15]])
-
-    found = least_squares(misfit, [np.log(2.5e-3), 0.85], bounds=([-12, 0.3], [-2, 1.0]))
-    return float(np.exp(found.x[0])), float(found.x[1])
-
-
 def clean(table: Any) -> Any:
     """The table with the column of the metric under a name that Python can write."""
     return table.rename(columns={"metric(unit)": "metric"})
@@ -142,7 +135,40 @@ def predict_rows(table: Any) -> list[Row]:
     """Every row of `published.csv` with its prediction."""
     table = clean(table)
     laws, flash = _decode_observations(table), _flash_errors(table)
-    return [_one(row, laws, flash) for row in table.itertuples()]
+    rows = [_one(row, laws, flash) for row in table.itertuples()]
+    known = _prefills(table, rows)
+    return [_with_law(row, known) for row in rows]
+
+
+def _prefills(table: Any, rows: list[Row]) -> dict[str, Prefill]:
+    """Prefills with a prediction, and 16-bit baselines that have no row of their own (`<id>/16`)."""
+    found = {}
+    for raw, row in zip(table.itertuples(), rows, strict=True):
+        if row.phase != "prefill" or row.kernels_s is None or is_service(row):
+            continue
+        _, arch, scheme = _identify(raw)
+        assert arch is not None
+        case = Prefill(
+            engine=prefill_engine(row.id), model=arch.name, integer=str(scheme).startswith("w8a8"),
+            parallel=int(raw.n_devices) > 1, layers=arch.layers, kernels_s=row.kernels_s, time_s=row.measured,
+        )  # fmt: skip
+        found[row.id] = case
+        if case.integer and raw.baseline_value > 0:
+            base = _sixteen_bit(raw)
+            if base and base[0].kernels_s:
+                time = float(raw.baseline_value) * row.measured / float(raw.value)
+                found[f"{row.id}/16"] = replace(case, integer=False, kernels_s=base[0].kernels_s, time_s=time)
+    return found
+
+
+def _with_law(row: Row, known: Mapping[str, Prefill]) -> Row:
+    if row.id not in known:
+        return row
+    time, count = prefill_time(known[row.id], list(known.values()))
+    if count == 0:
+        return replace(row, note=f"{row.note}: kernels alone")
+    note = f"{known[row.id].engine}: law from {count} rows of other models"
+    return replace(row, predicted=time, low=time * 0.85, high=time * 1.15, note=note)
 
 
 def _identify(row: Any) -> tuple[Device | None, Architecture | None, str | None]:
@@ -189,7 +215,7 @@ def _context(row: Any) -> float:
 
 def _one(row: Any, laws: Any, flash: Mapping[str, float]) -> Row:
     dev, arch, scheme = _identify(row)
-    base = {"id": row.id, "phase": row.phase}
+    base: dict[str, Any] = {"id": row.id, "phase": row.phase}
     try:
         if "speedup" in row.metric or "relative" in row.metric:
             return _ratio(row, dev, arch, scheme, base)
@@ -207,7 +233,7 @@ def _one(row: Any, laws: Any, flash: Mapping[str, float]) -> Row:
         return Row(**base, kind="time", measured=float(row.value), predicted=None, low=None, high=None, note=str(error))
 
 
-def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, base: dict[str, str]) -> Row:
+def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, base: dict[str, Any]) -> Row:
     time = _seconds(row)
     assert time is not None
     if "unfused" in row.method:
@@ -241,7 +267,7 @@ def _profile(row: Any) -> str:
     return {"vllm": "serving", "tensorrt-llm": "trtllm"}.get(engine, "cuda_graph")
 
 
-def _step(row: Any, dev: Device, arch: Architecture, scheme: str, base: dict[str, str]) -> Row:
+def _step(row: Any, dev: Device, arch: Architecture, scheme: str, base: dict[str, Any]) -> Row:
     time = _seconds(row)
     assert time is not None
     batch, tp = max(1, int(_number(row.batch, 1))), int(row.n_devices)
@@ -259,10 +285,11 @@ def _step(row: Any, dev: Device, arch: Architecture, scheme: str, base: dict[str
             capacity=False,
         )  # fmt: skip
         time_s, low, high = r.total_s, r.low_s * r.waves, r.high_s * r.waves
-    return Row(**base, kind="time", measured=time, predicted=time_s, low=low, high=high, note=_profile(row))
+    return Row(**base, kind="time", measured=time, predicted=time_s, low=low, high=high, note=_profile(row),
+               kernels_s=time_s if row.phase == "prefill" else None)  # fmt: skip
 
 
-def _gemm(row: Any, dev: Device | None, base: dict[str, str]) -> Row:
+def _gemm(row: Any, dev: Device | None, base: dict[str, Any]) -> Row:
     measured = float(row.value)
     if dev is None or "TFLOPS" not in row.metric:
         return Row(**base, kind="rate", measured=measured, predicted=None, low=None, high=None, note="no model of it")
@@ -284,7 +311,7 @@ def _gemm(row: Any, dev: Device | None, base: dict[str, str]) -> Row:
                high=flop / float(est.low_s), note=note)  # fmt: skip
 
 
-def _attention(row: Any, flash: Mapping[str, float], base: dict[str, str]) -> Row:
+def _attention(row: Any, flash: Mapping[str, float], base: dict[str, Any]) -> Row:
     """FlashAttention-3, by the share of the peak of its other rows: predicted time over measured scales the rate."""
     measured, error = float(row.value), flash[row.id]
     return Row(
@@ -304,7 +331,7 @@ def _flash_errors(table: Any) -> dict[str, float]:
     return dict(zip(table.id[table.id.str.startswith("FA3-")], (guess / rows.time_s).tolist(), strict=True))
 
 
-def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str | None, base: dict[str, str]) -> Row:
+def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str | None, base: dict[str, Any]) -> Row:
     measured = float(row.speedup)
     empty = Row(**base, kind="ratio", measured=measured, predicted=None, low=None, high=None, note="no model of it")
     if dev is None:
@@ -341,6 +368,7 @@ def ratio_rows(table: Any, rows: list[Row]) -> list[Row]:
     """Speed-ups: rows published as ratios, and rows of one engine with a 16-bit baseline of the same source."""
     table = clean(table)
     by_id = {r.id: r for r in rows}
+    known = _prefills(table, rows)
     out = [r for r in rows if r.kind == "ratio" and r.predicted is not None]
     for row in table.itertuples():
         mine = by_id[row.id]
@@ -353,6 +381,9 @@ def ratio_rows(table: Any, rows: list[Row]) -> list[Row]:
         base = [by_id[i] for i in same.id if by_id[i].predicted is not None]
         if not base and row.phase == "prefill":
             base = _sixteen_bit(row)
+            if base and f"{row.id}/16" in known:
+                time, _ = prefill_time(known[f"{row.id}/16"], list(known.values()))
+                base = [replace(base[0], predicted=time)]
         if base and base[0].predicted:
             out.append(
                 Row(id=row.id, phase=row.phase, kind="ratio", measured=float(row.speedup),
