@@ -160,7 +160,8 @@ def write(rows: dict[str, dict[str, str]]) -> None:
         if not mine:
             continue
         lines += ["", f"## {section}", "",
-                  "| | bits per byte | loss | relative | KL, nats a token | top-1 agreement | error ratio | worst | time s |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+                  "| | bits per byte | loss | relative | KL, nats a token | top-1 agree | error ratio | worst | s |",
+                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
         for r in mine:
             v = {k: float(x) for k, x in r.items() if k not in ("name", "section", "method", "scheme")}
             lines.append(

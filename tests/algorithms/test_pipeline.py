@@ -145,12 +145,12 @@ def test_micro_batches_do_not_matter():
 # --- folding ------------------------------------------------------------------------------------------------
 
 
-def folds_of(model, recipe):
+def folds_of(model, recipe, tokens=TOKENS):
     from qsim.algorithms.recipe import BlockView
     from qsim.algorithms.run import Run
     from qsim.algorithms.store import Store
 
-    calibration = calibration_of(model, TOKENS)
+    calibration = calibration_of(model, tokens)
     import tempfile
     from contextlib import ExitStack
     from pathlib import Path
