@@ -21,7 +21,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def text():
-    return tiny_text("calibration")[:2048]
+    return tiny_text("calibration")[:4096]
 
 
 @pytest.mark.parametrize("options", [{}, {"act_order": True}], ids=["plain", "act_order"])
