@@ -8,7 +8,7 @@
 
 from .features import available_paths
 from .linear import linear
-from .packing import PackedWeight, pack
+from .packing import PackedWeight, has_fused_kernel, pack
 from .traffic import Traffic, traffic
 
-__all__ = ["PackedWeight", "Traffic", "available_paths", "linear", "pack", "traffic"]
+__all__ = ["PackedWeight", "Traffic", "available_paths", "has_fused_kernel", "linear", "pack", "traffic"]

@@ -12,6 +12,8 @@ from qsim.quantize import TensorScheme, encode_with, find_parameters, get_rule
 from qsim.quantize.quantizer import check_finite
 
 F32 = np.float32
+_ONES = np.ones(1024, F32)
+_ONES.setflags(write=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
         ValueError: NaN or Inf to quantise; a static scheme without `input_scale`.
     """
     source = np.asarray(x)
-    ones = np.ones(source.shape[0], F32)
+    ones = _ONES[: source.shape[0]] if source.shape[0] <= _ONES.size else np.ones(source.shape[0], F32)
     if activation is None and source.dtype == F32 and not how.is_quantized:  # decode is short: no detours
         return Activation(given=np.ascontiguousarray(source), row=ones)
     if not how.is_quantized:

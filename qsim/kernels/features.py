@@ -13,13 +13,14 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-PATHS = ("portable", "vnni", "amx")
+PATHS = ("portable", "vnni", "bf16", "amx")
 VARIABLE = "QSIM_KERNELS"
 
 _NEEDS = {
     "portable": (),
     "vnni": ("avx512f", "avx512bw", "avx512vnni"),
-    "amx": ("avx512f", "avx512bw", "amx-tile", "amx-int8", "amx-bf16"),
+    "bf16": ("avx512f", "avx512bw", "avx512vnni", "avx512bf16"),
+    "amx": ("avx512f", "avx512bw", "avx512vnni", "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"),
 }
 _ARCH_PRCTL, _REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # Linux x86-64: arch_prctl(2), tile data of XSAVE
 

@@ -1,234 +1,290 @@
-"""The inner loops, written as vectors of 16 lanes in LLVM's own language.
+"""The portable inner loops. Nothing here names an instruction; the same formulations as plain loops are in `ladder`.
 
-LLVM lowers `<16 x float>` to whatever the CPU has (one AVX-512 register, two AVX2, four NEON), so this is as portable
-as
-Numba itself; nothing here names an instruction. What it buys over a loop that LLVM must vectorise: accumulators stay in
-registers, widths are not halved on CPUs that LLVM tunes to 256 bits, and the result does not hang on what the optimiser
-finds. The same formulations as plain loops are in `ladder`.
-
-A word is never unpacked. Field j of a word stays where it is, `float32(word & (mask << b*j))`, and the activation that
-it meets is scaled by 2^-(b*j) beforehand: a field has at most 8 significant bits and the scale is a power of two, so
-every product is the one that unpacking would give. The top field is shifted down. An FP8 code becomes the top of a
-float32 by two shifts and a mask; its exponent is then too small by 2^120 (E4M3) or 2^112 (E5M2).
+64 output rows are four vectors of 16 lanes. `words` are records, see `stored`; xs are activations that carry the factor
+of the field that they meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import extending, types
+from numba import types
 from numba.core import cgutils
-from numba.np import arrayobj
 
-intrinsic: Any = extending.intrinsic  # its annotation is of the compiler's side, not of the call
+from .stored import Stored, fields, stored_of
+from .vectors import (
+    AHEAD,
+    F32,
+    I8,
+    I16,
+    I64,
+    LINE,
+    VF,
+    VI,
+    array,
+    intrinsic,
+    lane_sum,
+    load,
+    multiply_add,
+    prefetch_line,
+    splat,
+    splat_float,
+    splat_int,
+    store,
+)
 
-AHEAD = 4096
-"""Bytes between a load and the prefetch before it. A packed weight is one stream, but a kernel that computes between
-its
-loads does not keep enough of them in flight: without this the 4-bit product reached 19 of 38 GB/s, with it 26.
-1 to 6 KiB measured alike."""
-
-_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_VI, _VF = ir.VectorType(_I32, 16), ir.VectorType(_F32, 16)
-_CONTRACT = ("contract",)  # a * b + c may become one fused operation
-
-
-def _splat_int(value: int) -> ir.Constant:
-    return ir.Constant(_VI, [value & 0xFFFFFFFF] * 16)
-
-
-def _splat(builder: Any, scalar: Any) -> Any:
-    vector = builder.insert_element(ir.Constant(_VF, ir.Undefined), scalar, _I32(0))
-    return builder.shuffle_vector(vector, ir.Constant(_VF, ir.Undefined), ir.Constant(_VI, [0] * 16))
-
-
-def _at(builder: Any, base: Any, byte: Any, element: Any) -> Any:
-    """Pointer to `element` values at `byte` bytes from a void pointer."""
-    return builder.bitcast(builder.gep(base, [byte]), element.as_pointer())
-
-
-def _load(builder: Any, base: Any, byte: Any, element: Any) -> Any:
-    return builder.load(_at(builder, base, byte, element), align=4)
-
-
-def _array(context: Any, builder: Any, signature: Any, args: Any, position: int) -> tuple[Any, Any]:
-    """(void pointer to the data, elements in a row) of a C-contiguous array argument."""
-    array = arrayobj.make_array(signature.args[position])(context, builder, args[position])
-    shape = cgutils.unpack_tuple(builder, array.shape)
-    return builder.bitcast(array.data, cgutils.voidptr_t), shape[-1]
-
-
-def _prefetch(builder: Any, base: Any, byte: Any) -> None:
-    pointer = builder.gep(base, [byte])
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-    builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])  # read, keep in all levels, data
+_LANES = range(4)  # vectors of 16 rows in a tile
 
 
 @intrinsic
-def prefetch(typingctx: Any, array: Any, byte: Any) -> Any:
-    """Ask for the cache line at `byte` bytes from the start of an array; beyond its end is harmless."""
+def columns_per_step(typingctx: Any, words: Any) -> Any:
+    """Columns in one step of a kernel's loop over these words; a constant of the compiled code."""
+    columns = stored_of(words).columns
+    return types.int64(words), lambda context, builder, signature, args: I64(columns)
+
+
+@intrinsic
+def padded_columns(typingctx: Any, words: Any) -> Any:
+    """Columns of a packed weight, padding included."""
+    stored = stored_of(words)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _prefetch(builder, _array(context, builder, signature, args, 0)[0], args[1])
+        _, (_, rows, _) = array(context, builder, signature, args, 0)
+        return builder.mul(builder.udiv(rows, I64(stored.words)), I64(stored.columns))
+
+    return types.int64(words), codegen
+
+
+@intrinsic
+def centre(typingctx: Any, words: Any) -> Any:
+    """2^(bits-1) for integers, 0 for floats; a constant, float32."""
+    stored = stored_of(words)
+    value = 0.0 if stored.is_float else float(1 << (stored.bits - 1))
+    return types.float32(words), lambda context, builder, signature, args: F32(value)
+
+
+@intrinsic
+def value_factor(typingctx: Any, words: Any) -> Any:
+    """What the fields of these words must be multiplied by, see `Stored.shift`; a constant, float32."""
+    factor = 2.0 ** stored_of(words).shift
+    return types.float32(words), lambda context, builder, signature, args: F32(factor)
+
+
+def activation_factors(stored: Stored) -> np.ndarray:
+    """What the activation of each of 32 columns is multiplied by before it meets an in-place field, float32.
+
+    For floats the square root of 2^shift: with the whole of it on either side, small products would be subnormal.
+    """
+    if stored.is_float:
+        return np.full(32, 2.0 ** (stored.shift // 2), np.float32)
+    return np.array([2.0 ** -stored.field_shift(j % stored.columns) for j in range(32)], np.float32)
+
+
+@intrinsic
+def result_factor(typingctx: Any, words: Any, xs: Any) -> Any:
+    """What a stream's sums are multiplied by: for in-place fields of floats the rest of 2^shift; a float32 constant."""
+    stored = stored_of(words)
+    in_place = stored.is_float and xs.dtype == types.float32
+    factor = 2.0 ** (stored.shift - stored.shift // 2) if in_place else 1.0
+    return types.float32(words, xs), lambda context, builder, signature, args: F32(factor)
+
+
+@intrinsic
+def prepare_run(typingctx: Any, words: Any, x: Any, m: Any, first: Any, steps: Any, xs: Any) -> Any:
+    """xs[m, first + i] = x[m, first + i] * factor for 32 * steps columns; returns the sum of x over them, float32."""
+    factors = activation_factors(stored_of(words))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, (_, columns) = array(context, builder, signature, args, 1)
+        target, (_, wide) = array(context, builder, signature, args, 5)
+        m, first = args[2], args[3]
+        read = builder.mul(builder.add(builder.mul(m, columns), first), I64(4))
+        write = builder.mul(builder.add(builder.mul(m, wide), first), I64(4))
+        halves = [ir.Constant(VF, [float(f) for f in factors[16 * h : 16 * h + 16]]) for h in range(2)]
+        sums = [cgutils.alloca_once_value(builder, splat_float(0.0)) for _ in range(2)]
+        with cgutils.for_range(builder, args[4]) as loop:
+            for h in range(2):
+                here = builder.add(builder.mul(loop.index, I64(128)), I64(64 * h))
+                value = load(builder, source, builder.add(read, here), VF)
+                store(builder, builder.fmul(value, halves[h]), target, builder.add(write, here))
+                builder.store(builder.fadd(builder.load(sums[h]), value), sums[h])
+        return lane_sum(builder, builder.fadd(builder.load(sums[0]), builder.load(sums[1])))
+
+    i64 = types.int64
+    return types.float32(words, x, i64, i64, i64, xs), codegen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """How a stream forms the sums of one chunk.
+
+    Arguments:
+        sums: LLVM type of 16 sums, VF or VI.
+        columns: columns of x in one of its 32-bit words.
+        step: function (builder, base, byte, x rows, byte of x, stored, sums[m][v][part]) that adds one step's products.
+    """
+
+    sums: Any
+    columns: int
+    step: Callable[..., None]
+
+
+def _inner_of(xs: Any) -> Inner:
+    """The loop for prepared activations of this Numba type: float32, or records named `bytes` or `bf16`."""
+    if xs.dtype == types.float32:
+        return Inner(sums=VF, columns=1, step=_float_step)
+    from . import dots
+
+    (name,) = xs.dtype.fields
+    return dots.INNER[name]
+
+
+def _stream(tokens: int) -> Any:
+    """An intrinsic stream(words, tile, xs, m0, xsum, xgroup, scale, shift, group, step, total, scales, zeros).
+
+    For one tile of 64 rows and `tokens` tokens from m0 on, over all groups g of `group` columns and chunks of `step`:
+
+        total[m, lane] += (sum of field * xs[m0 + m] - shift[g, lane] * xsum[m0 + m, c]) * scale[g, lane] * xgroup[m, g]
+
+    words (T, steps, 64) records, xs (M, .) activations from `prepare`, xsum (M, chunks), xgroup (M, G), scale and shift
+    (G, 64) float32, total (tokens, 64). If `total` is int32 the sums are integers, exact in float32 over a chunk, and
+    neither scale nor xgroup is used. The next tile's packed scales and zeros are prefetched, a group at a time: read in
+    one go, before that tile, they would be a stall of 80 cache lines.
+    """
+
+    @intrinsic
+    def stream(
+        typingctx: Any, words: Any, tile: Any, xs: Any, m0: Any, xsum: Any, xgroup: Any, scale: Any, shift: Any,
+        group: Any, step: Any, total: Any, scales: Any, zeros: Any,
+    ) -> Any:  # fmt: skip
+        i64, stored, inner, exact = types.int64, stored_of(words), _inner_of(xs), total.dtype == types.int32
+        vector = VI if exact else VF
+        parts = 2 if tokens == 1 else 1  # enough independent sums to hide the latency of an addition
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            base, (_, steps, _) = array(context, builder, signature, args, 0)
+            x, (_, x_words) = array(context, builder, signature, args, 2)
+            sums, (_, chunks) = array(context, builder, signature, args, 4)
+            factors, (_, groups) = array(context, builder, signature, args, 5)
+            scale, shift, out = (array(context, builder, signature, args, i)[0] for i in (6, 7, 10))
+            tile, m0, group, step = args[1], args[3], args[8], args[9]
+            base = builder.gep(base, [builder.mul(builder.mul(tile, steps), I64(256))])
+            at_token = [builder.add(m0, I64(m)) for m in range(tokens)]
+            rows = [builder.gep(x, [builder.mul(builder.mul(t, x_words), I64(4))]) for t in at_token]
+            acc = [[[cgutils.alloca_once(builder, inner.sums) for _ in range(parts)] for _ in _LANES] for _ in rows]
+            whole = [[cgutils.alloca_once(builder, vector) for _ in _LANES] for _ in rows]
+            for m in range(tokens):
+                for v in _LANES:
+                    builder.store(load(builder, out, I64(256 * m + 64 * v), vector), whole[m][v])
+            chunk = cgutils.alloca_once_value(builder, I64(0))
+            per_group = builder.udiv(group, I64(stored.columns))
+            per_chunk = builder.udiv(step, I64(stored.columns))
+            with cgutils.for_range(builder, groups) as outer:
+                g = outer.index
+                _prefetch_next(context, builder, signature, args, builder.add(builder.mul(tile, groups), g), groups)
+                begin, end = builder.mul(g, per_group), builder.mul(builder.add(g, I64(1)), per_group)
+                with cgutils.for_range_slice(builder, begin, end, per_chunk) as (first, _):
+                    for sum_ in (s for row in acc for vs in row for s in vs):
+                        builder.store(ir.Constant(inner.sums, [inner.sums.element(0)] * 16), sum_)
+                    limit = builder.add(first, per_chunk)
+                    last = builder.select(builder.icmp_signed("<", limit, end), limit, end)
+                    with cgutils.for_range_slice(builder, first, last, I64(1)) as (i, _):
+                        here = builder.mul(i, I64(256 * stored.words))
+                        for line in range(4 * stored.words):
+                            prefetch_line(builder, base, builder.add(here, I64(AHEAD + 64 * line)))
+                        x_here = builder.mul(i, I64(4 * stored.columns // inner.columns))
+                        inner.step(builder, base, here, rows, x_here, stored, acc)
+                    c = builder.load(chunk)
+                    for m, t in enumerate(at_token):
+                        place = builder.mul(builder.add(builder.mul(t, chunks), c), I64(4))
+                        xsum = splat(builder, load(builder, sums, place, F32))
+                        place = builder.mul(builder.add(builder.mul(t, groups), g), I64(4))
+                        factor = splat(builder, load(builder, factors, place, F32))
+                        for v in _LANES:
+                            value = _total(builder, acc[m][v])
+                            place = builder.add(builder.mul(g, I64(256)), I64(64 * v))
+                            value = multiply_add(builder, builder.fneg(load(builder, shift, place, VF)), xsum, value)
+                            if exact:
+                                added = builder.add(builder.load(whole[m][v]), builder.fptosi(value, VI))
+                            else:
+                                by = builder.fmul(load(builder, scale, place, VF), factor)
+                                added = multiply_add(builder, value, by, builder.load(whole[m][v]))
+                            builder.store(added, whole[m][v])
+                    builder.store(builder.add(c, I64(1)), chunk)
+            for m in range(tokens):
+                for v in _LANES:
+                    store(builder, builder.load(whole[m][v]), out, I64(256 * m + 64 * v))
+            return context.get_dummy_value()
+
+        return types.void(words, i64, xs, i64, xsum, xgroup, scale, shift, i64, i64, total, scales, zeros), codegen
+
+    return stream
+
+
+def _total(builder: Any, parts: list[Any]) -> Any:
+    """The sum of a chunk, float32."""
+    values = [builder.load(p) for p in parts]
+    whole = values[0]
+    integer = whole.type == VI
+    for value in values[1:]:
+        whole = builder.add(whole, value) if integer else builder.fadd(whole, value)
+    return builder.sitofp(whole, VF) if integer else whole
+
+
+def _prefetch_next(context: Any, builder: Any, signature: Any, args: Any, group: Any, groups: Any) -> None:
+    """The lines of scales and zeros one tile after the group of that number."""
+    following = builder.add(group, groups)
+    for position in (11, 12):
+        base, (_, _, lanes) = array(context, builder, signature, args, position)
+        size = signature.args[position].dtype.bitwidth // 8
+        start = builder.mul(builder.mul(following, lanes), I64(size))
+        for line in range(size):
+            prefetch_line(builder, base, builder.add(start, I64(LINE * line)))
+
+
+def load_words(builder: Any, base: Any, byte: Any, stored: Stored) -> list[list[Any]]:
+    """For each vector of 16 rows the words of one step."""
+    return [[load(builder, base, builder.add(byte, I64(256 * r + 64 * v)), VI) for r in range(stored.words)]
+            for v in _LANES]  # fmt: skip
+
+
+def _float_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stored: Stored, acc: Any) -> None:
+    """Fields times float32 activations; the parts of a sum take turns."""
+    numbers = [fields(builder, words, stored, in_place=True) for words in load_words(builder, base, byte, stored)]
+    for j in range(stored.columns):
+        xj = [splat(builder, load(builder, row, builder.add(x_byte, I64(4 * j)), F32)) for row in rows]
+        for v in _LANES:
+            q = numbers[v][j]()
+            for m in range(len(rows)):
+                total = acc[m][v][j % len(acc[m][v])]
+                builder.store(multiply_add(builder, q, xj[m], builder.load(total)), total)
+
+
+@intrinsic
+def expand(typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any, group: Any, out: Any, row: Any) -> Any:
+    """Rows row .. of out (R, 64) = (field - zero[group, lane]) * scale[group, lane] of step i of a tile."""
+    stored, i64 = stored_of(words), types.int64
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base, (_, steps, _) = array(context, builder, signature, args, 0)
+        scales, zeros, target = (array(context, builder, signature, args, a)[0] for a in (3, 4, 6))
+        first = builder.mul(builder.mul(args[1], steps), I64(256))
+        here = builder.add(first, builder.mul(args[2], I64(256 * stored.words)))
+        g, corner = builder.mul(args[5], I64(256)), builder.mul(args[7], I64(256))
+        for v, loaded in enumerate(load_words(builder, base, here, stored)):
+            place = builder.add(g, I64(64 * v))
+            by = load(builder, scales, place, VF)
+            less = None if stored.is_float else load(builder, zeros, place, VF)
+            for j, field in enumerate(fields(builder, loaded, stored)):
+                value = field() if less is None else builder.fsub(field(), less)
+                store(builder, builder.fmul(value, by), target, builder.add(corner, I64(256 * j + 64 * v)))
         return context.get_dummy_value()
 
-    return types.void(array, types.int64), codegen
-
-
-def columns_per_step(bits: int) -> int:
-    """Columns in one step of a loop: those of a word, or of three words for 3 bits."""
-    return 32 if bits == 3 else 32 // bits
-
-
-def float_fields(builder: Any, words: list[Any], bits: int, fp8: int) -> list[Callable[[], Any]]:
-    """For each column of a step, what computes its 16 float32 values; FP8 as its bits at the top, see above."""
-    return _fields(builder, words, bits, fp8, in_place=False)
-
-
-def word_fields(builder: Any, words: list[Any], bits: int) -> list[Callable[[], Any]]:
-    """For each column of a step, what computes its 16 codes as int32."""
-    return _fields(builder, words, bits, 0, in_place=False, convert=False)
-
-
-def _fields(
-    builder: Any, words: list[Any], bits: int, fp8: int, *, in_place: bool, convert: bool = True
-) -> list[Callable[[], Any]]:
-    """For each column of a step, what computes its 16 values from the words, as float32.
-
-    `in_place`: without shifting a field down, see the module's text.
-    """
-
-    def number(v: Any) -> Any:
-        return builder.sitofp(v, _VF) if convert else v
-
-    def integer(word: Any, j: int, last: bool) -> Any:
-        mask = (1 << bits) - 1
-        if last:
-            return number(builder.lshr(word, _splat_int(32 - bits)))
-        if in_place:
-            return number(builder.and_(word, _splat_int(mask << (bits * j))))
-        down = builder.lshr(word, _splat_int(bits * j)) if j else word
-        return number(builder.and_(down, _splat_int(mask)))
-
-    def float8(word: Any, j: int) -> Any:
-        top = builder.shl(word, _splat_int(24 - 8 * j)) if j < 3 else word
-        down, mask = (4, 0x87F00000) if fp8 == 1 else (3, 0x8FE00000)
-        return builder.bitcast(builder.and_(builder.ashr(top, _splat_int(down)), _splat_int(mask)), _VF)
-
-    def split(i: int) -> Any:
-        low = builder.lshr(words[i], _splat_int(30))
-        high = builder.and_(builder.lshr(words[2], _splat_int(29 - i)), _splat_int(4))
-        if i:  # the third bit of column 31 is bit 30 of the last word
-            high = builder.and_(builder.lshr(words[2], _splat_int(28)), _splat_int(4))
-        return number(builder.or_(low, high))
-
-    if fp8:
-        return [lambda j=j: float8(words[0], j) for j in range(4)]  # type: ignore[misc]
-    if bits == 3:
-        thirty = [lambda w=w, j=j: integer(words[w], j, False) for w in range(3) for j in range(10)]  # type: ignore[misc]
-        return [*thirty, lambda: split(0), lambda: split(1)]
-    count = 32 // bits
-    return [lambda j=j: integer(words[0], j, j == count - 1) for j in range(count)]  # type: ignore[misc]
-
-
-def _chunk(bits: int, fp8: int, tokens: int) -> Any:
-    """An intrinsic chunk(words, first, last, xs, m0, acc).
-
-    acc[m, lane] = sum over columns of field * xs[m0 + m, column], for the steps first .. last - 1 of a tile; words
-    (K * bits / 32, 64) uint32, xs (M, K) float32 scaled for fields in place, acc (tokens, 64) float32.
-    """
-    step, rows = columns_per_step(bits), 3 if bits == 3 else 1
-
-    @intrinsic
-    def chunk(typingctx: Any, words: Any, first: Any, last: Any, xs: Any, m0: Any, acc: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, _ = _array(context, builder, signature, args, 0)
-            x, x_columns = _array(context, builder, signature, args, 3)
-            out, _ = _array(context, builder, signature, args, 5)
-            parts = 2 if tokens == 1 else 1  # enough independent sums to hide the latency of an addition
-            sums = [
-                [[cgutils.alloca_once(builder, _VF) for _ in range(parts)] for _ in range(4)] for _ in range(tokens)
-            ]
-            for m in range(tokens):
-                for v in range(4):
-                    for part in range(parts):
-                        builder.store(ir.Constant(_VF, [0.0] * 16), sums[m][v][part])
-            x_rows = [
-                builder.gep(x, [builder.mul(builder.mul(builder.add(args[4], _I64(m)), x_columns), _I64(4))])
-                for m in range(tokens)
-            ]
-            with cgutils.for_range_slice(builder, args[1], args[2], _I64(1)) as (i, _):
-                here = builder.mul(i, _I64(256 * rows))
-                for line in range(4 * rows):
-                    _prefetch(builder, w, builder.add(here, _I64(AHEAD + 64 * line)))
-                x_here = builder.mul(i, _I64(4 * step))
-                loaded = [
-                    [_load(builder, w, builder.add(here, _I64(256 * r + 64 * v)), _VI) for r in range(rows)]
-                    for v in range(4)
-                ]
-                fields = [_fields(builder, loaded[v], bits, fp8, in_place=True) for v in range(4)]
-                for j in range(step):
-                    xj = [
-                        _splat(builder, _load(builder, x_rows[m], builder.add(x_here, _I64(4 * j)), _F32))
-                        for m in range(tokens)
-                    ]
-                    for v in range(4):
-                        q = fields[v][j]()
-                        for m in range(tokens):
-                            total = sums[m][v][j % parts]
-                            product = builder.fmul(q, xj[m], flags=_CONTRACT)
-                            builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
-            for m in range(tokens):
-                for v in range(4):
-                    whole = builder.load(sums[m][v][0])
-                    for part in range(1, parts):
-                        whole = builder.fadd(whole, builder.load(sums[m][v][part]))
-                    builder.store(whole, _at(builder, out, _I64(256 * m + 64 * v), _VF), align=4)
-            return context.get_dummy_value()
-
-        return types.void(words, types.int64, types.int64, xs, types.int64, acc), codegen
-
-    return chunk
-
-
-def _expand(bits: int, fp8: int) -> Any:
-    """An intrinsic expand(words, step, scale, zero, group, out, row, column).
-
-    Values (field - zero[group, lane]) * scale[group, lane] of one step, to rows row .. of out at 64 columns from
-    `column` on; FP8: field * scale, the scale already holding the exponent's 2^120.
-    """
-    rows = 3 if bits == 3 else 1
-
-    @intrinsic
-    def expand(
-        typingctx: Any, words: Any, i: Any, scale: Any, zero: Any, group: Any, out: Any, row: Any, column: Any
-    ) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            w, _ = _array(context, builder, signature, args, 0)
-            s, _ = _array(context, builder, signature, args, 2)
-            z, _ = _array(context, builder, signature, args, 3)
-            o, o_columns = _array(context, builder, signature, args, 5)
-            here, g = builder.mul(args[1], _I64(256 * rows)), builder.mul(args[4], _I64(256))
-            stride = builder.mul(o_columns, _I64(4))
-            corner = builder.add(builder.mul(args[6], stride), builder.mul(args[7], _I64(4)))
-            for v in range(4):
-                loaded = [_load(builder, w, builder.add(here, _I64(256 * r + 64 * v)), _VI) for r in range(rows)]
-                sv = _load(builder, s, builder.add(g, _I64(64 * v)), _VF)
-                zv = _load(builder, z, builder.add(g, _I64(64 * v)), _VF)
-                at = builder.add(corner, _I64(64 * v))
-                for field in _fields(builder, loaded, bits, fp8, in_place=False):
-                    value = field() if fp8 else builder.fsub(field(), zv)
-                    builder.store(builder.fmul(value, sv), _at(builder, o, at, _VF), align=4)
-                    at = builder.add(at, stride)
-            return context.get_dummy_value()
-
-        i64 = types.int64
-        return types.void(words, i64, scale, zero, i64, out, i64, i64), codegen
-
-    return expand
+    return types.void(words, i64, i64, scale, zero, i64, out, i64), codegen
 
 
 def _product(tokens: int) -> Any:
@@ -240,30 +296,29 @@ def _product(tokens: int) -> Any:
     @intrinsic
     def product(typingctx: Any, w: Any, depth: Any, x: Any, m0: Any, k0: Any, acc: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            wp, _ = _array(context, builder, signature, args, 0)
-            xp, x_columns = _array(context, builder, signature, args, 2)
-            out, _ = _array(context, builder, signature, args, 5)
-            rows = [builder.add(args[3], _I64(m)) for m in range(tokens)]
+            weights, _ = array(context, builder, signature, args, 0)
+            source, (_, columns) = array(context, builder, signature, args, 2)
+            out, _ = array(context, builder, signature, args, 5)
+            rows = [builder.add(args[3], I64(m)) for m in range(tokens)]
             x_rows = [
-                builder.gep(xp, [builder.mul(builder.add(builder.mul(row, x_columns), args[4]), _I64(4))])
+                builder.gep(source, [builder.mul(builder.add(builder.mul(row, columns), args[4]), I64(4))])
                 for row in rows
             ]
-            places = [[builder.add(builder.mul(row, _I64(256)), _I64(64 * v)) for v in range(4)] for row in rows]
-            sums = [[cgutils.alloca_once(builder, _VF) for _ in range(4)] for _ in range(tokens)]
+            places = [[builder.add(builder.mul(row, I64(256)), I64(64 * v)) for v in _LANES] for row in rows]
+            sums = [[cgutils.alloca_once(builder, VF) for _ in _LANES] for _ in range(tokens)]
             for m in range(tokens):
-                for v in range(4):
-                    builder.store(_load(builder, out, places[m][v], _VF), sums[m][v])
+                for v in _LANES:
+                    builder.store(load(builder, out, places[m][v], VF), sums[m][v])
             with cgutils.for_range(builder, args[1]) as loop:
-                here, x_here = builder.mul(loop.index, _I64(256)), builder.mul(loop.index, _I64(4))
-                wk = [_load(builder, wp, builder.add(here, _I64(64 * v)), _VF) for v in range(4)]
+                here, x_here = builder.mul(loop.index, I64(256)), builder.mul(loop.index, I64(4))
+                wk = [load(builder, weights, builder.add(here, I64(64 * v)), VF) for v in _LANES]
                 for m in range(tokens):
-                    xk = _splat(builder, _load(builder, x_rows[m], x_here, _F32))
-                    for v in range(4):
-                        term = builder.fmul(wk[v], xk, flags=_CONTRACT)
-                        builder.store(builder.fadd(builder.load(sums[m][v]), term, flags=_CONTRACT), sums[m][v])
+                    xk = splat(builder, load(builder, x_rows[m], x_here, F32))
+                    for v in _LANES:
+                        builder.store(multiply_add(builder, wk[v], xk, builder.load(sums[m][v])), sums[m][v])
             for m in range(tokens):
-                for v in range(4):
-                    builder.store(builder.load(sums[m][v]), _at(builder, out, places[m][v], _VF), align=4)
+                for v in _LANES:
+                    store(builder, builder.load(sums[m][v]), out, places[m][v])
             return context.get_dummy_value()
 
         i64 = types.int64
@@ -273,74 +328,73 @@ def _product(tokens: int) -> Any:
 
 
 @intrinsic
-def apply_group(
-    typingctx: Any, acc: Any, m: Any, scale: Any, zero: Any, g: Any, xsum: Any, factor: Any, total: Any
-) -> Any:
-    """total[m] += scale[g] * (acc[m] - zero[g] * xsum) * factor over 64 lanes."""
+def finish_row(
+    typingctx: Any, total: Any, m: Any, scale: Any, shift: Any, xsum: Any, by: Any, bias: Any, out: Any, row: Any,
+    column: Any,
+) -> Any:  # fmt: skip
+    """out[row, column + lane] = value * by + bias[column + lane] over 64 lanes, each operation rounded.
+
+    value is total[m, lane] if that is float32; if int32, (total - shift[0, lane] * xsum) * scale[0, lane] with an exact
+    difference.
+    """
+    i64, exact = types.int64, total.dtype == types.int32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, s, z, t = (_array(context, builder, signature, args, i)[0] for i in (0, 2, 3, 7))
-        m_byte, g_byte = builder.mul(args[1], _I64(256)), builder.mul(args[4], _I64(256))
-        xsum, factor = _splat(builder, args[5]), _splat(builder, args[6])
-        for v in range(4):
-            m_at, g_at = builder.add(m_byte, _I64(64 * v)), builder.add(g_byte, _I64(64 * v))
-            shift = builder.fmul(_load(builder, z, g_at, _VF), xsum, flags=_CONTRACT)
-            value = builder.fsub(_load(builder, a, m_at, _VF), shift, flags=_CONTRACT)
-            scale = builder.fmul(_load(builder, s, g_at, _VF), factor)
-            added = builder.fadd(
-                _load(builder, t, m_at, _VF), builder.fmul(scale, value, flags=_CONTRACT), flags=_CONTRACT
-            )
-            builder.store(added, _at(builder, t, m_at, _VF), align=4)
+        sums, scales, shifts, biases = (array(context, builder, signature, args, a)[0] for a in (0, 2, 3, 6))
+        target, (_, n) = array(context, builder, signature, args, 7)
+        added, factor = splat(builder, args[4]), splat(builder, args[5])
+        corner = builder.mul(builder.add(builder.mul(args[8], n), args[9]), I64(4))
+        for v in _LANES:
+            place = builder.add(builder.mul(args[1], I64(256)), I64(64 * v))
+            value = load(builder, sums, place, VI if exact else VF)
+            if exact:
+                less = builder.mul(builder.fptosi(load(builder, shifts, I64(64 * v), VF), VI), added)
+                value = builder.sitofp(builder.sub(value, less), VF)
+                value = builder.fmul(value, load(builder, scales, I64(64 * v), VF))
+            more = load(builder, biases, builder.add(builder.mul(args[9], I64(4)), I64(64 * v)), VF)
+            value = builder.fadd(builder.fmul(value, factor), more)
+            store(builder, value, target, builder.add(corner, I64(64 * v)))
         return context.get_dummy_value()
 
-    i64, f32 = types.int64, types.float32
-    return types.void(acc, i64, scale, zero, i64, f32, f32, total), codegen
+    return types.void(total, i64, scale, shift, types.int32, types.float32, bias, out, i64, i64), codegen
 
 
 @intrinsic
-def half_scales(typingctx: Any, scales: Any, at: Any, out: Any, g: Any) -> Any:
-    """out[g] = the 64 binary16 scales (uint16 bits) at element `at` of `scales`, as float32.
+def half_scales(typingctx: Any, scales: Any, at_element: Any, out: Any, g: Any) -> Any:
+    """out[g] = the 64 binary16 scales (uint16 bits) at an element of `scales`, as float32.
 
     Exponent and mantissa move up 13 bits and are re-biased by a multiplication, which handles subnormals too.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        s, o = (_array(context, builder, signature, args, i)[0] for i in (0, 2))
-        halves = ir.VectorType(ir.IntType(16), 16)
-        for v in range(4):
-            bits = builder.load(
-                _at(builder, s, builder.mul(builder.add(args[1], _I64(16 * v)), _I64(2)), halves), align=2
-            )
-            word = builder.shl(builder.zext(bits, _VI), _splat_int(13))  # scales are positive: no sign to move
-            value = builder.fmul(builder.bitcast(word, _VF), ir.Constant(_VF, [float(2.0**112)] * 16))
-            byte = builder.add(builder.mul(args[3], _I64(256)), _I64(64 * v))
-            builder.store(value, _at(builder, o, byte, _VF), align=4)
+        source, target = (array(context, builder, signature, args, i)[0] for i in (0, 2))
+        for v in _LANES:
+            byte = builder.mul(builder.add(args[1], I64(16 * v)), I64(2))
+            bits = load(builder, source, byte, ir.VectorType(I16, 16), align=2)
+            word = builder.shl(builder.zext(bits, VI), splat_int(13))  # scales are positive: no sign to move
+            value = builder.fmul(builder.bitcast(word, VF), splat_float(2.0**112))
+            store(builder, value, target, builder.add(builder.mul(args[3], I64(256)), I64(64 * v)))
         return context.get_dummy_value()
 
     return types.void(scales, types.int64, out, types.int64), codegen
 
 
 @intrinsic
-def nibble_zeros(typingctx: Any, zeros: Any, at: Any, out: Any, g: Any) -> Any:
-    """out[g] = the 64 packed 4-bit zero points at byte `at`: lane i in a low half, lane i + 32 in the high half."""
+def nibble_zeros(typingctx: Any, zeros: Any, at_byte: Any, out: Any, g: Any) -> Any:
+    """out[g] = the 64 packed 4-bit zero points at a byte: lane i in a low half, lane i + 32 in the high half."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        z, o = (_array(context, builder, signature, args, i)[0] for i in (0, 2))
+        source, target = (array(context, builder, signature, args, i)[0] for i in (0, 2))
         for v in range(2):
-            packed = builder.load(_at(builder, z, builder.add(args[1], _I64(16 * v)), ir.VectorType(_I8, 16)), align=1)
-            word = builder.zext(packed, _VI)
-            for half, value in enumerate((builder.and_(word, _splat_int(15)), builder.lshr(word, _splat_int(4)))):
-                byte = builder.add(builder.mul(args[3], _I64(256)), _I64(64 * v + 128 * half))
-                builder.store(builder.sitofp(value, _VF), _at(builder, o, byte, _VF), align=4)
+            packed = load(builder, source, builder.add(args[1], I64(16 * v)), ir.VectorType(I8, 16), align=1)
+            word = builder.zext(packed, VI)
+            for half, value in enumerate((builder.and_(word, splat_int(15)), builder.lshr(word, splat_int(4)))):
+                byte = builder.add(builder.mul(args[3], I64(256)), I64(64 * v + 128 * half))
+                store(builder, builder.sitofp(value, VF), target, byte)
         return context.get_dummy_value()
 
     return types.void(zeros, types.int64, out, types.int64), codegen
 
 
-chunk_u2_1, chunk_u3_1, chunk_u4_1, chunk_u8_1 = (_chunk(bits, 0, 1) for bits in (2, 3, 4, 8))
-chunk_u2_4, chunk_u3_4, chunk_u4_4, chunk_u8_4 = (_chunk(bits, 0, 4) for bits in (2, 3, 4, 8))
-chunk_e4m3_1, chunk_e5m2_1 = (_chunk(8, fp8, 1) for fp8 in (1, 2))
-chunk_e4m3_4, chunk_e5m2_4 = (_chunk(8, fp8, 4) for fp8 in (1, 2))
-expand_u2, expand_u3, expand_u4, expand_u8 = (_expand(bits, 0) for bits in (2, 3, 4, 8))
-expand_e4m3, expand_e5m2 = (_expand(8, fp8) for fp8 in (1, 2))
-product_1, product_6 = _product(1), _product(6)
+stream_1, stream_4 = _stream(1), _stream(4)
+product_1, product_4, product_6 = (_product(tokens) for tokens in (1, 4, 6))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 
-from . import portable
+from . import products, streams
 from .activations import Activation, take
 from .features import check_path
-from .packing import PackedWeight
+from .packing import PackedWeight, tiles_per_task
 
 F32 = np.float32
-DECODE_TOKENS = 16  # up to here every token streams over the packed weight; above, it is expanded once and multiplied
-# Prefill works on PREFILL_TOKENS x PREFILL_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of PREFILL_TILES
-# tiles).
-# 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14 = 1024.
-PREFILL_TOKENS, PREFILL_DEPTH, PREFILL_TILES = 256, 512, 4
-AMX_TOKENS = 8  # tile registers hold 16 tokens: with fewer than this the packed weight streams faster without them
+# Up to so many tokens stream over the packed weight; more of them, and it is expanded once for all.
+STREAM_TOKENS, DOT_STREAM_TOKENS, EXPAND_TOKENS = 16, 8, 4
+# The portable product works on EXPAND_BLOCK x EXPAND_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of
+# EXPAND_TILES tiles). 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14.
+EXPAND_BLOCK, EXPAND_DEPTH, EXPAND_TILES = 256, 512, 4
 _SLICE_ROWS = 512  # output features dequantised at a time by formats without a fused kernel
+_NO_GROUPS = np.empty((0, 1), F32)
+_FLOAT_SUMS, _INT_SUMS = np.empty((0, 0), F32), np.empty((0, 0), np.int32)
 
 
 def linear(
@@ -39,14 +41,12 @@ def linear(
         instruction: the instruction for `exact`; None chooses the Hopper instruction of the scheme's compute format.
         activation: for weight-only schemes, round `x` to `bfloat16` or `float16` first. None keeps it as it is; a
             bfloat16 `x` may take the CPU's BF16 instructions.
-        path: `portable`, `vnni` or `amx`; None is the fastest that this CPU has and `QSIM_KERNELS` allows. The result
-        is
-            the same up to the order of float32 additions; integer sums are equal.
+        path: `portable`, `vnni`, `bf16` or `amx`; None is the fastest that this CPU has and `QSIM_KERNELS` allows.
+            The result is the same up to the order of float32 additions; integer sums are equal.
 
     Returns:
         (..., N) float32. Weight-only: float32 products and sums. INT8 and INT4 by INT8: exact int32 sums (per group
-        where
-        the weight has groups), scaled in float32. FP8 by FP8: exact products, float32 sums.
+        where the weight has groups), scaled in float32. FP8 by FP8: exact products, float32 sums.
 
     Raises:
         ValueError: K that does not fit; NaN or Inf where activations are quantised; `instruction` without `exact`.
@@ -57,7 +57,7 @@ def linear(
         raise ValueError(f"activations of a weight ({n}, {k}) have {k} columns: got shape {source.shape}")
     if instruction is not None and not exact:
         raise ValueError("instruction names the tensor-core instruction of exact=True: got exact=False")
-    rows = source.reshape(-1, k)
+    rows = source if source.ndim == 2 else source.reshape(-1, k)
     if rows.shape[0] == 0:
         return np.zeros((*source.shape[:-1], n), dtype=F32)
     if exact:
@@ -68,22 +68,38 @@ def linear(
         how = packed.scheme.activation
         act = take(rows, how, input_scale=packed.input_scale, activation=activation)
         out = _multiply(act, packed, check_path(path))
-    return out.reshape(*source.shape[:-1], n)
+    return out if source.ndim == 2 else out.reshape(*source.shape[:-1], n)
 
 
 def _multiply(act: Activation, packed: PackedWeight, path: str) -> np.ndarray:
     if packed.kind == "dense" or not _groups_fit(act, packed):
         return _dense(act, packed)
-    if path != "portable":
-        from . import special
+    row = act.row if packed.factor == 1.0 else act.row * F32(packed.factor)
+    if path == "portable":
+        if act.tokens <= STREAM_TOKENS:
+            return _stream(act, packed, _columns(act.values, packed), row)
+        return _expand(act, packed, row)
+    return _native(act, packed, path, row)
 
-        if path == "amx" and act.tokens > AMX_TOKENS and special.amx_fits(act, packed):
-            return special.amx(act, packed)
-        if special.vnni_fits(act, packed):
-            return special.vnni(act, packed)
-    if act.tokens <= DECODE_TOKENS:
-        return _decode(act, packed)
-    return _prefill(act, packed)
+
+def _native(act: Activation, packed: PackedWeight, path: str, row: np.ndarray) -> np.ndarray:
+    """By the best kernel of a path with dot products, or the portable one."""
+    from . import special
+
+    ints, few = special.are_integers(act, packed), act.tokens <= DOT_STREAM_TOKENS
+    if not ints and (path == "vnni" or not special.are_bf16(act)):
+        return _multiply(act, packed, "portable")
+    x = _columns(act.given if ints else act.values, packed)
+    if few:
+        if special.streams_bytes(act, packed):
+            return _stream(act, packed, x, row)
+        if special.streams_bf16(act, packed):
+            return _stream(act, packed, x.view(np.uint32), row)
+        if act.tokens < EXPAND_TOKENS:
+            return _stream(act, packed, _columns(act.values, packed), row)
+    if path == "amx" and not few and special.amx_fits(act, packed):
+        return special.amx(act, packed, x, row)
+    return special.dots(act, packed, x, row)
 
 
 def _groups_fit(act: Activation, packed: PackedWeight) -> bool:
@@ -91,51 +107,40 @@ def _groups_fit(act: Activation, packed: PackedWeight) -> bool:
     return act.group is None or act.group_size == packed.group
 
 
-def columns(values: np.ndarray, packed: PackedWeight) -> np.ndarray:
+def _columns(values: np.ndarray, packed: PackedWeight) -> np.ndarray:
+    """Activations in the order in which the columns of the weight are stored."""
     return values if packed.columns is None else np.ascontiguousarray(values[:, packed.columns])
 
 
-def bias_of(packed: PackedWeight) -> np.ndarray:
-    return np.zeros(packed.shape[0], F32) if packed.bias is None else packed.bias
-
-
-def _decode(act: Activation, packed: PackedWeight) -> np.ndarray:
-    padded = packed.padded_k
-    tokens, groups = act.tokens, padded // packed.group
+def _stream(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Few tokens; the dtype of x chooses the instructions."""
     integer_sums = act.integer and packed.kind == "uint"
-    step = min(packed.group, portable.EXACT_COLUMNS if integer_sums else portable.FLOAT_COLUMNS)
-    chunks = groups * -(-packed.group // step)
-    xs, xsum = np.empty((tokens, padded), F32), np.empty((tokens, chunks), F32)
-    portable.prepare(columns(act.values, packed), packed.number, packed.group, step, xs, xsum)
-    xgroup = np.ones((tokens, groups), F32) if act.group is None else act.group
-    row = act.row * F32({9: 2.0**60, 10: 2.0**56}.get(packed.number, 1.0))
-    integer = integer_sums and groups == 1 and act.group is None
-    out = np.empty((tokens, packed.shape[0]), F32)
-    portable.decode_matmul(
-        packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
-        F32(packed.zero), xs, xsum, xgroup, row, bias_of(packed), packed.group, step, packed.number, integer, out,
-    )  # fmt: skip
+    step = min(packed.group, streams.EXACT_COLUMNS if integer_sums else streams.FLOAT_COLUMNS)
+    exact = integer_sums and packed.one_scale and act.group is None
+    out = np.empty((act.tokens, packed.shape[0]), F32)
+    multiply: Any = streams.stream_matmul
+    multiply(*packed.plan, x, _NO_GROUPS if act.group is None else act.group, row, step,
+             _INT_SUMS if exact else _FLOAT_SUMS, numba.get_num_threads(), out)  # fmt: skip
     return out
 
 
-def _prefill(act: Activation, packed: PackedWeight) -> np.ndarray:
+def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarray:
+    """Many tokens, portable."""
     tokens, (n, k), padded = act.tokens, packed.shape, packed.padded_k
-    x = columns(act.values, packed)
+    x = _columns(act.values, packed)
     if padded != k or act.group is not None:
         wide = np.zeros((tokens, padded), F32)
         wide[:, :k] = x
         x = wide
     if act.group is not None:
         x *= np.repeat(act.group, packed.group, axis=1)
-    integer = act.integer and packed.kind == "uint" and padded == packed.group and act.group is None
+    exact = act.integer and packed.kind == "uint" and packed.one_scale and act.group is None
     out = np.empty((tokens, n), F32)
-    block = min(tokens, PREFILL_TOKENS)
-    for m in range(0, tokens, block):
-        portable.prefill_matmul(
-            packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
-            F32(packed.zero), x[m : m + block], act.row[m : m + block], bias_of(packed), packed.group, PREFILL_DEPTH,
-            packed.number, integer, PREFILL_TILES, out[m : m + block],
-        )  # fmt: skip
+    tiles = tiles_per_task(packed, EXPAND_TILES)
+    multiply: Any = products.expand_matmul
+    for m in range(0, tokens, EXPAND_BLOCK):
+        here = slice(m, m + EXPAND_BLOCK)
+        multiply(*packed.plan, x[here], row[here], EXPAND_DEPTH, exact, tiles, out[here])
     return out
 
 

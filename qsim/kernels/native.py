@@ -1,11 +1,8 @@
-"""The paths that use VNNI and AMX instructions. Compile nothing here unless `features` offers the path.
+"""The product with many tokens by VNNI and BF16 dot products. Compile nothing here unless `features` offers the path.
 
-VNNI streams the packed weight for up to four tokens at a time, with exact int32 sums. AMX is for many tokens: a slice
-of
-columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time in tile registers, and
-the
-sums of a group are scaled and added in float32. Shapes as in `portable`; xq and xa are activations in the layouts that
-`pack_words` and `pack_tiles` make.
+A slice of columns of a tile is expanded to bytes or BF16 (exactly) into the first level of cache, and all tokens pass
+over it. Shapes as in `streams`; xw (M', W) activations in natural order, records `bytes` (four int8 a word) or `bf16`
+(two), M' even and at least 4.
 """
 
 from __future__ import annotations
@@ -13,377 +10,184 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
-from . import instructions as cpu
+from . import dots, lanes
 from .memory import aligned_float32, aligned_int32
-from .portable import columns_per_step, prefetch_next, tile_scales, tile_zeros
+from .prepare import chunk_sums
+from .streams import bf16_factors, finish, tile_scales, tile_zeros
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
 
-# 64 bytes for ldtilecfg: palette 1, then 16 rows of 64 bytes for each of the eight tiles (Intel SDM, LDTILECFG)
-TILE_TABLE = np.zeros(64, dtype=np.uint8)
-TILE_TABLE[0] = 1
-TILE_TABLE[16:32:2] = 64
-TILE_TABLE[48:56] = 16
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_bytes(x: Any, group: Any, step: Any, out: Any, xsum: Any) -> None:
+    """Integers (M, K) int8 to rows of `out` (M', K'), the rest 0, and their sums per chunk."""
+    for row in prange(out.shape[0]):
+        m = np.int64(row)
+        inside = x.shape[1] if m < x.shape[0] else 0
+        for at in range(inside):
+            out[m, at] = x[m, at]
+        for at in range(inside, out.shape[1]):
+            out[m, at] = 0
+        if inside:
+            chunk_sums(x, m, group, step, out.shape[1], xsum)
 
 
-# --- VNNI ---------------------------------------------------------------------------------------------------
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_bf16(x: Any, group: Any, step: Any, out: Any, xsum: Any) -> None:
+    """float32 numbers (M, K) that are BF16 to rows of `out` (M', K') uint16, the rest 0, and their sums per chunk."""
+    bits = x.view(np.uint32)
+    for row in prange(out.shape[0]):
+        m = np.int64(row)
+        inside = x.shape[1] if m < x.shape[0] else 0
+        for at in range(inside):
+            out[m, at] = np.uint16(bits[m, at] >> U32(16))
+        for at in range(inside, out.shape[1]):
+            out[m, at] = np.uint16(0)
+        if inside:
+            chunk_sums(x, m, group, step, out.shape[1], xsum)
 
 
-@njit(cache=True, boundscheck=False)
-def pack_words(x: Any, kind: Any, step: Any, xq: Any, xsum: Any) -> None:
-    """Integers (M, K) int8 to (M, K') bytes, four to a word in the order of `chunk_b8_*` or `chunk_b4_*`.
-
-    xsum (M, C) int32: their sums over every `step` columns.
-    """
-    k = x.shape[1]
-    for m in range(x.shape[0]):
-        if kind == 8:
-            for at in range(k):
-                xq[m, at] = x[m, at]
-        else:
-            for i in range(k // 8):
-                for j in range(4):
-                    xq[m, 8 * i + j] = x[m, 8 * i + 2 * j]
-                    xq[m, 8 * i + 4 + j] = x[m, 8 * i + 2 * j + 1]
-            for at in range(k - k % 8, k):
-                xq[m, at - at % 8 + (at % 8) // 2 + 4 * (at & 1)] = x[m, at]
-        for c in range(xsum.shape[1]):
-            total = I32(0)
-            for at in range(c * step, min((c + 1) * step, k)):
-                total += I32(x[m, at])
-            xsum[m, c] = total
+# The rest depends on what the words of xw hold. Each function exists in compiled code only and is chosen by its type.
 
 
-@njit(cache=True, boundscheck=False)
-def _vnni_tile(
-    tile: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    xq: Any, xsum: Any, xrow: Any, bias: Any, step: Any, kind: Any, integer: Any, out: Any,
-) -> None:  # fmt: skip
-    tokens, n, chunks = xq.shape[0], out.shape[1], xsum.shape[1]
-    groups = 1 if integer else chunks
-    scale, shift = np.empty((groups, 64), F32), np.empty((groups, 64), F32)
-    tile_scales(scales, scale_kind, rows_per_scale, tile, scale)
-    tile_zeros(zeros, zero_bits, zero, tile, shift)
-    acc, total = np.empty((4, 64), I32), np.empty((4, 64), F32)
-    total_int = np.empty((4, 64), I32)
-    here_words, fields = words[tile], 32 // kind
-    rows = min(64, n - tile * 64)
-    m = 0
-    while m < tokens:
-        here = 4 if m + 4 <= tokens else 1
-        total[:here] = F32(0)
-        total_int[:here] = I32(0)
-        for c in range(chunks):
-            if m == 0:
-                prefetch_next(scales, zeros, tile + 1, c)
-            first, last = c * step // fields, min((c + 1) * step // fields, here_words.shape[0])
-            if here == 4:
-                if kind == 8:
-                    cpu.chunk_b8_4(here_words, first, last, xq, m, acc)
-                else:
-                    cpu.chunk_b4_4(here_words, first, last, xq, m, acc)
-            elif kind == 8:
-                cpu.chunk_b8_1(here_words, first, last, xq, m, acc)
+def _of_bytes(xw: Any) -> bool:
+    return "bytes" in xw.dtype.fields
+
+
+def _columns_per_word(xw: Any) -> Any:
+    """4 bytes or 2 BF16."""
+    raise NotImplementedError
+
+
+@overload(_columns_per_word, strict=False)
+def _columns_per_word_by_type(xw: Any) -> Any:
+    return (lambda xw: 4) if _of_bytes(xw) else (lambda xw: 2)
+
+
+def _factors(words: Any, scales: Any, zeros: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any, scale: Any,
+             shift: Any) -> None:  # fmt: skip
+    """by, less, scale and shift of a tile, see `bf16_factors`; `scales` and `zeros` with what describes them."""
+    raise NotImplementedError
+
+
+@overload(_factors, strict=False)
+def _factors_by_type(words: Any, scales: Any, zeros: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any,
+                     scale: Any, shift: Any) -> Any:  # fmt: skip
+    def for_bytes(words, scales, zeros, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
+        tile_scales(scales[0], scales[1], scales[2], tile, scale)
+        tile_zeros(zeros[0], zeros[1], zeros[2], tile, shift)
+
+    def for_bf16(words, scales, zeros, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
+        bf16_factors(words, scales[0], scales[1], scales[2], zeros[0], zeros[1], zeros[2], tile, folded, by, less,
+                     scale, shift)  # fmt: skip
+
+    return for_bytes if _of_bytes(xw) else for_bf16
+
+
+def _expand(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> None:
+    """Columns k0 .. k1 - 1 of a tile into b."""
+    raise NotImplementedError
+
+
+@overload(_expand, strict=False)
+def _expand_by_type(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> Any:
+    def to_bytes(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
+        step = lanes.columns_per_step(words)
+        for k in range(k0, k1, step):
+            dots.bytes_unsigned(words, tile, k // step, b, k - k0)
+
+    def to_bf16(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
+        step = lanes.columns_per_step(words)
+        for k in range(k0, k1, step):
+            dots.expand_bf16(words, tile, k // step, by, less, k // group, b, k - k0)
+
+    return to_bytes if _of_bytes(xw) else to_bf16
+
+
+def _multiply(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: Any, xsum: Any, c: Any, xgroup: Any,
+              total: Any) -> None:  # fmt: skip
+    """All tokens times one expanded slice, added to `total`."""
+    raise NotImplementedError
+
+
+@overload(_multiply, strict=False)
+def _multiply_by_type(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: Any, xsum: Any, c: Any,
+                      xgroup: Any, total: Any) -> Any:  # fmt: skip
+    if not _of_bytes(xw):
+        six, four = dots.bf16_grouped_6, dots.bf16_grouped_4
+    elif total.dtype == types.int32:
+        six, four = dots.bytes_product_6, dots.bytes_product_4
+    else:
+        six, four = dots.bytes_grouped_6, dots.bytes_grouped_4
+
+    def multiply(b, steps, xw, w0, scale, shift, g, xsum, c, xgroup, total):  # type: ignore[no-untyped-def]
+        m, tokens = 0, xw.shape[0]
+        while m < tokens:
+            if (tokens - m) % 6 == 0 or tokens - m > 8:  # an even number from 4 on is a sum of sixes and fours
+                six(b, steps, xw, m, w0, scale, shift, g, xsum, c, xgroup, total)
+                m += 6
             else:
-                cpu.chunk_b4_1(here_words, first, last, xq, m, acc)
-            for i in range(here):
-                sx = xsum[m + i, c]
-                if integer:
-                    for lane in range(64):
-                        total_int[i, lane] += acc[i, lane] - I32(shift[0, lane]) * sx
-                else:
-                    for lane in range(64):
-                        total[i, lane] += F32(acc[i, lane] - I32(shift[c, lane]) * sx) * scale[c, lane]
-        for i in range(here):
-            for lane in range(rows):
-                value = F32(total_int[i, lane]) * scale[0, lane] if integer else total[i, lane]
-                out[m + i, tile * 64 + lane] = value * xrow[m + i] + bias[tile * 64 + lane]
-        m += here
+                four(b, steps, xw, m, w0, scale, shift, g, xsum, c, xgroup, total)
+                m += 4
 
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def vnni_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    xq: Any, xsum: Any, xrow: Any, bias: Any, step: Any, kind: Any, integer: Any, out: Any,
-) -> None:  # fmt: skip
-    """`decode_matmul` for integer activations and 4- or 8-bit integer weights; chunks of `step` columns are groups."""
-    for tile in prange(words.shape[0]):
-        _vnni_tile(np.int64(tile), words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, xq, xsum, xrow,
-                   bias, step, kind, integer, out)  # fmt: skip
-
-
-# --- AMX ----------------------------------------------------------------------------------------------------
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def pack_whole_tiles(x: Any, out: Any) -> None:
-    """Rows of int64, (M, K*b/64) with b bits a value, to A tiles (M/16, T, 16, 8): M of 16 and K of a tile alone."""
-    for block in prange(out.shape[0]):
-        for r in range(16):
-            row = x[np.int64(block) * 16 + r]
-            for t in range(out.shape[1]):
-                for i in range(8):
-                    out[block, t, r, i] = row[t * 8 + i]
+    return multiply
 
 
 @njit(cache=True, boundscheck=False)
-def _pack_block_int8(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    k = x.shape[1]
-    for r in range(16):
-        m = block * 16 + r
-        inside = k if m < x.shape[0] else 0
-        row = x[min(m, x.shape[0] - 1)]
-        for t in range(out.shape[1]):
-            if (t + 1) * 64 <= inside:
-                for b in range(64):
-                    out[block, t, r, b] = row[t * 64 + b]
-            else:
-                for b in range(64):
-                    out[block, t, r, b] = row[t * 64 + b] if t * 64 + b < inside else np.int8(0)
-        if sums:
-            for c in range(xsum.shape[0]):
-                total = I32(0)
-                for at in range(c * step, min((c + 1) * step, inside)):
-                    total += I32(row[at])
-                xsum[c, m] = F32(total)
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def pack_tiles_int8(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    """Integers (M, K) int8 to A tiles (M'/16, K'/64, 16, 64); if `sums`, xsum (C, M') float32 per `step` columns."""
-    for block in prange(out.shape[0]):
-        _pack_block_int8(x, np.int64(block), step, sums, out, xsum)
-
-
-@njit(cache=True, boundscheck=False)
-def _pack_block_bf16(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    k = x.shape[1]
-    part = np.empty(16, F32)
-    for r in range(16):
-        m = block * 16 + r
-        inside = k if m < x.shape[0] else 0
-        row = x[min(m, x.shape[0] - 1)]
-        for t in range(out.shape[1]):
-            if (t + 1) * 32 <= inside:
-                for b in range(32):
-                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16))
-            else:
-                for b in range(32):
-                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16)) if t * 32 + b < inside else np.uint16(0)
-        if sums:
-            values = row.view(np.float32)
-            for c in range(xsum.shape[0]):
-                part[:] = F32(0)
-                end = min((c + 1) * step, inside)
-                at = c * step
-                while at + 16 <= end:
-                    for lane in range(16):
-                        part[lane] += values[at + lane]
-                    at += 16
-                total = F32(0)
-                for lane in range(16):
-                    total += part[lane]
-                while at < end:
-                    total += values[at]
-                    at += 1
-                xsum[c, m] = total
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def pack_tiles_bf16(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    """Bits of float32 values that are BF16, (M, K) uint32, to A tiles (M'/16, K'/32, 16, 32) uint16; xsum as above."""
-    for block in prange(out.shape[0]):
-        _pack_block_bf16(x, np.int64(block), step, sums, out, xsum)
-
-
-@njit(cache=True, boundscheck=False)
-def _fill_bytes(kind: Any, words: Any, k0: Any, depth: Any, b: Any) -> None:
-    step = columns_per_step(kind)
-    for k in range(0, depth, step):
-        i = (k0 + k) // step
-        if kind == 4:
-            cpu.bytes_u4(words, i, b, k)
-        elif kind == 8:
-            cpu.bytes_u8(words, i, b, k)
-        elif kind == 3:
-            cpu.bytes_u3(words, i, b, k)
-        else:
-            cpu.bytes_u2(words, i, b, k)
-
-
-@njit(cache=True, boundscheck=False)
-def _fill_bf16(kind: Any, words: Any, k0: Any, depth: Any, b: Any) -> None:
-    step = columns_per_step(kind)
-    for k in range(0, depth, step):
-        i = (k0 + k) // step
-        if kind == 4:
-            cpu.bf16_u4(words, i, b, k)
-        elif kind == 8:
-            cpu.bf16_u8(words, i, b, k)
-        elif kind == 9:
-            cpu.bf16_e4m3(words, i, b, k)
-        elif kind == 3:
-            cpu.bf16_u3(words, i, b, k)
-        elif kind == 10:
-            cpu.bf16_e5m2(words, i, b, k)
-        else:
-            cpu.bf16_u2(words, i, b, k)
-
-
-@njit(cache=True, boundscheck=False)
-def _zeros_less_centre(zeros: Any, zero_bits: Any, zero: Any, tile: Any, kind: Any, out: Any) -> None:
-    tile_zeros(zeros, zero_bits, zero, tile, out)
-    if kind <= 8:
-        out -= F32(1 << (kind - 1))
-
-
-@njit(cache=True, boundscheck=False)
-def _amx_int_tiles(
+def _dot_tiles(
     first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, integer: Any,
-    full: Any, table: Any, out: Any,
+    zero: Any, group: Any, bias: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any,
+    exact: Any, out: Any,
 ) -> None:  # fmt: skip
-    tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 64
-    groups, tiles, blocks = (1 if integer else k // group), last - first, xa.shape[0] // 2
+    tokens, k, tiles = out.shape[0], lanes.padded_columns(words), last - first
+    groups, rows = k // group, xw.shape[0]
+    by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
-        _zeros_less_centre(zeros, zero_bits, zero, first + t, kind, shift[t])
-    b = aligned_int32(step * 16).reshape(4, step * 4)
-    kept = tiles * blocks if integer else 1
-    sums = aligned_int32(kept * 2048).reshape(tiles if integer else 1, blocks if integer else 1, 2, 1024)
-    total = aligned_float32(0 if integer else tiles * blocks * 2048).reshape(tiles, 0 if integer else blocks * 32, 64)
-    total[:] = F32(0)
-    cpu.configure_tiles(table)
-    for c in range((k + step - 1) // step):
-        k0 = c * step
-        depth = min(step, k - k0)
-        g = 0 if integer else k0 // group
-        for t in range(tiles):
-            _fill_bytes(kind, words[first + t], k0, depth, b)
-            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
-            for block in range(blocks):
-                a0 = (2 * block * xa.shape[1] + k0 // 64) * 1024
-                for half in range(2):
-                    b0 = half * 2 * step * 16
-                    if integer:
-                        c0 = ((t * blocks + block) * 2 + half) * 4096
-                        cpu.block_s8(
-                            xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, c0, c > 0
-                        )
-                        continue
-                    cpu.block_s8(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, 0, False)
-                    for i in range(4):
-                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
-                        if full:
-                            cpu.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-                        else:
-                            cpu.apply_int(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-    cpu.release_tiles()
+        _factors(words, (scales, scale_kind, rows_per_scale), (zeros, zero_bits, zero), first + t, folded, xw, by[t],
+                 less[t], scale[t], shift[t])  # fmt: skip
+    per_word = _columns_per_word(xw)
+    b = aligned_int32(step // per_word * 64).reshape(4, step // per_word * 16).view(np.uint32)
+    total = aligned_float32(tiles * rows * 64).view(sums.dtype).reshape(tiles, rows, 64)
     for t in range(tiles):
-        start = (first + t) * 64
-        if not integer:
-            _finish(total[t], start, xrow, bias, out)
-            continue
-        whole_shift, here_scale = np.empty(64, I32), scale[t, 0]
-        for lane in range(64):
-            whole_shift[lane] = I32(shift[t, 0, lane])
+        for m in range(rows):
+            for lane in range(64):
+                total[t, m, lane] = 0
+    c = k0 = 0
+    while k0 < k:
+        g = k0 // group
+        k1 = min(k0 + step, k if folded else (g + 1) * group)
+        for t in range(tiles):
+            tb, tl, ts, tz, tt = by[t], less[t], scale[t], shift[t], total[t]  # a view costs a reference count
+            _expand(words, first + t, k0, k1, group, xw, tb, tl, b)
+            _multiply(b, (k1 - k0) // per_word, xw, k0 // per_word, ts, tz, 0 if folded else g, xsum, c, xgroup, tt)
+        c += 1
+        k0 = k1
+    for t in range(tiles):
         for m in range(tokens):
             sx = I32(0)
-            for c in range(xsum.shape[0]):
-                sx += I32(xsum[c, m])
-            for part in range(4):
-                at = ((t * blocks + m // 32) * 2 + part // 2) * 1024
-                at += ((m % 32) // 16 * 2 + part % 2) * 256 + (m % 16) * 16
-                column, lane0 = start + part * 16, part * 16
-                if column + 16 <= n:
-                    cpu.finish_row(
-                        sums, at, here_scale, whole_shift, lane0, sx, xrow[m], bias, column, out, m * n + column
-                    )
-                else:
-                    flat = sums.reshape(-1)
-                    for lane in range(n - column):
-                        value = F32(flat[at + lane] - whole_shift[lane0 + lane] * sx) * here_scale[lane0 + lane]
-                        out[m, column + lane] = value * xrow[m] + bias[column + lane]
-
-
-@njit(cache=True, boundscheck=False)
-def _finish(total: Any, start: Any, xrow: Any, bias: Any, out: Any) -> None:
-    tokens, n = out.shape
-    for m in range(tokens):
-        for lane in range(min(64, n - start)):
-            out[m, start + lane] = total[m, lane] * xrow[m] + bias[start + lane]
-
-
-@njit(cache=True, boundscheck=False)
-def _amx_bf16_tiles(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any,
-    full: Any, table: Any, out: Any,
-) -> None:  # fmt: skip
-    k = xa.shape[1] * 32
-    groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
-    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
-    for t in range(tiles):
-        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
-        _zeros_less_centre(zeros, zero_bits, zero, first + t, kind, shift[t])
-    b = aligned_int32(step * 32).reshape(4, step * 8)
-    sums = aligned_float32(1024)
-    total = aligned_float32(tiles * blocks * 2048).reshape(tiles, blocks * 32, 64)
-    total[:] = F32(0)
-    cpu.configure_tiles(table)
-    for c in range((k + step - 1) // step):
-        k0 = c * step
-        depth = min(step, k - k0)
-        g = k0 // group
-        for t in range(tiles):
-            _fill_bf16(kind, words[first + t], k0, depth, b)
-            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
-            for block in range(blocks):
-                a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024
-                for half in range(2):
-                    b0 = half * 2 * step * 32
-                    cpu.block_bf16(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 32, depth // 32, sums, 0, False)
-                    for i in range(4):
-                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
-                        if full:
-                            cpu.apply_float_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-                        else:
-                            cpu.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-    cpu.release_tiles()
-    for t in range(tiles):
-        _finish(total[t], (first + t) * 64, xrow, bias, out)
+            if exact:
+                for i in range(c):
+                    sx += I32(xsum[m, i])
+            finish(total[t], m, scale[t], shift[t], sx, xrow[m], bias, out, m, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def amx_int_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, integer: Any, full: Any,
-    tiles: Any, table: Any, out: Any,
+def dot_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
+    bias: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any, exact: Any, tiles: Any,
+    out: Any,
 ) -> None:  # fmt: skip
-    """`prefill_matmul` for integers by integers. xa from `pack_tiles_int8`; chunks of `step` columns divide a group."""
-    count = words.shape[0]
-    for task in prange((count + tiles - 1) // tiles):
-        first = np.int64(task) * tiles
-        last = min(first + tiles, count)
-        _amx_int_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero,
-                       xa, xsum, xgroup, xrow, bias, group, step, kind, integer, full, table, out)  # fmt: skip
+    """`expand_matmul` for integers by integers or activations that are BF16.
 
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def amx_bf16_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    xa: Any, xsum: Any, xgroup: Any, xrow: Any, bias: Any, group: Any, step: Any, kind: Any, full: Any,
-    tiles: Any, table: Any, out: Any,
-) -> None:  # fmt: skip
-    """`prefill_matmul` for BF16 or FP8 activations. xa from `pack_tiles_bf16`; chunks of `step` columns divide a
-    group.
+    `folded`: scales are in the expanded weights and slices of `step` columns may cross groups.
     """
     count = words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
-        _amx_bf16_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits,
-                        zero, xa, xsum, xgroup, xrow, bias, group, step, kind, full, table, out)  # fmt: skip
+        _dot_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
+                   xw, xsum, xgroup, xrow, step, folded, sums, exact, out)  # fmt: skip

@@ -3,31 +3,35 @@
 64 output rows are the lanes of a vector loop, so weights are interleaved 64 rows at a time in words of 32 bits:
 
     words   [N/64][K/F][64]     uint32, field j of a word is column F*i + j; F = 32/bits (16, 8, 4 for 2, 4, 8 bits)
-            [N/64][K/32*3][64] for 3 bits: word w of three holds columns 10w .. 10w+9 of 32 in its low 30 bits;
-            columns 30 and
-                                31 are the two top bits of words 0 and 1, their third bits the top two of word 2
+            [N/64][K/32*3][64]  for 3 bits: word w of three holds columns 10w .. 10w+9 of 32 in its low 30 bits; columns
+                                30 and 31 are the two top bits of words 0 and 1, their third bits the top two of word 2
     scales  [N/64][K/g][64]     in the scale's own format (or as they are for tensor and block granularity)
     zeros   [N/64][K/g][...]    packed integers, or floats
 
-Codes are kept unsigned, q + 2^(bits-1), so that a symmetric weight is one with the constant zero point 2^(bits-1).
-Rows are padded to 64 and columns to whole groups; padding is counted apart in `traffic`.
+Integer codes are kept unsigned, q + 2^(bits-1), so that a symmetric weight is one with the constant zero point
+2^(bits-1); codes of floats as they are. Rows are padded to 64 and columns to whole groups; padding is counted apart in
+`traffic`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numba
 import numpy as np
 
-from qsim.formats import BlockFormat, FloatFormat, IntFormat
+from qsim.formats import FloatFormat, IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
 from .memory import aligned_copy
+from .stored import STORED
 
 LANES = 64
 _SCALE_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e8m0fnu": 3, "float8_e4m3fn": 4}
-_STORED_BITS = {2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
+_FLOATS = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "float6_e2m3fn": "e2m3", "float6_e3m2fn": "e3m2",
+           "float4_e2m1fn": "e2m1"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,15 +41,16 @@ class PackedWeight:
     Arguments:
         shape: (N, K).
         scheme: the scheme of the quantised tensor.
-        kind: `uint` (integers), `fp8` (8-bit floats), `dense` (formats without a fused kernel: `source` is kept and
+        kind: `uint` (integers), `float` (floats of 4 to 8 bits), `dense` (formats without a fused kernel: `source` is
             dequantised a slice at a time).
-        bits: bits of a stored code.
+        stored: what a word holds, a name of `stored.STORED`; empty for `dense`.
         group: columns that share a scale, padded columns included.
         words, scales, zeros: see the module's text; scales are unsigned integers holding the bits of their format.
         scale_kind: 0 float32, 1 float16, 2 bfloat16, 3 E8M0, 4 E4M3.
         rows_per_scale: 1, r of a block of r rows, or 0 for one scale.
         zero_bits: 0 no array (the constant `zero`), 2..8 packed integers, 16 float16, 17 bfloat16, 32 float32.
         zero: the zero point of symmetric codes.
+        factor: what every product is multiplied by: the tensor scale of NVFP4, 2^-6 of MXINT8's fixed point.
         columns: order in which columns are stored (GPTQ act order), or None.
         source: the quantised tensor, for `dense` and for exact=True.
     """
@@ -54,7 +59,7 @@ class PackedWeight:
     scheme: Scheme
     kind: str
     source: QuantizedTensor
-    bits: int = 0
+    stored: str = ""
     group: int = 0
     words: np.ndarray
     scales: np.ndarray
@@ -63,9 +68,15 @@ class PackedWeight:
     rows_per_scale: int = 1
     zero_bits: int = 0
     zero: float = 0.0
+    factor: float = 1.0
     columns: np.ndarray | None = None
     bias: np.ndarray | None = None
     input_scale: float | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored code; 0 for `dense`."""
+        return STORED[self.stored].bits if self.stored else 0
 
     @property
     def padded_k(self) -> int:
@@ -73,35 +84,55 @@ class PackedWeight:
         return self.words.shape[1] * 32 // self.bits
 
     @property
-    def number(self) -> int:
-        """The kernels' number of the stored format: bits of unsigned integers, 9 for E4M3, 10 for E5M2."""
-        if self.kind != "fp8":
-            return self.bits
-        return 9 if self.scheme.weight.format.name == "float8_e4m3fn" else 10
+    def one_scale(self) -> bool:
+        """Whether a row has one scale."""
+        return self.group == self.padded_k
+
+    @cached_property
+    def plan(self) -> tuple[Any, ...]:
+        """The first arguments of every kernel: words as records of the stored format, scales, zero points, bias."""
+        bias = np.zeros(self.shape[0], np.float32) if self.bias is None else self.bias
+        return (self.words.view(STORED[self.stored].dtype), self.scales, self.scale_kind, self.rows_per_scale,
+                self.zeros, self.zero_bits, self.zero, self.group, bias)  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers that a product streams, padding included."""
         if self.kind == "dense":
             return self.source.nbytes
-        return self.words.nbytes + self.scales.nbytes + (self.zeros.nbytes if self.zero_bits else 0)
+        tensor_scale = 0 if self.source.tensor_scale is None else 4
+        return self.words.nbytes + self.scales.nbytes + (self.zeros.nbytes if self.zero_bits else 0) + tensor_scale
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.scheme.name or self.kind}, shape={self.shape}, {self.nbytes} bytes)"
+
+
+def stored_name(qt: QuantizedTensor) -> str:
+    """What the words of this tensor would hold; empty when no fused kernel takes its format or its group size."""
+    element, group = qt.element, qt.tensor_scheme.group_size
+    if isinstance(element, IntFormat):
+        name = f"uint{element.bits if element.bits <= 4 else 8}"
+    else:
+        name = _FLOATS.get(element.name, "")
+    return name if name and (group is None or group % STORED[name].columns == 0) else ""
+
+
+def has_fused_kernel(qt: QuantizedTensor) -> bool:
+    """Whether `linear` streams the codes of this weight, instead of dequantising them for every product."""
+    return bool(stored_name(qt))
 
 
 def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     """Lay a quantised weight out for `linear`.
 
     Arguments:
-        qt: a weight (N, K). Integers of 2 to 8 bits and 8-bit floats get fused kernels (5, 6 and 7 bits are stored in
-        8);
-            other formats and group sizes that are not whole 32-bit words are multiplied after dequantisation.
+        qt: a weight (N, K). Integers of 2 to 8 bits, E4M3, E5M2, E2M3, E3M2 and E2M1, also in MX and NVFP4 blocks, have
+            fused kernels (5- to 7-bit codes are stored in 8). Other formats, and group sizes that are not whole 32-bit
+            words, are multiplied after dequantisation.
         bias: (N,) or None, added to the product in float32.
 
     Raises:
-        ValueError: not a weight matrix; a bias of another length; NaN or Inf codes in an FP8 weight (the row is named);
-            an FP8 format other than E4M3 and E5M2.
+        ValueError: not a weight matrix; a bias of another length; NaN or Inf codes in an FP8 weight (the row is named).
     """
     if len(qt.shape) != 2 or qt.part != "weight":
         raise ValueError(f"pack takes a weight (N, K): got part {qt.part!r} of shape {qt.shape}")
@@ -113,31 +144,20 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     common: dict[str, Any] = {
         "shape": (n, k), "scheme": qt.scheme, "source": qt, "bias": bias, "input_scale": qt.input_scale,
     }  # fmt: skip
-    how, fmt = qt.tensor_scheme, qt.tensor_scheme.format
-    granularity = how.granularity
-    assert granularity is not None
-    is_int = isinstance(fmt, IntFormat) and fmt.fraction_bits == 0
-    is_fp8 = isinstance(fmt, FloatFormat) and fmt.name in ("float8_e4m3fn", "float8_e5m2")
-    bits = _STORED_BITS[fmt.bits] if is_int else 8
-    fields = 32 if bits == 3 else 32 // bits
-    group = granularity.columns or -(-k // 64) * 64
-    if isinstance(fmt, BlockFormat) or not (is_int or is_fp8) or group % fields:
+    name = stored_name(qt)
+    if not name:
         empty = np.zeros((0, 0, 0), dtype=np.uint32)
         return PackedWeight(kind="dense", words=empty, scales=empty, zeros=np.zeros((0, 0, 0), np.uint8), **common)
 
-    columns = None
-    codes = qt.codes
-    if qt.group_index is not None:
-        columns = np.argsort(qt.group_index, kind="stable").astype(np.int64)
-        counts = np.bincount(qt.group_index, minlength=-(-k // group))
-        if (counts[:-1] != group).any():
-            raise ValueError(
-                f"group_index must give every group {group} columns: got {counts.tolist()[:8]}...{_of(qt)}"
-            )
-        codes = codes[:, columns]
-    if is_fp8:
-        assert isinstance(fmt, FloatFormat)
-        _refuse_specials(codes, fmt, qt)
+    how, element = qt.tensor_scheme, qt.element
+    granularity = how.granularity
+    assert granularity is not None
+    bits, is_int = STORED[name].bits, isinstance(element, IntFormat)
+    group = granularity.columns or -(-k // 64) * 64
+    columns = _column_order(qt, group)
+    codes = qt.codes if columns is None else qt.codes[:, columns]
+    if not is_int:
+        _refuse_specials(codes, element, qt)
     elif qt.zeros is None:
         codes = (qt.integers if columns is None else qt.integers[:, columns]).view(np.uint8) + np.uint8(1 << (bits - 1))
 
@@ -151,9 +171,10 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     else:
         scales = np.ascontiguousarray(scales.reshape(scales.shape[0], -1, 1))
     zeros, zero_bits = _zeros(qt, tiles)
+    factor = 1.0 if qt.tensor_scale is None else float(qt.tensor_scale)
     return PackedWeight(
-        kind="uint" if is_int else "fp8",
-        bits=bits,
+        kind="uint" if is_int else "float",
+        stored=name,
         group=group,
         words=aligned_copy(_words(padded, bits)),
         scales=aligned_copy(scales),
@@ -162,9 +183,27 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         zeros=aligned_copy(zeros),
         zero_bits=zero_bits,
         zero=float(1 << (bits - 1)) if is_int and qt.zeros is None else 0.0,
+        factor=factor * 2.0**-element.fraction_bits if is_int else factor,
         columns=columns,
         **common,
     )
+
+
+def tiles_per_task(packed: PackedWeight, most: int) -> int:
+    """At most `most` tiles, so that tasks come out even on all threads."""
+    tiles, threads = packed.words.shape[0], numba.get_num_threads()
+    tasks = -(-tiles // (most * threads)) * threads
+    return -(-tiles // tasks)
+
+
+def _column_order(qt: QuantizedTensor, group: int) -> np.ndarray | None:
+    """Columns sorted by group, for GPTQ's act order; None when they are in order."""
+    if qt.group_index is None:
+        return None
+    counts = np.bincount(qt.group_index, minlength=-(-qt.shape[1] // group))
+    if (counts[:-1] != group).any():
+        raise ValueError(f"group_index must give every group {group} columns: got {counts.tolist()[:8]}...{_of(qt)}")
+    return np.argsort(qt.group_index, kind="stable").astype(np.int64)
 
 
 def _of(qt: QuantizedTensor) -> str:
@@ -172,7 +211,7 @@ def _of(qt: QuantizedTensor) -> str:
 
 
 def _refuse_specials(codes: np.ndarray, fmt: FloatFormat, qt: QuantizedTensor) -> None:
-    special = (codes & 0x7F) > fmt.max_code
+    special = (codes & 0x7F) > fmt.max_code if fmt.bits == 8 else np.zeros(0, bool)  # smaller floats have none
     if special.any():
         row = int(np.flatnonzero(special.any(axis=1))[0])
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What stands between `linear` and the VNNI and AMX kernels: which products they do, and their arguments."""
+"""What stands between `linear` and the VNNI, BF16 and AMX kernels: which products they do, and their arguments."""
 
 from __future__ import annotations
 
@@ -6,73 +6,95 @@ from typing import Any
 
 import numpy as np
 
-from . import native
 from .activations import Activation
 from .memory import aligned_empty
-from .packing import PackedWeight
+from .packing import PackedWeight, tiles_per_task
+from .prepare import BF16, BYTES
 
 F32 = np.float32
 TILES = 4  # tiles of 64 rows in one task: their sums, 64 KiB each at 256 tokens, stay in L2
 TOKENS = 256
-DEPTH = 512  # columns expanded at a time when a group is longer
-_BF16_EXACT = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+# Columns expanded at a time, into L1: 32 KiB of bytes or BF16. 512 columns are also few enough for sums of u8 x s8
+# products to be exact in float32.
+BYTES_DEPTH, BF16_DEPTH, AMX_DEPTH = 512, 256, 512
+_BF16_EXACT = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2",
+               "mxfp4")  # fmt: skip
+_SUMS = {True: np.empty((0, 0), np.int32), False: np.empty((0, 0), F32)}
 
 
-def _has_integer_zeros(packed: PackedWeight) -> bool:
-    return packed.zero_bits <= 8
+def are_integers(act: Activation, packed: PackedWeight) -> bool:
+    """Integers by integers, with integer zero points."""
+    return act.integer and packed.kind == "uint" and packed.zero_bits <= 8
 
 
-def _one_scale(packed: PackedWeight) -> bool:
-    return packed.group == packed.padded_k
+def are_bf16(act: Activation) -> bool:
+    """Whether every activation is a BF16 number. A group's scale comes after the sums."""
+    return act.format_name in _BF16_EXACT
 
 
-def vnni_fits(act: Activation, packed: PackedWeight) -> bool:
-    """Integer activations without group scales, 4- or 8-bit integer weights with integer zero points."""
-    return (act.integer and act.group is None and packed.kind == "uint" and packed.bits in (4, 8)
-            and _has_integer_zeros(packed))  # fmt: skip
+def streams_bytes(act: Activation, packed: PackedWeight) -> bool:
+    """Whether `vpdpbusd` multiplies these words as they are."""
+    return are_integers(act, packed) and packed.bits in (4, 8)
+
+
+def streams_bf16(act: Activation, packed: PackedWeight) -> bool:
+    """Whether `vdpbf16ps` multiplies these words after a table look-up: 4-bit codes."""
+    return are_bf16(act) and packed.bits == 4
 
 
 def amx_fits(act: Activation, packed: PackedWeight) -> bool:
-    """Integers by integers, or values that BF16 holds exactly; groups of whole tiles."""
-    if act.integer and packed.kind == "uint":
-        return packed.group % 64 == 0 and _has_integer_zeros(packed)
-    return act.format_name in _BF16_EXACT and packed.group % 32 == 0
+    """Groups of whole tiles."""
+    if are_integers(act, packed):
+        return packed.group % 64 == 0
+    return are_bf16(act) and packed.padded_k % 32 == 0 and (packed.group % 32 == 0 or _folds(act, packed))
 
 
-def _weights(packed: PackedWeight) -> tuple[Any, ...]:
-    return (packed.words, packed.scales, packed.scale_kind, packed.rows_per_scale, packed.zeros, packed.zero_bits,
-            F32(packed.zero))  # fmt: skip
+def _folds(act: Activation, packed: PackedWeight) -> bool:
+    """Whether code times scale is a BF16 number: at most 8 significant bits, from floats by E8M0 or E4M3."""
+    return packed.kind == "float" and packed.scale_kind in (3, 4) and act.group is None
 
 
-def vnni(act: Activation, packed: PackedWeight) -> np.ndarray:
-    """The product by `vpdpbusd`."""
-    from .linear import bias_of, columns
+def dots(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The product of many tokens by `vpdpbusd` or `vdpbf16ps`; x in the order of the packed columns."""
+    from . import native
 
-    tokens, padded = act.tokens, packed.padded_k
-    step, integer = packed.group, _one_scale(packed)
-    xq = np.zeros((tokens, padded), np.int8)
-    xsum = np.empty((tokens, padded // step), np.int32)
-    native.pack_words(columns(act.given, packed), packed.bits, step, xq, xsum)
-    out = np.empty((tokens, packed.shape[0]), F32)
-    multiply: Any = native.vnni_matmul
-    multiply(*_weights(packed), xq.view(np.uint32), xsum, act.row, bias_of(packed), step, packed.bits, integer, out)
+    padded, ints = packed.padded_k, are_integers(act, packed)
+    folded = not ints and _folds(act, packed)
+    depth = BYTES_DEPTH if ints else BF16_DEPTH
+    step = depth if folded else min(packed.group, depth)
+    exact = ints and packed.one_scale and act.group is None
+    tiles, out = tiles_per_task(packed, TILES), np.empty((act.tokens, packed.shape[0]), F32)
+    groups = padded // packed.group
+    spans = padded if folded else packed.group  # what a slice must not cross
+    chunks = padded // spans * -(-spans // step)
+    pack: Any = native.pack_bytes if ints else native.pack_bf16
+    multiply: Any = native.dot_matmul
+    for m in range(0, act.tokens, TOKENS):
+        here = x[m : m + TOKENS]
+        rows = max(here.shape[0] + here.shape[0] % 2, 4)
+        xw, xsum = aligned_empty((rows, padded), np.int8 if ints else np.uint16), np.zeros((rows, chunks), F32)
+        pack(here, spans, step, xw, xsum)
+        xgroup = np.ones((rows, groups), F32)
+        if act.group is not None:
+            xgroup[: here.shape[0]] = act.group[m : m + TOKENS]
+        multiply(*packed.plan, xw.view(BYTES if ints else BF16), xsum, xgroup, row[m : m + TOKENS], step, folded,
+                 _SUMS[exact], exact, tiles, out[m : m + TOKENS])  # fmt: skip
     return out
 
 
-def amx(act: Activation, packed: PackedWeight) -> np.ndarray:
+def amx(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -> np.ndarray:
     """The product in tile registers, `TOKENS` tokens at a time."""
-    from .linear import bias_of, columns
+    from . import amx as kernels
 
-    tokens, padded = act.tokens, packed.padded_k
-    x = columns(act.given, packed)
-    step = min(packed.group, DEPTH)
-    ints = act.integer and packed.kind == "uint"
-    integer = ints and _one_scale(packed) and act.group is None
-    if packed.group % step and not _one_scale(packed):  # a chunk must not cross a group
+    tokens, padded, ints = act.tokens, packed.padded_k, are_integers(act, packed)
+    folded = not ints and _folds(act, packed)
+    step = AMX_DEPTH if folded else min(packed.group, AMX_DEPTH)
+    integer = ints and packed.one_scale and act.group is None
+    if packed.group % step and not packed.one_scale and not folded:  # a chunk must not cross a group
         step = 64 if ints else 32
-    centred = packed.kind == "fp8" or (packed.zero_bits == 0 and packed.zero == 1 << (packed.bits - 1))
+    centred = packed.kind == "float" or (packed.zero_bits == 0 and packed.zero == 1 << (packed.bits - 1))
     full, needs_sums = not centred or act.group is not None, not centred
-    out = np.empty((tokens, packed.shape[0]), F32)
+    out, tiles = np.empty((tokens, packed.shape[0]), F32), tiles_per_task(packed, TILES)
     for m in range(0, tokens, TOKENS):
         here = x[m : m + TOKENS]
         rows = -(-here.shape[0] // 32) * 32
@@ -80,19 +102,19 @@ def amx(act: Activation, packed: PackedWeight) -> np.ndarray:
         xgroup = np.ones((padded // packed.group, rows if full else 1), F32)
         if act.group is not None:
             xgroup[:, : here.shape[0]] = act.group[m : m + TOKENS].T
-        rest = (act.row[m : m + TOKENS], bias_of(packed), packed.group, step, packed.number)
-        last = (TILES, native.TILE_TABLE, out[m : m + TOKENS])
+        rest = (row[m : m + TOKENS], step)
+        last = (tiles, kernels.TILE_TABLE, out[m : m + TOKENS])
         if ints:
             xa = aligned_empty((rows // 16, padded // 64, 16, 64), np.int8)
             if here.shape[0] == rows and here.shape[1] == padded and not needs_sums:
-                native.pack_whole_tiles(here.view(np.int64), xa.view(np.int64))
+                kernels.pack_whole_tiles(here.view(np.int64), xa.view(np.int64))
             else:
-                native.pack_tiles_int8(here, step, needs_sums, xa, xsum)
-            multiply: Any = native.amx_int_matmul
-            multiply(*_weights(packed), xa, xsum, xgroup, *rest, integer, full, *last)
+                kernels.pack_tiles_int8(here, step, needs_sums, xa, xsum)
+            multiply: Any = kernels.amx_int_matmul
+            multiply(*packed.plan, xa, xsum, xgroup, *rest, integer, full, *last)
         else:
             xh = aligned_empty((rows // 16, padded // 32, 16, 32), np.uint16)
-            native.pack_tiles_bf16(here.view(np.uint32), step, needs_sums, xh, xsum)
-            multiply = native.amx_bf16_matmul
-            multiply(*_weights(packed), xh, xsum, xgroup, *rest, full, *last)
+            kernels.pack_tiles_bf16(here.view(np.uint32), step, needs_sums, xh, xsum)
+            multiply = kernels.amx_bf16_matmul
+            multiply(*packed.plan, xh, xsum, xgroup, *rest, folded, full, *last)
     return out

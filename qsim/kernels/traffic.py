@@ -66,9 +66,9 @@ def traffic(packed: PackedWeight, tokens: int) -> Traffic:
     groups = packed.padded_k // packed.group
     stored = packed.words.nbytes * 8 // (rows * packed.padded_k)
     assert stored == packed.bits
-    code_bits = packed.scheme.weight.bits if packed.bits == 8 and packed.kind == "uint" else stored
+    code_bits = packed.scheme.weight.bits if packed.bits == 8 else stored
     real = packed.scales.size if packed.rows_per_scale != 1 else n * groups
-    scale_bytes = real * packed.scales.itemsize
+    scale_bytes = real * packed.scales.itemsize + (0 if packed.source.tensor_scale is None else 4)
     zero_bits = {0: 0, 16: 16, 17: 16, 32: 32}.get(packed.zero_bits, packed.zero_bits)
     zero_bytes = -(-real * zero_bits // 8)
     code_bytes = -(-n * k * code_bits // 8)

@@ -242,5 +242,5 @@ def test_no_path_kills_the_process_on_a_cpu_without_the_feature():
 
 
 def test_unknown_path_in_the_environment():
-    with pytest.raises(AssertionError, match="QSIM_KERNELS is one of auto, portable, vnni, amx: got 'avx'"):
+    with pytest.raises(AssertionError, match="QSIM_KERNELS is one of auto, portable, vnni, bf16, amx: got 'avx'"):
         run(CODE, QSIM_KERNELS="avx")

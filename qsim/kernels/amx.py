@@ -1,0 +1,263 @@
+"""The AMX path: tile registers multiply 16 tokens by 16 output rows. Compile nothing here unless it is offered.
+
+A slice of columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time, and the sums
+of a group are scaled and added in float32. Shapes as in `streams`; xa are activations in the layouts that
+`pack_tiles_*` make.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from . import dots, lanes
+from . import tiles as amx
+from .memory import aligned_float32, aligned_int32
+from .streams import bf16_factors, tile_scales, tile_zeros
+
+F32, U32, I32 = np.float32, np.uint32, np.int32
+
+# 64 bytes for ldtilecfg: palette 1, then 16 rows of 64 bytes for each of the eight tiles (Intel SDM, LDTILECFG)
+TILE_TABLE = np.zeros(64, dtype=np.uint8)
+TILE_TABLE[0] = 1
+TILE_TABLE[16:32:2] = 64
+TILE_TABLE[48:56] = 16
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_whole_tiles(x: Any, out: Any) -> None:
+    """Rows of int64, (M, K*b/64) with b bits a value, to A tiles (M/16, T, 16, 8): M of 16 and K of a tile alone."""
+    for block in prange(out.shape[0]):
+        for r in range(16):
+            row = x[np.int64(block) * 16 + r]
+            for t in range(out.shape[1]):
+                for i in range(8):
+                    out[block, t, r, i] = row[t * 8 + i]
+
+
+@njit(cache=True, boundscheck=False)
+def _pack_block_int8(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    k = x.shape[1]
+    for r in range(16):
+        m = block * 16 + r
+        inside = k if m < x.shape[0] else 0
+        row = x[min(m, x.shape[0] - 1)]
+        for t in range(out.shape[1]):
+            if (t + 1) * 64 <= inside:
+                for b in range(64):
+                    out[block, t, r, b] = row[t * 64 + b]
+            else:
+                for b in range(64):
+                    out[block, t, r, b] = row[t * 64 + b] if t * 64 + b < inside else np.int8(0)
+        if sums:
+            for c in range(xsum.shape[0]):
+                total = I32(0)
+                for at in range(c * step, min((c + 1) * step, inside)):
+                    total += I32(row[at])
+                xsum[c, m] = F32(total)
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_tiles_int8(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    """Integers (M, K) int8 to A tiles (M'/16, K'/64, 16, 64); if `sums`, xsum (C, M') float32 per `step` columns."""
+    for block in prange(out.shape[0]):
+        _pack_block_int8(x, np.int64(block), step, sums, out, xsum)
+
+
+@njit(cache=True, boundscheck=False)
+def _pack_block_bf16(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    k = x.shape[1]
+    part = np.empty(16, F32)
+    for r in range(16):
+        m = block * 16 + r
+        inside = k if m < x.shape[0] else 0
+        row = x[min(m, x.shape[0] - 1)]
+        for t in range(out.shape[1]):
+            if (t + 1) * 32 <= inside:
+                for b in range(32):
+                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16))
+            else:
+                for b in range(32):
+                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16)) if t * 32 + b < inside else np.uint16(0)
+        if sums:
+            values = row.view(np.float32)
+            for c in range(xsum.shape[0]):
+                part[:] = F32(0)
+                end = min((c + 1) * step, inside)
+                at = c * step
+                while at + 16 <= end:
+                    for lane in range(16):
+                        part[lane] += values[at + lane]
+                    at += 16
+                total = F32(0)
+                for lane in range(16):
+                    total += part[lane]
+                while at < end:
+                    total += values[at]
+                    at += 1
+                xsum[c, m] = total
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def pack_tiles_bf16(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    """Bits of float32 values that are BF16, (M, K) uint32, to A tiles (M'/16, K'/32, 16, 32) uint16; xsum as above."""
+    for block in prange(out.shape[0]):
+        _pack_block_bf16(x, np.int64(block), step, sums, out, xsum)
+
+
+@njit(cache=True, boundscheck=False)
+def _amx_int_tiles(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any,
+    table: Any, out: Any,
+) -> None:  # fmt: skip
+    tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 64
+    groups, tiles, blocks = (1 if integer else k // group), last - first, xa.shape[0] // 2
+    columns = lanes.columns_per_step(words)
+    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
+    for t in range(tiles):
+        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
+        tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
+        shift[t] -= lanes.centre(words)
+    b = aligned_int32(step * 16).reshape(4, step * 4)
+    kept = tiles * blocks if integer else 1
+    sums = aligned_int32(kept * 2048).reshape(tiles if integer else 1, blocks if integer else 1, 2, 1024)
+    total = aligned_float32(0 if integer else tiles * blocks * 2048).reshape(tiles, 0 if integer else blocks * 32, 64)
+    total[:] = F32(0)
+    amx.configure_tiles(table)
+    for c in range((k + step - 1) // step):
+        k0 = c * step
+        depth = min(step, k - k0)
+        g = 0 if integer else k0 // group
+        for t in range(tiles):
+            for r in range(0, depth, columns):
+                dots.bytes_centred(words, first + t, (k0 + r) // columns, b, r)
+            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
+            for block in range(blocks):
+                a0 = (2 * block * xa.shape[1] + k0 // 64) * 1024
+                for half in range(2):
+                    b0 = half * 2 * step * 16
+                    if integer:
+                        c0 = ((t * blocks + block) * 2 + half) * 4096
+                        amx.block_s8(
+                            xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, c0, c > 0
+                        )
+                        continue
+                    amx.block_s8(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, 0, False)
+                    for i in range(4):
+                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
+                        if full:
+                            amx.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+                        else:
+                            amx.apply_int(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+    amx.release_tiles()
+    for t in range(tiles):
+        start = (first + t) * 64
+        if not integer:
+            _finish(total[t], start, xrow, bias, out)
+            continue
+        whole_shift, here_scale = np.empty(64, I32), scale[t, 0]
+        for lane in range(64):
+            whole_shift[lane] = I32(shift[t, 0, lane])
+        for m in range(tokens):
+            sx = I32(0)
+            for c in range(xsum.shape[0]):
+                sx += I32(xsum[c, m])
+            for part in range(4):
+                at = ((t * blocks + m // 32) * 2 + part // 2) * 1024
+                at += ((m % 32) // 16 * 2 + part % 2) * 256 + (m % 16) * 16
+                column, lane0 = start + part * 16, part * 16
+                if column + 16 <= n:
+                    amx.finish_row(
+                        sums, at, here_scale, whole_shift, lane0, sx, xrow[m], bias, column, out, m * n + column
+                    )
+                else:
+                    flat = sums.reshape(-1)
+                    for lane in range(n - column):
+                        value = F32(flat[at + lane] - whole_shift[lane0 + lane] * sx) * here_scale[lane0 + lane]
+                        out[m, column + lane] = value * xrow[m] + bias[column + lane]
+
+
+@njit(cache=True, boundscheck=False)
+def _finish(total: Any, start: Any, xrow: Any, bias: Any, out: Any) -> None:
+    tokens, n = out.shape
+    for m in range(tokens):
+        for lane in range(min(64, n - start)):
+            out[m, start + lane] = total[m, lane] * xrow[m] + bias[start + lane]
+
+
+@njit(cache=True, boundscheck=False)
+def _amx_bf16_tiles(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, full: Any,
+    table: Any, out: Any,
+) -> None:  # fmt: skip
+    k = xa.shape[1] * 32
+    groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
+    columns = lanes.columns_per_step(words)
+    by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
+    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
+    for t in range(tiles):
+        bf16_factors(words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, first + t, folded, by[t],
+                     less[t], scale[t], shift[t])  # fmt: skip
+    b = aligned_int32(step * 32).reshape(4, step * 8)
+    sums = aligned_float32(1024)
+    total = aligned_float32(tiles * blocks * 2048).reshape(tiles, blocks * 32, 64)
+    total[:] = F32(0)
+    amx.configure_tiles(table)
+    for c in range((k + step - 1) // step):
+        k0 = c * step
+        depth = min(step, k - k0)
+        g = k0 // group
+        for t in range(tiles):
+            tb, tl = by[t], less[t]
+            for r in range(0, depth, columns):
+                at = k0 + r
+                dots.expand_bf16(words, first + t, at // columns, tb, tl, at // group, b, r)
+            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
+            for block in range(blocks):
+                a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024
+                for half in range(2):
+                    b0 = half * 2 * step * 32
+                    amx.block_bf16(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 32, depth // 32, sums, 0, False)
+                    for i in range(4):
+                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
+                        if full:
+                            amx.apply_float_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+                        else:
+                            amx.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+    amx.release_tiles()
+    for t in range(tiles):
+        _finish(total[t], (first + t) * 64, xrow, bias, out)
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def amx_int_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
+    bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any, tiles: Any, table: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """`expand_matmul` for integers by integers. xa from `pack_tiles_int8`; chunks of `step` columns divide a group."""
+    count = words.shape[0]
+    for task in prange((count + tiles - 1) // tiles):
+        first = np.int64(task) * tiles
+        last = min(first + tiles, count)
+        _amx_int_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
+                       xa, xsum, xgroup, xrow, step, integer, full, table, out)  # fmt: skip
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def amx_bf16_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
+    bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, full: Any, tiles: Any, table: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """`expand_matmul` for activations that are BF16. xa from `pack_tiles_bf16`; chunks divide a group or `folded`."""
+    count = words.shape[0]
+    for task in prange((count + tiles - 1) // tiles):
+        first = np.int64(task) * tiles
+        last = min(first + tiles, count)
+        _amx_bf16_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group,
+                        bias, xa, xsum, xgroup, xrow, step, folded, full, table, out)  # fmt: skip

@@ -1,0 +1,196 @@
+"""A packed weight times a few tokens, on every path: words are decoded in registers, never expanded.
+
+Shapes: words (T, W, 64) records of the stored format (`stored`); x (M, K) activations; xgroup (M, G) scale of
+an activation group, without rows when there is none; xrow (M,); out (M, N). A chunk is at most `step` columns of one
+group: sums of products of 8-bit integers stay below 2^24 in it, where float32 is exact, so integer schemes are exact
+too. `sums` is an empty array whose dtype says how totals are kept: int32 for a scheme of integers with one scale a row,
+else float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from . import lanes
+from .prepare import prepare
+from .vectors import take_next
+
+F32, U32, I32 = np.float32, np.uint32, np.int32
+EXACT_COLUMNS = 512  # 2^24 / (255 * 128): columns whose u8 x s8 products sum exactly in float32
+FLOAT_COLUMNS = 128  # shorter chunks keep q * x and zero * sum x, which cancel, small: 3x less error at 8 bits
+COUNTER_STRIDE = 16  # int64: counters of two threads do not share a pair of cache lines
+
+
+@njit(cache=True)
+def decode_scale(code: Any, kind: Any) -> Any:
+    """float32 value of the bits of a scale; `kind` as in `PackedWeight`."""
+    c = U32(code)
+    if kind == 0:
+        return np.uint32(c).view(np.float32)
+    if kind == 1:  # binary16: exponent re-biased by a multiplication, which handles its subnormals
+        sign = (c & U32(0x8000)) << U32(16)
+        magnitude = U32((c & U32(0x7FFF)) << U32(13)).view(np.float32) * F32(2.0**112)
+        return U32(sign | np.float32(magnitude).view(np.uint32)).view(np.float32)
+    if kind == 2:
+        return U32(c << U32(16)).view(np.float32)
+    if kind == 3:
+        return U32(c << U32(23)).view(np.float32) if c else F32(2.0**-127)
+    return U32(((c & U32(0x80)) << U32(24)) | ((c & U32(0x7F)) << U32(20))).view(np.float32) * F32(2.0**120)
+
+
+@njit(cache=True)
+def tile_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, out: Any) -> None:
+    """Scales of the 64 rows of a tile, (G, 64) float32."""
+    for g in range(out.shape[0]):
+        if rows_per_scale == 1 and kind == 1:
+            lanes.half_scales(scales, (tile * scales.shape[1] + g) * 64, out, g)
+        elif rows_per_scale == 1:
+            for lane in range(64):
+                out[g, lane] = decode_scale(scales[tile, g, lane], kind)
+        else:
+            for lane in range(64):
+                row = (tile * 64 + lane) // rows_per_scale if rows_per_scale else 0
+                row = min(row, scales.shape[0] - 1)  # a padded row may lie past the last block
+                out[g, lane] = decode_scale(scales[row, min(g, scales.shape[1] - 1), 0], kind)
+
+
+@njit(cache=True)
+def tile_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, out: Any) -> None:
+    """Zero points of the 64 rows of a tile, (G, 64) float32."""
+    for g in range(out.shape[0]):
+        if bits == 0:
+            for lane in range(64):
+                out[g, lane] = constant
+        elif bits == 4:
+            lanes.nibble_zeros(zeros, (tile * zeros.shape[1] + g) * 32, out, g)
+        elif bits == 8:
+            for lane in range(64):
+                out[g, lane] = F32(zeros[tile, g, lane])
+        elif bits < 8:
+            for lane in range(64):
+                at = lane * bits
+                pair = I32(zeros[tile, g, at >> 3])
+                if (at & 7) + bits > 8:
+                    pair |= I32(zeros[tile, g, (at >> 3) + 1]) << 8
+                out[g, lane] = F32((pair >> (at & 7)) & ((1 << bits) - 1))
+        else:
+            kind = 0 if bits == 32 else bits - 15
+            for lane in range(64):
+                out[g, lane] = decode_scale(zeros[tile, g, lane], kind)
+
+
+@njit(cache=True)
+def bf16_factors(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, tile: Any,
+    folded: Any, by: Any, less: Any, scale: Any, shift: Any,
+) -> None:  # fmt: skip
+    """For weights that become BF16, (code - less) * by: what is left for the sums, (sum - shift * sum x) * scale.
+
+    All (G, 64) float32. Integers less 2^(bits-1) are BF16; so are floats times the power of two that their fields lack.
+    When `folded` the scale is small enough to be in them too.
+    """
+    tile_scales(scales, scale_kind, rows_per_scale, tile, scale)
+    tile_zeros(zeros, zero_bits, zero, tile, shift)
+    for g in range(scale.shape[0]):
+        for lane in range(64):
+            by[g, lane] = lanes.value_factor(words)
+            less[g, lane] = lanes.centre(words)
+            shift[g, lane] -= lanes.centre(words)
+            if folded:
+                by[g, lane] *= scale[g, lane]
+                scale[g, lane] = F32(1)
+
+
+@njit(cache=True, boundscheck=False)
+def finish(
+    total: Any, m: Any, scale: Any, shift: Any, xsum: Any, by: Any, bias: Any, out: Any, row: Any, column: Any
+) -> None:
+    """As `lanes.finish_row`, up to the last column of `out`."""
+    inside = out.shape[1] - column
+    if inside >= 64:
+        lanes.finish_row(total, m, scale, shift, xsum, by, bias, out, row, column)
+        return
+    part, padded = np.empty((1, 64), F32), np.zeros(64, F32)
+    for lane in range(inside):
+        padded[lane] = bias[column + lane]
+    lanes.finish_row(total, m, scale, shift, xsum, by, padded, part, 0, 0)
+    for lane in range(inside):
+        out[row, column + lane] = part[0, lane]
+
+
+@njit(cache=True, boundscheck=False)
+def starts(tiles: Any, threads: Any) -> Any:
+    """For each thread, in cache lines of its own, the first of its consecutive tiles: counters for `take_next`."""
+    counters = np.empty(threads * COUNTER_STRIDE, np.int64)
+    for t in range(threads):
+        counters[t * COUNTER_STRIDE] = t * tiles // threads
+    return counters
+
+
+@njit(cache=True, boundscheck=False)
+def _stream_tile(
+    tile: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
+    group: Any, bias: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any, scale: Any, shift: Any, total: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """All tokens of one tile, four to a pass; the tile stays in L2 between passes."""
+    tokens = out.shape[0]
+    tile_scales(scales, scale_kind, rows_per_scale, tile, scale)
+    tile_zeros(zeros, zero_bits, zero, tile, shift)
+    m = 0
+    while m < tokens:
+        here = 1 if m + 1 == tokens else 4
+        for i in range(here):
+            for lane in range(64):
+                total[i, lane] = 0
+        if here == 1:
+            lanes.stream_1(words, tile, xs, m, xsum, factors, scale, shift, group, step, total, scales, zeros)
+        else:
+            lanes.stream_4(words, tile, xs, m, xsum, factors, scale, shift, group, step, total, scales, zeros)
+        for i in range(min(here, tokens - m)):
+            by = xrow[m + i] * lanes.result_factor(words, xs)
+            finish(total, i, scale, shift, 0, by, bias, out, m + i, tile * 64)
+        m += here
+
+
+@njit(cache=True, boundscheck=False)
+def _stream_share(
+    thread: Any, counters: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any,
+    zero_bits: Any, zero: Any, group: Any, bias: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any,
+    sums: Any, out: Any,
+) -> None:  # fmt: skip
+    """One thread's consecutive tiles, then what the others have not begun: a core that was interrupted is not awaited.
+
+    Consecutive, because a thread's tiles are then one stream to the hardware's prefetcher.
+    """
+    groups, tiles, threads = factors.shape[1], words.shape[0], counters.shape[0] // COUNTER_STRIDE
+    scale, shift = np.empty((groups, 64), F32), np.empty((groups, 64), F32)
+    total = np.empty((4, 64), sums.dtype)
+    for i in range(threads):
+        owner = (thread + i) % threads
+        end = (owner + 1) * tiles // threads
+        tile = take_next(counters, owner * COUNTER_STRIDE)
+        while tile < end:
+            _stream_tile(tile, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xs, xsum,
+                         factors, xrow, step, scale, shift, total, out)  # fmt: skip
+            tile = take_next(counters, owner * COUNTER_STRIDE)
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def stream_matmul(
+    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
+    bias: Any, x: Any, xgroup: Any, xrow: Any, step: Any, sums: Any, threads: Any, out: Any,
+) -> None:  # fmt: skip
+    """out[m, n] = xrow[m] * sum_g xgroup[m, g] * scale[n, g] * (sum_k q x - zero[n, g] * sum_k x) + bias[n].
+
+    The dtype of x chooses the instructions, see `prepare`; with float32 this is the portable kernel.
+    """
+    xs, xsum, factors = prepare(words, x, xgroup, group, step)
+    counters = starts(words.shape[0], threads)
+    for t in prange(threads):
+        # the index of a parallel loop is unsigned; with a signed one the body is compiled once, not twice
+        _stream_share(np.int64(t), counters, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero),
+                      group, bias, xs, xsum, factors, xrow, step, sums, out)  # fmt: skip
