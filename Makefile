@@ -38,11 +38,14 @@ lint: $(VENV)/.test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Test processes share the cores: BLAS threads that spin while another process holds theirs cost minutes.
+pytest oracle: export OPENBLAS_NUM_THREADS = 1
+
 pytest: $(VENV)/.test
 	$(PYTEST) -n $(JOBS) -m "not exhaustive and not oracle"
 
 oracle: $(VENV)/.oracle ## compare with outside implementations (installs torch, transformers, mmasim, ...)
-	$(PYTEST) -m oracle
+	$(PYTEST) -n $(JOBS) -m oracle
 
 exhaustive: $(VENV)/.test ## every float32 input, against ml_dtypes; minutes
 	$(PYTEST) -m exhaustive -s
