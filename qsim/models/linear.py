@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from qsim.formats import BlockFormat, FloatFormat, IntFormat
 from qsim.quantize import Granularity, QuantizedTensor
 
 from . import ops
@@ -92,7 +91,11 @@ class Linear:
     @property
     def fallback(self) -> str | None:
         """What `fused` does instead when the format has no fused kernel; None when it has one."""
-        if self.engine != "fused" or not isinstance(self.weight, QuantizedTensor) or has_fused_kernel(self.weight):
+        if self.engine != "fused" or not isinstance(self.weight, QuantizedTensor):
+            return None
+        from qsim.kernels import has_fused_kernel
+
+        if has_fused_kernel(self.weight):
             return None
         return f"{self.weight.tensor_scheme.format.name} has no fused kernel: weights are dequantised once, to float32"
 
@@ -202,17 +205,6 @@ class Linear:
     def __repr__(self) -> str:
         what = self.weight.scheme.name or "quantised" if isinstance(self.weight, QuantizedTensor) else "float32"
         return f"Linear({self.name}, {self.out_features}x{self.in_features}, {what}, {self.engine})"
-
-
-def has_fused_kernel(weight: QuantizedTensor) -> bool:
-    """Whether `qsim.kernels` streams the codes of this format, instead of dequantising them for every product."""
-    fmt, group = weight.tensor_scheme.format, weight.tensor_scheme.group_size or 64
-    if isinstance(fmt, BlockFormat):
-        return False
-    if isinstance(fmt, FloatFormat):
-        return fmt.name in ("float8_e4m3fn", "float8_e5m2") and group % 4 == 0
-    bits = fmt.bits if fmt.bits <= 4 else 8
-    return isinstance(fmt, IntFormat) and fmt.fraction_bits == 0 and group % (32 if bits == 3 else 32 // bits) == 0
 
 
 def stack(linears: Sequence[Linear], name: str) -> Linear | None:

@@ -164,7 +164,7 @@ def test_engines_agree(scheme):
     assert engines["model.layers.0.mlp.up_proj"] == "dequantized"
     assert engines["model.layers.0.self_attn.o_proj"] == engines["model.layers.1.mlp.up_proj"] == "fused"
     notes = [n for n in fused.notes if "no fused kernel" in n]
-    assert bool(notes) == (scheme in ("mxfp8", "nvfp4", "nf4-g64"))
+    assert bool(notes) == (scheme == "nf4-g64")
     assert not [n for n in slow.notes if "no fused kernel" in n]
 
 
