@@ -23,6 +23,10 @@ class Architecture:
         gated: the feed-forward block has a gate (SwiGLU), so gate_up is 2 * ffn wide.
         experts, experts_per_token: 1 and 1 for a dense model.
         shared_ffn: width of an expert that every token passes through; 0 for none.
+        dense_layers, dense_ffn: the first layers of a mixture of experts that have none, and their width.
+        kv_lora_rank: width of the latent vector that multi-head latent attention caches instead of K and V; 0 without.
+            Then head_dim counts the part without positions and `rope_dim` rotated elements, which all heads share in K,
+            and `v_head_dim` is the width of a head's V; `q_lora_rank` is that of the queries' own latent vector, or 0.
         tied: lm_head shares the embedding matrix (it is still read once a step).
         qkv_bias, mlp_bias: whether those linear layers have a bias.
         max_positions: context the model was made for; learned positions are stored when `learned_positions`.
@@ -41,6 +45,12 @@ class Architecture:
     experts: int = 1
     experts_per_token: int = 1
     shared_ffn: int = 0
+    dense_layers: int = 0
+    dense_ffn: int = 0
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    rope_dim: int = 0
+    v_head_dim: int = 0
     tied: bool = False
     qkv_bias: bool = False
     mlp_bias: bool = False
@@ -62,30 +72,91 @@ class Architecture:
             raise ValueError(
                 f"{self.name}: experts_per_token must lie in 1..experts: got {self.experts_per_token} of {self.experts}"
             )
+        if self.dense_layers and not (self.experts > 1 and self.dense_layers < self.layers and self.dense_ffn > 0):
+            raise ValueError(
+                f"{self.name}: dense_layers are some of the layers of a mixture of experts and have a dense_ffn: got "
+                f"{self.dense_layers} of {self.layers} layers, {self.experts} experts, dense_ffn={self.dense_ffn}"
+            )
+        if self.is_latent and not (0 < self.rope_dim < self.head_dim and self.v_head_dim > 0):
+            raise ValueError(
+                f"{self.name}: latent attention needs 0 < rope_dim < head_dim and a v_head_dim: got rope_dim="
+                f"{self.rope_dim}, head_dim={self.head_dim}, v_head_dim={self.v_head_dim}"
+            )
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the cache holds one latent vector a token (multi-head latent attention)."""
+        return self.kv_lora_rank > 0
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's V and output."""
+        return self.v_head_dim or self.head_dim
+
+    @property
+    def cache_row(self) -> int:
+        """Elements of a token's K in one layer, or of its latent vector with the rotated part."""
+        return self.kv_lora_rank + self.rope_dim if self.is_latent else self.kv_heads * self.head_dim
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(N, K) of every linear layer of one block, per expert for gate_up and down."""
-        shapes = {
-            "qkv": ((self.heads + 2 * self.kv_heads) * self.head_dim, self.hidden),
-            "o": (self.hidden, self.heads * self.head_dim),
-            "gate_up": ((2 if self.gated else 1) * self.ffn, self.hidden),
+        gate = 2 if self.gated else 1
+        if self.is_latent:
+            shapes = self._latent_shapes()
+        else:
+            shapes = {"qkv": ((self.heads + 2 * self.kv_heads) * self.head_dim, self.hidden)}
+        shapes |= {
+            "o": (self.hidden, self.heads * self.value_dim),
+            "gate_up": (gate * self.ffn, self.hidden),
             "down": (self.hidden, self.ffn),
         }
         if self.shared_ffn:
-            shapes["shared_gate_up"] = ((2 if self.gated else 1) * self.shared_ffn, self.hidden)
+            shapes["shared_gate_up"] = (gate * self.shared_ffn, self.hidden)
             shapes["shared_down"] = (self.hidden, self.shared_ffn)
         if self.experts > 1:
             shapes["router"] = (self.experts, self.hidden)
+        if self.dense_layers:
+            shapes["dense_gate_up"] = (gate * self.dense_ffn, self.hidden)
+            shapes["dense_down"] = (self.hidden, self.dense_ffn)
         return shapes
+
+    def _latent_shapes(self) -> dict[str, tuple[int, int]]:
+        queries = self.heads * self.head_dim
+        expanded = self.heads * (self.head_dim - self.rope_dim + self.v_head_dim)
+        if self.q_lora_rank:
+            shapes = {"qkv_a": (self.q_lora_rank + self.cache_row, self.hidden), "q_b": (queries, self.q_lora_rank)}
+        else:
+            shapes = {"q": (queries, self.hidden), "kv_a": (self.cache_row, self.hidden)}
+        return {**shapes, "kv_b": (expanded, self.kv_lora_rank)}
+
+    @property
+    def linear_counts(self) -> dict[str, int]:
+        """How many of each of `linear_shapes` the whole model has."""
+        routed = self.layers - self.dense_layers
+        counts = {}
+        for name in self.linear_shapes:
+            if name.startswith("dense_"):
+                counts[name] = self.dense_layers
+            elif name in ("gate_up", "down"):
+                counts[name] = routed * self.experts
+            else:
+                counts[name] = routed if name == "router" or name.startswith("shared_") else self.layers
+        return counts
 
     @property
     def block_parameters(self) -> int:
         """Weights of all linear layers of all blocks, lm_head and embedding left out (every expert counted)."""
-        total = 0
-        for name, (n, k) in self.linear_shapes.items():
-            total += n * k * (self.experts if name in ("gate_up", "down") else 1)
-        return total * self.layers
+        counts = self.linear_counts
+        return sum(n * k * counts[name] for name, (n, k) in self.linear_shapes.items())
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights that a token is multiplied with: its experts only, and lm_head."""
+        idle = self.experts - self.experts_per_token
+        routed = self.layers - self.dense_layers
+        each = sum(n * k for name, (n, k) in self.linear_shapes.items() if name in ("gate_up", "down"))
+        return self.block_parameters - idle * routed * each + self.head_parameters
 
     @property
     def head_parameters(self) -> int:
@@ -96,7 +167,8 @@ class Architecture:
     def parameters(self) -> int:
         """All weights: blocks, lm_head (once when tied), embedding, norms, biases and learned positions."""
         norms = (2 * self.layers + 1) * self.hidden * (2 if self.norm_bias else 1)
-        bias = self.layers * (self.linear_shapes["qkv"][0] if self.qkv_bias else 0)
+        norms += self.layers * (self.q_lora_rank + self.kv_lora_rank)
+        bias = self.layers * (self.linear_shapes["qkv"][0] if self.qkv_bias and not self.is_latent else 0)
         bias += self.layers * ((2 * self.hidden + self.ffn) if self.mlp_bias else 0)
         positions = self.max_positions * self.hidden if self.learned_positions else 0
         heads = self.head_parameters * (1 if self.tied else 2)
@@ -104,8 +176,8 @@ class Architecture:
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Elements of K and V that one token adds over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+        """Elements of K and V, or of latent vectors, that one token adds over all layers."""
+        return self.layers * self.cache_row * (1 if self.is_latent else 2)
 
 
 @lru_cache(maxsize=1)
@@ -119,6 +191,7 @@ _ALIASES = {
     "llama-2-7b": "llama-2-7b", "llama2-7b": "llama-2-7b", "llama-7b": "llama-2-7b", "llama3-8b": "llama-3-8b",
     "llama-3.1-8b": "llama-3-8b", "llama3-70b": "llama-3-70b", "llama-3.1-70b": "llama-3-70b",
     "llama2-13b": "llama-2-13b", "llama2-70b": "llama-2-70b", "mixtral": "mixtral-8x7b", "mistral": "mistral-7b",
+    "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3",
 }  # fmt: skip
 
 
@@ -177,16 +250,14 @@ def _from_table(table: Mapping[str, Any], file: str, name: str) -> Architecture:
 
 
 def from_config(config: Mapping[str, Any], name: str = "config") -> Architecture:
-    """Shapes from a Hugging Face config: Llama, Mistral, Qwen2/2.5/3, Mixtral, Qwen-MoE, OPT and their relatives.
+    """Shapes from a Hugging Face config: Llama, Mistral, Qwen2/2.5/3, Mixtral, Qwen-MoE, DeepSeek-V2/V3, OPT and kin.
 
     Raises:
-        ValueError: a field that is needed is missing; multi-head latent attention (DeepSeek), which is not modelled.
+        ValueError: a field that is needed is missing, or fields that do not fit each other.
     """
-    kind = str(config.get("model_type", ""))
-    if config.get("kv_lora_rank"):
-        raise ValueError(f"{name}: multi-head latent attention (kv_lora_rank={config['kv_lora_rank']}) is not modelled")
     if "text_config" in config:
         config = config["text_config"]
+    kind = str(config.get("model_type", ""))
 
     def need(*keys: str) -> int:
         for key in keys:
@@ -198,28 +269,39 @@ def from_config(config: Mapping[str, Any], name: str = "config") -> Architecture
         raise ValueError(f"{name}: config.json has none of {', '.join(keys)} (model_type={kind!r})")
 
     hidden, heads = need("hidden_size", "n_embd"), need("num_attention_heads", "n_head")
-    if config.get("head_dim") is None and hidden % heads:
+    latent = bool(config.get("kv_lora_rank"))
+    if config.get("head_dim") is None and hidden % heads and not latent:
         raise ValueError(f"{name}: num_attention_heads must divide hidden_size: got {heads}, {hidden}")
-    experts = config.get("num_local_experts") or config.get("num_experts") or 1
+    experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 1
     opt = kind == "opt"
     ffn = (
         need("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
         if experts > 1
         else need("intermediate_size", "ffn_dim", "n_inner")
     )
+    dense = config.get("first_k_dense_replace") or 0 if experts > 1 else 0
+    shapes: dict[str, int] = {"head_dim": config.get("head_dim") or hidden // heads}
+    if latent:
+        rope = need("qk_rope_head_dim")
+        shapes = {
+            "head_dim": need("qk_nope_head_dim") + rope, "rope_dim": rope, "v_head_dim": need("v_head_dim"),
+            "kv_lora_rank": need("kv_lora_rank"), "q_lora_rank": config.get("q_lora_rank") or 0,
+        }  # fmt: skip
     return Architecture(
         name=str(config.get("_name_or_path") or name).rsplit("/", 1)[-1],
         layers=need("num_hidden_layers", "n_layer"),
         hidden=hidden,
         ffn=ffn,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
+        kv_heads=heads if latent else config.get("num_key_value_heads") or heads,
+        **shapes,
         vocab=need("vocab_size"),
         gated=not opt and "gelu_new" not in str(config.get("activation_function", "")),
         experts=experts,
         experts_per_token=config.get("num_experts_per_tok") or 1,
-        shared_ffn=config.get("shared_expert_intermediate_size") or 0,
+        shared_ffn=config.get("shared_expert_intermediate_size") or (config.get("n_shared_experts") or 0) * ffn,
+        dense_layers=dense,
+        dense_ffn=need("intermediate_size") if dense else 0,
         tied=bool(config.get("tie_word_embeddings", opt)),
         qkv_bias=bool(config.get("attention_bias", kind in ("qwen2", "qwen2_moe", "opt"))),
         mlp_bias=bool(config.get("mlp_bias", opt)),

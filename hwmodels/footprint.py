@@ -46,12 +46,24 @@ class Footprint:
 
 def model_weight_bytes(architecture: Architecture, scheme: Scheme) -> float:
     """Bytes of all weights: linear layers of the blocks as the scheme packs them, everything else in 16 bit."""
-    total = 0
+    counts, total = architecture.linear_counts, 0
     for name, (n, k) in architecture.linear_shapes.items():
-        copies = architecture.experts if name in ("gate_up", "down") else 1
-        total += copies * (2 * n * k if name == "router" else weight_nbytes(scheme, n, k))
+        total += counts[name] * (2 * n * k if name == "router" else weight_nbytes(scheme, n, k))
     rest = architecture.parameters - architecture.block_parameters
-    return float(total * architecture.layers + 2 * rest)
+    return float(total + 2 * rest)
+
+
+def _device_weight_bytes(architecture: Architecture, scheme: Scheme, tp: int) -> float:
+    """Bytes of weights on each device. Latent attention: the projection to latent vectors is on every device, and a
+    quantised expansion is there twice, the second time in 16 bit for `absorb`."""
+    a, share = architecture, model_weight_bytes(architecture, scheme) / tp
+    if not a.is_latent:
+        return share
+    shapes = a.linear_shapes
+    replicated = sum(weight_nbytes(scheme, *shapes[name]) for name in ("qkv_a", "kv_a") if name in shapes)
+    n, k = shapes["kv_b"]
+    absorbed = 2 * n * k / tp if scheme.weight.is_quantized else 0.0
+    return share + a.layers * (replicated * (1 - 1 / tp) + absorbed)
 
 
 def kv_bytes_per_token(architecture: Architecture, scheme: Scheme) -> float:
@@ -72,12 +84,12 @@ def footprint(
     """Memory of a step on each of `tensor_parallel` devices; `tokens` are those in flight (default the batch)."""
     a, tp = architecture, tensor_parallel
     tokens = batch if tokens is None else tokens
-    width = 6 * a.hidden + (3 if a.gated else 2) * a.ffn * a.experts_per_token
-    shards = min(tp, a.kv_heads)
+    width = 6 * a.hidden + (3 if a.gated else 2) * max(a.ffn * a.experts_per_token, a.dense_ffn)
+    shards = 1 if a.is_latent else min(tp, a.kv_heads)
     capacity = device.memory.capacity_bytes
     chips = sram_chips(device, architecture, scheme) if device.kind == "asic-sram" else 1
     return Footprint(
-        weights_bytes=model_weight_bytes(a, scheme) / tp / chips,
+        weights_bytes=_device_weight_bytes(a, scheme, tp) / chips,
         kv_cache_bytes=np.asarray(batch, np.float64) * context * kv_bytes_per_token(a, scheme) / shards / chips,
         activations_bytes=np.asarray(tokens, np.float64) * width * 2.0 / tp / chips,
         reserve_bytes=0.0 if chips > 1 else min(RESERVE_BYTES, 0.1 * capacity),

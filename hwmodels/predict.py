@@ -22,8 +22,8 @@ from .execution import OperatorTime, Runner
 from .footprint import Footprint, footprint, largest_batch, what_would_fit
 from .kernels import get_family
 from .load import get_device
-from .operators import step_operators
 from .profiles import Choice, Profile, choose_kernel, get_profile
+from .step import step_operators
 from .timing import IDEAL_MISS
 
 if TYPE_CHECKING:

@@ -31,6 +31,9 @@ IDEAL_MISS = 1.85
 WIDE_GROUP = 32
 SMALL_T0_S = 2e-6
 SMALL_ETA = 0.8
+FLASH_MLA = (660 / 989.4, 3000 / 3350)
+"""Shares of peak and bandwidth that FlashMLA reaches in decode on an H800 SXM5, whose 16-bit peak and memory are those
+of an H100 SXM (github.com/deepseek-ai/FlashMLA, README: up to 660 TFLOPS, 3000 GB/s)."""
 DATAFLOW = (0.70, 0.85)
 """Assumed shares of peak and bandwidth of a fused dataflow part: nothing is published to fit them on."""
 
@@ -80,11 +83,11 @@ def _is_kin(device: Device, donor: str) -> bool:
     return donor == device.transfer_from or {donor, device.calibration} == {"h100", "h200"}
 
 
-def _generic(kernel: str) -> Parameters:
+def _generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
     from .calibration.store import Parameters
 
     return Parameters(
-        kernel=kernel, t0_s=5e-6, eta_compute=0.8, eta_memory=0.8, p=3.0, kind="transferred", origin="generic"
+        kernel=kernel, t0_s=5e-6, eta_compute=eta[0], eta_memory=eta[1], p=3.0, kind="transferred", origin="generic"
     )
 
 
@@ -284,6 +287,8 @@ def attention(
     kernel: str | None = None,
     *,
     fidelity: str = "calibrated",
+    value_dim: Any = None,
+    shared_kv: bool = False,
     kv_bytes_per_element: float = 2.0,
     new: Any = None,
 ) -> Estimate:
@@ -293,6 +298,8 @@ def attention(
         phase: `prefill` (seq causal tokens) or `decode` (one query, seq tokens in the cache with the new one).
         kernel: `sdpa_cudnn`, `sdpa_flash`, `trtllm`; None takes the device's own.
         new: queries of a prefill that continues a cache of `seq` tokens; None means all of them.
+        value_dim, shared_kv: see `operators.attention_cost`; with either the estimate is `transferred`, as no kernel of
+            such heads was measured; `shared_kv` has the efficiencies that FlashMLA publishes.
 
     Raises:
         ValueError: an unknown phase or kernel, sizes that are not positive, heads that do not divide.
@@ -302,7 +309,7 @@ def attention(
     _positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
     cost = attention_cost(
         phase, batch=batch, context=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, seq=new,
-        kv_bytes_per_element=kv_bytes_per_element,
+        value_dim=value_dim, shared_kv=shared_kv, kv_bytes_per_element=kv_bytes_per_element,
     )  # fmt: skip
     peak = device.peak_flop_per_s("bfloat16") or device.peak_flop_per_s("float16")
     assert peak is not None
@@ -311,6 +318,10 @@ def attention(
     batch, seq, q, kv = (np.asarray(v, dtype=np.float64) for v in (batch, seq, q_heads, kv_heads))
     wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
     p = attention_parameters(device, phase, kernel, fidelity, wide)
+    if shared_kv:
+        p = _generic("flash_mla", FLASH_MLA)
+    elif value_dim is not None:
+        p = _transferred(p, p.origin or p.kernel)
     surface = (seq, batch * (q if phase == "prefill" else kv), q / kv)
     return estimate(device, cost, peak, p, seq, surface)
 

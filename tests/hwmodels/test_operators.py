@@ -7,7 +7,8 @@ import pytest
 
 from hwmodels.architecture import architecture_names, from_config, get_architecture
 from hwmodels.footprint import kv_bytes_per_token
-from hwmodels.operators import attention_cost, gemm_cost, step_operators, weight_nbytes
+from hwmodels.operators import attention_cost, gemm_cost, weight_nbytes
+from hwmodels.step import step_operators
 from qsim.quantize import get_scheme, quantize
 
 SCHEMES = ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w8a16", "w8a8-channel-token", "fp8", "fp8-rowwise",
@@ -119,7 +120,9 @@ def test_experts_are_read_when_a_token_goes_there() -> None:
     for batch, active in ((1, 2.0), (1000, 8.0)):
         ops = step_operators(arch, get_scheme("bf16"), "decode", batch=batch, context=10)
         gate = next(op for op in ops if op.name == "gate_up")
-        assert gate.calls == pytest.approx(32 * active, rel=1e-6)
+        assert gate.calls == 32
+        assert gate.groups == pytest.approx(active, rel=1e-6)
+        assert gate.cost.weight_bytes == pytest.approx(active * 2 * 2 * 14336 * 4096, rel=1e-6)
     flop = sum(
         float(op.cost.flop * op.calls)
         for op in step_operators(arch, get_scheme("bf16"), "decode", batch=1000, context=10)
@@ -154,7 +157,7 @@ def test_config_json_of_hugging_face(tmp_path) -> None:  # type: ignore[no-untyp
 @pytest.mark.parametrize(
     ("change", "says"),
     [({"hidden_size": None}, "hidden_size"), ({"num_key_value_heads": 5}, "kv_heads must divide"),
-     ({"kv_lora_rank": 512}, "latent"), ({"intermediate_size": -1}, "positive integer")],
+     ({"kv_lora_rank": 512}, "qk_rope_head_dim"), ({"intermediate_size": -1}, "positive integer")],
 )  # fmt: skip
 def test_configs_that_do_not_fit_are_refused(change: dict[str, object], says: str) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,

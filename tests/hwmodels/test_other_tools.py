@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.operators import attention_cost, step_operators
+from hwmodels.operators import attention_cost
+from hwmodels.step import step_operators
 from qsim.quantize import get_scheme
 
 
