@@ -139,8 +139,8 @@ def evaluate(
         protocol: `windows`: one after the other; every token but the text's first is scored once, with up to `window`
             tokens before it. `sliding`: every token but the first is scored once, with at least window - stride before
             it (where the text has them); with stride = window the first token of each window has none and is not
-            scored, as in the guide of transformers. `gptq`: the GPTQ paper's: whole windows only, the tail of the text is dropped,
-            and the first token of each window is not scored.
+            scored, as in the guide of transformers. `gptq`: the GPTQ paper's: whole windows only, the tail of the text
+            is dropped, and the first token of each window is not scored.
         reference: the unquantised model, or a `Reference` that remembers its logits from one evaluation to the next.
         max_bytes: use only the first so many bytes of the text (whole characters).
         progress: True shows a bar on stderr; a function is called with the numbers of windows done and in all.
