@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy as np
 from .architecture import Architecture
 from .device import Device
 from .footprint import sram_chips
+from .grouped import GROUPED, grouped
 from .kernels import get_family
 from .operators import Operator
 from .profiles import Choice, Profile
 from .step import attention_shape
-from .timing import DATAFLOW, TRANSFER_BAND, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
+from .timing import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 
 if TYPE_CHECKING:
     from qsim.quantize import Scheme
@@ -67,7 +68,7 @@ class Runner:
         """Every operator as a kernel of its own."""
         found: dict[int, Estimate] = {}
         for head in (False, True):
-            at = [i for i, op in enumerate(ops) if op.kind == "gemm" and op.head == head]
+            at = [i for i, op in enumerate(ops) if op.kind == "gemm" and op.head == head and op.groups is None]
             if at:
                 found.update(zip(at, self._products([ops[i] for i in at], head), strict=True))
         rows = []
@@ -82,6 +83,11 @@ class Runner:
                 est = small(self.device, self._moved(op), row=op.row, fidelity=self.fidelity)
             elif op.kind == "all_reduce":
                 est = all_reduce(self.device, op.cost.traffic_bytes, self.tensor_parallel)
+            elif op.groups is not None:
+                est = grouped(
+                    self.device, op.m, op.n, op.k, op.groups, self.choice.kernel, weight_bytes=op.weight_bytes,
+                    fidelity=self.fidelity, compute=self.choice.compute,
+                )  # fmt: skip
             else:
                 est = found[i]
             rows.append(self._row(op, est))
@@ -95,23 +101,13 @@ class Runner:
         return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
 
     def _products(self, ops: Sequence[Operator], head: bool) -> list[Estimate]:
-        """One call for all products of a family: N, K and weight bytes along a leading axis.
-
-        A grouped kernel has the tiles and the bytes of its products side by side: N of all of them, and rows of each.
-        """
+        """One call for all products of a family: N, K and weight bytes along a leading axis."""
         kernel = "cublas_bf16" if head else self.choice.kernel
         m = np.stack(np.broadcast_arrays(*(np.asarray(op.m, np.float64) for op in ops)))
         wide = (len(ops), *([1] * (m.ndim - 1)))
+        n = np.array([op.n for op in ops], np.float64).reshape(wide)
         k = np.array([op.k for op in ops], np.float64).reshape(wide)
-        if all(np.ndim(op.groups) == 0 for op in ops):
-            groups = np.array([float(op.groups) for op in ops]).reshape(wide)
-            w = np.array([float(op.weight_bytes) for op in ops]).reshape(wide)
-        else:
-            groups = np.stack([np.broadcast_to(op.groups, m.shape[1:]) for op in ops])
-            w = np.stack([np.broadcast_to(op.weight_bytes, m.shape[1:]) for op in ops])
-        n = np.array([op.n for op in ops], np.float64).reshape(wide) * groups
-        operand = 2.0 if head else get_family(kernel).activation_bytes
-        w = w + np.where(groups > 1, (groups - 1) * operand * m * k, 0.0)
+        w = np.array([float(op.weight_bytes) for op in ops]).reshape(wide)
         unique, inverse = (None, None)
         if m[0].size > 4096 and all(np.array_equal(m[0], row) for row in m[1:]):
             unique, inverse = np.unique(m[0], return_inverse=True)
@@ -128,28 +124,13 @@ class Runner:
                 compute=None if head else self.choice.compute,
             )  # fmt: skip
             take = lambda v, i: np.broadcast_to(v, m.shape)[i]  # noqa: E731
-        found = [
+        return [
             Estimate(
                 time_s=take(est.time_s, i), low_s=take(est.low_s, i), high_s=take(est.high_s, i),
                 compute_s=take(est.compute_s, i), memory_s=take(est.memory_s, i), kind=est.kind, origin=est.origin,
             )
             for i in range(len(ops))
         ]  # fmt: skip
-        return [
-            self._grouped(one, op) if np.any(np.asarray(op.groups) > 1) else one
-            for one, op in zip(found, ops, strict=True)
-        ]
-
-    def _grouped(self, est: Estimate, op: Operator) -> Estimate:
-        """No grouped kernel was measured: the efficiency of one large product carries over, with a wider band."""
-        if est.kind != "calibrated":
-            return est
-        half = TRANSFER_BAND[get_family(self.choice.kernel).sixteen_bit]
-        floor = op.cost.traffic_bytes / self.device.memory.bandwidth_bytes_per_s
-        return replace(
-            est, low_s=np.maximum(est.time_s * (1 - half), np.minimum(floor, est.time_s)),
-            high_s=est.time_s * (1 + half), kind="transferred",
-        )  # fmt: skip
 
     def _row(self, op: Operator, est: Estimate) -> OperatorTime:
         time, low, high = est.time_s, est.low_s, est.high_s
@@ -173,6 +154,8 @@ class Runner:
 
     def _kernel_name(self, op: Operator) -> str:
         if op.kind == "gemm":
+            if op.groups is not None:
+                return GROUPED.get(self.choice.kernel, self.choice.kernel)
             return "cublas_bf16" if op.head else self.choice.kernel
         return (self.attention_kernel or "") if op.kind == "attention" else ""
 

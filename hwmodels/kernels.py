@@ -71,6 +71,10 @@ FAMILIES: dict[str, KernelFamily] = {
         _family("marlin_fp8", "Marlin-class FP8 weight-only", "bfloat16", 8, 2, "trtllm_int8_wo", "trtllm_int4_wo"),
         _family("native_fp4", "native 4-bit float product", "float4_e2m1fn", 4.5, 0.5625, "cublas_fp8", "trtllm_fp8"),
         _family("native_mxfp8", "native MXFP8 product", "mxfp8_e4m3", 8.25, 1.03, "cublas_fp8", "trtllm_fp8"),
+        _family("torch_grouped_bf16", "torch._grouped_mm, BF16 experts", "bfloat16", 16, 2, "cublas_bf16",
+                sixteen_bit=True),
+        _family("torch_grouped_fp8", "torch._scaled_grouped_mm, FP8 experts, scale per row", "float8_e4m3fn", 8, 1,
+                "cublas_fp8_rowwise", "trtllm_fp8"),
         _family("w4a8", "4-bit weights, INT8 product", "int8", 4.125, 1, "cublas_int8", "trtllm_sq"),
     )
 }  # fmt: skip

@@ -53,7 +53,8 @@ class Operator:
         m, n, k: of a product, else 0.
         row: elements of the row that an element-wise kernel first reduces over (norm, quantise); 0 without.
         head: lm_head or router, which stay in 16 bit.
-        groups: products of this shape that the kernel does at once, each with rows and a weight of its own (experts).
+        groups: products of this shape that the kernel does at once, each with rows and a weight of its own (experts);
+            None for a single product.
         weight_bytes: of the packed weights of all groups.
         reread_bytes: input that a quantising kernel reads a second time (largest value first, codes second); it costs
             traffic only when it is larger than the on-chip memory.
@@ -68,7 +69,7 @@ class Operator:
     k: Any = 0
     row: int = 0
     head: bool = False
-    groups: Any = 1.0
+    groups: Any = None
     weight_bytes: Any = 0.0
     reread_bytes: Any = 0.0
 
@@ -93,6 +94,24 @@ def gemm_cost(m: Any, n: Any, k: Any, *, weight_bytes: Any, activation_bytes: fl
         traffic_bytes=weight_bytes + activation_bytes * m * k + output_bytes * m * n,
         weight_bytes=weight_bytes,
     )
+
+
+TILE_ROWS = 256
+"""Rows of an output tile of a grouped kernel: an expert's last one is half empty in the mean, and is computed whole."""
+
+
+def grouped_cost(m: Any, n: Any, k: Any, groups: Any, *, weight_bytes: Any, operand: float, output: float) -> Cost:
+    """`groups` products of m rows each with a weight (N, K) of its own.
+
+    Arguments:
+        weight_bytes: of all weights.
+        operand, output: bytes of an element of x and of y.
+    """
+    m, groups = np.asarray(m, dtype=np.float64), np.asarray(groups, dtype=np.float64)
+    return Cost(
+        flop=2.0 * groups * m * n * k, traffic_bytes=weight_bytes + groups * m * (operand * k + output * n),
+        weight_bytes=weight_bytes, tile_work=1 + TILE_ROWS / 2 / m,
+    )  # fmt: skip
 
 
 CAUSAL_TILE = 128

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .architecture import Architecture
-from .operators import Cost, Operator, _kv_bytes, _operand_bytes, attention_cost, gemm_cost, weight_nbytes
+from .operators import Cost, Operator, _kv_bytes, _operand_bytes, attention_cost, gemm_cost, grouped_cost, weight_nbytes
 
 if TYPE_CHECKING:
     from qsim.quantize import Scheme
@@ -92,20 +92,19 @@ class _Step:
         return self.batch * self.new
 
     def product(
-        self, name: str, n: int, k: int, rows: Any, *, calls: Any = None, groups: Any = 1.0, sixteen: bool = False
+        self, name: str, n: int, k: int, rows: Any, *, calls: Any = None, groups: Any = None, sixteen: bool = False
     ) -> Operator:
         """x[rows,K] w[N,K]^T, in every layer unless `calls` says otherwise; `sixteen` leaves it in 16 bit."""
         weight = np.asarray(2 * n * k if sixteen else weight_nbytes(self.scheme, n, k), dtype=np.float64)
-        cost = gemm_cost(
-            rows, n, k, weight_bytes=weight, activation_bytes=2.0 if sixteen else self.act,
-            output_bytes=2.0 if sixteen else self.out,
-        )  # fmt: skip
-        cost = Cost(
-            flop=groups * cost.flop, traffic_bytes=groups * cost.traffic_bytes, weight_bytes=groups * cost.weight_bytes
-        )
+        weight = weight if groups is None else groups * weight
+        operand, output = (2.0, 2.0) if sixteen else (self.act, self.out)
+        if groups is None:
+            cost = gemm_cost(rows, n, k, weight_bytes=weight, activation_bytes=operand, output_bytes=output)
+        else:
+            cost = grouped_cost(rows, n, k, groups, weight_bytes=weight, operand=operand, output=output)
         return Operator(
             name=name, kind="gemm", cost=cost, calls=float(self.a.layers) if calls is None else calls, m=rows, n=n, k=k,
-            head=sixteen, groups=groups, weight_bytes=groups * weight,
+            head=sixteen, groups=groups, weight_bytes=weight,
         )  # fmt: skip
 
     def small(

@@ -137,7 +137,8 @@ def _check_fidelity(fidelity: str) -> None:
         raise ValueError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
 
 
-def _peak(device: Device, family: KernelFamily, compute: str | None) -> float:
+def kernel_peak(device: Device, family: KernelFamily, compute: str | None) -> float:
+    """Operations a second that a family is priced against on a device."""
     name = compute or family.compute
     if name == VECTOR:
         # a device without a published vector rate: a sixteenth of its 16-bit matrix rate, as on Hopper
@@ -194,7 +195,8 @@ def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
     )
 
 
-def _ideal(cost: Cost, peak: float, device: Device) -> Estimate:
+def ideal(cost: Cost, peak: float, device: Device) -> Estimate:
+    """The datasheet roofline of a cost."""
     compute = cost.flop / peak
     memory = cost.traffic_bytes / device.memory.bandwidth_bytes_per_s
     time = np.maximum(compute, memory)
@@ -245,9 +247,9 @@ def gemm(
     cost = gemm_cost(
         m, n, k, weight_bytes=weight, activation_bytes=family.activation_bytes, output_bytes=family.output_bytes
     )
-    peak = _peak(device, family, compute)
+    peak = kernel_peak(device, family, compute)
     if fidelity == "ideal":
-        return _ideal(cost, peak if family.compute != VECTOR else _peak(device, family, "bfloat16"), device)
+        return ideal(cost, peak if family.compute != VECTOR else kernel_peak(device, family, "bfloat16"), device)
     return estimate(device, cost, peak, kernel_parameters(device, kernel, fidelity), m, (m, n, k), k)
 
 
@@ -314,7 +316,7 @@ def attention(
     peak = device.peak_flop_per_s("bfloat16") or device.peak_flop_per_s("float16")
     assert peak is not None
     if fidelity == "ideal":
-        return _ideal(cost, peak, device)
+        return ideal(cost, peak, device)
     batch, seq, q, kv = (np.asarray(v, dtype=np.float64) for v in (batch, seq, q_heads, kv_heads))
     wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
     p = attention_parameters(device, phase, kernel, fidelity, wide)

@@ -85,7 +85,7 @@ def validate(data: str | Path | None = None) -> Validation:
 
     groups: list[Group] = []
     points: list[pd.DataFrame] = []
-    for part in (_own_layers, _own_attention):
+    for part in (_own_layers, _own_grouped, _own_attention):
         g, p = part()
         groups += g
         points += p
@@ -159,6 +159,22 @@ def _own_layers() -> tuple[list[Group], list[pd.DataFrame]]:
         groups.append(
             Group(section=section, name=title, rows=count, mape=mean, detail={k: e for k, (_, e) in each.items()})
         )
+    return groups, points
+
+
+def _own_grouped() -> tuple[list[Group], list[pd.DataFrame]]:
+    groups, points = [], []
+    section = "Grouped products of experts, each of four models left out in turn"
+    for device in sources.GROUPED_DEVICES:
+        for fmt, kernel in sources.OWN_GROUPED.items():
+            rows = sources.grouped_rows(device, fmt)
+            guess, fold, _ = held_out(rows, kernel, sources.GROUPED_SETTINGS, None)
+            name, detail = f"{device} {kernel}", _percent(judge(rows, guess))
+            groups.append(
+                Group(section=section, name=name, rows=len(rows), mape=detail["all"], detail=detail,
+                      coverage=coverage(rows.x, rows.time_s, guess, fold))
+            )  # fmt: skip
+            points.append(_points(section, name, rows.x, rows.time_s, guess))
     return groups, points
 
 

@@ -1,8 +1,9 @@
 """Building the shipped calibrations from measured tables.
 
-`python -m hwmodels.calibration.build [DATA]` rewrites `h200.pytorch.toml` from our own measurements and, with a data
-folder, the `<device>.trtllm.toml` of the published tables. Attention kernels are named `<kernel>.<phase>`; decode with
-more than 32 query heads to a KV head runs another kernel in TensorRT-LLM, `<kernel>.decode_wide`.
+`python -m hwmodels.calibration.build [DATA]` rewrites `h200.pytorch.toml` and `<device>.grouped.toml` from our own
+measurements and, with a data folder, the `<device>.trtllm.toml` of the published tables. Attention kernels are named
+`<kernel>.<phase>`; decode with more than 32 query heads to a KV head runs another kernel in TensorRT-LLM,
+`<kernel>.decode_wide`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ def own_attention() -> dict[str, Parameters]:
             guess = predict_rows(other, fitted, None)
             out[name] = replace(fitted, held_out_mape=judge(other, guess), band=bands(other.x, other.time_s, guess))
     return out
+
+
+def own_grouped(device: str) -> dict[str, Parameters]:
+    """Grouped products on one device, judged model by model."""
+    return {
+        kernel: fit_and_judge(sources.grouped_rows(device, fmt), kernel, sources.GROUPED_SETTINGS, None)
+        for fmt, kernel in sources.OWN_GROUPED.items()
+    }
 
 
 def _phase(name: str) -> str:
@@ -135,6 +144,19 @@ def _write(path: Path, provenance: str, kernels: dict[str, Parameters], attentio
     path.write_text("\n".join([*parts, extra]).rstrip() + "\n", encoding="utf-8")
 
 
+def build_grouped(folder: Path) -> list[Path]:
+    """Write the calibrations of grouped products into `folder`."""
+    written = []
+    for device in sources.GROUPED_DEVICES:
+        written.append(folder / f"{device.removesuffix('-sxm')}.grouped.toml")
+        provenance = _provenance(
+            source="hwmodels/measurements/gemm_grouped.csv", stack="PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
+            held_out="every model left out in turn",
+        )  # fmt: skip
+        _write(written[-1], provenance, own_grouped(device), {})
+    return written
+
+
 def build(folder: Path, data: Path | None = None) -> list[Path]:
     """Write all calibrations into `folder`; those of the published tables only when `data` is given.
 
@@ -165,6 +187,7 @@ def build(folder: Path, data: Path | None = None) -> list[Path]:
                 table_attention(attention, device),
             )
         load_calibration.cache_clear()
+    written += build_grouped(folder)
     written.append(folder / "h200.pytorch.toml")
     _write(
         written[-1],

@@ -13,6 +13,7 @@ from ..device import Device
 from ..grid import Grid
 from ..kernels import get_family
 from ..load import get_device
+from ..operators import grouped_cost
 from .fit import Rows, Settings, gemm_rows
 from .store import Borrowed, load_calibration
 
@@ -24,6 +25,10 @@ OWN_FORMATS = {
     "int4": "tinygemm_int4",
 }
 """`fmt` of our tables -> kernel family."""
+
+OWN_GROUPED = {"bf16": "torch_grouped_bf16", "fp8_rowwise": "torch_grouped_fp8"}
+"""`fmt` of `gemm_grouped.csv` -> kernel family."""
+GROUPED_DEVICES = {"h100-sxm": "H100", "h200": "H200"}
 
 TABLE_DEVICES = {"A100-SXM": "a100-sxm-80gb", "L40S": "l40s", "H100-SXM": "h100-sxm", "H200": "h200"}
 TABLE_KERNELS = {
@@ -41,6 +46,7 @@ TABLE_CITATION = (
     "TensorRT-LLM; a random subset of its shapes"
 )
 
+GROUPED_SETTINGS = Settings(ridge=(), tau=False, folds=99)
 RIDGES = (0.1, 0.3, 1.0, 3.0)
 _OWN = Settings(ridge=RIDGES, neighbours=True, folds=99)
 OWN_SETTINGS = {kernel: replace(_OWN, tau=kernel != "tinygemm_int4") for kernel in OWN_FORMATS.values()}
@@ -99,6 +105,24 @@ def data_table(folder: str | Path, name: str) -> Any:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: --data names the folder with {name}.csv")
     return pd.read_csv(path)
+
+
+def grouped_rows(device: str, fmt: str) -> Rows:
+    """Our grouped products of one device; the rows of a model are held out together."""
+    table, value, family = own_table("gemm_grouped"), get_device(device), get_family(OWN_GROUPED[fmt])
+    t = table[(table.fmt == fmt) & table.device.str.contains(GROUPED_DEVICES[device])]
+    m, active, n, k = (v.to_numpy(float) for v in (t.tokens * t.chosen / t.active, t.active, t.N, t.K))
+    weight = active * n * (k * family.weight_bits / 8 + (4 if fmt == "fp8_rowwise" else 0))  # and a scale a row
+    cost = grouped_cost(
+        m, n, k, active, weight_bytes=weight, operand=family.activation_bytes, output=family.output_bytes
+    )
+    peak = value.peak_flop_per_s(family.compute)
+    assert peak is not None
+    return Rows(
+        x=m, a=n * active, b=k, k=k, time_s=t.median_s.to_numpy(), shape=np.unique(t.model, return_inverse=True)[1],
+        flop_s=cost.flop * cost.tile_work / peak, memory_s=cost.traffic_bytes / value.memory.bandwidth_bytes_per_s,
+        known=np.zeros(len(t)), exp_s=np.zeros(len(t)),
+    )  # fmt: skip
 
 
 def own_gemm_rows(fmt: str, table: str = "gemm_settled") -> tuple[Rows, Any]:

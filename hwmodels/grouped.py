@@ -1,0 +1,53 @@
+"""Time of a grouped product: the experts of a mixture, every one with its rows and its weight, in one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .device import Device
+from .kernels import get_family
+from .operators import grouped_cost
+from .timing import TRANSFER_BAND, Estimate, estimate, gemm, ideal, kernel_parameters, kernel_peak
+
+GROUPED = {
+    "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",
+    "cublas_fp8_rowwise": "torch_grouped_fp8", "trtllm_fp8": "torch_grouped_fp8",
+    "trtllm_fp8_block": "torch_grouped_fp8",
+}  # fmt: skip
+"""Kernel of a single product -> the grouped one that was measured."""
+
+
+def grouped(
+    device: Device, m: Any, n: Any, k: Any, groups: Any, kernel: str = "cublas_bf16", *, weight_bytes: Any,
+    fidelity: str = "calibrated", compute: str | None = None,
+) -> Estimate:  # fmt: skip
+    """Time of `groups` products with m rows each, with its band. Arguments broadcast.
+
+    Arguments:
+        kernel: family of a single product. Where no grouped kernel of its kind was measured (4-bit and INT8 weights),
+            the efficiency of one large product carries over, as `transferred`.
+        weight_bytes: of all packed weights.
+        fidelity, compute: as in `timing.gemm`.
+
+    Raises:
+        ValueError: as `timing.gemm`.
+    """
+    family = get_family(GROUPED.get(kernel, kernel))
+    cost = grouped_cost(
+        m, n, k, groups, weight_bytes=weight_bytes, operand=family.activation_bytes, output=family.output_bytes
+    )
+    peak = kernel_peak(device, family, compute)
+    if fidelity == "ideal":
+        return ideal(cost, peak, device)
+    if kernel in GROUPED:
+        return estimate(device, cost, peak, kernel_parameters(device, family.name, fidelity), m, None)
+    more = (np.asarray(groups) - 1) * family.activation_bytes * m * k
+    one = gemm(device, m, n * groups, k, kernel, fidelity=fidelity, weight_bytes=weight_bytes + more, compute=compute)
+    half = TRANSFER_BAND[family.sixteen_bit]
+    return replace(
+        one, low_s=np.maximum(one.time_s * (1 - half), cost.traffic_bytes / device.memory.bandwidth_bytes_per_s),
+        high_s=one.time_s * (1 + half), kind="transferred",
+    )  # fmt: skip
