@@ -25,6 +25,7 @@ from qsim.quantize import QuantizedTensor, Scheme, get_rule, get_scheme
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
 from .columns import ActOrder, ColumnPlan, plan_columns
+from .errors import RowLosses
 from .linalg import inverse_factor
 from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
@@ -122,7 +123,9 @@ def gptq(
                           time_s=time.perf_counter() - started)  # fmt: skip
     u, damp, percent, condition = factor
     p = _correction_matrix(correction, u, plan.order, dead, correction_strength, name)
-    codes, scales, loss = _solve(w, dead, u, p, plan, finder, block_size)
+    codes, scales, losses = _solve(w, dead, u, p, plan, finder, block_size)
+    if stored_scales and correction is None and not dead.any():  # then the losses are those of the result
+        known["losses"] = RowLosses(loss=losses, damp=damp)
     del u, p, factor
 
     stored, zeros = scales.result()
@@ -130,15 +133,15 @@ def gptq(
         codes=codes, scales=stored, zeros=zeros, scheme=scheme, group_index=plan.group_index, name=name
     )  # fmt: skip
     time_s = time.perf_counter() - started
-    return q, measure(w, q, "gptq", loss=loss, damp=damp, damp_percent=percent, condition=condition,
+    return q, measure(w, q, "gptq", loss=float(losses.sum()), damp=damp, damp_percent=percent, condition=condition,
                       notes=tuple(notes), time_s=time_s, **known)  # fmt: skip
 
 
 def _solve(
     w: np.ndarray, dead: np.ndarray, u: np.ndarray, p: np.ndarray, plan: ColumnPlan, finder: ScaleFinder,
     block_size: int,
-) -> tuple[np.ndarray, Scales, float]:  # fmt: skip
-    """Codes (N, K), their scales, and the loss.
+) -> tuple[np.ndarray, Scales, np.ndarray]:  # fmt: skip
+    """Codes (N, K), their scales, and the loss of each row (N,) float64.
 
     Rows do not meet, so they are done some at a time; and a few blocks' errors are held back from the columns behind
     them, so that one larger product carries them on. Neither changes the result but for rounding.
@@ -168,7 +171,7 @@ def _solve(
             _carry_on(moving[:, s2:], err[:, : s2 - s1], u[s1:s2, s2:])
             if p.size:
                 _carry_on(moving[:, s2:], -met[:, : s2 - s1], p[s1:s2, s2:])
-    return codes, scales, float(loss.sum())
+    return codes, scales, loss
 
 
 def _carry_on(behind: np.ndarray, errors: np.ndarray, u: np.ndarray) -> None:

@@ -17,7 +17,9 @@ from qsim.formats._parallel import for_chunks
 F32 = np.float32
 _ROWS = 64  # rows a thread takes at a time in the loops over a square matrix
 _TEXTBOOK = 512  # up to here the paper's three steps
-_BLOCK = 512  # columns of H in one product of `output_error`
+_BLOCK = 512  # columns of the factorisation that one product takes
+_SLICE = 256  # columns of H in one product of `output_error`: narrow, for half a slice's square is done twice
+DOUBLE_COLUMNS = 1024  # up to here `output_error` computes in float64
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -90,16 +92,58 @@ def inverse_factor(
 def _by_reversal(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
     from scipy.linalg import lapack
 
-    factor, info = lapack.spotrf(work.T, lower=0, overwrite_a=1, clean=0)
-    if info != 0:
+    if not _cholesky(work):
         return None
-    reciprocal, _ = lapack.spocon(factor, F32(norm), uplo="U")
-    factor, info = lapack.strtri(factor, lower=0, overwrite_c=1)
-    if info != 0 or not np.isfinite(factor.diagonal()).all():
+    # row-major lower is column-major upper
+    reciprocal, _ = lapack.spocon(work.T, F32(norm), uplo="U")
+    if not _invert_lower(work) or not np.isfinite(work.diagonal()).all():
         return None
-    flat = factor.T.reshape(-1)
+    flat = work.reshape(-1)
     for_chunks(flat.size // 2, lambda a, b: _reverse(flat, a, b))
-    return flat.reshape(work.shape), _reciprocal(reciprocal)
+    return work, _reciprocal(reciprocal)
+
+
+def _cholesky(a: np.ndarray) -> bool:
+    """A = L L^T by block columns, L over the lower triangle of A, row-major; False when A is not positive definite.
+
+    OpenBLAS's own factorisation runs at half the speed of its products; here nearly all work is in products. The upper
+    triangle is neither read nor cleared, but for the blocks on the diagonal.
+    """
+    from scipy.linalg import blas, lapack
+
+    n = a.shape[0]
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        if start:
+            a[start:, start:stop] -= a[start:, :start] @ a[start:stop, :start].T
+        lower, info = lapack.spotrf(a[start:stop, start:stop], lower=1, clean=1)
+        if info != 0:
+            return False
+        a[start:stop, start:stop] = lower
+        if stop < n:
+            panel = np.ascontiguousarray(a[stop:, start:stop])
+            a[stop:, start:stop] = blas.strsm(1.0, lower, panel.T, lower=1, overwrite_b=1).T
+    return True
+
+
+def _invert_lower(a: np.ndarray) -> bool:
+    """L^-1 over L, row-major, by block rows; False when a diagonal entry is 0. The upper triangle is as in `_cholesky`:
+    the blocks on the diagonal must be clean."""
+    from scipy.linalg import lapack
+
+    n = a.shape[0]
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        inverse, info = lapack.strtri(a[start:stop, start:stop], lower=1)
+        if info != 0:
+            return False
+        a[start:stop, start:stop] = inverse
+        minus = -np.ascontiguousarray(inverse)
+        row = a[start:stop]
+        for first in range(0, start, _BLOCK):  # block (row, first) needs the row's blocks from `first` on
+            last = first + _BLOCK
+            row[:, first:last] = minus @ (row[:, first:start] @ a[first:start, first:last])
+    return True
 
 
 def _by_the_book(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
@@ -147,6 +191,22 @@ def mirror(total: np.ndarray) -> np.ndarray:
     return total
 
 
+@njit(cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract"})
+def _dots(x: Any, y: Any, start: int, stop: int, out: Any) -> None:
+    for i in range(start, stop):
+        total = 0.0
+        for j in range(x.shape[1]):
+            total += np.float64(x[i, j]) * np.float64(y[i, j])
+        out[i] = total
+
+
+def dot(x: np.ndarray, y: np.ndarray) -> float:
+    """The sum of x * y over two float32 matrices, in float64."""
+    sums = np.empty(x.shape[0])
+    for_chunks(x.shape[0], lambda a, b: _dots(x, y, a, b, sums), chunk=_ROWS)
+    return float(sums.sum())
+
+
 def output_error(delta: np.ndarray, hessian: np.ndarray) -> float:
     """tr(D H D^T): the squared error of the outputs that an error D of the weights makes, with H = sum of x x^T.
 
@@ -161,16 +221,16 @@ def output_error(delta: np.ndarray, hessian: np.ndarray) -> float:
         about 1e-6).
     """
     k = delta.shape[1]
-    if k <= 1024:
+    if k <= DOUBLE_COLUMNS:
         d = delta.astype(np.float64)
         return float(np.einsum("nk,nk->", d @ hessian.astype(np.float64), d))
     total = 0.0
     for r in range(0, delta.shape[0], 1024):
         d = delta[r : r + 1024]
-        for a in range(0, k, _BLOCK):
-            b = min(a + _BLOCK, k)
+        for a in range(0, k, _SLICE):
+            b = min(a + _SLICE, k)
             product = d[:, a:b] @ hessian[a:b, a:]
-            total += float(np.einsum("nk,nk->", product[:, : b - a], d[:, a:b], dtype=np.float64))
+            total += dot(product[:, : b - a], d[:, a:b])
             if b < k:
-                total += 2 * float(np.einsum("nk,nk->", product[:, b - a :], d[:, b:], dtype=np.float64))
+                total += 2 * dot(product[:, b - a :], d[:, b:])
     return total

@@ -11,7 +11,7 @@ import numpy as np
 
 from qsim.quantize import QuantizedTensor
 
-from .errors import round_to_nearest_error, signal, weight_error
+from .errors import RowLosses, round_to_nearest_error, signal, weight_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ def measure(
     is_rtn: bool = False,
     original: tuple[np.ndarray, np.ndarray | None] | None = None,
     rounding: Mapping[str, Any] | None = None,
+    losses: RowLosses | None = None,
     **known: Any,
 ) -> LayerRecord:
     """The record of a quantised weight.
@@ -127,10 +128,11 @@ def measure(
         is_rtn: `q` is round-to-nearest itself; otherwise that is done here, to compare.
         original: weight and Hessian before channels were scaled; round-to-nearest is measured on these.
         rounding: how, arguments of `qsim.quantize.quantize`.
+        losses: what GPTQ's losses say of the error, see `errors.weight_error`.
         known: other fields of the record.
     """
     size = signal(w, hessian)
-    error = weight_error(w, q, hessian)
+    error = weight_error(w, q, hessian, losses=losses)
     plain, plain_hessian = original or (w, hessian)
     rtn = error if is_rtn else round_to_nearest_error(plain, q, plain_hessian, **(rounding or {}))
     weight = error.weight
@@ -159,5 +161,7 @@ def zero_groups(w: np.ndarray, q: QuantizedTensor) -> int:
 
     granularity = q.tensor_scheme.granularity
     assert granularity is not None
+    if w.all():
+        return 0
     low, high = region_range(w, granularity)
     return int(((low == 0) & (high == 0)).sum())

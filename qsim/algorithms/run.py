@@ -188,6 +188,7 @@ class Run:
             for g in groups
         }  # fmt: skip
         work = 2.0 * (self._block_size(i) if advance else self._before(i, leaders[-1]))
+        watched = _for_many_tokens(self.current)
         for batch in self.calibration.batches():
             seen: dict[str, np.ndarray] = {}
             if self.original is not None:
@@ -202,7 +203,7 @@ class Run:
                     raise _BlockDone
 
             try:
-                out = self.current.block(i, self.hidden[batch], observe=observe)
+                out = watched.block(i, self.hidden[batch], observe=observe)
             except _BlockDone:
                 pass
             else:
@@ -250,6 +251,7 @@ class Run:
         assert self.hidden is not None
         last = i + 1 == self.source.config.num_hidden_layers
         work = 2.0 * self._block_size(i)
+        model = _for_many_tokens(model)
         for batch in self.calibration.batches():
             if not last:
                 self.hidden[batch] = model.block(i, self.hidden[batch])
@@ -321,6 +323,14 @@ class Run:
     @staticmethod
     def _scales_of(folds: Sequence[Fold]) -> dict[str, np.ndarray]:
         return {name: fold.scale for fold in folds for name in fold.names}
+
+
+def _for_many_tokens(model: Model) -> Model:
+    """The model with dequantised weights, which BLAS multiplies by thousands of tokens in half the time of packed ones.
+
+    An engine that was asked for stays. The dequantised weights go with the returned model.
+    """
+    return model.replace(linear_settings={"*": {"engine": "dequantized"}, **model.linear_settings})
 
 
 def _solve_layer(

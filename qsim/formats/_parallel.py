@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 CHUNK = 1 << 19
 """Elements a thread takes at a time: large against the 10 us that handing it over costs."""
@@ -20,8 +22,9 @@ _lock = threading.Lock()
 
 
 def _forget_pool() -> None:
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()  # a forked child has neither the threads nor a sane lock
+    global _pool, _lock, _blas_lock
+    # a forked child has neither the threads nor sane locks
+    _pool, _lock, _blas_lock = None, threading.Lock(), threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget_pool)
@@ -63,3 +66,53 @@ def for_chunks(count: int, work: Callable[[int, int], None], *, chunk: int = CHU
         for helper in helpers:
             if not helper.cancelled():
                 helper.result()
+
+
+# --- BLAS ---------------------------------------------------------------------------------------------------
+
+_blas_lock = threading.Lock()
+_blas_depth = 0
+_blas_limit: Any = None
+_blas_found: Any = None
+
+
+@contextmanager
+def one_blas_thread(wanted: bool = True) -> Iterator[None]:
+    """Hold BLAS to one thread while small products alternate with compiled loops, or while several threads call it.
+
+    OpenBLAS's workers spin for a tenth of a second after a product, and Numba's for milliseconds after a parallel loop.
+    Where small products and loops alternate, each waits for a processor that the other's workers hold, which costs more
+    than a second thread gains. Products of thousands of columns outlast the spinning: leave those alone.
+
+    The limit is the process's. It may be entered again, and by several threads; the last to leave takes it back.
+
+    Arguments:
+        wanted: False changes nothing, so that a caller can decide by size.
+    """
+    global _blas_depth, _blas_limit
+    if not wanted:
+        yield
+        return
+    with _blas_lock:
+        _blas_depth += 1
+        if _blas_depth == 1:
+            _blas_limit = _blas_controller().limit(limits=1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_depth -= 1
+            if _blas_depth == 0:
+                _blas_limit.restore_original_limits()
+                _blas_limit = None
+
+
+def _blas_controller() -> Any:
+    """The BLAS libraries of NumPy and SciPy; found once, which takes milliseconds."""
+    global _blas_found
+    if _blas_found is None:
+        import scipy.linalg  # noqa: F401  loads SciPy's own BLAS, so that it is found too
+        from threadpoolctl import ThreadpoolController
+
+        _blas_found = ThreadpoolController()
+    return _blas_found
