@@ -114,6 +114,7 @@ def _cholesky(a: np.ndarray) -> bool:
     n = a.shape[0]
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
+        a[start:stop, start:stop] = np.tril(a[start:stop, start:stop])
         if start:
             a[start:, start:stop] -= a[start:, :start] @ a[start:stop, :start].T
         lower, info = lapack.spotrf(a[start:stop, start:stop], lower=1, clean=1)

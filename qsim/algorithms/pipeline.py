@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.formats._parallel import one_blas_thread
 from qsim.models import Model
 from qsim.quantize import QuantizedTensor, Scheme
 
@@ -102,6 +103,7 @@ def quantize_model(
         announce(estimate)
     run = Run(source, recipe, given, names, store, true_sequential, n_jobs, progress)
     with ExitStack() as stack:
+        stack.enter_context(one_blas_thread(run.is_small))
         if given is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qsim-")))
             run.open(folder, stack)

@@ -7,10 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.formats._parallel import one_blas_thread
 from qsim.models import AttentionMath, Model
 from qsim.quantize import QuantizedTensor
 
@@ -23,9 +24,12 @@ from .record import LayerRecord
 from .store import Store
 
 F32 = np.float32
+Half: TypeAlias = Literal["attention", "mlp"] | None
 Progress: TypeAlias = Callable[[float, float, str], None]
 """Called with work done, work in all (floating-point operations) and what is being done."""
 
+_ATTENTION = 2  # groups of a block that are attention's: queries, keys and values, and its output
+_SMALL = 1024  # columns up to which a layer's products are shorter than BLAS's workers spin
 JOINT_ROWS = 256  # sampled inputs for the joint error of weights and activations
 
 
@@ -51,6 +55,11 @@ class Run:
         self.original: HiddenStates | None = None
         self.total = self._all_work()
 
+    @property
+    def is_small(self) -> bool:
+        """Whether products are so short that BLAS's threads would cost more than they gain."""
+        return max(one.in_features for one in self.source.linears().values()) <= _SMALL
+
     # --- work, for progress -----------------------------------------------------------------------------------
 
     def _all_work(self) -> float:
@@ -69,7 +78,8 @@ class Run:
         once = 2.0 * self.calibration.token_count * sum(sizes)
         if not self.recipe.quantised_prefix:
             return once
-        seen = [sum(sizes[:g]) for g in range(len(sizes))] if self.sequential else [sum(sizes[:-1])]
+        # in sequence: to the input of attention's output, to that of the MLP's, and through each half once
+        seen = [sizes[0], sizes[2]] if self.sequential else [sum(sizes[:-1])]
         return once + 2.0 * self.calibration.token_count * sum(seen)
 
     def _report(self, work: float, what: str) -> None:
@@ -113,17 +123,21 @@ class Run:
         steps = [[g] for g in groups] if self.sequential else [groups]
         known = self.store.block(i)
         kv = None if known or not stores_kv(self.recipe.scheme) else KVRange(self.source, i)
-        for step in steps:
+        half: Half = None
+        for n, step in enumerate(steps):
+            if n == _ATTENTION:  # what is behind attention need not go through it again
+                self._advance(i, self.current, "attention")
+                half = "mlp"
             wanted = [n for g in step for n in g if n in self.names]
             finished = self._finished(wanted)
             left = [n for n in wanted if n not in finished]
             if left or (kv is not None and step is steps[0]):
-                inputs = self._observe(i, step, kv if step is steps[0] else None)
+                inputs = self._observe(i, step, kv if step is steps[0] else None, half=half)
                 finished |= self._solve(left, inputs, {})
             self._put(finished, {})
         scales = known[1] if known else {} if kv is None else kv_scales(kv, self.recipe.scheme.kv_cache)
         self._keep_block(i, [], scales, new=known is None)
-        self._advance(i, self.current)
+        self._advance(i, self.current, half)
 
     def _block_at_once(self, i: int) -> None:
         wanted = self._of_block(i)
@@ -169,12 +183,12 @@ class Run:
     # --- one step ---------------------------------------------------------------------------------------------
 
     def _observe(
-        self, i: int, groups: Sequence[Sequence[str]], kv: KVRange | None, *, advance: bool = False
+        self, i: int, groups: Sequence[Sequence[str]], kv: KVRange | None, *, half: Half = None, advance: bool = False
     ) -> dict[str, LayerInputs]:
         """Statistics of the inputs of some groups of block i, as the model so far gives them.
 
         With `advance` the hidden states behind the block are kept, too; without, a window is left as soon as the last
-        of the groups has been seen.
+        of the groups has been seen. With half "mlp" hidden states are behind attention already.
         """
         assert self.calibration is not None
         assert self.hidden is not None
@@ -187,12 +201,12 @@ class Run:
             )
             for g in groups
         }  # fmt: skip
-        work = 2.0 * (self._block_size(i) if advance else self._before(i, leaders[-1]))
+        work = 2.0 * (self._block_size(i) if advance else self._before(i, leaders[-1], half))
         watched = _for_many_tokens(self.current)
         for batch in self.calibration.batches():
             seen: dict[str, np.ndarray] = {}
             if self.original is not None:
-                seen = self._inputs_of(self.source, i, self.original[batch], leaders)
+                seen = self._inputs_of(self.source, i, self.original[batch], leaders, half)
 
             def observe(name: str, x: np.ndarray, seen: dict[str, np.ndarray] = seen) -> None:
                 if name in stats:
@@ -203,7 +217,7 @@ class Run:
                     raise _BlockDone
 
             try:
-                out = watched.block(i, self.hidden[batch], observe=observe)
+                out = watched.block(i, self.hidden[batch], observe=observe, half=half)
             except _BlockDone:
                 pass
             else:
@@ -213,7 +227,9 @@ class Run:
         found = {leader: s.result() for leader, s in stats.items()}
         return {name: found[g[0]] for g in groups for name in g}
 
-    def _inputs_of(self, model: Model, i: int, hidden: np.ndarray, leaders: Iterable[str]) -> dict[str, np.ndarray]:
+    def _inputs_of(
+        self, model: Model, i: int, hidden: np.ndarray, leaders: Iterable[str], half: Half
+    ) -> dict[str, np.ndarray]:
         wanted, out = set(leaders), {}
 
         def observe(name: str, x: np.ndarray) -> None:
@@ -223,40 +239,45 @@ class Run:
                     raise _BlockDone
 
         try:
-            model.block(i, hidden, observe=observe)
+            model.block(i, hidden, observe=observe, half=half)
         except _BlockDone:
             pass
         return out
 
-    def _before(self, i: int, leader: str) -> int:
+    def _before(self, i: int, leader: str, half: Half) -> int:
         """Weights that are multiplied before a group is reached."""
         total = 0
-        for group in self.source.block_linears(i):
+        for group in self._groups(i, half):
             if leader in group:
                 break
             total += sum(map(self._size, group))
         return total
 
+    def _groups(self, i: int, half: Half) -> list[list[str]]:
+        """The groups of a block, or of a half of it."""
+        groups = self.source.block_linears(i)
+        return {None: groups, "attention": groups[:_ATTENTION], "mlp": groups[_ATTENTION:]}[half]
+
     def _size(self, name: str) -> int:
         n, k = self.source.linears()[name].weight.shape
         return n * k
 
-    def _block_size(self, i: int) -> int:
-        return sum(self._size(n) for group in self.source.block_linears(i) for n in group)
+    def _block_size(self, i: int, half: Half = None) -> int:
+        return sum(self._size(n) for group in self._groups(i, half) for n in group)
 
-    def _advance(self, i: int, model: Model) -> None:
-        """Hidden states behind block i, through `model`; the original ones through the original block."""
+    def _advance(self, i: int, model: Model, half: Half = None) -> None:
+        """Hidden states behind block i or a half of it, through `model`; the original ones through the original."""
         if self.calibration is None:
             return
         assert self.hidden is not None
-        last = i + 1 == self.source.config.num_hidden_layers
-        work = 2.0 * self._block_size(i)
+        last = i + 1 == self.source.config.num_hidden_layers and half != "attention"
+        work = 2.0 * self._block_size(i, half)
         model = _for_many_tokens(model)
         for batch in self.calibration.batches():
             if not last:
-                self.hidden[batch] = model.block(i, self.hidden[batch])
+                self.hidden[batch] = model.block(i, self.hidden[batch], half=half)
                 if self.original is not None:
-                    self.original[batch] = self.source.block(i, self.original[batch])
+                    self.original[batch] = self.source.block(i, self.original[batch], half=half)
             self._report(work * self.calibration.tokens[batch].size, f"block {i}: on to the next")
 
     def _view_hidden(self) -> np.ndarray:
@@ -284,10 +305,10 @@ class Run:
         from joblib import Parallel, delayed
 
         weights = {n: (divided or {}).get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in names}
-        task = delayed(partial(_solve_layer, self.recipe))
+        parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered")
+        task = delayed(partial(_solve_layer, self.recipe, parallel.n_jobs != 1))
         jobs = (task(weights[n], inputs.get(n), scales.get(n), n) for n in names)
         out = {}
-        parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered")
         for name, q, record in parallel(jobs):
             self.store.put_layer(name, q, record)
             out[name] = (q, record)
@@ -334,6 +355,14 @@ def _for_many_tokens(model: Model) -> Model:
 
 
 def _solve_layer(
+    recipe: Recipe, side_by_side: bool, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None,
+    name: str,
+) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
+    with one_blas_thread(side_by_side or weight.shape[1] <= _SMALL):
+        return _solve_alone(recipe, weight, inputs, scale, name)
+
+
+def _solve_alone(
     recipe: Recipe, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None, name: str
 ) -> tuple[str, QuantizedTensor, LayerRecord]:
     q, record = recipe.quantize(weight, inputs, scale, name)

@@ -124,8 +124,17 @@ class Block:
             cache: keys and values are added to and read from it; None attends within x alone.
             observe: called with a Linear's name and input, or None.
         """
+        return self.mlp_half(self.attention_half(x, batch, starts, rotary, cache, observe), observe)
+
+    def attention_half(
+        self, x: np.ndarray, batch: int, starts: np.ndarray, rotary: Rotary | None, cache: KVCache | None, observe: Any
+    ) -> np.ndarray:
+        """Hidden states between attention and MLP."""
         h = self.attention_norm(x) if self.norm_first else x
-        x = self._add(x, self.attention_output(h, batch, starts, rotary, cache, observe), self.attention_norm)
+        return self._add(x, self.attention_output(h, batch, starts, rotary, cache, observe), self.attention_norm)
+
+    def mlp_half(self, x: np.ndarray, observe: Any) -> np.ndarray:
+        """Hidden states after the block, of those between attention and MLP."""
         h = self.mlp_norm(x) if self.norm_first else x
         return self._add(x, self.mlp_output(h, observe), self.mlp_norm)
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -193,20 +193,30 @@ class Model:
         self._check_length(ids.shape[1])
         return self._embed(ids, np.zeros(ids.shape[0], np.int64)).reshape(*ids.shape, -1)
 
-    def block(self, i: int, hidden: np.ndarray, observe: Observer | None = None) -> np.ndarray:
+    def block(
+        self,
+        i: int,
+        hidden: np.ndarray,
+        observe: Observer | None = None,
+        *,
+        half: Literal["attention", "mlp"] | None = None,
+    ) -> np.ndarray:
         """Hidden states after block i, (B, T, D) float32, of whole sequences from the first position on.
 
         Arguments:
             hidden: (B, T, D) float32, from `embed` or block i - 1; not changed.
             observe: as in `logits`.
+            half: only attention with its residual, or only the MLP with its own, of what the first gave.
         """
         hidden = self._check_hidden(hidden)
         batch, length, size = hidden.shape
         self._check_length(length)
-        x = hidden.reshape(-1, size)
-        starts = np.zeros(batch, np.int64)
-        out = self._parts.blocks[self._index(i)](x, batch, starts, self._rotary(length), None, observe)
-        return out.reshape(batch, length, size)
+        x, block = hidden.reshape(-1, size), self._parts.blocks[self._index(i)]
+        if half != "mlp":
+            x = block.attention_half(x, batch, np.zeros(batch, np.int64), self._rotary(length), None, observe)
+        if half != "attention":
+            x = block.mlp_half(x, observe)
+        return x.reshape(batch, length, size)
 
     def attention_output(self, i: int, x: np.ndarray) -> np.ndarray:
         """What block i's attention adds to the residual, (B, T, D) float32.
