@@ -18,13 +18,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qsim.formats import BlockFormat
+from qsim.models import Model
 from qsim.quantize import Granularity, QuantizedTensor, Scheme, get_scheme, quantize, region_range
 from qsim.quantize.tensor import expand
 
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
 from .folding import Fold
-from .linalg import output_error
+from .linalg import dot, output_error
+from .passes import by_windows
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord, measure
 
@@ -326,12 +328,23 @@ def _output_loss(view: BlockView, names: Sequence[str], x: np.ndarray) -> Loss:
     """Linears behind a norm are compared on what attention or MLP adds to the residual."""
     model, i = view.model, view.index
     attention = names[0] in model.block_linears(i)[0]
-    target = model.attention_output(i, x) if attention else model.mlp_output(i, x)
+
+    def output(one: Model) -> np.ndarray:
+        out = np.empty(x.shape, F32)
+
+        def work(first: int, stop: int) -> None:
+            windows = x[first:stop]
+            out[first:stop] = one.attention_output(i, windows) if attention else one.mlp_output(i, windows)
+
+        by_windows(one, i, x.shape, work)
+        return out
+
+    target = output(model)
 
     def loss(rounded: Sequence[np.ndarray]) -> float:
-        other = model.replace(tensors={f"{n}.weight": w for n, w in zip(names, rounded, strict=True)})
-        d = (other.attention_output(i, x) if attention else other.mlp_output(i, x)) - target
-        return float(np.einsum("btd,btd->", d, d, dtype=np.float64)) / d.size
+        d = output(model.replace(tensors={f"{n}.weight": w for n, w in zip(names, rounded, strict=True)}))
+        d -= target
+        return dot(d.reshape(-1, d.shape[-1]), d.reshape(-1, d.shape[-1])) / d.size
 
     return loss
 

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from qsim.formats._parallel import for_chunks
+from qsim.formats._parallel import for_chunks, one_blas_thread
 
 F32 = np.float32
 _ROWS = 64  # rows a thread takes at a time in the loops over a square matrix
 _TEXTBOOK = 512  # up to here the paper's three steps
 _BLOCK = 512  # columns of the factorisation that one product takes
 _SLICE = 256  # columns of H in one product of `output_error`: narrow, for half a slice's square is done twice
+_STRIP = 64  # columns of a small Hessian that a thread takes at a time
+SMALL = 1024  # columns up to which a product is shorter than BLAS's workers spin
 DOUBLE_COLUMNS = 1024  # up to here `output_error` computes in float64
 
 
@@ -171,7 +173,11 @@ def _one_norm(h: np.ndarray) -> float:
 
 
 def accumulate(total: np.ndarray, x: np.ndarray) -> None:
-    """Add x^T x to the lower triangle of `total`, in place, by SSYRK (DSYRK for float64).
+    """Add x^T x to the lower triangle of `total`, in place.
+
+    By SSYRK (DSYRK for float64) on BLAS's threads; up to 1024 columns by strips of columns on ours, which do not spin
+    into the loops around them, and give the same bits whatever their number. There `total` gets some of the upper
+    triangle, too.
 
     Arguments:
         total: (K, K) row-major float32 or float64.
@@ -179,6 +185,17 @@ def accumulate(total: np.ndarray, x: np.ndarray) -> None:
     """
     from scipy.linalg import blas
 
+    k = total.shape[0]
+    if k <= SMALL:
+        strips = -(-k // _STRIP)
+
+        def work(first: int, stop: int) -> None:
+            a, b = (strips - stop) * _STRIP, min((strips - first) * _STRIP, k)  # the longest first
+            total[a:b, :b] += x[:, a:b].T @ x[:, :b]
+
+        with one_blas_thread():
+            for_chunks(strips, work, chunk=1)
+        return
     syrk = blas.ssyrk if total.dtype == F32 else blas.dsyrk
     # column-major: total.T has its upper triangle written, x.T is (K, tokens)
     out = syrk(1.0, x.T, 1.0, total.T, lower=0, overwrite_c=1)

@@ -21,6 +21,7 @@ from .calibration import calibration_of
 from .kv import stores_kv
 from .memory import MemoryEstimate, estimate_memory
 from .methods import get_recipe
+from .passes import is_small
 from .recipe import Recipe
 from .result import QuantizationResult
 from .rotation import rotate_model
@@ -103,7 +104,7 @@ def quantize_model(
         announce(estimate)
     run = Run(source, recipe, given, names, store, true_sequential, n_jobs, progress)
     with ExitStack() as stack:
-        stack.enter_context(one_blas_thread(run.is_small))
+        stack.enter_context(one_blas_thread(is_small(source)))
         if given is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qsim-")))
             run.open(folder, stack)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,22 +19,17 @@ from .activations import input_scale_of, joint_error, needs_input_scale
 from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs
 from .folding import Fold, divided_source
 from .kv import KVRange, kv_scales, stores_kv
+from .passes import SMALL, Half, for_many_tokens, through_block
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord
 from .store import Store
 
 F32 = np.float32
-Half: TypeAlias = Literal["attention", "mlp"] | None
 Progress: TypeAlias = Callable[[float, float, str], None]
 """Called with work done, work in all (floating-point operations) and what is being done."""
 
 _ATTENTION = 2  # groups of a block that are attention's: queries, keys and values, and its output
-_SMALL = 1024  # columns up to which a layer's products are shorter than BLAS's workers spin
 JOINT_ROWS = 256  # sampled inputs for the joint error of weights and activations
-
-
-class _BlockDone(Exception):
-    """Everything that a pass wanted to see has been seen."""
 
 
 class Run:
@@ -54,11 +49,6 @@ class Run:
         self.hidden: HiddenStates | None = None
         self.original: HiddenStates | None = None
         self.total = self._all_work()
-
-    @property
-    def is_small(self) -> bool:
-        """Whether products are so short that BLAS's threads would cost more than they gain."""
-        return max(one.in_features for one in self.source.linears().values()) <= _SMALL
 
     # --- work, for progress -----------------------------------------------------------------------------------
 
@@ -202,47 +192,28 @@ class Run:
             for g in groups
         }  # fmt: skip
         work = 2.0 * (self._block_size(i) if advance else self._before(i, leaders[-1], half))
-        watched = _for_many_tokens(self.current)
+        model, last = for_many_tokens(self.current), None if advance else leaders[-1]
         for batch in self.calibration.batches():
-            seen: dict[str, np.ndarray] = {}
+            others: dict[str, np.ndarray] = {}
             if self.original is not None:
-                seen = self._inputs_of(self.source, i, self.original[batch], leaders, half)
-
-            def observe(name: str, x: np.ndarray, seen: dict[str, np.ndarray] = seen) -> None:
-                if name in stats:
-                    stats[name].update(x, seen.get(name))
-                if kv is not None:
-                    kv.update(name, x)
-                if not advance and name == groups[-1][-1]:
-                    raise _BlockDone
-
+                _, others = through_block(self.source, i, self.original[batch], leaders, half=half, last=leaders[-1])
             try:
-                out = watched.block(i, self.hidden[batch], observe=observe, half=half)
-            except _BlockDone:
-                pass
-            else:
+                out, seen = through_block(model, i, self.hidden[batch], leaders, half=half, last=last)
+            except ValueError:  # of a norm; the Linear whose input was NaN first is named instead
+                model.block(i, self.hidden[batch], half=half, observe=lambda name, x: stats[name].update(x)
+                            if name in stats else None)  # fmt: skip
+                raise
+            for group in groups:
+                x = seen[group[0]]
+                stats[group[0]].update(x, others.get(group[0]))
+                if kv is not None:
+                    for name in group:
+                        kv.update(name, x)
+            if advance:
                 self.hidden[batch] = out
-            tokens = self.calibration.tokens[batch].size
-            self._report(work * tokens, f"block {i}: watching {_short(leaders)}")
+            self._report(work * self.calibration.tokens[batch].size, f"block {i}: watching {_short(leaders)}")
         found = {leader: s.result() for leader, s in stats.items()}
         return {name: found[g[0]] for g in groups for name in g}
-
-    def _inputs_of(
-        self, model: Model, i: int, hidden: np.ndarray, leaders: Iterable[str], half: Half
-    ) -> dict[str, np.ndarray]:
-        wanted, out = set(leaders), {}
-
-        def observe(name: str, x: np.ndarray) -> None:
-            if name in wanted:
-                out[name] = x.copy()
-                if len(out) == len(wanted):
-                    raise _BlockDone
-
-        try:
-            model.block(i, hidden, observe=observe, half=half)
-        except _BlockDone:
-            pass
-        return out
 
     def _before(self, i: int, leader: str, half: Half) -> int:
         """Weights that are multiplied before a group is reached."""
@@ -272,12 +243,12 @@ class Run:
         assert self.hidden is not None
         last = i + 1 == self.source.config.num_hidden_layers and half != "attention"
         work = 2.0 * self._block_size(i, half)
-        model = _for_many_tokens(model)
+        model = for_many_tokens(model)
         for batch in self.calibration.batches():
             if not last:
-                self.hidden[batch] = model.block(i, self.hidden[batch], half=half)
+                self.hidden[batch] = through_block(model, i, self.hidden[batch], half=half)[0]
                 if self.original is not None:
-                    self.original[batch] = self.source.block(i, self.original[batch], half=half)
+                    self.original[batch] = through_block(self.source, i, self.original[batch], half=half)[0]
             self._report(work * self.calibration.tokens[batch].size, f"block {i}: on to the next")
 
     def _view_hidden(self) -> np.ndarray:
@@ -346,19 +317,11 @@ class Run:
         return {name: fold.scale for fold in folds for name in fold.names}
 
 
-def _for_many_tokens(model: Model) -> Model:
-    """The model with dequantised weights, which BLAS multiplies by thousands of tokens in half the time of packed ones.
-
-    An engine that was asked for stays. The dequantised weights go with the returned model.
-    """
-    return model.replace(linear_settings={"*": {"engine": "dequantized"}, **model.linear_settings})
-
-
 def _solve_layer(
     recipe: Recipe, side_by_side: bool, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None,
     name: str,
 ) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
-    with one_blas_thread(side_by_side or weight.shape[1] <= _SMALL):
+    with one_blas_thread(side_by_side or weight.shape[1] <= SMALL):
         return _solve_alone(recipe, weight, inputs, scale, name)
 
 

@@ -46,7 +46,7 @@ def exp32(x: Any) -> Any:
     return p * U32((shifted.view(np.uint32) << U32(23)) + U32(0x3F800000)).view(np.float32)
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _rms_row(x: Any, weight: Any, eps: Any, out: Any) -> Any:
     total = F32(0)
     for d in range(x.shape[0]):
@@ -57,7 +57,7 @@ def _rms_row(x: Any, weight: Any, eps: Any, out: Any) -> Any:
     return total
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _layer_row(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
     total = F32(0)
     for d in range(x.shape[0]):
@@ -72,7 +72,7 @@ def _layer_row(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
     return square
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def rms_norm(x: Any, weight: Any, eps: Any, out: Any) -> Any:
     """out = x / sqrt(mean(x^2) + eps) * weight for each row; the first row with NaN or Inf, or -1."""
     for m in range(x.shape[0]):
@@ -81,7 +81,7 @@ def rms_norm(x: Any, weight: Any, eps: Any, out: Any) -> Any:
     return -1
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
     """LayerNorm of each row; the first row with NaN or Inf, or -1."""
     for m in range(x.shape[0]):
@@ -90,7 +90,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: Any, out: Any) -> Any:
     return -1
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
 def _rotate(head: Any, cos: Any, sin: Any) -> None:
     half = cos.shape[0]
     left, right = head[:half], head[half:]
@@ -100,7 +100,7 @@ def _rotate(head: Any, cos: Any, sin: Any) -> None:
         right[d] = b * cos[d] + a * sin[d]
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _rope(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
     size = 2 * cos.shape[1]
     for m in range(x.shape[0]):
@@ -114,7 +114,7 @@ def rope(x: np.ndarray, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray,
     _rope(x, positions, cos, sin, heads)
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def head_norm(x: Any, weight: Any, eps: Any, first: Any, heads: Any) -> None:
     """RMSNorm of single heads, in place (Qwen3's q_norm and k_norm)."""
     size = weight.shape[0]
@@ -124,7 +124,7 @@ def head_norm(x: Any, weight: Any, eps: Any, first: Any, heads: Any) -> None:
             _rms_row(head, weight, eps, head)
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _swiglu_row(x: Any, out: Any) -> None:
     size = out.shape[0]
     gate, up = x[:size], x[size:]
@@ -135,7 +135,7 @@ def _swiglu_row(x: Any, out: Any) -> None:
         out[d] = g * up[d] * (share / (F32(1) + e))
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _swiglu(x: Any, out: Any) -> None:
     for m in range(x.shape[0]):
         _swiglu_row(x[m], out[m])
@@ -162,7 +162,7 @@ def activate(x: np.ndarray, kind: str) -> np.ndarray:
     return F32(0.5) * x * (F32(1) + np.tanh(inner))
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _largest(x: Any) -> Any:
     """The maximum, compared as integers, which vectorises; a NaN with clear sign is above all."""
     bits = x.view(np.int32)
@@ -172,7 +172,7 @@ def _largest(x: Any) -> Any:
     return I32(top ^ I32((top >> I32(31)) & I32(0x7FFFFFFF))).view(np.float32)
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
 def _softmax(x: Any, scale: Any) -> None:
     top = _largest(x)
     total = F32(0)
@@ -185,7 +185,7 @@ def _softmax(x: Any, scale: Any) -> None:
         x[j] *= factor
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def causal_row(row: Any, last: Any, window: Any, scale: Any) -> None:
     """softmax(scale * row) in place over columns last - window to last; the others become 0."""
     first = max(np.int64(0), last - window)
@@ -194,7 +194,7 @@ def causal_row(row: Any, last: Any, window: Any, scale: Any) -> None:
     _softmax(row[first:last], scale)
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _causal_softmax(scores: Any, tokens: Any, past: Any, window: Any, scale: Any) -> None:
     for r in range(scores.shape[0]):
         causal_row(scores[r], past + r % tokens + 1, window, scale)
@@ -211,7 +211,7 @@ def causal_softmax(scores: np.ndarray, tokens: int, first_key: int, position: in
     _causal_softmax(scores, np.int64(tokens), np.int64(position - first_key), np.int64(window), F32(scale))
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
 def _dots(x: Any, w: Any, first: Any, last: Any, out: Any) -> None:
     """out[n] = w[n] . x for rows first to last; four at a time, so that x is read once for them."""
     whole = first + (last - first) // 4 * 4
@@ -247,7 +247,7 @@ def few_tokens(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True, fastmath=_FAST, boundscheck=False)
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
 def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: Any, scores: Any, out: Any) -> None:
     """One query of one head; four keys at a time, so that q and out stay in registers."""
     whole = first + (last - first) // 4 * 4
@@ -278,7 +278,7 @@ def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: A
             out[d] += p * value[d]
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _attend(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
     batch, kv_heads, _, size = keys.shape
     heads = q.shape[1] // size
@@ -330,7 +330,7 @@ def attend_one(
     return out
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def append(x: Any, first: Any, lengths: Any, keys: Any, values: Any) -> None:
     """Copy keys and values of rows (B * T), side by side from column `first` on, behind `lengths` tokens of a cache.
 
