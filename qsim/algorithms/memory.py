@@ -50,7 +50,8 @@ def estimate_memory(
         hidden = calibration.token_count * c.hidden_size * 4
         widest = max(sum(shapes[n][0] for n in g) + shapes[g[0]][1] for g in groups)
         copies = 2 if recipe.correction else 1
-        parts["micro-batch"] = copies * 4 * tokens * (6 * c.hidden_size + 2 * widest) + 8 * 256 * length
+        seen = sum(shapes[g[0]][1] for g in model.block_linears(0))  # inputs kept until the micro-batch is through
+        parts["micro-batch"] = copies * 4 * tokens * (7 * c.hidden_size + 2 * widest + seen) + 8 * 256 * length
         per_input = [
             4 * k * k * (int(recipe.hessian) + int(recipe.correction)) + 4 * recipe.sample * k + 40 * k
             for k in (shapes[g[0]][1] for g in model.block_linears(0))
@@ -58,7 +59,8 @@ def estimate_memory(
         parts["statistics"] = max(per_input) if true_sequential and recipe.quantised_prefix else sum(per_input)
         parts["sampled windows"] = 4 * min(recipe.view_windows, windows) * length * (2 * c.hidden_size + 3 * widest)
         hidden *= copies
-    parts["packed block"] = 2 * sum(n * k for n, k in block)
+    # codes stacked as they are multiplied, and their float32 values
+    parts["dequantised block"] = 6 * sum(n * k for n, k in block) if recipe.quantised_prefix else 0
     solver = []
     for n, k in block:
         rows = min(n, _SLICE)

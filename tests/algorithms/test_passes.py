@@ -110,7 +110,7 @@ def test_blocked_factor(n):
     want = np.linalg.cholesky(np.linalg.inv(exact)).T
     assert np.abs(np.triu(u) - want).max() < 1e-5 * np.abs(want).max()
     assert condition == pytest.approx(np.linalg.cond(exact, 1), rel=0.9)  # LAPACK's is an estimate from below
-    h[order[-1], order[-1]] *= -1  # found in the first block, or in the last
+    h[order[-2], order[-2]] *= -1  # order[-1] is dead; found in the first block, or in the last
     assert linalg.inverse_factor(h, order, dead, 0.0) is None
     assert linalg.inverse_factor(h, order[::-1], dead, 0.0) is None
 
