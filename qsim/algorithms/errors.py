@@ -13,10 +13,10 @@ from qsim.formats._parallel import for_chunks
 from qsim.quantize import QuantizedTensor, quantize
 from qsim.quantize.tensor import expand
 
-from .linalg import DOUBLE_COLUMNS, dot, output_error
+from .linalg import DOUBLE_COLUMNS, by_rows, dot, output_error
 
 F32 = np.float32
-_ROWS = 1024
+_ROWS = 512  # rows a thread takes at a time
 _CHECKED = 16  # every 16th row's output error is measured where its loss is known
 _AGREES = 1e-4  # of the checked rows: float32 sums of large layers agree to some 1e-6
 
@@ -139,17 +139,21 @@ def weight_error(
         losses: what is known of the output error from solving; used above 1024 columns, below which measuring in
             float64 is quick.
     """
-    weight, output, clipped = 0.0, 0.0, 0
-    for rows in _slices(q):
-        d, outside = delta(w[rows] if scale is None else w[rows] * scale, q[rows])
+    weight, clipped = np.zeros(w.shape[0]), np.zeros(w.shape[0], np.int64)  # of slices, where they start
+
+    def work(rows: slice) -> float:
+        d, clipped[rows.start] = delta(w[rows] if scale is None else w[rows] * scale, q[rows])
         d = d if scale is None else d / scale
-        weight += dot(d, d)
-        clipped += outside
-        if hessian is not None and losses is not None and w.shape[1] > DOUBLE_COLUMNS:
-            output += losses.output_error(d, rows, hessian)
-        elif hessian is not None:
-            output += output_error(d, hessian)
-    return WeightError(weight=weight, output=None if hessian is None else output, clipped=clipped, count=w.size)
+        weight[rows.start] = dot(d, d)
+        if hessian is None:
+            return 0.0
+        if losses is not None and w.shape[1] > DOUBLE_COLUMNS:
+            return losses.output_error(d, rows, hessian)
+        return output_error(d, hessian)
+
+    output = by_rows(_slices(q), work)
+    return WeightError(weight=float(weight.sum()), output=None if hessian is None else output,
+                       clipped=int(clipped.sum()), count=w.size)  # fmt: skip
 
 
 def round_to_nearest_error(
@@ -161,18 +165,25 @@ def round_to_nearest_error(
     fmt = like.tensor_scheme.format
     if where.kind == "tensor" or (isinstance(fmt, BlockFormat) and fmt.tensor_scale):
         return weight_error(w, quantize(w, like.scheme, **how), hessian)
-    parts = [weight_error(w[rows], quantize(w[rows], like.scheme, **how), hessian) for rows in _slices(like)]
+    parts: dict[int, WeightError] = {}
+
+    def work(rows: slice) -> float:
+        parts[rows.start] = weight_error(w[rows], quantize(w[rows], like.scheme, **how), hessian)
+        return parts[rows.start].output or 0.0
+
+    output = by_rows(_slices(like), work)
     return WeightError(
-        weight=sum(p.weight for p in parts),
-        output=None if hessian is None else sum(p.output or 0.0 for p in parts),
-        clipped=sum(p.clipped for p in parts),
+        weight=sum(parts[start].weight for start in sorted(parts)),
+        output=None if hessian is None else output,
+        clipped=sum(p.clipped for p in parts.values()),
         count=w.size,
     )
 
 
 def signal(w: np.ndarray, hessian: np.ndarray | None = None) -> Signal:
     """What errors are relative to."""
+    rows = [slice(r, r + _ROWS) for r in range(0, w.shape[0], _ROWS)]
     return Signal(
-        weight=dot(w, w),
-        output=None if hessian is None else output_error(w, hessian),
+        weight=by_rows(rows, lambda one: dot(w[one], w[one])),
+        output=None if hessian is None else by_rows(rows, lambda one: output_error(w[one], hessian)),
     )

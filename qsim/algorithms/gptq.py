@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from qsim.formats import IntFormat
+from qsim.formats._parallel import for_chunks, one_blas_thread
 from qsim.quantize import QuantizedTensor, Scheme, get_rule, get_scheme
 
 from .calibration import LayerInputs
@@ -35,7 +36,7 @@ from .solver import solve_block
 
 F32 = np.float32
 MSE_NORM = 2.4  # quant.py minimises sum |q - x|^2.4
-_ROWS = 1024  # rows solved at a time: 16 MiB at 4096 columns, which stays in the last-level cache
+_ROWS = 512  # rows that a thread solves at a time: 8 MiB at 4096 columns, which stays in the last-level cache
 _LAZY = 512  # columns whose errors reach the rest of the matrix in one product
 
 
@@ -143,35 +144,50 @@ def _solve(
 ) -> tuple[np.ndarray, Scales, np.ndarray]:  # fmt: skip
     """Codes (N, K), their scales, and the loss of each row (N,) float64.
 
-    Rows do not meet, so they are done some at a time; and a few blocks' errors are held back from the columns behind
-    them, so that one larger product carries them on. Neither changes the result but for rounding.
+    Rows do not meet, so each thread does some at a time, with products of its own; and a few blocks' errors are held
+    back from the columns behind them, so that one larger product carries them on. Neither changes the result but for
+    rounding.
     """
     n, k = w.shape
     codes, loss, scales = np.empty((n, k), np.uint8), np.zeros(n), Scales(finder, (n, k))
-    span = plan.lazy_columns(block_size, _LAZY)
+    span, steps = plan.lazy_columns(block_size, _LAZY), list(_steps(n))
     if not plan.segments:
         # a whole row is measured before dead columns are cleared, groups after, as in the original
         scales.find_all(w if scales.granularity.kind == "channel" else _alive(w, dead), _steps(n))
-    for rows in _steps(n):
-        moving = np.take(w[rows], plan.order, axis=1)
-        moving[:, dead[plan.order]] = 0
-        err, met = np.empty((len(moving), span), F32), np.empty((len(moving), span if p.size else 0), F32)
-        for s1 in range(0, k, span):
-            s2 = min(s1 + span, k)
-            for i1 in range(s1, s2, block_size):
-                i2 = min(i1 + block_size, s2)
-                for group in plan.segments:
-                    if i1 <= group.start < i2:
-                        scales.find_group(moving[:, group.start : group.stop], rows, group.group)
-                solve_block(moving, u, p, (i1, i2), *scales.lanes(rows), plan, finder, err, met, i1 - s1,
-                            codes[rows], loss[rows])  # fmt: skip
-                _carry_on(moving[:, i2:s2], err[:, i1 - s1 : i2 - s1], u[i1:i2, i2:s2])
-                if p.size:
-                    _carry_on(moving[:, i2:s2], -met[:, i1 - s1 : i2 - s1], p[i1:i2, i2:s2])
-            _carry_on(moving[:, s2:], err[:, : s2 - s1], u[s1:s2, s2:])
-            if p.size:
-                _carry_on(moving[:, s2:], -met[:, : s2 - s1], p[s1:s2, s2:])
+
+    def work(first: int, stop: int) -> None:
+        for rows in steps[first:stop]:
+            _solve_rows(w, dead, u, p, plan, scales, rows, block_size, span, codes[rows], loss[rows])
+
+    with one_blas_thread():
+        for_chunks(len(steps), work, chunk=1)
     return codes, scales, loss
+
+
+def _solve_rows(
+    w: np.ndarray, dead: np.ndarray, u: np.ndarray, p: np.ndarray, plan: ColumnPlan, scales: Scales, rows: slice,
+    block_size: int, span: int, codes: np.ndarray, loss: np.ndarray,
+) -> None:  # fmt: skip
+    """Some rows of `_solve`; `codes` and `loss` are theirs."""
+    k = w.shape[1]
+    moving = np.take(w[rows], plan.order, axis=1)
+    moving[:, dead[plan.order]] = 0
+    err, met = np.empty((len(moving), span), F32), np.empty((len(moving), span if p.size else 0), F32)
+    for s1 in range(0, k, span):
+        s2 = min(s1 + span, k)
+        for i1 in range(s1, s2, block_size):
+            i2 = min(i1 + block_size, s2)
+            for group in plan.segments:
+                if i1 <= group.start < i2:
+                    scales.find_group(moving[:, group.start : group.stop], rows, group.group)
+            solve_block(moving, u, p, (i1, i2), *scales.lanes(rows), plan, scales.finder, err, met, i1 - s1,
+                        codes, loss)  # fmt: skip
+            _carry_on(moving[:, i2:s2], err[:, i1 - s1 : i2 - s1], u[i1:i2, i2:s2])
+            if p.size:
+                _carry_on(moving[:, i2:s2], -met[:, i1 - s1 : i2 - s1], p[i1:i2, i2:s2])
+        _carry_on(moving[:, s2:], err[:, : s2 - s1], u[s1:s2, s2:])
+        if p.size:
+            _carry_on(moving[:, s2:], -met[:, : s2 - s1], p[s1:s2, s2:])
 
 
 def _carry_on(behind: np.ndarray, errors: np.ndarray, u: np.ndarray) -> None:

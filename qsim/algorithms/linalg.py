@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from qsim.formats._parallel import for_chunks, one_blas_thread
 F32 = np.float32
 _ROWS = 64  # rows a thread takes at a time in the loops over a square matrix
 _TEXTBOOK = 512  # up to here the paper's three steps
-_BLOCK = 512  # columns of the factorisation that one product takes
 _SLICE = 256  # columns of H in one product of `output_error`: narrow, for half a slice's square is done twice
 _STRIP = 64  # columns of a small Hessian that a thread takes at a time
 SMALL = 1024  # columns up to which a product is shorter than BLAS's workers spin
@@ -94,59 +94,16 @@ def inverse_factor(
 def _by_reversal(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
     from scipy.linalg import lapack
 
-    if not _cholesky(work):
+    factor, info = lapack.spotrf(work.T, lower=0, overwrite_a=1, clean=0)
+    if info != 0:
         return None
-    # row-major lower is column-major upper
-    reciprocal, _ = lapack.spocon(work.T, F32(norm), uplo="U")
-    if not _invert_lower(work) or not np.isfinite(work.diagonal()).all():
+    reciprocal, _ = lapack.spocon(factor, F32(norm), uplo="U")
+    factor, info = lapack.strtri(factor, lower=0, overwrite_c=1)
+    if info != 0 or not np.isfinite(factor.diagonal()).all():
         return None
-    flat = work.reshape(-1)
+    flat = factor.T.reshape(-1)
     for_chunks(flat.size // 2, lambda a, b: _reverse(flat, a, b))
-    return work, _reciprocal(reciprocal)
-
-
-def _cholesky(a: np.ndarray) -> bool:
-    """A = L L^T by block columns, L over the lower triangle of A, row-major; False when A is not positive definite.
-
-    OpenBLAS's own factorisation runs at half the speed of its products; here nearly all work is in products. The upper
-    triangle is neither read nor cleared, but for the blocks on the diagonal.
-    """
-    from scipy.linalg import blas, lapack
-
-    n = a.shape[0]
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        a[start:stop, start:stop] = np.tril(a[start:stop, start:stop])
-        if start:
-            a[start:, start:stop] -= a[start:, :start] @ a[start:stop, :start].T
-        lower, info = lapack.spotrf(a[start:stop, start:stop], lower=1, clean=1)
-        if info != 0:
-            return False
-        a[start:stop, start:stop] = lower
-        if stop < n:
-            panel = np.ascontiguousarray(a[stop:, start:stop])
-            a[stop:, start:stop] = blas.strsm(1.0, lower, panel.T, lower=1, overwrite_b=1).T
-    return True
-
-
-def _invert_lower(a: np.ndarray) -> bool:
-    """L^-1 over L, row-major, by block rows; False when a diagonal entry is 0. The upper triangle is as in `_cholesky`:
-    the blocks on the diagonal must be clean."""
-    from scipy.linalg import lapack
-
-    n = a.shape[0]
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        inverse, info = lapack.strtri(a[start:stop, start:stop], lower=1)
-        if info != 0:
-            return False
-        a[start:stop, start:stop] = inverse
-        minus = -np.ascontiguousarray(inverse)
-        row = a[start:stop]
-        for first in range(0, start, _BLOCK):  # block (row, first) needs the row's blocks from `first` on
-            last = first + _BLOCK
-            row[:, first:last] = minus @ (row[:, first:start] @ a[first:start, first:last])
-    return True
+    return flat.reshape(work.shape), _reciprocal(reciprocal)
 
 
 def _by_the_book(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
@@ -210,19 +167,36 @@ def mirror(total: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, boundscheck=False, fastmath={"reassoc", "contract"})
-def _dots(x: Any, y: Any, start: int, stop: int, out: Any) -> None:
-    for i in range(start, stop):
-        total = 0.0
+def _dot(x: Any, y: Any) -> Any:
+    total = 0.0
+    for i in range(x.shape[0]):
+        row = 0.0
         for j in range(x.shape[1]):
-            total += np.float64(x[i, j]) * np.float64(y[i, j])
-        out[i] = total
+            row += np.float64(x[i, j]) * np.float64(y[i, j])
+        total += row
+    return total
 
 
 def dot(x: np.ndarray, y: np.ndarray) -> float:
     """The sum of x * y over two float32 matrices, in float64."""
-    sums = np.empty(x.shape[0])
-    for_chunks(x.shape[0], lambda a, b: _dots(x, y, a, b, sums), chunk=_ROWS)
-    return float(sums.sum())
+    return float(_dot(x, y))
+
+
+def by_rows(rows: Sequence[slice], work: Callable[[slice], float]) -> float:
+    """The sum of work(slice), the slices side by side.
+
+    Each multiplies on one BLAS thread: rows do not meet, so nothing waits for anything, as BLAS's own threads do at
+    every step. The sum has the same bits for any number of threads.
+    """
+    parts = np.empty(len(rows))
+
+    def some(first: int, stop: int) -> None:
+        for i in range(first, stop):
+            parts[i] = work(rows[i])
+
+    with one_blas_thread():
+        for_chunks(len(rows), some, chunk=1)
+    return float(parts.sum())
 
 
 def output_error(delta: np.ndarray, hessian: np.ndarray) -> float:
@@ -243,12 +217,10 @@ def output_error(delta: np.ndarray, hessian: np.ndarray) -> float:
         d = delta.astype(np.float64)
         return float(np.einsum("nk,nk->", d @ hessian.astype(np.float64), d))
     total = 0.0
-    for r in range(0, delta.shape[0], 1024):
-        d = delta[r : r + 1024]
-        for a in range(0, k, _SLICE):
-            b = min(a + _SLICE, k)
-            product = d[:, a:b] @ hessian[a:b, a:]
-            total += dot(product[:, : b - a], d[:, a:b])
-            if b < k:
-                total += 2 * dot(product[:, b - a :], d[:, b:])
+    for a in range(0, k, _SLICE):
+        b = min(a + _SLICE, k)
+        here = delta[:, a:b]
+        total += dot(here @ hessian[a:b, a:b], here)
+        if a:
+            total += 2 * dot(delta[:, :a] @ hessian[:a, a:b], here)
     return total

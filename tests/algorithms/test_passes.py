@@ -1,4 +1,4 @@
-"""What is arranged for speed: halves of blocks, windows side by side, blocked factors, errors from losses."""
+"""What is arranged for speed: halves of blocks, windows side by side, factors, errors from losses."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_calibration_dequantises_but_keeps_an_engine_that_was_asked_for():
 
 
 @pytest.mark.parametrize("n", [513, 1100])
-def test_blocked_factor(n):
+def test_the_factor_above_512_columns(n):
     _, x = make(1, n, 2 * n)
     h = (x.T @ x / F32(n)).astype(F32)
     dead = np.zeros(n, bool)
