@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.formats._parallel import one_blas_thread
+
 from . import statistics
 from .generation import require_tokenizer
 
@@ -236,7 +238,10 @@ def _run(
 ) -> None:
     """Add the sums of some windows of equal length."""
     inputs = np.stack([ids[w.start : w.stop] for w in windows])
-    hidden = model.hidden(inputs)
+    # the head is BLAS's between blocks that are Numba's: its workers would spin into the next windows
+    compiled = any(one.runs_compiled for one in model.linears().values())
+    with one_blas_thread(compiled):
+        hidden = model.hidden(inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     ref_hidden, ref_logits = ref.hidden_or_logits(inputs) if ref is not None else (None, None)
     length = inputs.shape[1]
@@ -247,7 +252,8 @@ def _run(
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
         targets = ids[at[part] + 1]
-        logits = model.unembed(_take(hidden, part))
+        with one_blas_thread(compiled):
+            logits = model.unembed(_take(hidden, part))
         nll, top = np.empty(len(part)), np.empty(len(part), np.int64)
         statistics.score(logits, targets, nll, top)
         values = {"tokens": np.ones(len(part)), "nll": nll, "hits": top == targets}
