@@ -64,7 +64,8 @@ def through_block(
                 raise _BlockDone
 
         try:
-            out[first:stop] = model.block(i, hidden[first:stop], observe=observe, half=half)
+            with np.errstate(over="ignore", invalid="ignore"):  # who takes the inputs in refuses NaN, by name
+                out[first:stop] = model.block(i, hidden[first:stop], observe=observe, half=half)
         except _BlockDone:
             pass
 
