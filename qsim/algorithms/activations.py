@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from qsim.formats import IntFormat
+from qsim.formats import BlockFormat, IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
 from .checks import where
@@ -20,14 +20,23 @@ def needs_input_scale(scheme: Scheme) -> bool:
     return activation.is_quantized and not activation.dynamic
 
 
-def largest_code(scheme: Scheme) -> float:
-    """The value that a static activation scale maps the largest activation to: 127, 448, ..."""
+def stores_input_scale(scheme: Scheme) -> bool:
+    """Whether checkpoints have a scale of the activation that calibration can find: a static one, or NVFP4's tensor
+    scale. Products here do without the latter: they find it for every input, as they find the scales of its blocks."""
     fmt = scheme.activation.format
+    return needs_input_scale(scheme) or (isinstance(fmt, BlockFormat) and fmt.tensor_scale)
+
+
+def largest_code(scheme: Scheme) -> float:
+    """The value that a stored activation scale maps the largest activation to: 127, 448, ..., 448 * 6 for NVFP4."""
+    fmt = scheme.activation.format
+    if isinstance(fmt, BlockFormat):
+        return float(fmt.scale.max * fmt.element.max)  # type: ignore[union-attr]
     return float((1 << (fmt.bits - 1)) - 1) if isinstance(fmt, IntFormat) else float(fmt.max)  # type: ignore[union-attr]
 
 
 def input_scale_of(peak: float, scheme: Scheme, name: str = "", *, power_of_two: bool = False) -> float | None:
-    """The stored scale of a static activation: largest |x| over the largest code. None when the scheme stores none.
+    """The stored scale of an activation: largest |x| over the largest code. None when the scheme stores none.
 
     Arguments:
         peak: largest |x| that calibration saw. 0 gives 1.
@@ -36,13 +45,15 @@ def input_scale_of(peak: float, scheme: Scheme, name: str = "", *, power_of_two:
     Raises:
         ValueError: a peak that is NaN or Inf.
     """
-    if not needs_input_scale(scheme):
+    if not stores_input_scale(scheme):
         return None
     if not math.isfinite(peak) or peak < 0:
         raise ValueError(f"the largest activation is {peak}: it must be finite{where(name)}")
     scale = F32(max(peak, 0.0)) / F32(largest_code(scheme))
     if scale == 0:
         return 1.0
+    if isinstance(scheme.activation.format, BlockFormat):
+        return 1 / float(F32(1 / scale))  # stored as its reciprocal
     return float(power_of_two_above(scale)) if power_of_two else float(scale)
 
 

@@ -15,7 +15,7 @@ from qsim.formats._parallel import one_blas_thread
 from qsim.models import AttentionMath, Model
 from qsim.quantize import QuantizedTensor
 
-from .activations import input_scale_of, joint_error, needs_input_scale
+from .activations import input_scale_of, joint_error, stores_input_scale
 from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs
 from .folding import Fold, divided_source
 from .kv import KVRange, kv_scales, stores_kv
@@ -186,7 +186,7 @@ class Run:
         stats = {
             g[0]: InputStatistics(
                 self.source.linears()[g[0]].weight.shape[1], hessian=recipe.hessian, correction=recipe.correction,
-                moments=recipe.moments or needs_input_scale(recipe.scheme), sample=self._sample_rows(),
+                moments=recipe.moments or stores_input_scale(recipe.scheme), sample=self._sample_rows(),
                 expected_tokens=self.calibration.token_count, name=g[0],
             )
             for g in groups
@@ -332,7 +332,7 @@ def _solve_alone(
     scheme = q.scheme
     if inputs is None or not scheme.activation.is_quantized:
         return name, q, record
-    if needs_input_scale(scheme) and q.input_scale is None:
+    if stores_input_scale(scheme) and q.input_scale is None:
         assert inputs.max_abs is not None
         peaks = inputs.max_abs if scale is None else inputs.max_abs / scale
         q = replace(q, input_scale=input_scale_of(float(peaks.max()), scheme, name))

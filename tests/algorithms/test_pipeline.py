@@ -348,6 +348,20 @@ def test_static_scales_of_other_methods():
         assert (result.records.joint_error < 0.05).all()
 
 
+def test_nvfp4_activations_get_the_scale_that_checkpoints_store(tmp_path):
+    from qsim.checkpoints import read, write
+
+    model = random_model()
+    result = quantize_model(model, "rtn", "nvfp4", TOKENS)
+    peaks = []
+    model.block(0, model.embed(TOKENS), observe=lambda name, x: peaks.append(np.abs(x).max()))
+    name = "model.layers.0.self_attn.q_proj"
+    assert result.model.linears()[name].weight.input_scale == pytest.approx(peaks[0] / (448 * 6), rel=1e-6)
+    write(result.model, tmp_path / "out", "compressed-tensors")
+    back = read(tmp_path / "out")
+    assert all(back.tensors[n] == t for n, t in result.model.tensors.items() if isinstance(t, QuantizedTensor))
+
+
 def test_ignored_layers_stay_float():
     model = random_model()
     result = quantize_model(model, "awq", "w4a16-g32", TOKENS, ignore=["*.down_proj", "model.layers.0.self_attn.*"])
