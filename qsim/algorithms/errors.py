@@ -16,7 +16,7 @@ from qsim.quantize.tensor import expand
 from .linalg import DOUBLE_COLUMNS, by_rows, dot, output_error
 
 F32 = np.float32
-_ROWS = 512  # rows a thread takes at a time
+_ROWS = 256  # rows a thread takes at a time: a slice's temporaries are small beside the Hessian
 _CHECKED = 16  # every 16th row's output error is measured where its loss is known
 _AGREES = 1e-4  # of the checked rows: float32 sums of large layers agree to some 1e-6
 

@@ -37,6 +37,7 @@ from .solver import solve_block
 F32 = np.float32
 MSE_NORM = 2.4  # quant.py minimises sum |q - x|^2.4
 _ROWS = 512  # rows that a thread solves at a time: 8 MiB at 4096 columns, which stays in the last-level cache
+_PRODUCT = 1024  # columns of one product: it is subtracted while it is in the cache, and takes no memory to speak of
 _LAZY = 512  # columns whose errors reach the rest of the matrix in one product
 
 
@@ -150,10 +151,10 @@ def _solve(
     """
     n, k = w.shape
     codes, loss, scales = np.empty((n, k), np.uint8), np.zeros(n), Scales(finder, (n, k))
-    span, steps = plan.lazy_columns(block_size, _LAZY), list(_steps(n))
+    span, steps = plan.lazy_columns(block_size, _LAZY), list(_steps(n, k))
     if not plan.segments:
         # a whole row is measured before dead columns are cleared, groups after, as in the original
-        scales.find_all(w if scales.granularity.kind == "channel" else _alive(w, dead), _steps(n))
+        scales.find_all(w if scales.granularity.kind == "channel" else _alive(w, dead), iter(steps))
 
     def work(first: int, stop: int) -> None:
         for rows in steps[first:stop]:
@@ -191,12 +192,15 @@ def _solve_rows(
 
 
 def _carry_on(behind: np.ndarray, errors: np.ndarray, u: np.ndarray) -> None:
-    if behind.size:
-        behind -= errors @ u
+    for first in range(0, behind.shape[1], _PRODUCT):
+        here = slice(first, first + _PRODUCT)
+        behind[:, here] -= errors @ u[:, here]
 
 
-def _steps(rows: int) -> Iterator[slice]:
-    return (slice(r, min(r + _ROWS, rows)) for r in range(0, rows, _ROWS))
+def _steps(rows: int, columns: int) -> Iterator[slice]:
+    """Rows solved at a time; fewer where the codes already take half as much memory as the Hessian."""
+    step = _ROWS if rows <= 2 * columns else _ROWS // 2
+    return (slice(r, min(r + step, rows)) for r in range(0, rows, step))
 
 
 def _alive(w: np.ndarray, dead: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ CHUNK = 1 << 19
 
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
+_inside = threading.local()
 
 
 def _forget_pool() -> None:
@@ -41,12 +42,14 @@ def _get_pool() -> ThreadPoolExecutor:
 def for_chunks(count: int, work: Callable[[int, int], None], *, chunk: int = CHUNK) -> None:
     """Call `work(start, stop)` for consecutive pieces of range(count), on `numba.get_num_threads()` threads.
 
+    Pieces that call this themselves run theirs in turn: the threads are taken.
+
     The first exception of a piece is raised after the pieces already begun have ended.
     """
     import numba
 
     pieces = -(-count // chunk)
-    threads = min(numba.get_num_threads(), pieces)
+    threads = 1 if getattr(_inside, "a_piece", False) else min(numba.get_num_threads(), pieces)
     if threads <= 1:
         for start in range(0, count, chunk):
             work(start, min(start + chunk, count))
@@ -54,8 +57,12 @@ def for_chunks(count: int, work: Callable[[int, int], None], *, chunk: int = CHU
     ticket = itertools.count()  # next() on it is atomic
 
     def drain() -> None:
-        while (i := next(ticket)) < pieces:
-            work(i * chunk, min((i + 1) * chunk, count))
+        _inside.a_piece = True
+        try:
+            while (i := next(ticket)) < pieces:
+                work(i * chunk, min((i + 1) * chunk, count))
+        finally:
+            _inside.a_piece = False
 
     helpers = [_get_pool().submit(drain) for _ in range(threads - 1)]
     try:

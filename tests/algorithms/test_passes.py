@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info
 
 from qsim.algorithms import errors, gptq, linalg, quantize_model
 from qsim.algorithms.passes import for_many_tokens, through_block
-from qsim.formats._parallel import one_blas_thread
+from qsim.formats._parallel import for_chunks, one_blas_thread
 from qsim.quantize import quantize
 from tests.models.small import random_model
 
@@ -49,6 +49,17 @@ def test_one_blas_thread_is_taken_back_by_the_last_to_leave():
     leave.set()
     thread.join()
     assert blas_threads() == before
+
+
+def test_pieces_that_call_for_chunks_keep_to_their_thread():
+    inner: dict[int, set[int]] = {}
+
+    def piece(first: int, stop: int) -> None:
+        for_chunks(8, lambda a, b: inner.setdefault(first, set()).add(threading.get_ident()), chunk=1)
+
+    for_chunks(4, piece, chunk=1)
+    assert all(len(threads) == 1 for threads in inner.values())
+    assert sorted(inner) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
