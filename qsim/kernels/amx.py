@@ -133,7 +133,7 @@ def _amx_int_tiles(
         g = 0 if integer else k0 // group
         for t in range(tiles):
             for r in range(0, depth, columns):
-                dots.bytes_centred(words, first + t, (k0 + r) // columns, b, r)
+                dots.amx_bytes(words, first + t, (k0 + r) // columns, b, r)
             ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
             for block in range(blocks):
                 a0 = (2 * block * xa.shape[1] + k0 // 64) * 1024
@@ -215,7 +215,7 @@ def _amx_bf16_tiles(
             tb, tl = by[t], less[t]
             for r in range(0, depth, columns):
                 at = k0 + r
-                dots.expand_bf16(words, first + t, at // columns, tb, tl, at // group, b, r)
+                dots.amx_bf16(words, first + t, at // columns, tb, tl, at // group, b, r)
             ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
             for block in range(blocks):
                 a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024

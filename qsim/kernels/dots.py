@@ -8,7 +8,8 @@ Two uses. A stream (`lanes.stream_1`, `stream_4`) decodes words in registers for
 in the order in which shifts and masks leave the codes, see `prepare`. A `product` is for many tokens: a slice of
 columns of a tile is first expanded, in natural order, into
 
-    b       (4, D*16) uint32: for each 16 rows, D times 16 words, a word four bytes or two BF16 of one row
+    b       (D, 64) words, four bytes or two BF16 of one row each: what the packed words of 8-bit integers are already
+            (4, D*16) for AMX, whose tiles are 16 rows
 """
 
 from __future__ import annotations
@@ -132,10 +133,19 @@ INNER = {
 # --- expansion ----------------------------------------------------------------------------------------------
 
 
-def _expand_bytes(centred: bool) -> Any:
+def _place(builder: Any, out: Any, first: Any, v: int, for_amx: bool) -> tuple[Any, int]:
+    """Byte of vector v of word `first` of b, and the bytes from there to the same vector of the next word."""
+    _, width = out
+    if for_amx:
+        rows = builder.mul(builder.mul(width, I64(4)), I64(v))
+        return builder.add(builder.mul(first, I64(64)), rows), 64
+    return builder.add(builder.mul(first, I64(256)), I64(64 * v)), 256
+
+
+def _expand_bytes(for_amx: bool) -> Any:
     """An intrinsic expand(words, tile, i, b, k): step i of a tile as words of four bytes, from column k of b on.
 
-    Codes as they are, or less 2^(bits-1) and signed when `centred`.
+    Codes as they are; for AMX less 2^(bits-1) and signed.
     """
 
     @intrinsic
@@ -143,15 +153,15 @@ def _expand_bytes(centred: bool) -> Any:
         i64, stored = types.int64, stored_of(words)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            out, (_, width) = array(context, builder, signature, args, 3)
-            at = builder.mul(args[4], I64(16))  # 64 bytes for every four columns
+            out, shape = array(context, builder, signature, args, 3)
+            first = builder.udiv(args[4], I64(4))
             centre = ir.Constant(_V8, [1 << (stored.bits - 1)] * 64)
             for v, loaded in enumerate(load_step(context, builder, signature, args, stored)):
-                place = builder.add(at, builder.mul(builder.mul(width, I64(4)), I64(v)))
+                place, stride = _place(builder, shape, first, v, for_amx)
                 for quad, codes in enumerate(_quads(builder, loaded, stored)):
-                    if centred:
+                    if for_amx:
                         codes = builder.bitcast(builder.sub(builder.bitcast(codes, _V8), centre), VI)
-                    store(builder, codes, out, builder.add(place, I64(64 * quad)))
+                    store(builder, codes, out, builder.add(place, I64(stride * quad)))
             return context.get_dummy_value()
 
         return types.void(words, i64, i64, b, i64), codegen
@@ -188,35 +198,42 @@ def _quads(builder: Any, words: list[Any], stored: Stored) -> list[Any]:
     return out
 
 
-@intrinsic
-def expand_bf16(typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any, g: Any, b: Any, k: Any) -> Any:
-    """Step i of a tile as words of two BF16, from column k of b on: (code - zero[g, lane]) * scale[g, lane].
+def _expand_bf16(for_amx: bool) -> Any:
+    """An intrinsic expand(words, tile, i, scale, zero, g, b, k): step i of a tile from column k of b on, as BF16.
 
-    The caller sees to it that these are BF16 numbers: they are cut, not rounded.
+    Values are (code - zero[g, lane]) * scale[g, lane]. The caller sees to it that these are BF16 numbers: they are cut,
+    not rounded.
     """
-    i64, stored = types.int64, stored_of(words)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        scales, zeros = (array(context, builder, signature, args, a)[0] for a in (3, 4))
-        out, (_, width) = array(context, builder, signature, args, 6)
-        at = builder.mul(args[7], I64(32))  # 64 bytes for every two columns
-        for v, loaded in enumerate(load_step(context, builder, signature, args, stored)):
-            lanes = builder.add(builder.mul(args[5], I64(256)), I64(64 * v))
-            by = load(builder, scales, lanes, VF)
-            less = None if stored.is_float else load(builder, zeros, lanes, VF)
-            place = builder.add(at, builder.mul(builder.mul(width, I64(4)), I64(v)))
-            numbers = fields(builder, loaded, stored)
-            for pair in range(len(numbers) // 2):
-                halves = []
-                for number in numbers[2 * pair : 2 * pair + 2]:
-                    value = number() if less is None else builder.fsub(number(), less)
-                    halves.append(builder.bitcast(builder.fmul(value, by), VI))
-                low = builder.lshr(halves[0], splat_int(16))
-                word = builder.or_(low, builder.and_(halves[1], splat_int(0xFFFF0000)))
-                store(builder, word, out, builder.add(place, I64(64 * pair)))
-        return context.get_dummy_value()
+    @intrinsic
+    def expand(
+        typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any, g: Any, b: Any, k: Any
+    ) -> Any:
+        i64, stored = types.int64, stored_of(words)
 
-    return types.void(words, i64, i64, scale, zero, i64, b, i64), codegen
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            scales, zeros = (array(context, builder, signature, args, a)[0] for a in (3, 4))
+            out, shape = array(context, builder, signature, args, 6)
+            first = builder.udiv(args[7], I64(2))
+            for v, loaded in enumerate(load_step(context, builder, signature, args, stored)):
+                lanes = builder.add(builder.mul(args[5], I64(256)), I64(64 * v))
+                by = load(builder, scales, lanes, VF)
+                less = None if stored.is_float else load(builder, zeros, lanes, VF)
+                place, stride = _place(builder, shape, first, v, for_amx)
+                numbers = fields(builder, loaded, stored)
+                for pair in range(len(numbers) // 2):
+                    halves = []
+                    for number in numbers[2 * pair : 2 * pair + 2]:
+                        value = number() if less is None else builder.fsub(number(), less)
+                        halves.append(builder.bitcast(builder.fmul(value, by), VI))
+                    low = builder.lshr(halves[0], splat_int(16))
+                    word = builder.or_(low, builder.and_(halves[1], splat_int(0xFFFF0000)))
+                    store(builder, word, out, builder.add(place, I64(stride * pair)))
+            return context.get_dummy_value()
+
+        return types.void(words, i64, i64, scale, zero, i64, b, i64), codegen
+
+    return expand
 
 
 # --- products -----------------------------------------------------------------------------------------------
@@ -225,7 +242,8 @@ def expand_bf16(typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero:
 def _product(dot: Any, sums: Any, tokens: int, grouped: bool) -> Any:
     """An intrinsic product(b, steps, x, m0, w0, scale, zero, g, xsum, c, xgroup, total).
 
-    sum[m, lane] over the first `steps` words of b times words w0 .. of x[m0 + m] (M, W) uint32. When `grouped`
+    sum[m, lane] over the first `steps` words of b times words w0 .. w0 + steps - 1 of token m0 + m. x (M, W) holds them
+    slice by slice: words w0 .. of all tokens, then the next ones, so that a slice is one piece of memory. When `grouped`
 
         total[m0 + m, lane] += (sum - zero[g, lane] * xsum[m0 + m, c]) * scale[g, lane] * xgroup[m0 + m, g]
 
@@ -238,13 +256,13 @@ def _product(dot: Any, sums: Any, tokens: int, grouped: bool) -> Any:
         xgroup: Any, total: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            weights, (_, width) = array(context, builder, signature, args, 0)
-            source, (_, x_words) = array(context, builder, signature, args, 2)
+            weights, _ = array(context, builder, signature, args, 0)
+            source, (x_tokens, _) = array(context, builder, signature, args, 2)
             scales, zeros, out = (array(context, builder, signature, args, a)[0] for a in (5, 6, 11))
             rows = [builder.add(args[3], I64(m)) for m in range(tokens)]
-            x_rows = [builder.gep(source, [builder.mul(builder.add(builder.mul(row, x_words), args[4]), I64(4))])
+            slice_ = builder.mul(x_tokens, args[4])
+            x_rows = [builder.gep(source, [builder.mul(builder.add(slice_, builder.mul(row, args[1])), I64(4))])
                       for row in rows]  # fmt: skip
-            blocks = [builder.gep(weights, [builder.mul(width, I64(4 * v))]) for v in _LANES]
             places = [[builder.add(builder.mul(row, I64(256)), I64(64 * v)) for v in _LANES] for row in rows]
             acc = [[cgutils.alloca_once(builder, sums) for _ in _LANES] for _ in rows]
             for m in range(tokens):
@@ -252,8 +270,8 @@ def _product(dot: Any, sums: Any, tokens: int, grouped: bool) -> Any:
                     start = ir.Constant(sums, [sums.element(0)] * 16)
                     builder.store(start if grouped else load(builder, out, places[m][v], sums), acc[m][v])
             with cgutils.for_range(builder, args[1]) as loop:
-                here, x_here = builder.mul(loop.index, I64(64)), builder.mul(loop.index, I64(4))
-                wk = [load(builder, block, here, VI) for block in blocks]
+                here, x_here = builder.mul(loop.index, I64(256)), builder.mul(loop.index, I64(4))
+                wk = [load(builder, weights, builder.add(here, I64(64 * v)), VI) for v in _LANES]
                 for m in range(tokens):
                     xk = splat(builder, load(builder, x_rows[m], x_here, I32))
                     for v in _LANES:
@@ -287,7 +305,8 @@ def _element(context: Any, builder: Any, signature: Any, args: Any, position: in
     return splat(builder, load(builder, base, builder.mul(builder.add(builder.mul(row, columns), column), I64(4)), F32))
 
 
-bytes_unsigned, bytes_centred = _expand_bytes(False), _expand_bytes(True)
+expand_bytes, expand_bf16 = _expand_bytes(False), _expand_bf16(False)
+amx_bytes, amx_bf16 = _expand_bytes(True), _expand_bf16(True)
 bytes_product_4, bytes_product_6 = (_product(dot_bytes, VI, tokens, False) for tokens in (4, 6))
 bytes_grouped_4, bytes_grouped_6 = (_product(dot_bytes, VI, tokens, True) for tokens in (4, 6))
 bf16_grouped_4, bf16_grouped_6 = (_product(dot_bf16, VF, tokens, True) for tokens in (4, 6))

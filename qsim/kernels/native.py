@@ -1,8 +1,9 @@
 """The product with many tokens by VNNI and BF16 dot products. Compile nothing here unless `features` offers the path.
 
 A slice of columns of a tile is expanded to bytes or BF16 (exactly) into the first level of cache, and all tokens pass
-over it. Shapes as in `streams`; xw (M', W) activations in natural order, records `bytes` (four int8 a word) or `bf16`
-(two), M' even and at least 4.
+over it. Shapes as in `streams`; xw (M', W) activations, records `bytes` (four int8 a word) or `bf16` (two), M' even and at least 4, slice by slice: first
+the columns of the first slice of every token, then those of the second. Rows as far apart as a power of two would share
+the few lines of a cache's set.
 """
 
 from __future__ import annotations
@@ -16,38 +17,49 @@ from numba.extending import overload
 from . import dots, lanes
 from .memory import aligned_float32, aligned_int32
 from .prepare import chunk_sums
+from .stored import stored_of
 from .streams import bf16_factors, finish, tile_scales, tile_zeros
+from .vectors import prefetch_lines
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def pack_bytes(x: Any, group: Any, step: Any, out: Any, xsum: Any) -> None:
-    """Integers (M, K) int8 to rows of `out` (M', K'), the rest 0, and their sums per chunk."""
-    for row in prange(out.shape[0]):
-        m = np.int64(row)
-        inside = x.shape[1] if m < x.shape[0] else 0
-        for at in range(inside):
-            out[m, at] = x[m, at]
-        for at in range(inside, out.shape[1]):
-            out[m, at] = 0
-        if inside:
-            chunk_sums(x, m, group, step, out.shape[1], xsum)
+def _narrow(value: Any) -> Any:
+    """An int8 as it is, a float32 that is a BF16 number as its upper bits; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(_narrow, strict=False)
+def _narrow_by_type(value: Any) -> Any:
+    if value == types.int8:
+        return lambda value: value
+    return lambda value: np.uint16(np.float32(value).view(np.uint32) >> U32(16))
+
+
+@njit(cache=True)
+def slice_end(k0: Any, step: Any, span: Any) -> Any:
+    """Where the slice that begins at column k0 ends: `step` columns further, or where its span of columns does."""
+    return min(k0 + step, (k0 // span + 1) * span)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def pack_bf16(x: Any, group: Any, step: Any, out: Any, xsum: Any) -> None:
-    """float32 numbers (M, K) that are BF16 to rows of `out` (M', K') uint16, the rest 0, and their sums per chunk."""
-    bits = x.view(np.uint32)
-    for row in prange(out.shape[0]):
+def pack(x: Any, span: Any, step: Any, out: Any, xsum: Any) -> None:
+    """int8, or float32 numbers that are BF16, (M, K) to `out` (M', K') int8 or uint16, the rest 0, and their sums."""
+    flat, (rows, padded) = out.reshape(-1), out.shape
+    for row in prange(rows):
         m = np.int64(row)
-        inside = x.shape[1] if m < x.shape[0] else 0
-        for at in range(inside):
-            out[m, at] = np.uint16(bits[m, at] >> U32(16))
-        for at in range(inside, out.shape[1]):
-            out[m, at] = np.uint16(0)
-        if inside:
-            chunk_sums(x, m, group, step, out.shape[1], xsum)
+        k = x.shape[1] if m < x.shape[0] else 0
+        k0 = 0
+        while k0 < padded:
+            k1 = slice_end(k0, step, span)
+            to, inside = rows * k0 + m * (k1 - k0), max(min(k1, k) - k0, 0)
+            for at in range(inside):
+                flat[to + at] = _narrow(x[m, k0 + at])
+            for at in range(inside, k1 - k0):
+                flat[to + at] = 0
+            k0 = k1
+        if k:
+            chunk_sums(x, m, span, step, padded, xsum)
 
 
 # The rest depends on what the words of xw hold. Each function exists in compiled code only and is chosen by its type.
@@ -87,35 +99,42 @@ def _factors_by_type(words: Any, scales: Any, zeros: Any, tile: Any, folded: Any
     return for_bytes if _of_bytes(xw) else for_bf16
 
 
-def _expand(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> None:
-    """Columns k0 .. k1 - 1 of a tile into b."""
+def _expanded(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> Any:
+    """Columns k0 .. k1 - 1 of a tile as `dots` multiplies them: in b, or where they are."""
     raise NotImplementedError
 
 
-@overload(_expand, strict=False)
-def _expand_by_type(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> Any:
+@overload(_expanded, strict=False)
+def _expanded_by_type(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> Any:
+    def as_they_are(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
+        return words[tile, k0 // 4 : k1 // 4]
+
     def to_bytes(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
         step = lanes.columns_per_step(words)
         for k in range(k0, k1, step):
-            dots.bytes_unsigned(words, tile, k // step, b, k - k0)
+            dots.expand_bytes(words, tile, k // step, b, k - k0)
+        return b
 
     def to_bf16(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
         step = lanes.columns_per_step(words)
         for k in range(k0, k1, step):
             dots.expand_bf16(words, tile, k // step, by, less, k // group, b, k - k0)
+        return b
 
-    return to_bytes if _of_bytes(xw) else to_bf16
+    if _of_bytes(xw):
+        return as_they_are if stored_of(words).bits == 8 else to_bytes
+    return to_bf16
 
 
 def _multiply(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: Any, xsum: Any, c: Any, xgroup: Any,
-              total: Any) -> None:  # fmt: skip
-    """All tokens times one expanded slice, added to `total`."""
+              total: Any, words: Any, ahead: Any, lines: Any) -> None:  # fmt: skip
+    """All tokens times one slice, added to `total`; meanwhile so many lines of `words`, from byte `ahead` on, come in."""
     raise NotImplementedError
 
 
 @overload(_multiply, strict=False)
 def _multiply_by_type(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: Any, xsum: Any, c: Any,
-                      xgroup: Any, total: Any) -> Any:  # fmt: skip
+                      xgroup: Any, total: Any, words: Any, ahead: Any, lines: Any) -> Any:  # fmt: skip
     if not _of_bytes(xw):
         six, four = dots.bf16_grouped_6, dots.bf16_grouped_4
     elif total.dtype == types.int32:
@@ -123,9 +142,13 @@ def _multiply_by_type(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: A
     else:
         six, four = dots.bytes_grouped_6, dots.bytes_grouped_4
 
-    def multiply(b, steps, xw, w0, scale, shift, g, xsum, c, xgroup, total):  # type: ignore[no-untyped-def]
+    def multiply(b, steps, xw, w0, scale, shift, g, xsum, c, xgroup, total, words, ahead, lines):  # type: ignore[no-untyped-def]
         m, tokens = 0, xw.shape[0]
+        some = (lines * 6 + tokens - 1) // tokens
         while m < tokens:
+            prefetch_lines(words, ahead, min(some, lines))
+            ahead += some * 64
+            lines -= some
             if (tokens - m) % 6 == 0 or tokens - m > 8:  # an even number from 4 on is a sum of sixes and fours
                 six(b, steps, xw, m, w0, scale, shift, g, xsum, c, xgroup, total)
                 m += 6
@@ -150,7 +173,8 @@ def _dot_tiles(
         _factors(words, (scales, scale_kind, rows_per_scale), (zeros, zero_bits, zero), first + t, folded, xw, by[t],
                  less[t], scale[t], shift[t])  # fmt: skip
     per_word = _columns_per_word(xw)
-    b = aligned_int32(step // per_word * 64).reshape(4, step // per_word * 16).view(np.uint32)
+    b = aligned_int32(step // per_word * 64).reshape(step // per_word, 64).view(np.uint32)
+    per_column = words.shape[1] * 256 // k  # bytes of the 64 rows; 8, 4, 3 or 2 bits
     total = aligned_float32(tiles * rows * 64).view(sums.dtype).reshape(tiles, rows, 64)
     for t in range(tiles):
         for m in range(rows):
@@ -159,11 +183,14 @@ def _dot_tiles(
     c = k0 = 0
     while k0 < k:
         g = k0 // group
-        k1 = min(k0 + step, k if folded else (g + 1) * group)
+        k1 = slice_end(k0, step, k if folded else group)
         for t in range(tiles):
             tb, tl, ts, tz, tt = by[t], less[t], scale[t], shift[t], total[t]  # a view costs a reference count
-            _expand(words, first + t, k0, k1, group, xw, tb, tl, b)
-            _multiply(b, (k1 - k0) // per_word, xw, k0 // per_word, ts, tz, 0 if folded else g, xsum, c, xgroup, tt)
+            weights = _expanded(words, first + t, k0, k1, group, xw, tb, tl, b)
+            then, at = (first + t + 1, k0) if t + 1 < tiles else (first, k1)
+            ahead, lines = words.shape[1] * 256 * then + at * per_column, (k1 - k0) * per_column // 64
+            _multiply(weights, (k1 - k0) // per_word, xw, k0 // per_word, ts, tz, 0 if folded else g, xsum, c, xgroup,
+                      tt, words, ahead, lines)  # fmt: skip
         c += 1
         k0 = k1
     for t in range(tiles):

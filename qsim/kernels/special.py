@@ -67,7 +67,7 @@ def dots(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) 
     groups = padded // packed.group
     spans = padded if folded else packed.group  # what a slice must not cross
     chunks = padded // spans * -(-spans // step)
-    pack: Any = native.pack_bytes if ints else native.pack_bf16
+    pack: Any = native.pack
     multiply: Any = native.dot_matmul
     for m in range(0, act.tokens, TOKENS):
         here = x[m : m + TOKENS]

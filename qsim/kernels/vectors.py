@@ -86,23 +86,25 @@ def lane_sum(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, I32(0))
 
 
-def prefetch_line(builder: Any, base: Any, byte: Any) -> None:
-    """Ask for a cache line, for reading, into all levels."""
+def prefetch_line(builder: Any, base: Any, byte: Any, near: int = 3) -> None:
+    """Ask for a cache line, for reading: into all levels, with `near` 2 all but the first."""
     pointer = builder.gep(base, [byte])
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-    builder.call(function, [pointer, I32(0), I32(3), I32(1)])
+    builder.call(function, [pointer, I32(0), I32(near), I32(1)])
 
 
 @intrinsic
-def prefetch(typingctx: Any, data: Any, byte: Any) -> Any:
-    """Ask for the cache line at `byte` bytes from the start of an array; beyond its end is harmless."""
+def prefetch_lines(typingctx: Any, data: Any, byte: Any, lines: Any) -> Any:
+    """Ask for cache lines from a byte of an array on, into the second level; beyond its end is harmless."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        prefetch_line(builder, array(context, builder, signature, args, 0)[0], args[1])
+        base, _ = array(context, builder, signature, args, 0)
+        with cgutils.for_range(builder, args[2]) as loop:
+            prefetch_line(builder, base, builder.add(args[1], builder.mul(loop.index, I64(LINE))), near=2)
         return context.get_dummy_value()
 
-    return types.void(data, types.int64), codegen
+    return types.void(data, types.int64, types.int64), codegen
 
 
 @intrinsic
