@@ -76,17 +76,15 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
             f"the scheme quantises activations to {how.format.name}: activation={activation!r} does not belong to it"
         )
     values = np.ascontiguousarray(source, dtype=F32)
-    if (
-        isinstance(how.format, IntFormat)
-        and how.granularity is not None
-        and how.granularity.kind == "token"
-        and how.dynamic
-        and how.symmetric
-    ):
-        from .prepare import quantize_tokens
+    if how.granularity is not None and how.granularity.kind == "token" and how.dynamic and how.symmetric:
+        from . import codes
 
-        ints, row = quantize_tokens(values, how.format.bits)
-        return Activation(given=ints, row=row, format_name=how.format.name)
+        if isinstance(how.format, IntFormat):
+            ints, row = codes.quantize_tokens(values, how.format.bits)
+            return Activation(given=ints, row=row, format_name=how.format.name)
+        if how.format.name in codes.FLOATS and how.scale_format.name == "float32":
+            fp8, decoded, row = codes.quantize_floats(values, how.format)
+            return Activation(given=decoded, row=row, format_name=how.format.name, codes=fp8)
     check_finite(values, what="activations")
     if isinstance(how.format, BlockFormat):
         return _blocks(values, how.format, ones)

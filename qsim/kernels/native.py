@@ -52,11 +52,14 @@ def pack(x: Any, span: Any, step: Any, out: Any, xsum: Any) -> None:
         k0 = 0
         while k0 < padded:
             k1 = slice_end(k0, step, span)
-            to, inside = rows * k0 + m * (k1 - k0), max(min(k1, k) - k0, 0)
-            for at in range(inside):
-                flat[to + at] = _narrow(x[m, k0 + at])
+            start, inside = rows * k0 + m * (k1 - k0), max(min(k1, k) - k0, 0)
+            to = flat[start : start + k1 - k0]  # indices from 0 are known not to be negative: the loops vectorise
+            if inside:
+                row = x[m, k0 : k0 + inside]
+                for at in range(row.shape[0]):
+                    to[at] = _narrow(row[at])
             for at in range(inside, k1 - k0):
-                flat[to + at] = 0
+                to[at] = 0
             k0 = k1
         if k:
             chunk_sums(x, m, span, step, padded, xsum)
@@ -193,13 +196,13 @@ def _dot_tiles(
                       tt, words, ahead, lines)  # fmt: skip
         c += 1
         k0 = k1
-    for t in range(tiles):
+    sx = np.zeros(tokens, I32)
+    if exact:
         for m in range(tokens):
-            sx = I32(0)
-            if exact:
-                for i in range(c):
-                    sx += I32(xsum[m, i])
-            finish(total[t], m, scale[t], shift[t], sx, xrow[m], bias, out, m, (first + t) * 64)
+            for i in range(c):
+                sx[m] += I32(xsum[m, i])
+    for t in range(tiles):
+        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, F32(1), bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

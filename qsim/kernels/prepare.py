@@ -1,11 +1,11 @@
-"""Activations in the form in which the streaming kernels read them, and dynamic per-token integers."""
+"""Activations in the form in which the streaming kernels read them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
 from . import lanes
@@ -14,59 +14,6 @@ from .stored import stored_of
 
 F32, U32, U64, I32 = np.float32, np.uint32, np.uint64, np.int32
 BYTES, BF16 = np.dtype([("bytes", "<u4")]), np.dtype([("bf16", "<u4")])
-_MAGIC = np.float32(3 << 22)  # x + 1.5 * 2^23 - 1.5 * 2^23 is rint(x) for |x| < 2^22, in instructions that vectorise
-
-
-@njit(cache=True, boundscheck=False)
-def _token(x: Any, levels: Any, out: Any) -> Any:
-    peak = U32(0)
-    bits = x.view(np.uint32)  # without the sign, bits are ordered as values, with NaN above Inf above all
-    for at in range(x.shape[0]):
-        peak = max(peak, U32(bits[at] & U32(0x7FFFFFFF)))
-    if peak >= U32(0x7F800000):
-        return F32(0)
-    scale = F32(max(U32(peak).view(np.float32), F32(1e-5)) / levels)
-    for at in range(x.shape[0]):
-        out[at] = np.int8(np.int32(F32(F32(x[at] / scale) + _MAGIC) - _MAGIC))
-    return scale
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def _tokens_parallel(x: Any, levels: Any, out: Any, scale: Any) -> None:
-    for m in prange(x.shape[0]):
-        i = np.int64(m)
-        scale[i] = _token(x[i], levels, out[i])
-
-
-@njit(cache=True, boundscheck=False)
-def _tokens(x: Any, levels: Any, out: Any, scale: Any) -> None:
-    for m in range(x.shape[0]):
-        scale[m] = _token(x[m], levels, out[m])
-
-
-def quantize_tokens(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """SmoothQuant's dynamic per-token codes: scale = max(amax, 1e-5) / (2^(bits-1) - 1), code = rint(x / scale).
-
-    Arguments:
-        x: (M, K) float32.
-
-    Returns:
-        Codes as int8 (M, K) and scales (M,), equal bit for bit to `quantize(..., scale_rule="smoothquant")`.
-
-    Raises:
-        ValueError: NaN or Inf; the message names the row.
-    """
-    out, scale = np.empty(x.shape, np.int8), np.empty(x.shape[0], F32)
-    run = _tokens if x.size < 1 << 15 else _tokens_parallel
-    run(x, F32((1 << (bits - 1)) - 1), out, scale)
-    if not scale.all():
-        from qsim.quantize.quantizer import check_finite
-
-        check_finite(x, what="activations")
-    return out, scale
-
-
-# --- for the streaming kernels ------------------------------------------------------------------------------
 
 
 def prepare(words: Any, x: Any, xgroup: Any, group: Any, step: Any) -> Any:
@@ -151,9 +98,9 @@ def _sum_by_type(x: Any, m: Any, start: Any, end: Any) -> Any:
 
 @njit(cache=True, boundscheck=False)
 def _sum_integers(x: Any, m: Any, start: Any, end: Any) -> Any:
-    total = I32(0)
-    for at in range(start, end):
-        total += I32(x[m, at])
+    part, total = x[m, start:end], I32(0)  # an index that starts at 0 is known not to be negative: the loop vectorises
+    for at in range(part.shape[0]):
+        total += I32(part[at])
     return F32(total)
 
 

@@ -63,16 +63,18 @@ def _expand_tiles(
                     lanes.product_1(w, k1 - k0, x, m, k0, here)
                 m += size
             if exact:
+                whole = total[t]
                 for m in range(tokens):
                     for lane in range(64):
-                        total[t, m, lane] += I32(here[m, lane])
+                        whole[m, lane] += I32(here[m, lane])
                         here[m, lane] = F32(0)
+    nothing = np.zeros(tokens, I32)  # zero points are in the expanded weights
     for t in range(tiles):
-        for m in range(tokens):
-            if exact:  # zero points are in the expanded weights already
-                finish(total[t], m, scale[t], shift[t], 0, xrow[m], bias, out, m, (first + t) * 64)
-            else:
-                finish(acc[t], m, scale[t], shift[t], 0, xrow[m], bias, out, m, (first + t) * 64)
+        column = (first + t) * 64
+        if exact:
+            finish(total[t], 0, tokens, scale[t], shift[t], nothing, xrow, F32(1), bias, out, column)
+        else:
+            finish(acc[t], 0, tokens, scale[t], shift[t], nothing, xrow, F32(1), bias, out, column)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

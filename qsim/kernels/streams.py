@@ -106,19 +106,27 @@ def bf16_factors(
 
 @njit(cache=True, boundscheck=False)
 def finish(
-    total: Any, m: Any, scale: Any, shift: Any, xsum: Any, by: Any, bias: Any, out: Any, row: Any, column: Any
-) -> None:
-    """As `lanes.finish_row`, up to the last column of `out`."""
+    total: Any, first: Any, rows: Any, scale: Any, shift: Any, xsum: Any, xrow: Any, factor: Any, bias: Any, out: Any,
+    column: Any,
+) -> None:  # fmt: skip
+    """As `lanes.finish_row`, rows of `total` to rows first .. of `out`, up to its last column.
+
+    All rows in one call: each would count references to its arrays, on cache lines that the threads share.
+    """
     inside = out.shape[1] - column
     if inside >= 64:
-        lanes.finish_row(total, m, scale, shift, xsum, by, bias, out, row, column)
+        for i in range(rows):
+            m = first + i
+            lanes.finish_row(total, i, scale, shift, xsum[m], xrow[m] * factor, bias, out, m, column)
         return
     part, padded = np.empty((1, 64), F32), np.zeros(64, F32)
     for lane in range(inside):
         padded[lane] = bias[column + lane]
-    lanes.finish_row(total, m, scale, shift, xsum, by, padded, part, 0, 0)
-    for lane in range(inside):
-        out[row, column + lane] = part[0, lane]
+    for i in range(rows):
+        m = first + i
+        lanes.finish_row(total, i, scale, shift, xsum[m], xrow[m] * factor, padded, part, 0, 0)
+        for lane in range(inside):
+            out[m, column + lane] = part[0, lane]
 
 
 @njit(cache=True, boundscheck=False)
@@ -134,7 +142,7 @@ def starts(tiles: Any, threads: Any) -> Any:
 def _stream_tile(
     tile: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
     group: Any, bias: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any, scale: Any, shift: Any, total: Any,
-    out: Any,
+    nothing: Any, out: Any,
 ) -> None:  # fmt: skip
     """All tokens of one tile, four to a pass; the tile stays in L2 between passes."""
     tokens = out.shape[0]
@@ -150,9 +158,8 @@ def _stream_tile(
             lanes.stream_1(words, tile, xs, m, xsum, factors, scale, shift, group, step, total, scales, zeros)
         else:
             lanes.stream_4(words, tile, xs, m, xsum, factors, scale, shift, group, step, total, scales, zeros)
-        for i in range(min(here, tokens - m)):
-            by = xrow[m + i] * lanes.result_factor(words, xs)
-            finish(total, i, scale, shift, 0, by, bias, out, m + i, tile * 64)
+        finish(total, m, min(here, tokens - m), scale, shift, nothing, xrow, lanes.result_factor(words, xs), bias, out,
+               tile * 64)  # fmt: skip
         m += here
 
 
@@ -168,14 +175,14 @@ def _stream_share(
     """
     groups, tiles, threads = factors.shape[1], words.shape[0], counters.shape[0] // COUNTER_STRIDE
     scale, shift = np.empty((groups, 64), F32), np.empty((groups, 64), F32)
-    total = np.empty((4, 64), sums.dtype)
+    total, nothing = np.empty((4, 64), sums.dtype), np.zeros(out.shape[0], I32)
     for i in range(threads):
         owner = (thread + i) % threads
         end = (owner + 1) * tiles // threads
         tile = take_next(counters, owner * COUNTER_STRIDE)
         while tile < end:
             _stream_tile(tile, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xs, xsum,
-                         factors, xrow, step, scale, shift, total, out)  # fmt: skip
+                         factors, xrow, step, scale, shift, total, nothing, out)  # fmt: skip
             tile = take_next(counters, owner * COUNTER_STRIDE)
 
 

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from qsim.formats import decode, get_format
 from qsim.kernels import available_paths, features, ladder, linear, pack, traffic
 from qsim.kernels.activations import take
-from qsim.kernels.prepare import quantize_tokens
+from qsim.kernels.codes import quantize_floats, quantize_tokens
 from qsim.quantize import Scheme, TensorScheme, get_scheme, quantize
 
 SCHEMES = [
@@ -168,6 +169,31 @@ def test_token_codes_equal_the_rule():
     np.testing.assert_array_equal(scale, want.scales[:, 0])
 
 
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("m", [1, 16, 80])
+def test_token_floats_equal_the_rule(name, m):
+    """Codes, values and scales bit for bit: ties, subnormals, -0, a row of zeros, one of float32 subnormals."""
+    fmt = get_format(name)
+    x = np.random.default_rng(0).standard_normal((m, 515)).astype(np.float32)
+    x[0, ::3] *= np.float32(2.0) ** -np.arange(172, dtype=np.float32)
+    if m > 1:
+        x[1], x[2], x[3] = 0, x[2] * 1e-42, x[3] * 1e38
+        grid = decode(np.arange(int(fmt.max_code) + 1, dtype=np.uint8), fmt).astype(np.float32)
+        middles = (grid[1:] + grid[:-1]) / 2
+        x[4] = np.resize(np.concatenate([middles, -middles, np.nextafter(middles, np.float32(0)), [-0.0]]), 515)
+        x[4, 0] = fmt.max
+    part = TensorScheme(format=name, granularity="token", dynamic=True)
+    scheme = Scheme(weight=TensorScheme(format=name, granularity="channel"), activation=part)
+    want = quantize(x, scheme, part="activation")
+    codes, values, scale = quantize_floats(x, fmt)
+    np.testing.assert_array_equal(codes, want.codes)
+    np.testing.assert_array_equal(scale, want.scales[:, 0])
+    np.testing.assert_array_equal(values.view(np.uint32), decode(codes, fmt).astype(np.float32).view(np.uint32))
+    x[-1, 7] = np.inf
+    with pytest.raises(ValueError, match=f"activations must be finite: .* inf in row {m - 1}"):
+        quantize_floats(x, fmt)
+
+
 def test_bad_input():
     x, q, _ = problem("w8a8", 3, 64, 128)
     p = pack(q)
@@ -218,6 +244,7 @@ def run(code, **environment):
 
 CODE = """
 import numpy as np, qsim
+from qsim.formats import decode, get_format
 from qsim.kernels import available_paths, linear, pack
 rng = np.random.default_rng(0)
 x, w = rng.standard_normal((40, 256)).astype('f4'), rng.standard_normal((64, 256)).astype('f4')
