@@ -16,7 +16,7 @@ _SERIAL = 1 << 15  # elements below which starting threads costs more than they 
 FLOATS = ("float8_e4m3fn", "float8_e5m2")  # what `quantize_floats` rounds to
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, boundscheck=False, inline="always")
 def _peak(x: Any) -> Any:
     """Bits of the largest |x|: without the sign they are ordered as values, with NaN above Inf above all."""
     peak, bits = U32(0), x.view(np.uint32)

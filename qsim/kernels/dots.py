@@ -206,9 +206,7 @@ def _expand_bf16(for_amx: bool) -> Any:
     """
 
     @intrinsic
-    def expand(
-        typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any, g: Any, b: Any, k: Any
-    ) -> Any:
+    def expand(typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any, g: Any, b: Any, k: Any) -> Any:
         i64, stored = types.int64, stored_of(words)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

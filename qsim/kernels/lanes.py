@@ -144,21 +144,20 @@ def _inner_of(xs: Any) -> Inner:
 
 
 def _stream(tokens: int) -> Any:
-    """An intrinsic stream(words, tile, xs, m0, xsum, xgroup, scale, shift, group, step, total, scales, zeros).
+    """An intrinsic stream(words, tile, g, xs, m0, xsum, xgroup, scale, shift, group, step, total, scales, zeros).
 
-    For one tile of 64 rows and `tokens` tokens from m0 on, over all groups g of `group` columns and chunks of `step`:
+    For group g of `group` columns of a tile of 64 rows, and `tokens` tokens from m0 on, over its chunks c of `step`:
 
-        total[m, lane] += (sum of field * xs[m0 + m] - shift[g, lane] * xsum[m0 + m, c]) * scale[g, lane] * xgroup[m, g]
+        total[m, lane] += (sum of field * xs[m] - shift[lane] * xsum[m, c]) * scale[lane] * xgroup[m, g]
 
     words (T, steps, 64) records, xs (M, .) activations from `prepare`, xsum (M, chunks), xgroup (M, G), scale and shift
-    (G, 64) float32, total (tokens, 64). If `total` is int32 the sums are integers, exact in float32 over a chunk, and
-    neither scale nor xgroup is used. The next tile's packed scales and zeros are prefetched, a group at a time: read in
-    one go, before that tile, they would be a stall of 80 cache lines.
+    (1, 64) float32, total (M, 64). If `total` is int32 the sums are integers, exact in float32 over a chunk, and
+    neither scale nor xgroup is used. The packed scales and zeros of the group one tile further are prefetched.
     """
 
     @intrinsic
     def stream(
-        typingctx: Any, words: Any, tile: Any, xs: Any, m0: Any, xsum: Any, xgroup: Any, scale: Any, shift: Any,
+        typingctx: Any, words: Any, tile: Any, g: Any, xs: Any, m0: Any, xsum: Any, xgroup: Any, scale: Any, shift: Any,
         group: Any, step: Any, total: Any, scales: Any, zeros: Any,
     ) -> Any:  # fmt: skip
         i64, stored, inner, exact = types.int64, stored_of(words), _inner_of(xs), total.dtype == types.int32
@@ -167,60 +166,60 @@ def _stream(tokens: int) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             base, (_, steps, _) = array(context, builder, signature, args, 0)
-            x, (_, x_words) = array(context, builder, signature, args, 2)
-            sums, (_, chunks) = array(context, builder, signature, args, 4)
-            factors, (_, groups) = array(context, builder, signature, args, 5)
-            scale, shift, out = (array(context, builder, signature, args, i)[0] for i in (6, 7, 10))
-            tile, m0, group, step = args[1], args[3], args[8], args[9]
+            x, (_, x_words) = array(context, builder, signature, args, 3)
+            sums, (_, chunks) = array(context, builder, signature, args, 5)
+            factors, (_, groups) = array(context, builder, signature, args, 6)
+            scale, shift, out = (array(context, builder, signature, args, i)[0] for i in (7, 8, 11))
+            tile, g, m0, group, step = args[1], args[2], args[4], args[9], args[10]
             base = builder.gep(base, [builder.mul(builder.mul(tile, steps), I64(256))])
             at_token = [builder.add(m0, I64(m)) for m in range(tokens)]
             rows = [builder.gep(x, [builder.mul(builder.mul(t, x_words), I64(4))]) for t in at_token]
             acc = [[[cgutils.alloca_once(builder, inner.sums) for _ in range(parts)] for _ in _LANES] for _ in rows]
             whole = [[cgutils.alloca_once(builder, vector) for _ in _LANES] for _ in rows]
+            places = [[builder.add(builder.mul(t, I64(256)), I64(64 * v)) for v in _LANES] for t in at_token]
             for m in range(tokens):
                 for v in _LANES:
-                    builder.store(load(builder, out, I64(256 * m + 64 * v), vector), whole[m][v])
-            chunk = cgutils.alloca_once_value(builder, I64(0))
+                    builder.store(load(builder, out, places[m][v], vector), whole[m][v])
             per_group = builder.udiv(group, I64(stored.columns))
             per_chunk = builder.udiv(step, I64(stored.columns))
-            with cgutils.for_range(builder, groups) as outer:
-                g = outer.index
-                _prefetch_next(context, builder, signature, args, builder.add(builder.mul(tile, groups), g), groups)
-                begin, end = builder.mul(g, per_group), builder.mul(builder.add(g, I64(1)), per_group)
-                with cgutils.for_range_slice(builder, begin, end, per_chunk) as (first, _):
-                    for sum_ in (s for row in acc for vs in row for s in vs):
-                        builder.store(ir.Constant(inner.sums, [inner.sums.element(0)] * 16), sum_)
-                    limit = builder.add(first, per_chunk)
-                    last = builder.select(builder.icmp_signed("<", limit, end), limit, end)
-                    with cgutils.for_range_slice(builder, first, last, I64(1)) as (i, _):
-                        here = builder.mul(i, I64(256 * stored.words))
-                        for line in range(4 * stored.words):
-                            prefetch_line(builder, base, builder.add(here, I64(AHEAD + 64 * line)))
-                        x_here = builder.mul(i, I64(4 * stored.columns // inner.columns))
-                        inner.step(builder, base, here, rows, x_here, stored, acc)
-                    c = builder.load(chunk)
-                    for m, t in enumerate(at_token):
-                        place = builder.mul(builder.add(builder.mul(t, chunks), c), I64(4))
-                        xsum = splat(builder, load(builder, sums, place, F32))
-                        place = builder.mul(builder.add(builder.mul(t, groups), g), I64(4))
-                        factor = splat(builder, load(builder, factors, place, F32))
-                        for v in _LANES:
-                            value = _total(builder, acc[m][v])
-                            place = builder.add(builder.mul(g, I64(256)), I64(64 * v))
-                            value = multiply_add(builder, builder.fneg(load(builder, shift, place, VF)), xsum, value)
-                            if exact:
-                                added = builder.add(builder.load(whole[m][v]), builder.fptosi(value, VI))
-                            else:
-                                by = builder.fmul(load(builder, scale, place, VF), factor)
-                                added = multiply_add(builder, value, by, builder.load(whole[m][v]))
-                            builder.store(added, whole[m][v])
-                    builder.store(builder.add(c, I64(1)), chunk)
+            chunks_before = builder.mul(g, builder.udiv(chunks, groups))
+            chunk = cgutils.alloca_once_value(builder, chunks_before)
+            _prefetch_next(context, builder, signature, args, builder.add(builder.mul(tile, groups), g), groups)
+            begin, end = builder.mul(g, per_group), builder.mul(builder.add(g, I64(1)), per_group)
+            with cgutils.for_range_slice(builder, begin, end, per_chunk) as (first, _):
+                for sum_ in (s for row in acc for vs in row for s in vs):
+                    builder.store(ir.Constant(inner.sums, [inner.sums.element(0)] * 16), sum_)
+                limit = builder.add(first, per_chunk)
+                last = builder.select(builder.icmp_signed("<", limit, end), limit, end)
+                with cgutils.for_range_slice(builder, first, last, I64(1)) as (i, _):
+                    here = builder.mul(i, I64(256 * stored.words))
+                    for line in range(4 * stored.words):
+                        prefetch_line(builder, base, builder.add(here, I64(AHEAD + 64 * line)))
+                    x_here = builder.mul(i, I64(4 * stored.columns // inner.columns))
+                    inner.step(builder, base, here, rows, x_here, stored, acc)
+                c = builder.load(chunk)
+                for m, t in enumerate(at_token):
+                    place = builder.mul(builder.add(builder.mul(t, chunks), c), I64(4))
+                    xsum = splat(builder, load(builder, sums, place, F32))
+                    place = builder.mul(builder.add(builder.mul(t, groups), g), I64(4))
+                    factor = splat(builder, load(builder, factors, place, F32))
+                    for v in _LANES:
+                        value = _total(builder, acc[m][v])
+                        less = builder.fneg(load(builder, shift, I64(64 * v), VF))
+                        value = multiply_add(builder, less, xsum, value)
+                        if exact:
+                            added = builder.add(builder.load(whole[m][v]), builder.fptosi(value, VI))
+                        else:
+                            by = builder.fmul(load(builder, scale, I64(64 * v), VF), factor)
+                            added = multiply_add(builder, value, by, builder.load(whole[m][v]))
+                        builder.store(added, whole[m][v])
+                builder.store(builder.add(c, I64(1)), chunk)
             for m in range(tokens):
                 for v in _LANES:
-                    store(builder, builder.load(whole[m][v]), out, I64(256 * m + 64 * v))
+                    store(builder, builder.load(whole[m][v]), out, places[m][v])
             return context.get_dummy_value()
 
-        return types.void(words, i64, xs, i64, xsum, xgroup, scale, shift, i64, i64, total, scales, zeros), codegen
+        return types.void(words, i64, i64, xs, i64, xsum, xgroup, scale, shift, i64, i64, total, scales, zeros), codegen
 
     return stream
 
@@ -238,7 +237,7 @@ def _total(builder: Any, parts: list[Any]) -> Any:
 def _prefetch_next(context: Any, builder: Any, signature: Any, args: Any, group: Any, groups: Any) -> None:
     """The lines of scales and zeros one tile after the group of that number."""
     following = builder.add(group, groups)
-    for position in (11, 12):
+    for position in (12, 13):
         base, (_, _, lanes) = array(context, builder, signature, args, position)
         size = signature.args[position].dtype.bitwidth // 8
         start = builder.mul(builder.mul(following, lanes), I64(size))

@@ -41,45 +41,57 @@ def decode_scale(code: Any, kind: Any) -> Any:
     return U32(((c & U32(0x80)) << U32(24)) | ((c & U32(0x7F)) << U32(20))).view(np.float32) * F32(2.0**120)
 
 
+@njit(cache=True, inline="always")
+def group_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, g: Any, out: Any, row: Any) -> None:
+    """out[row] = the scales of the 64 rows of a tile in group g, float32."""
+    if rows_per_scale == 1 and kind == 1:
+        lanes.half_scales(scales, (tile * scales.shape[1] + g) * 64, out, row)
+    elif rows_per_scale == 1:
+        for lane in range(64):
+            out[row, lane] = decode_scale(scales[tile, g, lane], kind)
+    else:
+        for lane in range(64):
+            block = (tile * 64 + lane) // rows_per_scale if rows_per_scale else 0
+            block = min(block, scales.shape[0] - 1)  # a padded row may lie past the last block
+            out[row, lane] = decode_scale(scales[block, min(g, scales.shape[1] - 1), 0], kind)
+
+
+@njit(cache=True, inline="always")
+def group_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, g: Any, out: Any, row: Any) -> None:
+    """out[row] = the zero points of the 64 rows of a tile in group g, float32."""
+    if bits == 0:
+        for lane in range(64):
+            out[row, lane] = constant
+    elif bits == 4:
+        lanes.nibble_zeros(zeros, (tile * zeros.shape[1] + g) * 32, out, row)
+    elif bits == 8:
+        for lane in range(64):
+            out[row, lane] = F32(zeros[tile, g, lane])
+    elif bits < 8:
+        for lane in range(64):
+            at = lane * bits
+            pair = I32(zeros[tile, g, at >> 3])
+            if (at & 7) + bits > 8:
+                pair |= I32(zeros[tile, g, (at >> 3) + 1]) << 8
+            out[row, lane] = F32((pair >> (at & 7)) & ((1 << bits) - 1))
+    else:
+        kind = 0 if bits == 32 else bits - 15
+        for lane in range(64):
+            out[row, lane] = decode_scale(zeros[tile, g, lane], kind)
+
+
 @njit(cache=True)
 def tile_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, out: Any) -> None:
     """Scales of the 64 rows of a tile, (G, 64) float32."""
     for g in range(out.shape[0]):
-        if rows_per_scale == 1 and kind == 1:
-            lanes.half_scales(scales, (tile * scales.shape[1] + g) * 64, out, g)
-        elif rows_per_scale == 1:
-            for lane in range(64):
-                out[g, lane] = decode_scale(scales[tile, g, lane], kind)
-        else:
-            for lane in range(64):
-                row = (tile * 64 + lane) // rows_per_scale if rows_per_scale else 0
-                row = min(row, scales.shape[0] - 1)  # a padded row may lie past the last block
-                out[g, lane] = decode_scale(scales[row, min(g, scales.shape[1] - 1), 0], kind)
+        group_scales(scales, kind, rows_per_scale, tile, g, out, g)
 
 
 @njit(cache=True)
 def tile_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, out: Any) -> None:
     """Zero points of the 64 rows of a tile, (G, 64) float32."""
     for g in range(out.shape[0]):
-        if bits == 0:
-            for lane in range(64):
-                out[g, lane] = constant
-        elif bits == 4:
-            lanes.nibble_zeros(zeros, (tile * zeros.shape[1] + g) * 32, out, g)
-        elif bits == 8:
-            for lane in range(64):
-                out[g, lane] = F32(zeros[tile, g, lane])
-        elif bits < 8:
-            for lane in range(64):
-                at = lane * bits
-                pair = I32(zeros[tile, g, at >> 3])
-                if (at & 7) + bits > 8:
-                    pair |= I32(zeros[tile, g, (at >> 3) + 1]) << 8
-                out[g, lane] = F32((pair >> (at & 7)) & ((1 << bits) - 1))
-        else:
-            kind = 0 if bits == 32 else bits - 15
-            for lane in range(64):
-                out[g, lane] = decode_scale(zeros[tile, g, lane], kind)
+        group_zeros(zeros, bits, constant, tile, g, out, g)
 
 
 @njit(cache=True)
@@ -139,31 +151,6 @@ def starts(tiles: Any, threads: Any) -> Any:
 
 
 @njit(cache=True, boundscheck=False)
-def _stream_tile(
-    tile: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    group: Any, bias: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any, scale: Any, shift: Any, total: Any,
-    nothing: Any, out: Any,
-) -> None:  # fmt: skip
-    """All tokens of one tile, four to a pass; the tile stays in L2 between passes."""
-    tokens = out.shape[0]
-    tile_scales(scales, scale_kind, rows_per_scale, tile, scale)
-    tile_zeros(zeros, zero_bits, zero, tile, shift)
-    m = 0
-    while m < tokens:
-        here = 1 if m + 1 == tokens else 4
-        for i in range(here):
-            for lane in range(64):
-                total[i, lane] = 0
-        if here == 1:
-            lanes.stream_1(words, tile, xs, m, xsum, factors, scale, shift, group, step, total, scales, zeros)
-        else:
-            lanes.stream_4(words, tile, xs, m, xsum, factors, scale, shift, group, step, total, scales, zeros)
-        finish(total, m, min(here, tokens - m), scale, shift, nothing, xrow, lanes.result_factor(words, xs), bias, out,
-               tile * 64)  # fmt: skip
-        m += here
-
-
-@njit(cache=True, boundscheck=False)
 def _stream_share(
     thread: Any, counters: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any,
     zero_bits: Any, zero: Any, group: Any, bias: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any,
@@ -171,18 +158,33 @@ def _stream_share(
 ) -> None:  # fmt: skip
     """One thread's consecutive tiles, then what the others have not begun: a core that was interrupted is not awaited.
 
-    Consecutive, because a thread's tiles are then one stream to the hardware's prefetcher.
+    Consecutive, because a thread's tiles are then one stream to the hardware's prefetcher. Scales are decoded a group
+    at a time: those of a whole tile would be a microsecond in which nothing comes from memory.
     """
-    groups, tiles, threads = factors.shape[1], words.shape[0], counters.shape[0] // COUNTER_STRIDE
-    scale, shift = np.empty((groups, 64), F32), np.empty((groups, 64), F32)
-    total, nothing = np.empty((4, 64), sums.dtype), np.zeros(out.shape[0], I32)
+    tokens, tiles, threads = out.shape[0], words.shape[0], counters.shape[0] // COUNTER_STRIDE
+    scale, shift = np.empty((1, 64), F32), np.empty((1, 64), F32)
+    total, nothing = np.empty((xs.shape[0], 64), sums.dtype), np.zeros(tokens, I32)
     for i in range(threads):
         owner = (thread + i) % threads
         end = (owner + 1) * tiles // threads
         tile = take_next(counters, owner * COUNTER_STRIDE)
         while tile < end:
-            _stream_tile(tile, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xs, xsum,
-                         factors, xrow, step, scale, shift, total, nothing, out)  # fmt: skip
+            for m in range(total.shape[0]):
+                for lane in range(64):
+                    total[m, lane] = 0
+            for g in range(factors.shape[1]):
+                group_scales(scales, scale_kind, rows_per_scale, tile, g, scale, 0)
+                group_zeros(zeros, zero_bits, zero, tile, g, shift, 0)
+                m = 0
+                while m < tokens:  # four tokens to a pass; what the pass reads stays in the first level of cache
+                    if m + 1 == tokens:
+                        lanes.stream_1(words, tile, g, xs, m, xsum, factors, scale, shift, group, step, total, scales,
+                                       zeros)  # fmt: skip
+                    else:
+                        lanes.stream_4(words, tile, g, xs, m, xsum, factors, scale, shift, group, step, total, scales,
+                                       zeros)  # fmt: skip
+                    m += 4
+            finish(total, 0, tokens, scale, shift, nothing, xrow, lanes.result_factor(words, xs), bias, out, tile * 64)
             tile = take_next(counters, owner * COUNTER_STRIDE)
 
 
