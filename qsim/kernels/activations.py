@@ -82,7 +82,8 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
         if isinstance(how.format, IntFormat):
             ints, row = codes.quantize_tokens(values, how.format.bits)
             return Activation(given=ints, row=row, format_name=how.format.name)
-        if how.format.name in codes.FLOATS and how.scale_format.name == "float32":
+        exact_scale = how.scale_format is not None and how.scale_format.name == "float32"
+        if isinstance(how.format, FloatFormat) and how.format.name in codes.FLOATS and exact_scale:
             fp8, decoded, row = codes.quantize_floats(values, how.format)
             return Activation(given=decoded, row=row, format_name=how.format.name, codes=fp8)
     check_finite(values, what="activations")

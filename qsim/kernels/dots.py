@@ -240,8 +240,8 @@ def _expand_bf16(for_amx: bool) -> Any:
 def _product(dot: Any, sums: Any, tokens: int, grouped: bool) -> Any:
     """An intrinsic product(b, steps, x, m0, w0, scale, zero, g, xsum, c, xgroup, total).
 
-    sum[m, lane] over the first `steps` words of b times words w0 .. w0 + steps - 1 of token m0 + m. x (M, W) holds them
-    slice by slice: words w0 .. of all tokens, then the next ones, so that a slice is one piece of memory. When `grouped`
+    sum[m, lane] over the first `steps` words of b times words w0 .. w0 + steps - 1 of token m0 + m. x (M, W) lies slice
+    by slice: these words of all tokens are one piece of memory. When `grouped`
 
         total[m0 + m, lane] += (sum - zero[g, lane] * xsum[m0 + m, c]) * scale[g, lane] * xgroup[m0 + m, g]
 

@@ -1,9 +1,9 @@
 """The product with many tokens by VNNI and BF16 dot products. Compile nothing here unless `features` offers the path.
 
-A slice of columns of a tile is expanded to bytes or BF16 (exactly) into the first level of cache, and all tokens pass
-over it. Shapes as in `streams`; xw (M', W) activations, records `bytes` (four int8 a word) or `bf16` (two), M' even and at least 4, slice by slice: first
-the columns of the first slice of every token, then those of the second. Rows as far apart as a power of two would share
-the few lines of a cache's set.
+A slice of columns of a tile is expanded to bytes or BF16 (exactly) into the first level of cache, unless it is bytes
+already, and all tokens pass over it. Shapes as in `streams`; xw (M', W) activations, records `bytes` (four int8 a word)
+or `bf16` (two), M' even and at least 4. They lie slice by slice, first the columns of the first slice of every token:
+rows as far apart as a power of two would share the few lines of a cache's set.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _expanded_by_type(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: A
 
 def _multiply(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: Any, xsum: Any, c: Any, xgroup: Any,
               total: Any, words: Any, ahead: Any, lines: Any) -> None:  # fmt: skip
-    """All tokens times one slice, added to `total`; meanwhile so many lines of `words`, from byte `ahead` on, come in."""
+    """All tokens times one slice, added to `total`; `lines` lines of `words` from byte `ahead` on come in meanwhile."""
     raise NotImplementedError
 
 
