@@ -108,21 +108,21 @@ class Runner:
         n = np.array([op.n for op in ops], np.float64).reshape(wide)
         k = np.array([op.k for op in ops], np.float64).reshape(wide)
         w = np.array([float(op.weight_bytes) for op in ops]).reshape(wide)
+        how: dict[str, Any] = {"fidelity": self.fidelity}
+        if not head:
+            how |= {"compute": self.choice.compute, "stands_in": bool(self.choice.stands_in)}
         unique, inverse = (None, None)
-        if m[0].size > 4096 and all(np.array_equal(m[0], row) for row in m[1:]):
+        alike = n.size == w.size == len(ops)  # weights that depend on the batch are priced point by point
+        if alike and m[0].size > 4096 and all(np.array_equal(m[0], row) for row in m[1:]):
             unique, inverse = np.unique(m[0], return_inverse=True)
         if unique is not None and unique.size < m[0].size // 4:
             flat = (len(ops), 1)
             est = gemm(
-                self.device, unique[None], n.reshape(flat), k.reshape(flat), kernel, fidelity=self.fidelity,
-                weight_bytes=w.reshape(flat), compute=None if head else self.choice.compute,
-            )  # fmt: skip
+                self.device, unique[None], n.reshape(flat), k.reshape(flat), kernel, weight_bytes=w.reshape(flat), **how
+            )
             take = lambda v, i: np.broadcast_to(v, (len(ops), unique.size))[i][inverse].reshape(m[0].shape)  # noqa: E731
         else:
-            est = gemm(
-                self.device, m, n, k, kernel, fidelity=self.fidelity, weight_bytes=w,
-                compute=None if head else self.choice.compute,
-            )  # fmt: skip
+            est = gemm(self.device, m, n, k, kernel, weight_bytes=w, **how)
             take = lambda v, i: np.broadcast_to(v, m.shape)[i]  # noqa: E731
         return [
             Estimate(

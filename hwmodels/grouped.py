@@ -10,7 +10,8 @@ import numpy as np
 from .device import Device
 from .kernels import get_family
 from .operators import grouped_cost
-from .timing import TRANSFER_BAND, Estimate, estimate, gemm, ideal, kernel_parameters, kernel_peak
+from .parameters import kernel_parameters
+from .timing import TRANSFER_BAND, Estimate, estimate, gemm, ideal, kernel_peak
 
 GROUPED = {
     "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qsim.formats import BlockFormat, IntFormat
 
-from .timing import calibration_of
+from .parameters import calibration_of
 
 if TYPE_CHECKING:
     from qsim.quantize import Scheme
@@ -97,12 +97,20 @@ def get_profile(name: str | Profile) -> Profile:
     return PROFILES[name]
 
 
+MEASURED_WIDTHS = (4, 8)
+"""Bits of the integer weights that the kernels behind the calibrations read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The kernel of a scheme's linear layers: family, format it multiplies in, and whether it is a fallback."""
+    """The kernel of a scheme's linear layers: family, format it multiplies in, and whether it is a fallback.
+
+    `stands_in` says so where the family was measured with weights of another width: its efficiencies are then borrowed.
+    """
 
     kernel: str
     compute: str | None = None
+    stands_in: str = ""
     quantizes_activation: bool = False
     note: str = ""
     fallback: bool = False
@@ -117,10 +125,21 @@ def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: b
     Raises:
         ValueError: with `strict`, instead of a fallback; or a scheme that no kernel family covers.
     """
-    choice = _choose(device, scheme, profile)
+    choice = _measured_width(_choose(device, scheme, profile), scheme)
     if choice.fallback and strict:
-        raise ValueError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {choice.note}")
+        why = choice.note.partition(": priced")[0]
+        raise ValueError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
     return choice
+
+
+def _measured_width(choice: Choice, scheme: Scheme) -> Choice:
+    """Integer kernels were measured with 4 and 8 bits; other widths borrow the efficiencies of the next wider one."""
+    w = scheme.weight
+    if not isinstance(w.format, IntFormat) or w.bits in MEASURED_WIDTHS:
+        return choice
+    wider = min((bits for bits in MEASURED_WIDTHS if bits > w.bits), default=max(MEASURED_WIDTHS))
+    note = f"no {w.bits:g}-bit kernel was measured: priced with the efficiencies of the {wider}-bit one"
+    return replace(choice, stands_in=note)
 
 
 def _prefer(device: Device, profile: Profile, *candidates: tuple[str, str]) -> str:

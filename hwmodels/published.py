@@ -22,46 +22,13 @@ from .laws import Prefill, fit_law, prefill_engine, prefill_time
 from .load import get_device
 from .operators import weight_nbytes
 from .predict import predict, resolve_scheme
+from .published_names import DEVICES, MODELS, OUTSIDE, SCHEMES, engine_of, match, number
 from .request import predict_request
 from .timing import gemm
 
 BANDS = {"prefill": 0.15, "gemm": 0.15, "attention": 0.15, "decode": 0.20, "e2e": 0.20}
 """Relative error allowed a phase."""
 
-_DEVICES = (
-    (r"^A100-PCIe-80", "a100-pcie-80gb"), (r"^A100-PCIe", "a100-pcie-40gb"), (r"40GB", "a100-sxm-40gb"),
-    (r"^A100", "a100-sxm-80gb"), (r"^A6000", "rtx-a6000"), (r"^A10", "a10"), (r"^RTX4090", "rtx-4090"),
-    (r"^RTX3090", "rtx-3090"), (r"^RTX6000Ada", "rtx-6000-ada"), (r"^L40S", "l40s"), (r"^L4$", "l4"),
-    (r"^JetsonOrin", "jetson-agx-orin"), (r"^H100-PCIe", "h100-pcie"), (r"^H[18]00", "h100-sxm"),
-    (r"^G?H200", "h200"), (r"SN40L", "sn40l-like"), (r"^Gaudi2", "gaudi2"),
-)  # fmt: skip
-_MODELS = (
-    (r"llama-?3\.?1?-8b", "llama-3-8b"), (r"llama-?3-70b", "llama-3-70b"), (r"llama-?v?-?2?-?70b", "llama-2-70b"),
-    (r"llama-?v?-?2?-?13b", "llama-2-13b"), (r"llama-?v?-?2?-?7b", "llama-2-7b"), (r"mistral-7b", "mistral-7b"),
-    (r"gpt-?j", "gpt-j-6b"), (r"qwen-2\.5-7b", "qwen2.5-7b"), (r"opt-([\d.]+)b", r"opt-\1b"),
-)  # fmt: skip
-OUTSIDE = (
-    (r"SN40L", "a cloud endpoint: a service figure"), (r"-kv8-", "emulated FP8 cache on a device without FP8"),
-    (r"SQ-PT|SQ-FT", "2022 kernels: about a third of the INT8 peak"), (r"LC-.*-pp", "llama.cpp prefill of 2023"),
-    (r"MLC-A100|GF-.*tp", "tensor parallel of an engine whose collectives are not modelled"),
-    (r"awq-b|exllamav2-b", "kernel without a family here"), (r"A10base", "base clock of 885 MHz assumed"),
-    (r"GPTQ", "research code: layers spread over devices, W3 kernel"),
-    (r"ANL.*b64|GPTJ.*b64|TRT5.*b64", "scheduler at large batch"),
-    (r"DG-64|DG-128", "DeepGEMM keeps fewer tokens busier than TensorRT-LLM's kernel"),
-    (r"ML-", "Marlin priced with TensorRT-LLM's weight-only efficiency"),
-    (r"TRT5|TRT6|TRT-", "TensorRT-LLM 0.5/0.6 of 2023; the kernels are those of 1.x"),
-    (r"TC-4090|Orin", "transferred from an A100"),
-)  # fmt: skip
-"""Row -> the likely reason when it lies outside its band."""
-_SCHEMES = (
-    (r"unfused", "w8a8-channel-token"), (r"smoothquant|w8a8$|int8 dynamic", "w8a8-channel-token"),
-    (r"fp8 w8a8 \+ fp8 kv|fp8 weights\+acts\+kv", "fp8-kv"), (r"emulated fp8 kv", "bf16-kvfp8"),
-    (r"int8 weights \+ int8 kv", "w8a16-kvint8"), (r"^fp8", "fp8"), (r"int4-g32", "w4a16-g32"),
-    (r"int4-g64", "w4a16-g64"),
-    (r"q4_k_m", "q4_k_m"), (r"exl2 3", "w3a16-g128"), (r"exl2 5", "w5a16-g128"),
-    (r"exl2 4|gptq-w4|awq|w4a16|exllama", "w4a16-g128"),
-    (r"w3", "w3a16-g128"), (r"w8a16|int8 weight-only", "w8a16"), (r"fp16|bf16", "bf16"),
-)  # fmt: skip
 Q4_K_M_BYTES = {"llama-3-8b": 4.58 * 2**30, "llama-3-70b": 39.59 * 2**30}
 
 
@@ -85,29 +52,6 @@ class Row:
     @property
     def error(self) -> float | None:
         return None if self.predicted is None else self.predicted / self.measured - 1
-
-
-def _match(table: Any, text: str) -> str | None:
-    for pattern, name in table:
-        found = re.search(pattern, text, re.I)
-        if found:
-            return str(found.expand(name)) if "\\" in name else str(name)
-    return None
-
-
-def _number(text: Any, default: float = 0.0) -> float:
-    found = re.search(r"\d+(\.\d+)?", str(text))
-    return float(found.group()) if found else default
-
-
-def _engine(row: Any) -> str:
-    text = f"{row.source} {row.method}".lower()
-    for name in ("gpt-fast", "ao torchao", "exllamav2", "llama.cpp", "mlc", "baseten", "gptq arxiv", "2605.30571"):
-        if name in text:
-            return name
-    if "tinychat" in text:
-        return "hf-eager" if "eager" in text else "tinychat"
-    return "vllm" if "vllm" in text else "sambaflow" if "sambaflow" in text else "tensorrt-llm"
 
 
 def decode_bytes(arch: Architecture, scheme_name: str, batch: float, context: float) -> float:
@@ -172,25 +116,25 @@ def _with_law(row: Row, known: Mapping[str, Prefill]) -> Row:
 
 
 def _identify(row: Any) -> tuple[Device | None, Architecture | None, str | None]:
-    device = _match(_DEVICES, row.device)
-    model = _match(_MODELS, str(row.model))
-    scheme = _match(_SCHEMES, str(row.method))
-    if scheme in ("fp8", "fp8-kv") and _engine(row) == "tensorrt-llm":
+    device = match(DEVICES, row.device)
+    model = match(MODELS, str(row.model))
+    scheme = match(SCHEMES, str(row.method))
+    if scheme in ("fp8", "fp8-kv") and engine_of(row) == "tensorrt-llm":
         scheme = scheme.replace("fp8", "fp8-static", 1).replace("-kv", "-kvfp8")  # engines are built with static scales
     return (get_device(device) if device else None, get_architecture(model) if model else None, scheme)
 
 
 def _seconds(row: Any) -> float | None:
     """The measured value as seconds a step or request, None for ratios."""
-    metric, value, batch = row.metric, float(row.value), max(1.0, _number(row.batch, 1.0))
+    metric, value, batch = row.metric, float(row.value), max(1.0, number(row.batch, 1.0))
     if "ms" in metric:
         return value * 1e-3
     if "(s" in metric and "tok/s" not in metric:
         return value
     if metric == "throughput (tok/s)":
-        return (batch if row.phase == "decode" else batch * _number(row.input_len, 1.0)) / value
+        return (batch if row.phase == "decode" else batch * number(row.input_len, 1.0)) / value
     if "out tok/s" in metric:
-        return batch * _number(row.output_len, 128.0) / value
+        return batch * number(row.output_len, 128.0) / value
     return None
 
 
@@ -204,13 +148,13 @@ def _decode_observations(table: Any) -> list[tuple[str, str, str, float, float, 
             if "unfused" in row.method:
                 continue
             moved = decode_bytes(arch, scheme, 1, _context(row)) / dev.memory.bandwidth_bytes_per_s
-            out.append((row.id, _engine(row), dev.name, moved, time, arch.layers > 60))
+            out.append((row.id, engine_of(row), dev.name, moved, time, arch.layers > 60))
     return out
 
 
 def _context(row: Any) -> float:
-    prompt = _number(row.input_len, 64.0) if str(row.input_len)[:1].isdigit() else 64.0
-    return max(1.0, prompt + _number(row.output_len, 0.0) / 2)
+    prompt = number(row.input_len, 64.0) if str(row.input_len)[:1].isdigit() else 64.0
+    return max(1.0, prompt + number(row.output_len, 0.0) / 2)
 
 
 def _one(row: Any, laws: Any, flash: Mapping[str, float]) -> Row:
@@ -239,7 +183,7 @@ def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, b
     if "unfused" in row.method:
         return Row(**base, kind="time", measured=time, predicted=None, low=None, high=None,
                    note="unfused dynamic quantisation in eager mode")  # fmt: skip
-    engine, tp = _engine(row), int(row.n_devices)
+    engine, tp = engine_of(row), int(row.n_devices)
     if engine == "gptq arxiv":
         tp = 1  # layers are spread over the devices, which work one after the other
     family, big = dev.name.split("-sxm")[0].split("-pcie")[0], arch.layers > 60
@@ -263,15 +207,15 @@ def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, b
 
 
 def _profile(row: Any) -> str:
-    engine = _engine(row)
+    engine = engine_of(row)
     return {"vllm": "serving", "tensorrt-llm": "trtllm"}.get(engine, "cuda_graph")
 
 
 def _step(row: Any, dev: Device, arch: Architecture, scheme: str, base: dict[str, Any]) -> Row:
     time = _seconds(row)
     assert time is not None
-    batch, tp = max(1, int(_number(row.batch, 1))), int(row.n_devices)
-    prompt, new = int(_number(row.input_len, 128)), int(_number(row.output_len, 128))
+    batch, tp = max(1, int(number(row.batch, 1))), int(row.n_devices)
+    prompt, new = int(number(row.input_len, 128)), int(number(row.output_len, 128))
     if row.phase == "prefill":
         half = "FP16 accumulate" in str(row.table) and "w4" in str(row.method)
         faster = {"compute.peaks.bfloat16.dense_tflops": 330.3} if half else None  # this kernel accumulates in FP16
@@ -356,8 +300,8 @@ def _ratio(row: Any, dev: Device | None, arch: Architecture | None, scheme: str 
                    note="Marlin-class, nothing fitted")  # fmt: skip
     if arch is None or scheme is None:
         return empty
-    batch = max(1, int(_number(row.batch, 1)))
-    prompt, new = int(_number(row.input_len, 128)), int(_number(row.output_len, 128))
+    batch = max(1, int(number(row.batch, 1)))
+    prompt, new = int(number(row.input_len, 128)), int(number(row.output_len, 128))
     how = {"batch": batch, "prompt": prompt, "new_tokens": new, "profile": "trtllm", "capacity": False}
     one = predict_request(dev, arch, scheme, **how)  # type: ignore[arg-type]
     other = predict_request(dev, arch, "bf16", **how)  # type: ignore[arg-type]
@@ -402,7 +346,7 @@ def _sixteen_bit(row: Any) -> list[Row]:
 
 def likely_reason(row: Row) -> str:
     """Why a row may lie outside its band."""
-    return _match(OUTSIDE, row.id) or row.note
+    return match(OUTSIDE, row.id) or row.note
 
 
 def is_service(row: Row) -> bool:

@@ -9,8 +9,7 @@ Fidelity of an estimate:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +17,20 @@ import numpy as np
 from .kernels import VECTOR, KernelFamily, get_family
 from .load import get_device
 from .operators import Cost, attention_cost, gemm_cost
+from .parameters import (
+    attention_parameters,
+    calibration_named,
+    calibration_of,
+    check_fidelity,
+    generic,
+    kernel_parameters,
+    transferred,
+)
 
 if TYPE_CHECKING:
-    from .calibration.store import Calibration, Parameters
+    from .calibration.store import Parameters
     from .device import Device
 
-FIDELITIES = ("ideal", "calibrated", "transferred")
 TRANSFER_BAND = {True: 0.25, False: 0.40}
 """Half width of the 80 % band of a transferred estimate: 16-bit kernels, quantised kernels."""
 IDEAL_MISS = 1.85
@@ -56,85 +63,6 @@ def soft_roofline(compute_s: Any, memory_s: Any, p: float) -> Any:
     top = np.maximum(compute_s, memory_s)
     low = np.minimum(compute_s, memory_s)
     return top * (1 + (low / top) ** p) ** (1 / p)
-
-
-@lru_cache(maxsize=512)
-def _calibration(name: str | None) -> Calibration | None:
-    if name is None:
-        return None
-    from .calibration.store import load_calibration
-
-    return load_calibration(name)
-
-
-def calibration_of(device: Device) -> Calibration | None:
-    """The calibration made on this very device, None when there is none."""
-    return _calibration(device.calibration)
-
-
-def _donors(device: Device) -> list[str]:
-    """Calibrations to borrow from, nearest first."""
-    own = [name for name in (device.transfer_from,) if name]
-    kin = {"h200": ["h100"], "h100": ["h200"], "a100": ["h100"], "l40s": ["a100"]}.get(device.calibration or "", [])
-    return [*own, *kin, *(n for n in ("h100", "h200", "a100", "l40s") if n not in (*own, *kin, device.calibration))]
-
-
-def _is_kin(device: Device, donor: str) -> bool:
-    return donor == device.transfer_from or {donor, device.calibration} == {"h100", "h200"}
-
-
-def _generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
-    from .calibration.store import Parameters
-
-    return Parameters(
-        kernel=kernel, t0_s=5e-6, eta_compute=eta[0], eta_memory=eta[1], p=3.0, kind="transferred", origin="generic"
-    )
-
-
-def _transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
-    """Parameters for another kernel or device; the correction goes along only between devices of one kind."""
-    if not kin:
-        found = replace(found, surface=None, borrowed=None, neighbours=None)
-    return replace(found, kind="transferred", band={}, origin=origin)
-
-
-def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:
-    """The parameters a kernel family is priced with on a device, tagged with where they come from.
-
-    Raises:
-        ValueError: unknown kernel or fidelity.
-    """
-    family = get_family(kernel)
-    _check_fidelity(fidelity)
-    own = calibration_of(device)
-    if fidelity == "calibrated" and own is not None:
-        if kernel in own.kernels:
-            return own.kernels[kernel]
-        if family.sixteen_bit:  # the same library under another name
-            for name in family.like:
-                if name in own.kernels:
-                    return own.kernels[name]
-    if fidelity == "calibrated" and own is not None:
-        for name in family.like:
-            if name in own.kernels:
-                return _transferred(own.kernels[name], f"{name} on {device.calibration}")
-    for donor in _donors(device):
-        table = _calibration(donor)
-        if table is not None:
-            for name in (kernel, *(family.like if family.sixteen_bit else ())):
-                if name in table.kernels:
-                    return _transferred(table.kernels[name], f"{name} on {donor}", kin=_is_kin(device, donor))
-    for donor in _donors(device):
-        table = _calibration(donor)
-        for name in family.like:
-            if table is not None and name in table.kernels:
-                return _transferred(table.kernels[name], f"{name} on {donor}")
-    return _generic(kernel)
-
-
-def _check_fidelity(fidelity: str) -> None:
-    if fidelity not in FIDELITIES:
-        raise ValueError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
 
 
 def kernel_peak(device: Device, family: KernelFamily, compute: str | None) -> float:
@@ -224,6 +152,7 @@ def gemm(
     fidelity: str = "calibrated",
     weight_bytes: Any = None,
     compute: str | None = None,
+    stands_in: bool = False,
 ) -> Estimate:
     """Time of y[M,N] = x[M,K] w[N,K]^T by a kernel family, with its band.
 
@@ -234,13 +163,14 @@ def gemm(
         fidelity: see the module.
         weight_bytes: exact bytes of the packed weight; None takes the family's bits per weight.
         compute: peak to price against, where the family runs in another format on this device.
+        stands_in: the family was measured with weights of another width: the same time, but `transferred`.
 
     Raises:
         ValueError: sizes that are not positive, an unknown kernel, or a format the device has no path for.
     """
     device = get_device(device)
     family = get_family(kernel)
-    _check_fidelity(fidelity)
+    check_fidelity(fidelity)
     _positive(M=m, N=n, K=k)
     m, n, k = (np.asarray(v, dtype=np.float64) for v in (m, n, k))
     weight = family.weight_bits / 8 * n * k if weight_bytes is None else weight_bytes
@@ -250,7 +180,10 @@ def gemm(
     peak = kernel_peak(device, family, compute)
     if fidelity == "ideal":
         return ideal(cost, peak if family.compute != VECTOR else kernel_peak(device, family, "bfloat16"), device)
-    return estimate(device, cost, peak, kernel_parameters(device, kernel, fidelity), m, (m, n, k), k)
+    p = kernel_parameters(device, kernel, fidelity)
+    if stands_in and p.kind != "transferred":
+        p = transferred(p, f"{kernel} on {device.calibration}, weights of another width", kin=True)
+    return estimate(device, cost, peak, p, m, (m, n, k), k)
 
 
 def gemm_time(
@@ -307,7 +240,7 @@ def attention(
         ValueError: an unknown phase or kernel, sizes that are not positive, heads that do not divide.
     """
     device = get_device(device)
-    _check_fidelity(fidelity)
+    check_fidelity(fidelity)
     _positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
     cost = attention_cost(
         phase, batch=batch, context=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, seq=new,
@@ -321,44 +254,11 @@ def attention(
     wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
     p = attention_parameters(device, phase, kernel, fidelity, wide)
     if shared_kv:
-        p = _generic("flash_mla", FLASH_MLA)
+        p = generic("flash_mla", FLASH_MLA)
     elif value_dim is not None:
-        p = _transferred(p, p.origin or p.kernel)
+        p = transferred(p, p.origin or p.kernel)
     surface = (seq, batch * (q if phase == "prefill" else kv), q / kv)
     return estimate(device, cost, peak, p, seq, surface)
-
-
-ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm", "fa3")
-
-
-def attention_parameters(
-    device: Device, phase: str, kernel: str | None, fidelity: str = "calibrated", wide: bool = False
-) -> Parameters:
-    """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
-    if kernel is not None and kernel not in ATTENTION_KERNELS:
-        raise ValueError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
-    if kernel == "fa3" and not any("hopper" in name for name in device.instructions.values()):
-        raise ValueError(f"FlashAttention-3 (fa3) needs Hopper's instructions: {device.name} has none of them")
-    names = [kernel] if kernel is not None else list(ATTENTION_KERNELS)
-    suffixes = [f"{phase}_wide", phase] if wide else [phase]
-    own = calibration_of(device)
-    if own is not None and fidelity == "calibrated":
-        for suffix in suffixes:
-            for name in names:
-                if f"{name}.{suffix}" in own.attention:
-                    return own.attention[f"{name}.{suffix}"]
-    donors = _donors(device)
-    near = [device.calibration] if own is not None and fidelity == "calibrated" else []
-    for suffix in suffixes:
-        for place, wanted in ((donors, names), ([*near, *donors], ["trtllm"])):
-            for donor in place:
-                table = _calibration(donor)
-                for name in wanted:
-                    if table is not None and f"{name}.{suffix}" in table.attention:
-                        found = table.attention[f"{name}.{suffix}"]
-                        kin = donor == device.calibration or _is_kin(device, donor or "")
-                        return _transferred(found, f"{name} on {donor}", kin=kin)
-    return _generic(f"{kernel}.{phase}")
 
 
 def attention_time(
@@ -400,7 +300,7 @@ def small(device: Device, traffic_bytes: Any, *, row: Any = 0, fidelity: str = "
 def launch_gap_s(device: Device) -> float:
     """Time of a kernel that does nothing, inside a CUDA graph; measured, or that of an H200."""
     for name in (device.calibration, "h200"):
-        table = _calibration(name)
+        table = calibration_named(name)
         if table is not None and table.small is not None:
             return table.small.graph_gap_s
     raise AssertionError("the H200 calibration has small kernels")

@@ -166,17 +166,30 @@ def break_even(
     return BreakEven(value=float(after), holds_at_start=start)
 
 
+def first_batch(condition: Callable[[np.ndarray], Any], high: int) -> BreakEven:
+    """The smallest batch from 1 to `high` at which `condition` is no longer what it is at 1, exactly.
+
+    Arguments:
+        condition: of an array of batches, for which one prediction answers all.
+        high: the largest batch looked at.
+    """
+    batches = np.arange(1, high + 1, dtype=np.float64)
+    holds = np.broadcast_to(condition(batches), batches.shape)
+    flipped = np.flatnonzero(holds != holds[0])
+    return BreakEven(value=float(batches[flipped[0]]) if flipped.size else None, holds_at_start=bool(holds[0]))
+
+
 def slower_from_batch(
     device: Any, model: Any, scheme: Any, over: Any = "bf16", *, context: int = 2048, high: int = 4096, **how: Any
 ) -> BreakEven:
     """The smallest decode batch at which `scheme` is no longer faster than `over` (or the other way round)."""
 
-    def faster(batch: float) -> bool:
-        one = predict(device, model, scheme, "decode", batch, context, **how)
-        other = predict(device, model, over, "decode", batch, context, **how)
-        return bool(one.time_s < other.time_s)
+    def faster(batches: np.ndarray) -> Any:
+        one = predict(device, model, scheme, "decode", batches, context, **how)
+        other = predict(device, model, over, "decode", batches, context, **how)
+        return one.time_s < other.time_s
 
-    return break_even(faster, 1, high, integer=True)
+    return first_batch(faster, high)
 
 
 def compute_bound_from(

@@ -113,15 +113,35 @@ class LazyGroup(click.Group):
                 with formatter.section(section):
                     formatter.write_dl(rows)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _one_voice(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if ctx.meta.get("qsim.verbose"):
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            raise _one_voice(error) from error
         except BrokenPipeError:  # `qsim formats | head`: click ends quietly
             raise
         except (ValueError, TypeError, OSError) as error:
             if ctx.meta.get("qsim.verbose"):
                 click.echo(traceback.format_exc(), err=True, nl=False)
             raise UserError(_sentence(error)) from error
+
+
+def _one_voice(error: click.UsageError) -> click.ClickException:
+    """A mistake that click finds, as one sentence like all others; a bare group still prints its help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    where = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+    return UserError(error.format_message().rstrip(".") + where)
 
 
 def _sentence(error: Exception) -> str:

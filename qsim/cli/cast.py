@@ -35,7 +35,7 @@ def _split_names(_ctx: click.Context, _param: click.Parameter, value: tuple[str,
               help="Random bits of --rounding stochastic, as an integer; drawn from --seed without it.")  # fmt: skip
 @click.option("--random-bits", type=click.IntRange(1, 32), default=32, show_default=True, metavar="N",
               help="How many random bits.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random bits.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the random bits.")
 @table_options
 def cast(values: tuple[float, ...], names: list[str], as_json: bool, as_csv: bool, **choices: Any) -> None:
     """Round NUMBERs to a format and see every step of the decision.

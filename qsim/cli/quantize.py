@@ -23,14 +23,14 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 @click.command(short_help="Quantise a checkpoint with RTN, GPTQ, AWQ, SmoothQuant or FP8.")
 @click.argument("model", metavar="MODEL")
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "smoothquant", "fp8"]), default="gptq",
-              show_default=True)  # fmt: skip
+              show_default=True, help="How the codes are found.")  # fmt: skip
 @click.option(
     "--scheme", metavar="NAME", help="w4a16-g128, w8a8, fp8-block128, mxfp4, ... Default: the method's usual."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The new checkpoint.")
 @click.option("--layout", default="auto", show_default=True, metavar="NAME",
               help="compressed-tensors, gptq, gptq_v2, awq, fp8; auto: the first that holds the scheme.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
+@click.option("--force", "--overwrite", "overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
               help="Text, UTF-8. Default for the embedded model: its own, the first 64 KiB.")  # fmt: skip
 @click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. Default: 512.")

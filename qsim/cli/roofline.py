@@ -14,9 +14,11 @@ from .options import console, emit, plot_option, show, table_options
 @model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
-@click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True)
-@click.option("--batch", default=1, show_default=True, metavar="B")
-@click.option("--context", default=2048, show_default=True, metavar="L")
+@click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+              help="One decode step, or one prefill.")  # fmt: skip
+@click.option("--batch", default=1, show_default=True, metavar="B", help="Sequences.")
+@click.option("--context", default=2048, show_default=True, metavar="L",
+              help="Tokens in the cache; the prompt of a prefill.")  # fmt: skip
 @how_options
 @set_option
 @plot_option
@@ -40,7 +42,7 @@ def roofline(
     """Place a model's operators on a device's roofline.
 
     Each operator has an intensity (operations a byte) and the rate it reaches; left of the ridge point it is bound by
-    memory, right of it by arithmetic. --device and --scheme may be repeated.
+    memory, right of it by arithmetic. MODEL is a name (llama-3-70b, ...) or a path to a Hugging Face config.json.
 
     \b
     Examples:

@@ -23,11 +23,16 @@ from .options import check_one_output, console, plot_option, print_csv, print_js
 @model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
-@click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True)
+@click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+              help="One decode step, or one prefill.")  # fmt: skip
 @click.option(
-    "--batch", type=Numbers(), default="1:64", show_default=True, help="1,2,4 or 1:64 (doubling) or 1:64:8 (steps)."
+    "--batch",
+    type=Numbers(),
+    default="1:64",
+    show_default=True,
+    help="Sequences: 1,2,4 or 1:64 (doubling) or 1:64:8 (steps).",
 )
-@click.option("--context", type=Numbers(), default="2048", show_default=True, help="As --batch.")
+@click.option("--context", type=Numbers(), default="2048", show_default=True, help="Tokens in the cache, as --batch.")
 @click.option("--field", multiple=True, metavar="KEY=V,V,...", help="Device field and the values to try. Repeatable.")
 @click.option("--pareto", is_flag=True, help="Only the cases that no other beats in time a step and tokens/s.")
 @click.option("--tornado", is_flag=True, help="Sensitivity of the first case to every device field instead.")
@@ -51,7 +56,9 @@ def sweep(
     as_csv: bool,
     **how: Any,
 ) -> None:
-    """Predict over devices, schemes, batches and contexts.
+    """Predict over devices, schemes, batches and contexts: one row a combination.
+
+    MODEL is a name (llama-3-70b, mixtral-8x7b, ...) or a path to a Hugging Face config.json.
 
     \b
     Examples:

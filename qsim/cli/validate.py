@@ -21,12 +21,12 @@ def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -
     """Hold predictions against measured and published numbers.
 
     Fits again without every shape that it then predicts: no row of the report has been seen by the fit behind it.
-    Takes about half a minute with --data.
+    Our own tables take some ten seconds; with --data the published ones too, which takes a few minutes.
 
     \b
     Examples:
       qsim validate
-      qsim validate --data ../shared/data --out reports
+      qsim validate --data DIR --out reports
     """
     check_one_output(as_json, as_csv)
     from hwmodels.report import group_rows, render

@@ -317,7 +317,8 @@ def capacity_figure(
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.4, -0.6)
             above = axes.secondary_xaxis("top")
-            above.set_xticks(list(by_size), [", ".join(d) for d in by_size.values()], rotation=40, ha="left")
+            above.set_xticks(list(by_size), [", ".join(d) for d in by_size.values()], rotation=60, ha="left",
+                             rotation_mode="anchor")  # fmt: skip
             above.xaxis.set_minor_locator(NullLocator())
             above.tick_params(labelsize=7, color=CYCLE[1], labelcolor=CYCLE[1], pad=1)
             above.spines["top"].set_visible(False)
@@ -340,18 +341,19 @@ def grouped_figure(
     """
     with styled():
         rows = [(g, label, v) for g, mine in groups.items() for label, v in mine.items()]
-        figure = new_figure(0.9 + 0.21 * len(rows) + 0.12 * len(groups), WIDTH_IN if wide else NARROW_IN)
+        height = 0.9 + 0.21 * (len(rows) + len(groups)) + 0.12 * len(groups)
+        figure = new_figure(height, WIDTH_IN if wide else NARROW_IN)
         axes = figure.subplots()
         positive = [v for _, _, v in rows if v > 0] or [1.0]
         floor = min(positive) / 4
         ticks, labels, y = [], [], 0.0
         for i, (group, mine) in enumerate(groups.items()):
-            axes.axhspan(y - 0.55, y + len(mine) - 0.45, color="#F3F3F3" if i % 2 == 0 else "#FFFFFF", zorder=0,
+            axes.axhspan(y - 0.55, y + len(mine) + 0.55, color="#F3F3F3" if i % 2 == 0 else "#FFFFFF", zorder=0,
                          linewidth=0)  # fmt: skip
             color = CYCLE[i % len(CYCLE)]
-            axes.annotate(group, (1.0, y - 0.45), xycoords=("axes fraction", "data"), xytext=(-4, -2), va="top",
-                          textcoords="offset points", ha="right", fontsize=8.5, fontweight="bold",
-                          color=color)  # fmt: skip
+            axes.annotate(group, (0.0, y), xycoords=("axes fraction", "data"), xytext=(4, 0), va="center",
+                          textcoords="offset points", fontsize=8.5, fontweight="bold", color=color)  # fmt: skip
+            y += 1  # the name of a group has a line of its own
             for label, value in mine.items():
                 axes.plot([max(value, floor)], [y], marker="o" if value > 0 else "|", color=color, markersize=6)
                 if value == 0:

@@ -10,6 +10,11 @@ from . import figures_tensors as deep
 from .looks import Drawing, and_list, case_rows, column, first_model, marks, quality_of, titles
 from .result import StudyResult
 
+FIGURES = ("quality_loss", "quality_speed", "rooflines", "batch_flip", "error_histograms", "signal_to_noise",
+           "smoothing", "salient_channels", "accumulator_error", "exact_products", "what_fits",
+           "predicted_measured")  # fmt: skip
+"""Names of all figures that a study can have."""
+
 
 def drawings(result: StudyResult) -> Iterator[Drawing]:
     """Every figure that the tables of the result allow, in the order of the report."""
@@ -39,7 +44,8 @@ def _loss(result: StudyResult) -> Drawing | None:
     says = (
         f"{len(inside)} of {len(ordered)} methods stay within {limit:g} bits a byte of 16 bit; "
         f"{names[ordered[0].method]} loses least ({ordered[0].loss:+.4f}), {names[ordered[-1].method]} most "
-        f"({ordered[-1].loss:+.3f})."
+        f"({ordered[-1].loss:+.3f}). The dashed line is that limit. Short upright bars are the same weights with "
+        "activations kept in 16 bit. Losses below 0.002 are drawn on a linear scale, larger ones on a logarithmic one."
     )
     return Drawing(name="quality_loss", section="quality", title="What each method loses", says=says,
                    draw=lambda wide: draw.loss_figure(rows, limit=limit, wide=wide))  # fmt: skip
@@ -65,7 +71,10 @@ def _tradeoff(result: StudyResult) -> Drawing | None:
     if not data:
         return None
     best = _sentence_of_choice(result, case.name, model)
-    says = f"Up is faster, left is better; the grey line joins what nothing beats in both. {best}"
+    says = (
+        "Up is faster, left is better; the grey line joins what nothing beats in both, the grey area loses more than "
+        f"the limit of {result.spec.quality.max_loss:g} bits a byte. {best}"
+    )
     return Drawing(
         name="quality_speed", section="quality", says=says,
         title=f"Quality against speed: {model}, batch {case.batch}, {case.context} tokens",
@@ -108,11 +117,12 @@ def _rooflines(result: StudyResult) -> Drawing | None:
         regime: {o.bound for o in linear if o.regime == regime and o.scheme == schemes[0]}
         for regime in dict.fromkeys(o.regime for o in linear)
     }
-    words = "; ".join(f"{regime}: {and_list(sorted(bounds))}" for regime, bounds in slopes.items())
+    limit = {"memory": "memory", "compute": "arithmetic", "overhead": "fixed times"}
+    words = [f"by {and_list([limit[b] for b in sorted(bounds)])} in {regime}" for regime, bounds in slopes.items()]
     says = (
-        f"On the slope memory sets the time, on the flat part arithmetic. Linear layers in {schemes[0]} are bound by "
-        f"{words}. Fewer bits move a layer to the right along the slope (white markers): it gains until the roof "
-        "levels off, and nothing after."
+        f"On the slope memory sets the time, on the flat part arithmetic. Linear layers in {schemes[0]} are bound "
+        f"{'; '.join(words)}. Fewer bits move a layer to the right along the slope (white markers): it gains until "
+        "the roof levels off, and nothing after."
     )
     return Drawing(name="rooflines", section="why", says=says, draw=lambda wide: draw.rooflines_figure(data, wide=wide),
                    title=f"Rooflines with the operators of {result.operators[0].model}")  # fmt: skip

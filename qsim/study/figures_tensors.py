@@ -57,8 +57,7 @@ def channels(result: StudyResult) -> Drawing | None:
         f"Before smoothing the largest channel of this input is {before.max() / np.median(before):.0f} times the "
         f"median one, and one INT8 scale for all leaves the others {_levels(before)} of 127 steps; after it is "
         f"{after.max() / np.median(after):.0f} times, with {_levels(after)} steps. The weights pay: their largest "
-        f"column grows from {w_before.max() / np.median(w_before):.1f} to {w_after.max() / np.median(w_after):.1f} "
-        "times the median."
+        f"magnitude goes from {w_before.max():.2g} to {w_after.max():.2g}."
     )
     return Drawing(
         name="smoothing", section="tensors", says=says,
@@ -146,7 +145,7 @@ def exact(result: StudyResult) -> Drawing | None:
              "lose.")  # fmt: skip
     return Drawing(name="exact_products", section="accumulator", says=says,
                    title="Through each device's own instruction: change of the predictions",
-                   draw=lambda wide: draw.grouped_figure(groups, xlabel="KL divergence from the fast kernels "
+                   draw=lambda wide: draw.grouped_figure(groups, xlabel="KL from the fast kernels "
                                                          "(nats a token)", wide=wide))  # fmt: skip
 
 

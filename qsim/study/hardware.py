@@ -16,7 +16,7 @@ from hwmodels.footprint import footprint, kv_bytes_per_token, largest_batch, mod
 from hwmodels.predict import Prediction
 from hwmodels.profiles import choose_kernel, get_profile
 from hwmodels.request import Request
-from hwmodels.whatif import break_even, slower_from_batch
+from hwmodels.whatif import first_batch, slower_from_batch
 from qsim.quantize import Scheme, get_scheme
 
 from .rows import CapacityRow, CurveRow, FlipRow, OperatorRow, RoofRow, SpeedRow
@@ -161,12 +161,12 @@ def flip_rows(spec: StudySpec) -> Iterator[FlipRow]:
     for title, device in devices(spec).items():
         for scheme in schemes(spec):
 
-            def memory_bound(batch: float, device: Device = device, scheme: str = scheme) -> bool:
-                p = hwmodels.predict(device, arch, scheme, "decode", batch, context, profile=profile)
+            def memory_bound(batches: np.ndarray, device: Device = device, scheme: str = scheme) -> Any:
+                p = hwmodels.predict(device, arch, scheme, "decode", batches, context, profile=profile)
                 mine = [op for op in p.operators if op.kind in ("gemm", "fused")]
-                return bool(sum(op.memory_s for op in mine) > sum(op.compute_s for op in mine))
+                return sum(op.memory_s for op in mine) > sum(op.compute_s for op in mine)
 
-            turn = break_even(memory_bound, 1, SEARCH_TO, integer=True)
+            turn = first_batch(memory_bound, SEARCH_TO)
             gain = None
             if scheme != base:
                 gain = slower_from_batch(device, arch, scheme, base, context=context, high=SEARCH_TO, profile=profile)

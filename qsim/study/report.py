@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from qsim.plots.style import styled
 
 from . import texts
-from .figures import drawings
+from .figures import FIGURES, drawings
 from .folder import write_whole
 from .looks import Drawing, case_rows, decided, titles
-from .result import StudyResult, to_json
+from .result import TABLES, StudyResult, to_json
 from .rows import DecisionRow, SpeedRow
 from .study_file import to_toml
 
@@ -31,23 +31,41 @@ _COLORS = {"#ffffff": "var(--paper)", "#000000": "var(--plot)", "#e3e3e3": "var(
 def write_study(result: StudyResult, out: Path, progress: Callable[[str], None] = lambda _: None) -> None:
     """Write `index.html`, `study.json`, `study.toml`, `data/*.csv` and `figures/*` into a folder.
 
-    Files appear whole; `study.json` comes last, so its presence means that the rest is there.
+    Files appear whole; `study.json` comes last, so its presence means that the rest is there. Tables and figures of an
+    earlier study that this one does not have are removed; nothing else is. A quick study has no PNG copies.
     """
+    written: set[Path] = set()
+
+    def write(file: Path, content: bytes | str) -> None:
+        write_whole(file, content)
+        written.add(file)
+
     for name, _ in result.tables():
-        write_whole(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
+        write(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
     inlined = []
     for d in drawings(result):
         progress(f"figure: {d.title}")
         wide, narrow = d.draw(True), d.draw(False)
         svg = _svg(wide)
-        write_whole(out / "figures" / f"{d.name}.svg", svg)
-        write_whole(out / "figures" / f"{d.name}.png", _png(wide))
+        wide.set_layout_engine("none")  # the places it has found serve the PNG too
+        write(out / "figures" / f"{d.name}.svg", svg)
+        if not result.quick:
+            write(out / "figures" / f"{d.name}.png", _png(wide))
         inlined.append({"name": d.name, "section": d.section, "title": d.title, "says": d.says,
                         "wide": _inline(svg, d, "w"), "narrow": _inline(_svg(narrow), d, "n")})  # fmt: skip
+    _remove_older(out, written)
     progress("page")
     write_whole(out / "index.html", render(result, inlined))
     write_whole(out / "study.toml", to_toml(result.spec))
     write_whole(out / "study.json", to_json(result))
+
+
+def _remove_older(out: Path, written: set[Path]) -> None:
+    """Remove the tables and figures that an earlier study left under names of ours."""
+    ours = [out / "data" / f"{name}.csv" for name in TABLES]
+    ours += [out / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    for file in set(ours) - written:
+        file.unlink(missing_ok=True)
 
 
 def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:
@@ -61,7 +79,7 @@ def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:
         titles=titles(result), devices=[d.title for d in result.spec.speed.devices],
         when={m: _when(result, m) for m in models}, fits=_fits(result),
         speeds={m: _speeds(result, m) for m in models}, trust=_by_section(result),
-        scored=max((q.bytes_scored for q in result.quality), default=0), **texts.all_texts(result),
+        **texts.all_texts(result),
     )  # fmt: skip
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
 

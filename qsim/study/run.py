@@ -94,7 +94,7 @@ def run_study(
     Arguments:
         spec: what is asked; names are resolved and 16 bit is put first.
         out: the folder; None keeps the result in memory. An unfinished study there goes on where it stopped.
-        quick: the same study on less text.
+        quick: the same study on less text, without what takes long and changes no answer; the report says what.
         force: replace a finished study.
         progress: called before every step.
 
@@ -148,7 +148,8 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     sums = steps.run("accumulators", lambda: parts.get(
         "accumulators", inputs, tuple[AccumulatorRow, ...],
         lambda: tuple(accumulator.accumulator_rows(spec))))  # fmt: skip
-    checked: _TrustPart = steps.run("validation", lambda: parts.get("trust", inputs, _TrustPart, _trust))
+    checked: _TrustPart = steps.run("validation", lambda: parts.get(
+        "trust", {**inputs, "quick": quick}, _TrustPart, lambda: _trust(layers=not quick)))  # fmt: skip
     measured = quality.measured(spec, subject, rows[0])
     return StudyResult(
         spec=spec, quick=quick, environment=env, measured=measured, methods=_methods(spec),
@@ -177,8 +178,8 @@ def _tensors(spec: StudySpec, subject: Any, tensors: Any) -> _TensorPart:
     )  # fmt: skip
 
 
-def _trust() -> _TrustPart:
-    groups, points = trust.trust_tables()
+def _trust(layers: bool) -> _TrustPart:
+    groups, points = trust.trust_tables(layers)
     return _TrustPart(groups=groups, points=points)
 
 

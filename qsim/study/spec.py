@@ -291,13 +291,14 @@ class StudySpec:
             raise ValueError(f"a study has methods and cases: got {len(self.methods)} and {len(self.cases)}")
 
     def quick(self) -> StudySpec:
-        """The same study on less text, for a first look: under a minute."""
+        """The same study on less text and shorter windows, for a first look: under a minute."""
         q = self.quality
         few = replace(
             q,
             max_bytes=min(q.max_bytes or 4096, 4096),
+            window=min(q.window, 256),
             exact_bytes=min(q.exact_bytes, 64),
-            calibration_tokens=min(q.calibration_tokens, 2048),
+            calibration_tokens=min(q.calibration_tokens, 1024),
             search_grid=min(q.search_grid, 5),
         )
         return replace(self, quality=few)

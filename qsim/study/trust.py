@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hwmodels.claims import seed_claims
-from hwmodels.timing import calibration_of
+from hwmodels.parameters import calibration_of
 from hwmodels.validate import validate
 
 from .hardware import devices
@@ -22,9 +22,13 @@ AWQ_TABLE_4 = {  # WikiText-2 perplexity of Llama-2-7B, group 128: (16 bit, RTN,
 POINTS_A_GROUP = 150
 
 
-def trust_tables() -> tuple[tuple[TrustRow, ...], tuple[TrustPoint, ...]]:
-    """The validation of `hwmodels` on our own measurements; points of large groups are thinned evenly."""
-    found = validate(None)
+def trust_tables(layers: bool = True) -> tuple[tuple[TrustRow, ...], tuple[TrustPoint, ...]]:
+    """The validation of `hwmodels` on our own measurements; points of large groups are thinned evenly.
+
+    Arguments:
+        layers: fit the kernels again without each layer, which takes longest.
+    """
+    found = validate(None, layers=layers)
     groups = tuple(
         TrustRow(section=g.section, group=g.name, rows=g.rows, error_percent=float(g.mape),
                  required_percent=g.required, met=None if g.passed is None else bool(g.passed),

@@ -147,3 +147,42 @@ def test_shell_completion_offers_devices_and_models() -> None:
         code = "from qsim.cli import main; main(prog_name='qsim')"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env)
         assert f"plain,{offered}" in done.stdout.split(), words
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("predict", "llama-3-8b", "--batch", "many"), "'--batch': 'many' is not a valid integer"),
+        (("predict",), "Missing argument 'MODEL'"),
+        (("sweep", "llama-3-8b", "--bach", "1"), "--bach"),
+        (("study", "diff", "a"), "Missing argument 'B'"),
+        (("--nosuch",), "--nosuch"),
+    ],
+)
+def test_what_click_finds_is_one_sentence_like_all_others(args: tuple[str, ...], says: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("qsim: ")
+    assert says in line
+    assert " (see qsim" in line
+    assert line.endswith("--help)")
+
+
+def test_every_option_says_what_it_does() -> None:
+    ctx = click.Context(main)
+    for verb in main.list_commands(ctx):
+        command = main.get_command(ctx, verb)
+        assert command is not None
+        inner = list(command.commands.values()) if isinstance(command, click.Group) else []
+        for one in (command, *inner):
+            for p in one.params:
+                assert not isinstance(p, click.Option) or p.help, f"qsim {verb} {p.opts[0]} has no help"
+
+
+def test_what_replaces_files_is_called_force_everywhere() -> None:
+    ctx = click.Context(main)
+    for verb in ("quantize", "study"):
+        command = main.get_command(ctx, verb)
+        assert command is not None
+        assert any("--force" in p.opts for p in command.params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,3 +227,64 @@ def test_a_prediction_prints_in_one_line() -> None:
     assert repr(hwmodels.predict("h100", "llama-3-8b", "fp8")).startswith(
         "Prediction(llama-3-8b fp8 on h100-sxm, decode, "
     )
+
+
+@pytest.mark.parametrize(("scheme", "wider"), [("w3a16-g128", 4), ("w2a16-g128", 4), ("w6a16-g128", 8)])
+def test_a_width_that_no_kernel_was_measured_with_borrows_and_says_so(scheme: str, wider: int) -> None:
+    for device in ("a100-sxm-80gb", "l40s", "h200"):
+        p = hwmodels.predict(device, "llama-3-8b", scheme, "decode", 1, 2048)
+        measured = hwmodels.predict(device, "llama-3-8b", f"w{wider}a16-g128", "decode", 1, 2048)
+        assert (p.fidelity, measured.fidelity, p.kernel) == ("transferred", "calibrated", measured.kernel)
+        assert p.notes == (
+            f"no {scheme[1]}-bit kernel was measured: priced with the efficiencies of the {wider}-bit one",
+        )
+        assert measured.notes == ()
+        assert p.high_s / p.low_s > 1.1 * measured.high_s / measured.low_s  # a band of its own, wider
+        products = {op.name: op.fidelity for op in p.operators if op.kind == "gemm"}
+        assert products.pop("lm_head") == "calibrated"
+        assert set(products.values()) == {"transferred"}
+
+
+def test_a_borrowed_width_keeps_the_measured_efficiencies() -> None:
+    one, other = (hwmodels.timing.gemm("a100", 1, 4096, 4096, "trtllm_int4_wo", weight_bytes=7e6, stands_in=s)
+                  for s in (False, True))  # fmt: skip
+    assert (one.kind, other.kind) == ("calibrated", "transferred")
+    assert float(one.time_s) == float(other.time_s)
+    assert (float(other.low_s / other.time_s), float(other.high_s / other.time_s)) == pytest.approx((0.6, 1.4))
+
+
+@pytest.mark.parametrize(("device", "fidelity"), [("asic", "calibrated"), ("a100", "ideal")])
+def test_where_no_kernel_is_borrowed_none_is_mentioned(device: str, fidelity: str) -> None:
+    p = hwmodels.predict(device, "llama-3-8b", "w3a16-g128", "decode", 1, 2048, fidelity=fidelity)
+    assert not any("was measured" in note for note in p.notes)
+
+
+def test_many_points_of_experts_are_the_points_one_by_one() -> None:
+    batches = np.repeat([1.0, 8.0], 4096)  # experts that a batch reaches: weight bytes differ from point to point
+    many = hwmodels.predict("h100-sxm", "mixtral-8x7b", "fp8", "decode", batches, 2048)
+    for at, batch in ((0, 1), (-1, 8)):
+        assert many.time_s[at] == pytest.approx(
+            float(hwmodels.predict("h100-sxm", "mixtral-8x7b", "fp8", "decode", batch, 2048).time_s), rel=1e-12
+        )
+
+
+def test_the_band_of_a_speed_up_errs_on_the_wide_side() -> None:
+    """Independent errors are assumed; measured ones share causes, so the band holds more than its 80 %."""
+    key = ["model", "phase", "batch", "seq"]
+    inside, correlation = [], []
+    for name in ("e2e", "e2e_unseen"):
+        steps = step_table(name).assign(residual=lambda t: np.log(t.median_s / t.predicted_s))
+        base = steps[steps.fmt == "bf16"]
+        pairs = steps[steps.fmt != "bf16"].merge(base, on=key, suffixes=("", "_b"))
+        for row in pairs.itertuples():
+            one, other = (
+                SimpleNamespace(time_s=t, low_s=low, high_s=high)
+                for t, low, high in ((row.predicted_s, row.low_s, row.high_s),
+                                     (row.predicted_s_b, row.low_s_b, row.high_s_b))
+            )  # fmt: skip
+            ratio = hwmodels.speedup(one, other)
+            inside.append(ratio.low <= row.median_s_b / row.median_s <= ratio.high)
+        correlation.append(np.corrcoef(pairs.residual, pairs.residual_b)[0, 1])
+    assert len(inside) == 103
+    assert 0.85 < np.mean(inside) < 0.95
+    assert all(0.3 < c < 0.5 for c in correlation)

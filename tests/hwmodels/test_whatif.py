@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import hwmodels
-from hwmodels.whatif import compute_bound_from, slower_from_batch, smallest_sram_gbytes
+from hwmodels.whatif import BreakEven, compute_bound_from, first_batch, slower_from_batch, smallest_sram_gbytes
 
 
 def test_a_sweep_is_tidy_and_equals_single_predictions() -> None:
@@ -63,6 +63,19 @@ def test_break_even_finds_the_flip() -> None:
     assert hwmodels.break_even(lambda x: True, 1, 10).value is None
     with pytest.raises(ValueError, match="0 < low < high"):
         hwmodels.break_even(lambda x: True, 5, 1)
+
+
+def test_the_first_batch_is_the_first_of_all() -> None:
+    assert first_batch(lambda b: (b < 5) | (b > 7), 100).value == 5  # holds again from 8: a coarse search misses it
+    assert first_batch(lambda b: b > 3, 100) == BreakEven(value=4, holds_at_start=False)
+    assert first_batch(lambda b: True, 100) == BreakEven(value=None, holds_at_start=True)
+    found = slower_from_batch("l40s", "llama-3-8b", "fp8-block128", high=1024)
+    assert found.value is not None
+    batches = np.arange(1, int(found.value) + 1)
+    one, other = (hwmodels.predict("l40s", "llama-3-8b", s, "decode", batches, 2048) for s in ("fp8-block128", "bf16"))
+    faster = np.asarray(one.time_s < other.time_s)
+    assert faster[:-1].all()
+    assert not faster[-1]
 
 
 def test_the_batch_that_makes_four_bits_slower() -> None:

@@ -28,7 +28,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     from qsim.study import report
 
     all_of_them = report.drawings
-    monkeypatch.setattr("qsim.study.trust.trust_tables", lambda: ((), ()))
+    monkeypatch.setattr("qsim.study.trust.trust_tables", lambda layers=True: ((), ()))
     monkeypatch.setattr(report, "drawings", lambda result: list(all_of_them(result))[:2])
 
 
@@ -107,6 +107,35 @@ def test_a_finished_study_is_replaced_only_by_force(spec: StudySpec, tmp_path: P
     run_study(other, out, force=True)
     assert read_result(out).spec.title == "another"
     assert (out / "mine.txt").read_text(encoding="utf-8") == "keep me"
+
+
+def test_a_quick_study_says_what_it_leaves_out(run: Run, tmp_path: Path, quickly: None) -> None:
+    out = tmp_path / "s"
+    write_study(run.result, out)
+    (out / "figures" / "mine.png").write_bytes(b"")
+    assert "A quick study" not in (out / "index.html").read_text(encoding="utf-8")
+    write_study(replace(run.result, quick=True, claims=()), out)
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "A quick study. Quality is measured on 1,023 bytes of text in windows of 64 tokens" in page
+    assert "AWQ tried 20 scales a layer, and 64 bytes of text went through the tensor-core emulator" in page
+    left = {p.name for p in (out / "figures").iterdir() if p.suffix == ".png"}
+    assert left == {"mine.png"}  # those of the study before are gone: they would pass for this one's
+    assert not (out / "data" / "claims.csv").exists()
+
+
+def test_quick_is_less_of_the_same_and_asks_the_same() -> None:
+    whole, quick = StudySpec(), StudySpec().quick()
+    assert (quick.methods, quick.cases, quick.speed) == (whole.methods, whole.cases, whole.speed)
+    assert quick.quality.max_bytes < whole.quality.max_bytes
+    assert quick.quick() == quick
+
+
+def test_a_quick_study_fits_no_layer_again(monkeypatch: pytest.MonkeyPatch, spec: StudySpec) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("qsim.study.trust.trust_tables", lambda layers=True: asked.append(layers) or ((), ()))
+    run_study(small(spec), quick=True)
+    run_study(small(spec))
+    assert asked == [False, True]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "index.html"])

@@ -1,0 +1,132 @@
+"""Where the parameters of a kernel come from: its own calibration, a relative's, another device's, or a guess.
+
+`calibrated` parameters were fitted to this kernel on this device. `transferred` ones are the efficiencies of a similar
+kernel or device, priced at this device's peaks with a wide band.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .kernels import get_family
+
+if TYPE_CHECKING:
+    from .calibration.store import Calibration, Parameters
+    from .device import Device
+
+FIDELITIES = ("ideal", "calibrated", "transferred")
+ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm", "fa3")
+
+
+@lru_cache(maxsize=512)
+def calibration_named(name: str | None) -> Calibration | None:
+    """The calibration of that name, None when there is none."""
+    if name is None:
+        return None
+    from .calibration.store import load_calibration
+
+    return load_calibration(name)
+
+
+def calibration_of(device: Device) -> Calibration | None:
+    """The calibration made on this very device, None when there is none."""
+    return calibration_named(device.calibration)
+
+
+def _donors(device: Device) -> list[str]:
+    """Calibrations to borrow from, nearest first."""
+    own = [name for name in (device.transfer_from,) if name]
+    kin = {"h200": ["h100"], "h100": ["h200"], "a100": ["h100"], "l40s": ["a100"]}.get(device.calibration or "", [])
+    return [*own, *kin, *(n for n in ("h100", "h200", "a100", "l40s") if n not in (*own, *kin, device.calibration))]
+
+
+def _is_kin(device: Device, donor: str) -> bool:
+    return donor == device.transfer_from or {donor, device.calibration} == {"h100", "h200"}
+
+
+def generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
+    """Parameters for a kernel that nothing comparable was measured of."""
+    from .calibration.store import Parameters
+
+    return Parameters(
+        kernel=kernel, t0_s=5e-6, eta_compute=eta[0], eta_memory=eta[1], p=3.0, kind="transferred", origin="generic"
+    )
+
+
+def transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
+    """Parameters for another kernel or device; the correction goes along only between devices of one kind."""
+    if not kin:
+        found = replace(found, surface=None, borrowed=None, neighbours=None)
+    return replace(found, kind="transferred", band={}, origin=origin)
+
+
+def check_fidelity(fidelity: str) -> None:
+    """Raise ValueError for a fidelity that does not exist."""
+    if fidelity not in FIDELITIES:
+        raise ValueError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
+
+
+def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:
+    """The parameters a kernel family is priced with on a device, tagged with where they come from.
+
+    Raises:
+        ValueError: unknown kernel or fidelity.
+    """
+    family = get_family(kernel)
+    check_fidelity(fidelity)
+    own = calibration_of(device)
+    if fidelity == "calibrated" and own is not None:
+        if kernel in own.kernels:
+            return own.kernels[kernel]
+        if family.sixteen_bit:  # the same library under another name
+            for name in family.like:
+                if name in own.kernels:
+                    return own.kernels[name]
+    if fidelity == "calibrated" and own is not None:
+        for name in family.like:
+            if name in own.kernels:
+                return transferred(own.kernels[name], f"{name} on {device.calibration}")
+    for donor in _donors(device):
+        table = calibration_named(donor)
+        if table is not None:
+            for name in (kernel, *(family.like if family.sixteen_bit else ())):
+                if name in table.kernels:
+                    return transferred(table.kernels[name], f"{name} on {donor}", kin=_is_kin(device, donor))
+    for donor in _donors(device):
+        table = calibration_named(donor)
+        for name in family.like:
+            if table is not None and name in table.kernels:
+                return transferred(table.kernels[name], f"{name} on {donor}")
+    return generic(kernel)
+
+
+def attention_parameters(
+    device: Device, phase: str, kernel: str | None, fidelity: str = "calibrated", wide: bool = False
+) -> Parameters:
+    """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
+    if kernel is not None and kernel not in ATTENTION_KERNELS:
+        raise ValueError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
+    if kernel == "fa3" and not any("hopper" in name for name in device.instructions.values()):
+        raise ValueError(f"FlashAttention-3 (fa3) needs Hopper's instructions: {device.name} has none of them")
+    names = [kernel] if kernel is not None else list(ATTENTION_KERNELS)
+    suffixes = [f"{phase}_wide", phase] if wide else [phase]
+    own = calibration_of(device)
+    if own is not None and fidelity == "calibrated":
+        for suffix in suffixes:
+            for name in names:
+                if f"{name}.{suffix}" in own.attention:
+                    return own.attention[f"{name}.{suffix}"]
+    donors = _donors(device)
+    near = [device.calibration] if own is not None and fidelity == "calibrated" else []
+    for suffix in suffixes:
+        for place, wanted in ((donors, names), ([*near, *donors], ["trtllm"])):
+            for donor in place:
+                table = calibration_named(donor)
+                for name in wanted:
+                    if table is not None and f"{name}.{suffix}" in table.attention:
+                        found = table.attention[f"{name}.{suffix}"]
+                        kin = donor == device.calibration or _is_kin(device, donor or "")
+                        return transferred(found, f"{name} on {donor}", kin=kin)
+    return generic(f"{kernel}.{phase}")
