@@ -129,14 +129,18 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     ))  # fmt: skip
     subject: quality.Subject = steps.run("model and texts", lambda: quality.subject(spec))
     inputs = {"spec": to_table(spec), "environment": _plain(env), **subject.fingerprint}
+    from qsim.algorithms.passes import is_small
+    from qsim.formats._parallel import one_blas_thread
     from qsim.models.evaluation import Reference
 
     reference = Reference(quality.in_sixteen_bit(subject.model))
+    small = is_small(subject.model)  # its 16-bit products alternate with compiled loops too
     found: list[_MethodPart] = []
     for method in spec.methods:
 
         def work(method: Any = method) -> _MethodPart:
-            rows, exact = quality.measure(spec, subject, method, reference)
+            with one_blas_thread(small):
+                rows, exact = quality.measure(spec, subject, method, reference)
             return _MethodPart(quality=rows, exact=exact)
 
         kept = {**inputs, "method": method.name}

@@ -123,13 +123,6 @@ def test_a_quick_study_says_what_it_leaves_out(run: Run, tmp_path: Path, quickly
     assert not (out / "data" / "claims.csv").exists()
 
 
-def test_quick_is_less_of_the_same_and_asks_the_same() -> None:
-    whole, quick = StudySpec(), StudySpec().quick()
-    assert (quick.methods, quick.cases, quick.speed) == (whole.methods, whole.cases, whole.speed)
-    assert quick.quality.max_bytes < whole.quality.max_bytes
-    assert quick.quick() == quick
-
-
 def test_a_quick_study_fits_no_layer_again(monkeypatch: pytest.MonkeyPatch, spec: StudySpec) -> None:
     asked: list[bool] = []
     monkeypatch.setattr("qsim.study.trust.trust_tables", lambda layers=True: asked.append(layers) or ((), ()))
