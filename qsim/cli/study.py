@@ -17,7 +17,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.group(invoke_without_command=True, short_help="Quality against speed, for every method on every device.")
 @click.option("--out", type=_FOLDER, default=Path("study"), show_default=True, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a study that is there.")
-@click.option("--quick", is_flag=True, help="Less text: under a minute, wider intervals.")
+@click.option("--quick", is_flag=True, help="Less text and wider intervals; about a minute once kernels are compiled.")
 @click.option("--file", "file", type=_FILE, metavar="TOML", help="A study file; options here win over it.")
 @click.option("--model", multiple=True, metavar="MODEL", help="Target: a name, a config.json, or a checkpoint folder, "
               "which is then also measured. Repeatable.")  # fmt: skip

@@ -291,7 +291,7 @@ class StudySpec:
             raise ValueError(f"a study has methods and cases: got {len(self.methods)} and {len(self.cases)}")
 
     def quick(self) -> StudySpec:
-        """The same study on less text and shorter windows, for a first look: under a minute."""
+        """The same study on less text and shorter windows, for a first look."""
         q = self.quality
         few = replace(
             q,
