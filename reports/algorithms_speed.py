@@ -347,6 +347,10 @@ def merged(old: list[Row], new: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda r: (order[r["part"]], names.index(r["case"]) if r["part"] == "model" else 0))
 
 
+def _is_meant(part: str, given: str) -> bool:
+    return part == given or (given not in PARTS and part.startswith(given))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="PART", help=f"repeatable; parts: {', '.join(PARTS)}")
@@ -364,7 +368,7 @@ def main() -> None:
     wrong = [p for p in given.only or () if not any(q.startswith(p) for q in PARTS)]
     if wrong:
         parser.error(f"parts are {', '.join(PARTS)}: got {wrong[0]!r}")
-    parts = [p for p in PARTS if given.only is None or any(p.startswith(o) for o in given.only)]
+    parts = [p for p in PARTS if given.only is None or any(_is_meant(p, one) for one in given.only)]
     rows = read() if given.write else []
     if given.resume:
         have = {r["part"] for r in rows} | {f"model {r['case']}" for r in rows if r["part"] == "model"}
