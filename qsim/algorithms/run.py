@@ -144,7 +144,7 @@ class Run:
         if self.calibration is not None:
             inputs = self._observe(i, self.source.block_linears(i), kv, advance=True)
         folds, scales = known or ([], {} if kv is None else kv_scales(kv, self.recipe.scheme.kv_cache))
-        if known is None and self.recipe.fold is not None:
+        if known is None and self.recipe.fold is not None and wanted:
             self._report(0.0, f"block {i}: searching scales")
             view = BlockView(model=self.source, index=i, inputs=inputs, hidden=view_hidden)
             folds = [f for f in self.recipe.fold(view) if all(n in self.names for n in f.names)]

@@ -103,8 +103,8 @@ def quantize(
     source = load(model)
     if outliers is not None:
         source = with_outliers(source, magnitude=outliers)
-    _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given)
     text = calibration.read_bytes() if calibration is not None else _own_text(model)
+    _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given, text is not None)
     part = out.with_name(f"{out.name}.part")
     if restart and part.exists():
         shutil.rmtree(part)
@@ -157,16 +157,21 @@ def _own_text(model: str) -> str | None:
 
 
 def _refuse_what_cannot_be_written(
-    source: Model, method: str, scheme: str | None, layout: str, ignore: tuple[str, ...], given: Mapping[str, Any]
-) -> None:
+    source: Model, method: str, scheme: str | None, layout: str, ignore: tuple[str, ...], given: Mapping[str, Any],
+    calibrated: bool,
+) -> None:  # fmt: skip
     """Find out before hours of work whether the layout holds the result."""
     from fnmatch import fnmatchcase
 
+    from qsim.algorithms.activations import needs_input_scale, stores_input_scale
     from qsim.algorithms.methods import get_recipe
     from qsim.checkpoints.checks import outline_refusal
     from qsim.checkpoints.layouts import QUANTIZED, check_layout, default_layout, layouts_for
 
     found = get_recipe(method, scheme, given).scheme
+    if stores_input_scale(found) and not needs_input_scale(found) and not calibrated:
+        raise ValueError(f"checkpoints with {found.activation.format.name} activations store their tensor scale, which "
+                         "needs calibration text: give --calibration")  # fmt: skip
     scattered = method == "gptq" and given.get("act_order") is True and not given.get("static_groups")
     scattered = scattered and found.weight.granularity is not None and found.weight.granularity.kind == "group"
     shapes = {n: one.weight.shape for n, one in source.linears().items()

@@ -49,6 +49,7 @@ def arguments(folder, out, *more):
         (("--method", "smoothquant", "--outliers", "30", "--alpha", "search"), "compressed-tensors"),
         (("--method", "fp8", "--scheme", "fp8-static-kvfp8", "--layout", "fp8"), "fp8"),
         (("--method", "rtn", "--scheme", "mxfp4"), "compressed-tensors"),
+        (("--method", "rtn", "--scheme", "nvfp4"), "compressed-tensors"),
     ],
     ids=lambda v: "-".join(v[1::2]) if isinstance(v, tuple) else v,
 )
@@ -157,4 +158,6 @@ def test_targets(folder, tmp_path):
     assert "exists: choose another folder" in result.stderr
     result = run("quantize", folder, "--out", tmp_path / "new", "--scheme", "w4a16-g32")
     assert "gptq with w4a16-g32 needs calibration text" in result.stderr
+    result = run("quantize", folder, "--out", tmp_path / "new", "--method", "rtn", "--scheme", "nvfp4")
+    assert "checkpoints with nvfp4 activations store their tensor scale" in result.stderr
     assert not (tmp_path / "new").exists()

@@ -418,12 +418,54 @@ def test_activations_that_overflow_name_the_layer():
     gain = model.tensors["model.layers.1.post_attention_layernorm.weight"].copy()
     gain[3] = 3e38
     broken = model.replace(tensors={"model.layers.1.post_attention_layernorm.weight": gain})
-    for method in ("gptq", "awq"):
+    for method, scheme in (
+        ("gptq", "w4a16-g32"), ("awq", "w4a16-g32"), ("rtn", "nvfp4"), ("smoothquant", None), ("fp8", "fp8-static"),
+    ):  # fmt: skip
         with (
             np.errstate(all="ignore"),
             pytest.raises(ValueError, match=r"has NaN or Inf \(layer model.layers.1.mlp.gate_proj\)"),
         ):
-            quantize_model(broken, method, "w4a16-g32", TOKENS)
+            quantize_model(broken, method, scheme, TOKENS)
+
+
+@pytest.mark.parametrize(("method", "scheme", "options"), METHODS, ids=IDS)
+def test_weights_that_are_all_zero(method, scheme, options):
+    """Rows, groups, a whole Linear and with it all inputs of the next: every scale is finite, zeros stay zeros."""
+    model = random_model()
+    rows, group = (model.tensors[f"model.layers.0.mlp.{n}_proj.weight"].copy() for n in ("gate", "down"))
+    rows[3:7], group[:, :32] = 0, 0
+    silent = model.replace(
+        tensors={
+            "model.layers.0.mlp.gate_proj.weight": rows, "model.layers.0.mlp.down_proj.weight": group,
+            "model.layers.1.mlp.up_proj.weight": np.zeros((96, 64), F32),
+        }
+    )  # fmt: skip
+    result = quantize_model(silent, method, scheme, TOKENS, **options)
+    for name in silent.linears():
+        q = result.model.tensors[f"{name}.weight"]
+        assert np.isfinite(q.scales).all()
+        assert np.isfinite(q.dequantize()).all()
+    assert not result.model.tensors["model.layers.0.mlp.gate_proj.weight"].dequantize()[3:7].any()
+    assert not result.model.tensors["model.layers.1.mlp.up_proj.weight"].dequantize().any()
+    found = result.records.set_index("layer").zero_groups
+    one_scale = result.scheme.weight.granularity.kind == "tensor"
+    assert found["model.layers.0.mlp.gate_proj"] >= (0 if one_scale else 4)
+    assert found["model.layers.1.mlp.up_proj"] >= 1
+    assert np.isfinite(result.model.logits(TOKENS)).all()
+
+
+def test_nvfp4_finds_the_tensor_scale_that_files_hold():
+    model, seen = random_model(), {}
+    model.logits(TOKENS, observe=lambda name, x: seen.update({name: np.abs(x).max()}))
+    result = quantize_model(model, "rtn", "nvfp4", TOKENS)
+    plain = quantize_model(model, "rtn", "nvfp4")
+    for name in model.linears():
+        q, other = (r.model.tensors[f"{name}.weight"] for r in (result, plain))
+        assert q.input_scale == pytest.approx(seen[name] / (448 * 6), rel=1e-5)
+        assert other.input_scale is None
+        np.testing.assert_array_equal(q.codes, other.codes)
+    # our own kernels find it as they go: what is stored changes nothing here
+    np.testing.assert_array_equal(result.model.logits(TOKENS), plain.model.logits(TOKENS))
 
 
 def test_quantised_models_are_refused():
