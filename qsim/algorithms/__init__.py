@@ -4,7 +4,7 @@
     result = quantize_model(load("tiny"), "gptq", "w4a16-g128", tiny_text("calibration"))
     result.model, result.records                 # a model of quantised Linears, a DataFrame of one row a layer
 
-One file each: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`.
+One file each: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`; `salient` is the lesson that AWQ starts from.
 """
 
 from .awq import awq
@@ -19,11 +19,13 @@ from .record import LayerRecord
 from .result import QuantizationResult, read_records
 from .rotation import rotate_model
 from .rtn import rtn
+from .salient import ChannelSize, channel_sizes, keep_channels, protect, salient_table
 from .smoothquant import smoothquant
 
 __all__ = [
     "METHODS",
     "Calibration",
+    "ChannelSize",
     "Fold",
     "InputStatistics",
     "LayerInputs",
@@ -33,11 +35,15 @@ __all__ = [
     "apply_folds",
     "awq",
     "calibration_of",
+    "channel_sizes",
     "fp8",
     "gptq",
+    "keep_channels",
+    "protect",
     "quantize_model",
     "read_records",
     "rotate_model",
     "rtn",
+    "salient_table",
     "smoothquant",
 ]
