@@ -125,6 +125,7 @@ def quality_figure(points: Sequence[QualityPoint]) -> Figure:
         axes.set_xscale("symlog", linthresh=1e-3, linscale=0.7)
         shown = [t for t in (0, 1e-3, 1e-2, 1e-1, 1, 10) if t <= 2 * max((p.loss for p in points), default=0) or t == 0]
         axes.set_xticks(shown, [f"{t:g}" for t in shown])
+        axes.set_xlim(left=1.2 * min((p.loss - 2 * p.error for p in points), default=0) - 3e-4)
         axes.axvline(0, color=GREY, linewidth=0.9)
         axes.grid(axis="x")
         axes.set_xlabel("loss against the float model (bits per byte), ± 2 standard errors")

@@ -130,3 +130,16 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
         style.save(_figure("e2m1"), target)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_quality_figure_has_every_row_in_its_section() -> None:
+    from qsim.plots.algorithms import QualityPoint, quality_figure
+
+    losses = {"RTN": (0.03, 0.002), "GPTQ": (0.02, 0.002), "FP8": (-0.0004, 0.0003)}
+    points = [QualityPoint(section=s, name=f"{m} {s}", method=m, loss=v, error=e)
+              for s in ("first", "second") for m, (v, e) in losses.items()]  # fmt: skip
+    axes = quality_figure(points).axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [p.name for p in points]
+    assert [t.get_text() for t in axes.texts] == ["first", "second"]
+    assert axes.get_xlim()[0] < min(p.loss - 2 * p.error for p in points)
+    assert "bits per byte" in axes.get_xlabel()
