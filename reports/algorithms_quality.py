@@ -206,7 +206,7 @@ def share_of(lost: dict[str, np.ndarray], name: str, plain: str) -> tuple[float,
 def limits() -> list[tuple[str, str | None, float]]:
     """(row, row it is a share of or None for the float model's bits per byte, limit)."""
     out: list[tuple[str, str | None, float]] = [
-        (f"{m} 3-bit g128, whole text", "RTN 3-bit g128, whole text", 0.7) for m in ("GPTQ", "AWQ")
+        (f"{m} 3-bit g128{text}", f"{RTN_3}{text}", 0.7) for m in ("GPTQ", "AWQ") for text in ("", ", whole text")
     ]
     out += [(f"{m} 4-bit g128", None, 0.015) for m in ("RTN", "GPTQ", "AWQ")]
     out += [(n, None, 0.003) for n, row in ROWS.items() if row[0] == BOTH and row[1] in ("smoothquant", "fp8")]
