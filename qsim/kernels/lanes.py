@@ -396,4 +396,4 @@ def nibble_zeros(typingctx: Any, zeros: Any, at_byte: Any, out: Any, g: Any) -> 
 
 
 stream_1, stream_4 = _stream(1), _stream(4)
-product_1, product_4, product_6 = (_product(tokens) for tokens in (1, 4, 6))
+product_4, product_6 = (_product(tokens) for tokens in (4, 6))

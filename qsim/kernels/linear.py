@@ -128,19 +128,22 @@ def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarra
     """Many tokens, portable."""
     tokens, (n, k), padded = act.tokens, packed.shape, packed.padded_k
     x = _columns(act.values, packed)
-    if padded != k or act.group is not None:
-        wide = np.zeros((tokens, padded), F32)
-        wide[:, :k] = x
+    last = tokens % EXPAND_BLOCK
+    rows = tokens - last + (max(last + last % 2, 4) if last else 0)
+    if padded != k or rows != tokens or act.group is not None:
+        wide = np.zeros((rows, padded), F32)
+        wide[:tokens, :k] = x
         x = wide
     if act.group is not None:
-        x *= np.repeat(act.group, packed.group, axis=1)
+        x[:tokens] *= np.repeat(act.group, packed.group, axis=1)
     exact = act.integer and packed.kind == "uint" and packed.one_scale and act.group is None
     out = np.empty((tokens, n), F32)
     tiles = tiles_per_task(packed, EXPAND_TILES)
     multiply: Any = products.expand_matmul
     for m in range(0, tokens, EXPAND_BLOCK):
         here = slice(m, m + EXPAND_BLOCK)
-        multiply(*packed.plan, x[here], row[here], EXPAND_DEPTH, exact, tiles, out[here])
+        multiply(*packed.plan, x[here], row[here], EXPAND_DEPTH, _INT_SUMS if exact else _FLOAT_SUMS, exact, tiles,
+                 out[here])  # fmt: skip
     return out
 
 

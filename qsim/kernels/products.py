@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
 from . import lanes
 from .memory import aligned_float32
@@ -17,78 +18,87 @@ from .streams import finish, tile_scales, tile_zeros
 F32, I32 = np.float32, np.int32
 
 
-@njit(cache=True)
-def tokens_at_once(rest: Any) -> Any:
-    """6, 4 or 1 of the remaining tokens; 6 fill the registers, 8 and 9 are two fours rather than a six with singles."""
-    return 6 if rest == 6 or rest == 7 or rest >= 10 else 4 if rest >= 4 else 1
+# Two functions that exist in compiled code only: what they do depends on the dtype of `sums`, as in `streams`.
+
+
+def _totals(acc: Any, sums: Any) -> Any:
+    """Where the sums of all slices are kept: in the float32 sums of a slice themselves, or in int32 beside them."""
+    raise NotImplementedError
+
+
+@overload(_totals, strict=False)
+def _totals_by_type(acc: Any, sums: Any) -> Any:
+    if sums.dtype == types.int32:
+        return lambda acc, sums: np.zeros(acc.shape, np.int32)
+    return lambda acc, sums: acc
+
+
+def _add(acc: Any, total: Any) -> None:
+    """Exact sums of a slice, float32 (M, 64), to their int32 totals."""
+    raise NotImplementedError
+
+
+@overload(_add, strict=False)
+def _add_by_type(acc: Any, total: Any) -> Any:
+    def add(acc, total):  # type: ignore[no-untyped-def]
+        for m in range(acc.shape[0]):
+            for lane in range(64):
+                total[m, lane] += I32(acc[m, lane])
+                acc[m, lane] = F32(0)
+
+    return add if total.dtype == types.int32 else (lambda acc, total: None)
 
 
 @njit(cache=True, boundscheck=False)
 def _expand_tiles(
     first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, x: Any, xrow: Any, depth: Any, exact: Any, out: Any,
+    zero: Any, group: Any, bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, out: Any,
 ) -> None:  # fmt: skip
     """Tiles first .. last - 1 for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
-    tokens, k = x.shape
+    rows, k = x.shape
     groups, tiles, step = k // group, last - first, lanes.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
         tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
-    ones = np.ones((1, 64), F32)
-    acc = aligned_float32(tiles * tokens * 64).reshape(tiles, tokens, 64)
+    factor = np.ones((tiles, groups, 64), F32) if exact else scale * lanes.value_factor(words)
+    acc = aligned_float32(tiles * rows * 64).reshape(tiles, rows, 64)
     acc[:] = F32(0)
-    total = np.zeros((tiles if exact else 0, tokens, 64), I32)
+    total = _totals(acc, sums)
     w = aligned_float32(depth * 64).reshape(depth, 64)
-    if not exact:
-        scale *= lanes.value_factor(words)
     for k0 in range(0, k, depth):
         k1 = min(k0 + depth, k)
         for t in range(tiles):
-            here, by, less = acc[t], scale[t], shift[t]  # a view costs a reference count: not in the loops below
+            here, by, less = acc[t], factor[t], shift[t]  # a view costs a reference count: not in the loops below
             for r in range(0, k1 - k0, step):
-                g = (k0 + r) // group
-                if exact:
-                    lanes.expand(words, first + t, (k0 + r) // step, ones, less, 0, w, r)
-                else:
-                    lanes.expand(words, first + t, (k0 + r) // step, by, less, g, w, r)
+                lanes.expand(words, first + t, (k0 + r) // step, by, less, (k0 + r) // group, w, r)
             m = 0
-            while m < tokens:
-                size = tokens_at_once(tokens - m)
-                if size == 6:
+            while m < rows:
+                if (rows - m) % 6 == 0 or rows - m > 8:  # an even number from 4 on is a sum of sixes and fours
                     lanes.product_6(w, k1 - k0, x, m, k0, here)
-                elif size == 4:
-                    lanes.product_4(w, k1 - k0, x, m, k0, here)
+                    m += 6
                 else:
-                    lanes.product_1(w, k1 - k0, x, m, k0, here)
-                m += size
-            if exact:
-                whole = total[t]
-                for m in range(tokens):
-                    for lane in range(64):
-                        whole[m, lane] += I32(here[m, lane])
-                        here[m, lane] = F32(0)
-    nothing = np.zeros(tokens, I32)  # zero points are in the expanded weights
+                    lanes.product_4(w, k1 - k0, x, m, k0, here)
+                    m += 4
+            _add(here, total[t])
+    nothing = np.zeros(rows, I32)  # zero points are in the expanded weights
     for t in range(tiles):
-        column = (first + t) * 64
-        if exact:
-            finish(total[t], 0, tokens, scale[t], shift[t], nothing, xrow, F32(1), bias, out, column)
-        else:
-            finish(acc[t], 0, tokens, scale[t], shift[t], nothing, xrow, F32(1), bias, out, column)
+        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, F32(1), bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
 def expand_matmul(
     words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, x: Any, xrow: Any, depth: Any, exact: Any, tiles: Any, out: Any,
+    bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, tiles: Any, out: Any,
 ) -> None:  # fmt: skip
     """out[m, n] = xrow[m] * sum_k w[n, k] * x[m, k] + bias[n] for many tokens, `tiles` tiles to a task.
 
-    x (M, padded K). `exact`: x and q - zero are integers, exact in float32 over `depth` columns and added in int32.
+    x (M', padded K), M' even and at least 4. `exact`, with int32 `sums`: x and q - zero are integers, exact in float32
+    over `depth` columns and added in int32.
     """
     count = words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
         _expand_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
-                       x, xrow, depth, exact, out)  # fmt: skip
+                       x, xrow, depth, sums, exact, out)  # fmt: skip
