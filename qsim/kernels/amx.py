@@ -2,7 +2,7 @@
 
 A slice of columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time, and the sums
 of a group are scaled and added in float32. Shapes as in `streams`; xa are activations in the layouts that
-`pack_tiles_*` make.
+`pack_tiles` makes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
 from . import dots, lanes
 from . import tiles as amx
 from .memory import aligned_float32, aligned_int32
+from .prepare import narrow, sum_columns
 from .streams import bf16_factors, tile_scales, tile_zeros
 
-F32, U32, I32 = np.float32, np.uint32, np.int32
+F32, I32 = np.float32, np.int32
 
 # 64 bytes for ldtilecfg: palette 1, then 16 rows of 64 bytes for each of the eight tiles (Intel SDM, LDTILECFG)
 TILE_TABLE = np.zeros(64, dtype=np.uint8)
@@ -38,73 +40,32 @@ def pack_whole_tiles(x: Any, out: Any) -> None:
 
 
 @njit(cache=True, boundscheck=False)
-def _pack_block_int8(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    k = x.shape[1]
+def _pack_block(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    width = out.shape[3]
     for r in range(16):
         m = block * 16 + r
-        inside = k if m < x.shape[0] else 0
+        inside = x.shape[1] if m < x.shape[0] else 0
         row = x[min(m, x.shape[0] - 1)]
         for t in range(out.shape[1]):
-            if (t + 1) * 64 <= inside:
-                for b in range(64):
-                    out[block, t, r, b] = row[t * 64 + b]
-            else:
-                for b in range(64):
-                    out[block, t, r, b] = row[t * 64 + b] if t * 64 + b < inside else np.int8(0)
+            whole = min(max(inside - t * width, 0), width)
+            to, values = out[block, t, r], row[t * width : t * width + whole]
+            for at in range(values.shape[0]):
+                to[at] = narrow(values[at])
+            for at in range(whole, width):
+                to[at] = 0
         if sums:
             for c in range(xsum.shape[0]):
-                total = I32(0)
-                for at in range(c * step, min((c + 1) * step, inside)):
-                    total += I32(row[at])
-                xsum[c, m] = F32(total)
+                xsum[c, m] = sum_columns(x, min(m, x.shape[0] - 1), c * step, min((c + 1) * step, inside))
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def pack_tiles_int8(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    """Integers (M, K) int8 to A tiles (M'/16, K'/64, 16, 64); if `sums`, xsum (C, M') float32 per `step` columns."""
+def pack_tiles(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
+    """Activations (M, K) to A tiles; if `sums`, xsum (C, M') float32 per `step` columns.
+
+    int8 to (M'/16, K'/64, 16, 64), float32 numbers that are BF16 to (M'/16, K'/32, 16, 32) uint16.
+    """
     for block in prange(out.shape[0]):
-        _pack_block_int8(x, np.int64(block), step, sums, out, xsum)
-
-
-@njit(cache=True, boundscheck=False)
-def _pack_block_bf16(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    k = x.shape[1]
-    part = np.empty(16, F32)
-    for r in range(16):
-        m = block * 16 + r
-        inside = k if m < x.shape[0] else 0
-        row = x[min(m, x.shape[0] - 1)]
-        for t in range(out.shape[1]):
-            if (t + 1) * 32 <= inside:
-                for b in range(32):
-                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16))
-            else:
-                for b in range(32):
-                    out[block, t, r, b] = np.uint16(row[t * 32 + b] >> U32(16)) if t * 32 + b < inside else np.uint16(0)
-        if sums:
-            values = row.view(np.float32)
-            for c in range(xsum.shape[0]):
-                part[:] = F32(0)
-                end = min((c + 1) * step, inside)
-                at = c * step
-                while at + 16 <= end:
-                    for lane in range(16):
-                        part[lane] += values[at + lane]
-                    at += 16
-                total = F32(0)
-                for lane in range(16):
-                    total += part[lane]
-                while at < end:
-                    total += values[at]
-                    at += 1
-                xsum[c, m] = total
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def pack_tiles_bf16(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
-    """Bits of float32 values that are BF16, (M, K) uint32, to A tiles (M'/16, K'/32, 16, 32) uint16; xsum as above."""
-    for block in prange(out.shape[0]):
-        _pack_block_bf16(x, np.int64(block), step, sums, out, xsum)
+        _pack_block(x, np.int64(block), step, sums, out, xsum)
 
 
 @njit(cache=True, boundscheck=False)
@@ -233,31 +194,47 @@ def _amx_bf16_tiles(
         _finish(total[t], (first + t) * 64, xrow, bias, out)
 
 
+def _amx_tiles(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
+    table: Any, out: Any,
+) -> None:  # fmt: skip
+    """One task, by the dtype of xa; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(_amx_tiles, strict=False)
+def _amx_tiles_by_type(
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
+    table: Any, out: Any,
+) -> Any:  # fmt: skip
+    tiles = _amx_int_tiles if xa.dtype == types.int8 else _amx_bf16_tiles
+
+    def run(  # type: ignore[no-untyped-def]
+        first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xa, xsum, xgroup,
+        xrow, step, whole, full, table, out,
+    ):  # fmt: skip
+        tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xa, xsum,
+              xgroup, xrow, step, whole, full, table, out)  # fmt: skip
+
+    return run
+
+
 @njit(cache=True, parallel=True, boundscheck=False)
-def amx_int_matmul(
+def amx_matmul(
     words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any, tiles: Any, table: Any,
+    bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any, tiles: Any, table: Any,
     out: Any,
 ) -> None:  # fmt: skip
-    """`expand_matmul` for integers by integers. xa from `pack_tiles_int8`; chunks of `step` columns divide a group."""
+    """`expand_matmul` for integers by integers, or for activations that are BF16. xa from `pack_tiles`.
+
+    Chunks of `step` columns divide a group, or with BF16 and `whole` are folded over groups. With integers `whole`
+    keeps int32 sums over all of K.
+    """
     count = words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
-        _amx_int_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
-                       xa, xsum, xgroup, xrow, step, integer, full, table, out)  # fmt: skip
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def amx_bf16_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, full: Any, tiles: Any, table: Any,
-    out: Any,
-) -> None:  # fmt: skip
-    """`expand_matmul` for activations that are BF16. xa from `pack_tiles_bf16`; chunks divide a group or `folded`."""
-    count = words.shape[0]
-    for task in prange((count + tiles - 1) // tiles):
-        first = np.int64(task) * tiles
-        last = min(first + tiles, count)
-        _amx_bf16_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group,
-                        bias, xa, xsum, xgroup, xrow, step, folded, full, table, out)  # fmt: skip
+        _amx_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
+                   xa, xsum, xgroup, xrow, step, whole, full, table, out)  # fmt: skip

@@ -16,24 +16,12 @@ from numba.extending import overload
 
 from . import dots, lanes
 from .memory import aligned_float32, aligned_int32
-from .prepare import chunk_sums
+from .prepare import chunk_sums, narrow
 from .stored import stored_of
 from .streams import bf16_factors, finish, tile_scales, tile_zeros
 from .vectors import prefetch_lines
 
-F32, U32, I32 = np.float32, np.uint32, np.int32
-
-
-def _narrow(value: Any) -> Any:
-    """An int8 as it is, a float32 that is a BF16 number as its upper bits; in compiled code only."""
-    raise NotImplementedError
-
-
-@overload(_narrow, strict=False)
-def _narrow_by_type(value: Any) -> Any:
-    if value == types.int8:
-        return lambda value: value
-    return lambda value: np.uint16(np.float32(value).view(np.uint32) >> U32(16))
+F32, I32 = np.float32, np.int32
 
 
 @njit(cache=True)
@@ -57,7 +45,7 @@ def pack(x: Any, span: Any, step: Any, out: Any, xsum: Any) -> None:
             if inside:
                 row = x[m, k0 : k0 + inside]
                 for at in range(row.shape[0]):
-                    to[at] = _narrow(row[at])
+                    to[at] = narrow(row[at])
             for at in range(inside, k1 - k0):
                 to[at] = 0
             k0 = k1

@@ -84,12 +84,12 @@ def _floats(words: Any, x: Any, rows: Any, padded: Any, group: Any, step: Any, x
     return xs
 
 
-def _sum(x: Any, m: Any, start: Any, end: Any) -> Any:
+def sum_columns(x: Any, m: Any, start: Any, end: Any) -> Any:
     """Sum of x[m, start:end] as float32; in compiled code only."""
     raise NotImplementedError
 
 
-@overload(_sum, strict=False)
+@overload(sum_columns, strict=False)
 def _sum_by_type(x: Any, m: Any, start: Any, end: Any) -> Any:
     if x.dtype == types.int8:
         return lambda x, m, start, end: _sum_integers(x, m, start, end)
@@ -120,6 +120,18 @@ def _sum_floats(x: Any, m: Any, start: Any, end: Any) -> Any:
     return total
 
 
+def narrow(value: Any) -> Any:
+    """An int8 as it is, a float32 that is a BF16 number as its upper bits; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(narrow, strict=False)
+def _narrow_by_type(value: Any) -> Any:
+    if value == types.int8:
+        return lambda value: value
+    return lambda value: np.uint16(np.float32(value).view(np.uint32) >> U32(16))
+
+
 @njit(cache=True, boundscheck=False)
 def chunk_sums(x: Any, m: Any, group: Any, step: Any, padded: Any, xsum: Any) -> None:
     """xsum[m, c] = sum of x[m] over chunk c: at most `step` columns of a group."""
@@ -128,7 +140,7 @@ def chunk_sums(x: Any, m: Any, group: Any, step: Any, padded: Any, xsum: Any) ->
         start = g * group
         while start < (g + 1) * group:
             end = min(min(start + step, (g + 1) * group), x.shape[1])
-            xsum[m, c] = _sum(x, m, start, end)
+            xsum[m, c] = sum_columns(x, m, start, end)
             c += 1
             start += step
 

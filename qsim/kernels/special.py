@@ -86,6 +86,7 @@ def amx(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -
     """The product in tile registers, `TOKENS` tokens at a time."""
     from . import amx as kernels
 
+    multiply: Any = kernels.amx_matmul
     tokens, padded, ints = act.tokens, packed.padded_k, are_integers(act, packed)
     folded = not ints and _folds(act, packed)
     step = AMX_DEPTH if folded else min(packed.group, AMX_DEPTH)
@@ -109,12 +110,10 @@ def amx(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -
             if here.shape[0] == rows and here.shape[1] == padded and not needs_sums:
                 kernels.pack_whole_tiles(here.view(np.int64), xa.view(np.int64))
             else:
-                kernels.pack_tiles_int8(here, step, needs_sums, xa, xsum)
-            multiply: Any = kernels.amx_int_matmul
+                kernels.pack_tiles(here, step, needs_sums, xa, xsum)
             multiply(*packed.plan, xa, xsum, xgroup, *rest, integer, full, *last)
         else:
             xh = aligned_empty((rows // 16, padded // 32, 16, 32), np.uint16)
-            kernels.pack_tiles_bf16(here.view(np.uint32), step, needs_sums, xh, xsum)
-            multiply = kernels.amx_bf16_matmul
+            kernels.pack_tiles(here, step, needs_sums, xh, xsum)
             multiply(*packed.plan, xh, xsum, xgroup, *rest, folded, full, *last)
     return out
