@@ -44,11 +44,12 @@ def write_report(folder: Path) -> None:
         "# Speed of the fused kernels",
         "\n".join(f"* {line}" for line in (folder / "kernels_machine.txt").read_text().strip().splitlines()),
         "Made by `python reports/kernels_speed.py --measure NxK` for each shape, `--compile`, then `--write`.",
-        "Kernels, peers and roofs take turns. A round gives each one turn of at least 20 ms, after 8 ms that do not "
-        "count, and a ratio is taken inside a round. Cold: each has separately allocated copies of its weight, used in "
-        "turn; the copies of all together are several GiB. `read` sums buffers of 8 MiB in the same way. Times are of "
-        "whole calls of `linear`, activation quantisation included; torch's `_int_mm` quantises nothing. GB/s count "
-        "packed codes, scales and zero points. SGEMM and GEMV are NumPy's (OpenBLAS).",
+        "Kernels, peers and roofs take turns. A round gives each one turn of at least 20 ms, after 20 ms that do not "
+        "count (and 150 ms of sleep after NumPy and torch, whose threads spin on beside the next). What counts "
+        "is the median of a turn; a ratio is taken inside a round. Cold: each has separately allocated copies of its "
+        "weight, used in turn; together the copies are several GiB. `read` sums buffers of 8 MiB in the same way. "
+        "Times are of whole calls of `linear`, activation quantisation included; torch's `_int_mm` quantises nothing. "
+        "GB/s count packed codes, scales and zero points. SGEMM and GEMV are NumPy's (OpenBLAS).",
         f"## Asked and reached, two threads: {(asked.met == 'yes').sum()} of {len(asked)} met",
         "The median over the rounds decides.",
         _markdown(asked),

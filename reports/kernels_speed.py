@@ -5,8 +5,9 @@
     python reports/kernels_speed.py --write                 # reports/kernels_speed.md and .png from the CSVs
 
 Kernels, peers and roofs take turns: a round gives each of them one turn of at least 20 ms, and a ratio is taken inside
-a round, between turns a fraction of a second apart. Before a turn counts, the calls of its first 8 ms are dropped:
-threads of the libraries that ran before still spin then. Cold: each has separately allocated copies of its weight,
+a round, between turns a second or two apart. The calls of a turn's first 20 ms are dropped, and after NumPy and torch
+the process sleeps for 150 ms: OpenBLAS's threads spin for some 100 ms after a product, and two threads beside a
+spinning one take 30 times as long. Cold: each has separately allocated copies of its weight,
 used in turn, and the copies of all add up to gigabytes. The read bandwidth is that of a plain sum over buffers of
 8 MiB. Times are of `linear` as a user calls it, activation quantisation included. torch (CPU, pinned in the extra
 `bench`) is optional.
@@ -42,7 +43,7 @@ from qsim.quantize import quantize
 
 HERE = Path(__file__).resolve().parent
 FOOTPRINT = 256 << 20  # bytes of copies of one contestant; together they are several GiB
-SETTLE_S, TURN_S = 0.008, 0.02
+SETTLE_S, TURN_S, PAUSE_S = 0.02, 0.02, 0.15
 READ = "read"
 W4 = "W4A16 g128, float32 x, portable"
 KERNELS = [  # label, scheme, activation argument, path
@@ -59,6 +60,7 @@ KERNELS = [  # label, scheme, activation argument, path
 ]
 INT4PACK, INT_MM = "torch int4pack g128, bfloat16 x", "torch _int_mm"
 GEMV, SGEMM, TORCH_F32 = "FP32 GEMV, NumPy", "SGEMM, NumPy", "torch float32 linear"
+PEERS = (GEMV, SGEMM, TORCH_F32, INT4PACK, INT_MM, "torch bfloat16 linear")
 RATIOS = [  # kernel, over what, M, asked of two threads (None: reported only); READ compares bytes a second
     (W4, READ, 1, 0.65),
     (W4, INT4PACK, 1, 1.3),
@@ -135,6 +137,8 @@ def contest(entries: list[Contestant], rounds: int) -> dict[str, list[tuple[floa
         for entry in entries[shift:] + entries[:shift]:
             times = entry.turn()
             turns[entry.label].append((min(times), statistics.median(times)))
+            if entry.label in PEERS:
+                time.sleep(PAUSE_S)
     return turns
 
 
@@ -315,7 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", metavar="NxK", help="measure one shape")
     parser.add_argument("--tokens", default="1,8,64,256", help="values of M")
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each; half as many for M >= 64")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each; half as many for M >= 64")
     parser.add_argument("--compile", action="store_true", help="time first calls")
     parser.add_argument("--write", action="store_true", help="write the report from the CSVs")
     options = parser.parse_args()

@@ -32,18 +32,22 @@ def ladder_figure(frame: pd.DataFrame) -> Figure:
         rows = here[here.threads == threads].set_index(["kernel", "M"])
         heights = [rows.best_gbytes_per_s.get((kernel, 1), float("nan")) for kernel, _ in _RUNGS]
         bars = axes.bar(
-            [i + offset for i in range(len(_RUNGS))], heights, 0.38, color=colour, label=f"{threads} thread(s)"
+            [i + offset for i in range(len(_RUNGS))],
+            heights,
+            0.38,
+            color=colour,
+            label="1 thread" if threads == 1 else f"{threads} threads",
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-        roof = rows.best_gbytes_per_s.get(("read", 0))
+        roof = rows.best_gbytes_per_s.get(("read", 1))
         if roof is not None:
             axes.axhline(roof, color=colour, linestyle="--", linewidth=1)
-            axes.annotate(f"read bandwidth, {threads} thread(s)", (-0.45, roof), xytext=(0, 3), fontsize=8,
-                          textcoords="offset points", color=colour)  # fmt: skip
+            what = f"read bandwidth, {threads} thread{'s' if threads > 1 else ''}"
+            axes.annotate(what, (-0.45, roof), xytext=(0, 3), fontsize=8, textcoords="offset points", color=colour)
     axes.set_xticks(range(len(_RUNGS)), [label for _, label in _RUNGS])
     axes.set_ylabel("packed weight read (GB/s)")
     axes.set_title("One token, W4 g128, 4096 x 4096, weights out of cache", fontsize=10)
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.8), frameon=False, fontsize=8)
+    axes.legend(loc="center left", frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
