@@ -62,7 +62,9 @@ def study(ctx: click.Context, **given: Any) -> None:
     from qsim.study import run_study
 
     with steps() as progress:
-        run = run_study(spec, given["out"], quick=given["quick"], force=given["force"], progress=progress)
+        run = run_study(
+            spec, given["out"], quick=given["quick"], force=given["force"], compile_ahead=True, progress=progress
+        )
     table = run.result.frame("decisions")
     if as_json:
         print_json(table.astype(object).where(table.notna(), None).to_dict("records"))

@@ -87,6 +87,7 @@ def run_study(
     *,
     quick: bool = False,
     force: bool = False,
+    compile_ahead: bool = False,
     progress: Progress = lambda done, total, step: None,
 ) -> Run:
     """Run a study, and write it into a folder when one is given.
@@ -96,6 +97,8 @@ def run_study(
         out: the folder; None keeps the result in memory. An unfinished study there goes on where it stopped.
         quick: the same study on less text, without what takes long and changes no answer; the report says what.
         force: replace a finished study.
+        compile_ahead: a process beside this one compiles the kernels of the last methods; on a first run compilation is
+            most of the time.
         progress: called before every step.
 
     Raises:
@@ -108,7 +111,13 @@ def run_study(
         prepare(folder, force=force)
     parts = Parts(folder)
     steps = _Steps(progress=progress, total=len(spec.methods) + (7 if folder is not None else 6))
-    result = _result(spec, quick, parts, steps)
+    beside = _compile_ahead(spec) if compile_ahead else None
+    try:
+        result = _result(spec, quick, parts, steps)
+    finally:
+        if beside is not None:
+            beside.kill()
+            beside.wait()
     if folder is not None:
         from .report import write_study
 
@@ -116,6 +125,12 @@ def run_study(
         parts.done()
     progress(steps.total, steps.total, "done")
     return Run(result=result, seconds=steps.seconds, resumed=tuple(parts.resumed))
+
+
+def _compile_ahead(spec: StudySpec) -> Any:
+    from qsim.kernels import ahead
+
+    return ahead.start([method.scheme for method in spec.methods])
 
 
 def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyResult:

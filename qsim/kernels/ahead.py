@@ -1,0 +1,69 @@
+"""Compile the kernels of some schemes into Numba's cache, in a process beside the one that will need them.
+
+    python -m qsim.kernels.ahead w4a16-g128 fp8
+
+Numba compiles on one thread, and a first run that meets a dozen formats waits for each in turn. A second process that
+takes them from the other end halves that wait; both write the same on-disk cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TOKENS = 64  # the product of many tokens; decode's is compiled when it is called
+
+
+def compile_kernels(schemes: Sequence[str]) -> None:
+    """Run one small product of each scheme; whatever is in the cache already is loaded."""
+    import numpy as np
+
+    from qsim.quantize import get_scheme, quantize
+
+    from . import linear, pack
+
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((128, 256)) * 0.02).astype(np.float32)
+    x = rng.standard_normal((TOKENS, 256)).astype(np.float32)
+    for name in schemes:
+        if get_scheme(name).weight.is_quantized:
+            linear(x, pack(quantize(w, name)))
+
+
+def marker(schemes: Sequence[str]) -> Path:
+    """The file, in Numba's cache, that says that these were compiled from the sources as they are."""
+    from .streams import decode_scale
+
+    state = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        state.update(f"{path.name} {path.stat().st_mtime_ns}".encode())
+    state.update(" ".join(sorted(set(schemes))).encode())
+    return Path(decode_scale.stats.cache_path) / f"ahead.{state.hexdigest()[:16]}"
+
+
+def start(schemes: Sequence[str]) -> subprocess.Popen[bytes] | None:
+    """A process that compiles for these schemes, first the last; None when that was done before, or on one core."""
+    if (os.cpu_count() or 1) < 2 or marker(schemes).exists():
+        return None
+    order = list(dict.fromkeys(reversed(schemes)))
+    command = [sys.executable, "-m", "qsim.kernels.ahead", *order]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        command, stdin=quiet, stdout=quiet, stderr=quiet, env=os.environ | {"NUMBA_NUM_THREADS": "1"}
+    )
+
+
+def main() -> None:
+    schemes = sys.argv[1:]
+    compile_kernels(schemes)
+    done = marker(schemes)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+
+
+if __name__ == "__main__":
+    main()
