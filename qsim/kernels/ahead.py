@@ -42,7 +42,7 @@ def marker(schemes: Sequence[str]) -> Path:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         state.update(f"{path.name} {path.stat().st_mtime_ns}".encode())
     state.update(" ".join(sorted(set(schemes))).encode())
-    return Path(decode_scale.stats.cache_path) / f"ahead.{state.hexdigest()[:16]}"
+    return Path(str(decode_scale.stats.cache_path)) / f"ahead.{state.hexdigest()[:16]}"
 
 
 def start(schemes: Sequence[str]) -> subprocess.Popen[bytes] | None:
