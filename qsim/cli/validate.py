@@ -21,7 +21,7 @@ def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -
     """Hold predictions against measured and published numbers.
 
     Fits again without every shape that it then predicts: no row of the report has been seen by the fit behind it.
-    Our own tables take some ten seconds; with --data the published ones too, which takes a few minutes.
+    Our own tables take some ten seconds; with --data the published ones too, which takes a minute.
 
     \b
     Examples:
