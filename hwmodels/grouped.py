@@ -11,7 +11,7 @@ from .device import Device
 from .kernels import get_family
 from .operators import grouped_cost
 from .parameters import kernel_parameters
-from .timing import TRANSFER_BAND, Estimate, estimate, gemm, ideal, kernel_peak
+from .timing import TRANSFER_BAND, Estimate, check_positive, estimate, gemm, ideal, kernel_peak
 
 GROUPED = {
     "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",
@@ -36,6 +36,7 @@ def grouped(
     Raises:
         ValueError: as `timing.gemm`.
     """
+    check_positive(M=m, N=n, K=k, groups=groups)
     family = get_family(GROUPED.get(kernel, kernel))
     cost = grouped_cost(
         m, n, k, groups, weight_bytes=weight_bytes, operand=family.activation_bytes, output=family.output_bytes

@@ -134,7 +134,8 @@ def ideal(cost: Cost, peak: float, device: Device) -> Estimate:
     )  # fmt: skip
 
 
-def _positive(**values: Any) -> None:
+def check_positive(**values: Any) -> None:
+    """Refuse sizes that are not positive and finite, by name."""
     for name, value in values.items():
         array = np.asarray(value, dtype=np.float64)
         if not np.all(np.isfinite(array)) or np.any(array <= 0):
@@ -171,7 +172,7 @@ def gemm(
     device = get_device(device)
     family = get_family(kernel)
     check_fidelity(fidelity)
-    _positive(M=m, N=n, K=k)
+    check_positive(M=m, N=n, K=k)
     m, n, k = (np.asarray(v, dtype=np.float64) for v in (m, n, k))
     weight = family.weight_bits / 8 * n * k if weight_bytes is None else weight_bytes
     cost = gemm_cost(
@@ -241,7 +242,7 @@ def attention(
     """
     device = get_device(device)
     check_fidelity(fidelity)
-    _positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
+    check_positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
     cost = attention_cost(
         phase, batch=batch, context=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, seq=new,
         value_dim=value_dim, shared_kv=shared_kv, kv_bytes_per_element=kv_bytes_per_element,

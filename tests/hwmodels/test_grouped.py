@@ -77,3 +77,9 @@ def test_a_mixture_reads_the_experts_that_its_tokens_choose() -> None:
     time = [float(hwmodels.predict("h100-sxm", "mixtral-8x7b", "bf16", "decode", b, 512).time_s) for b in (1, 4, 64)]
     assert 1.8 < time[1] / time[0] < 2.8
     assert 3.0 < time[2] / time[0] < 4.5
+
+
+@pytest.mark.parametrize("m", [0, -1.0, float("nan"), np.array([4.0, 0.0])])
+def test_rows_that_are_not_positive_are_refused(m) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="M must be positive"):
+        grouped(get_device("h200"), m, 128, 128, 4, weight_bytes=1e6)
