@@ -15,10 +15,10 @@ import sys
 import time
 
 import torch
+from h200_measure import E4M3, graph_time
 
 START = time.time()
 DEV = "cuda" if torch.cuda.is_available() else "cpu"
-E4M3 = torch.float8_e4m3fn
 LAYERS = [  # model, layer, experts, experts of a token, N, K
     ("qwen3-30b-a3b", "gate_up", 128, 8, 1536, 2048), ("qwen3-30b-a3b", "down", 128, 8, 2048, 768),
     ("mixtral-8x7b", "gate_up", 8, 2, 28672, 4096), ("mixtral-8x7b", "down", 8, 2, 4096, 14336),
@@ -35,32 +35,13 @@ def route(tokens, experts, chosen, generator):
     return torch.bincount(picks.reshape(-1), minlength=experts)
 
 
-def graph_time(calls):
-    """(median, least, largest) seconds of one call."""
-    if DEV == "cpu":
-        start = time.perf_counter()
-        calls[0]()
-        return (time.perf_counter() - start,) * 3
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        calls[0]()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(REPLAYS + 1):
-        a, b = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        a.record()
-        graph.replay()
-        b.record()
-        torch.cuda.synchronize()
-        times.append(a.elapsed_time(b) * 1e-3 / len(calls))
-    times = times[1:]
-    return statistics.median(times), min(times), max(times)
+def timed(calls):
+    """(median, least, largest) seconds of one call; on a CPU, where only the script is tried, of the first."""
+    if DEV == "cuda":
+        return graph_time(calls, REPLAYS)
+    start = time.perf_counter()
+    calls[0]()
+    return (time.perf_counter() - start,) * 3
 
 
 def products(fmt, weight, x, offs):
@@ -95,7 +76,7 @@ def main(out, limit):
                 calls = products(fmt, weight, torch.randn(tokens * chosen, k, device=DEV, dtype=torch.bfloat16), offs)
                 active = statistics.mean(int((c > 0).sum()) for c in counts)
                 try:
-                    found = graph_time(calls)
+                    found = timed(calls)
                 except (RuntimeError, NotImplementedError) as error:
                     print(model, layer, fmt, tokens, str(error).splitlines()[0][:200], flush=True)
                     break

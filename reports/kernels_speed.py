@@ -32,7 +32,7 @@ import numba
 import numpy as np
 import pandas as pd
 from _machine import describe, quiet_check
-from numba import njit, prange
+from _memory import read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -77,17 +77,6 @@ RATIOS = [  # kernel, over what, M, asked of two threads (None: reported only); 
     ("W4A8 g128, best path", TORCH_F32, 256, None),
     ("W4A16 g128, bfloat16 x, best path", TORCH_F32, 256, None),
 ]
-
-
-@njit(parallel=True, cache=True)
-def read(buffer: Any, out: Any) -> None:
-    """Sum of 64 pieces of a buffer."""
-    for t in prange(buffer.shape[0]):
-        total = np.uint64(0)
-        row = buffer[t]
-        for i in range(row.shape[0]):
-            total += row[i]
-        out[t] = total
 
 
 def set_threads(count: int) -> None:

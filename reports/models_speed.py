@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import get_num_threads
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from _machine import describe, quiet_check, times
+from _memory import read
 
 from qsim.models import Model, evaluate, load, tiny_text, with_scheme
 
@@ -34,17 +35,6 @@ HERE = Path(__file__).resolve().parent
 TOKENS, CONTEXT = 512, 256
 SCHEMES = ["fp32", "w4a16-g128", "w3a16-g128", "w8a16", "w8a8", "fp8-weight-only", "fp8-rowwise", "w4a16-g128-kvint8",
            "mxfp4-weight-only"]  # fmt: skip
-
-
-@njit(parallel=True, cache=True)
-def read(buffer: Any, out: Any) -> None:
-    """Sum of 64 pieces of a buffer of words."""
-    for t in prange(buffer.shape[0]):
-        total = np.uint64(0)
-        row = buffer[t]
-        for i in range(row.shape[0]):
-            total += row[i]
-        out[t] = total
 
 
 def read_time(nbytes: int) -> tuple[float, float]:

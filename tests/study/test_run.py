@@ -63,15 +63,20 @@ def test_two_runs_give_the_same_bytes(spec: StudySpec, tmp_path: Path, quickly: 
     assert diff_studies(read_result(tmp_path / "a"), read_result(tmp_path / "b")) == ()
 
 
-def test_an_interrupted_study_goes_on(spec: StudySpec, tmp_path: Path, quickly: None) -> None:
-    out = tmp_path / "s"
+def interrupted(spec: StudySpec, out: Path) -> None:
+    """A study that ends where the tensors begin, as by Ctrl-C."""
 
     def stop(done: int, total: int, step: str) -> None:
         if step == "tensors":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(small(spec), out, progress=stop)
+        run_study(spec, out, progress=stop)
+
+
+def test_an_interrupted_study_goes_on(spec: StudySpec, tmp_path: Path, quickly: None) -> None:
+    out = tmp_path / "s"
+    interrupted(small(spec), out)
     assert [p.name for p in out.iterdir()] == [".parts"]
     said: list[tuple[int, int, str]] = []
     done = run_study(small(spec), out, progress=lambda *step: said.append(step))
@@ -84,13 +89,7 @@ def test_an_interrupted_study_goes_on(spec: StudySpec, tmp_path: Path, quickly: 
 
 def test_parts_of_another_question_are_not_taken(spec: StudySpec, tmp_path: Path, quickly: None) -> None:
     out = tmp_path / "s"
-
-    def stop(done: int, total: int, step: str) -> None:
-        if step == "tensors":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_study(small(spec), out, progress=stop)
+    interrupted(small(spec), out)
     other = replace(small(spec), quality=replace(small(spec).quality, window=32))
     assert run_study(other, out).resumed == ()
 
