@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qsim.errors import QsimError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -63,22 +65,22 @@ class Architecture:
         for key in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "experts"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.name}: {key} must be a positive integer: got {value!r}")
+                raise QsimError(f"{self.name}: {key} must be a positive integer: got {value!r}")
         if self.heads % self.kv_heads:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: kv_heads must divide heads: got heads={self.heads}, kv_heads={self.kv_heads}"
             )
         if not 1 <= self.experts_per_token <= self.experts:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: experts_per_token must lie in 1..experts: got {self.experts_per_token} of {self.experts}"
             )
         if self.dense_layers and not (self.experts > 1 and self.dense_layers < self.layers and self.dense_ffn > 0):
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: dense_layers are some of the layers of a mixture of experts and have a dense_ffn: got "
                 f"{self.dense_layers} of {self.layers} layers, {self.experts} experts, dense_ffn={self.dense_ffn}"
             )
         if self.is_latent and not (0 < self.rope_dim < self.head_dim and self.v_head_dim > 0):
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: latent attention needs 0 < rope_dim < head_dim and a v_head_dim: got rope_dim="
                 f"{self.rope_dim}, head_dim={self.head_dim}, v_head_dim={self.v_head_dim}"
             )
@@ -213,18 +215,18 @@ def get_architecture(name: str | Path | Architecture | Mapping[str, Any]) -> Arc
     if str(name).endswith((".json", ".toml")) or path.is_dir():
         file = path / "config.json" if path.is_dir() else path
         if not file.is_file():
-            raise ValueError(f"model file {file} does not exist")
+            raise QsimError(f"model file {file} does not exist")
         try:
             if file.suffix == ".toml":
                 return _from_table(tomllib.loads(file.read_text(encoding="utf-8")), str(file), file.stem)
             return from_config(json.loads(file.read_text(encoding="utf-8")), name=file.parent.name or "config")
         except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ValueError(f"{file} cannot be parsed: {error}") from error
+            raise QsimError(f"{file} cannot be parsed: {error}") from error
     key = str(name).strip().lower().replace("_", "-")
     key = _ALIASES.get(key, key)
     if key not in architecture_names():
         near = difflib.get_close_matches(key, [*architecture_names(), *_ALIASES], n=3, cutoff=0.3)
-        raise ValueError(
+        raise QsimError(
             f"unknown model {str(name)!r}: the nearest are {', '.join(near) or ', '.join(architecture_names())}; "
             "a path to a Hugging Face config.json works too"
         )
@@ -242,11 +244,11 @@ def _from_table(table: Mapping[str, Any], file: str, name: str) -> Architecture:
     unknown = sorted(set(table) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=2)
-        raise ValueError(f"{file}: unknown key {unknown[0]!r}; known: {', '.join(near or sorted(known))}")
+        raise QsimError(f"{file}: unknown key {unknown[0]!r}; known: {', '.join(near or sorted(known))}")
     try:
         return Architecture(**{"name": name, **table})
     except TypeError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise QsimError(f"{file}: {error}") from error
 
 
 def from_config(config: Mapping[str, Any], name: str = "config") -> Architecture:
@@ -264,14 +266,14 @@ def from_config(config: Mapping[str, Any], name: str = "config") -> Architecture
             if config.get(key) is not None:
                 value = config[key]
                 if isinstance(value, bool) or not isinstance(value, int):
-                    raise ValueError(f"{name}: {key} is an integer: got {value!r}")
+                    raise QsimError(f"{name}: {key} is an integer: got {value!r}")
                 return value
-        raise ValueError(f"{name}: config.json has none of {', '.join(keys)} (model_type={kind!r})")
+        raise QsimError(f"{name}: config.json has none of {', '.join(keys)} (model_type={kind!r})")
 
     hidden, heads = need("hidden_size", "n_embd"), need("num_attention_heads", "n_head")
     latent = bool(config.get("kv_lora_rank"))
     if config.get("head_dim") is None and hidden % heads and not latent:
-        raise ValueError(f"{name}: num_attention_heads must divide hidden_size: got {heads}, {hidden}")
+        raise QsimError(f"{name}: num_attention_heads must divide hidden_size: got {heads}, {hidden}")
     experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 1
     opt = kind == "opt"
     ffn = (

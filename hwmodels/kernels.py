@@ -11,6 +11,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.errors import QsimError
+
 VECTOR = "vector"
 """Compute format of a kernel that is bound by the vector units, not by the tensor cores."""
 
@@ -89,5 +91,5 @@ def get_family(name: str) -> KernelFamily:
     family = FAMILIES.get(name)
     if family is None:
         near = difflib.get_close_matches(name, [*FAMILIES, "ideal"], n=3, cutoff=0.3)
-        raise ValueError(f"unknown kernel {name!r}: the nearest are {', '.join(near) or ', '.join(FAMILIES)}")
+        raise QsimError(f"unknown kernel {name!r}: the nearest are {', '.join(near) or ', '.join(FAMILIES)}")
     return family

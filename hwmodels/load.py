@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from qsim.errors import QsimError
+
 from .device import Compute, Device, Link, Memory, OnChip, Peak, Power
 
 KINDS = ("gpu", "asic-dataflow", "asic-sram", "asic", "cpu")
@@ -83,13 +85,13 @@ def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequenc
     if text.endswith(".toml"):
         path = Path(text)
         if not path.is_file():
-            raise ValueError(f"device file {text} does not exist")
+            raise QsimError(f"device file {text} does not exist")
         return _build(path.stem, text, _read(path.read_text(encoding="utf-8"), text), changes)
     key = text.strip().lower().replace("_", "-")
     key = _ALIASES.get(key, key)
     if key not in device_names():
         near = difflib.get_close_matches(key, [*device_names(), *_ALIASES], n=3, cutoff=0.3)
-        raise ValueError(f"unknown device {text!r}: the nearest are {', '.join(near) or ', '.join(device_names())}")
+        raise QsimError(f"unknown device {text!r}: the nearest are {', '.join(near) or ', '.join(device_names())}")
     if not changes:
         return _shipped(key)
     return _build(key, f"{key}.toml", _shipped_table(key), changes)
@@ -116,7 +118,7 @@ def _read(text: str, file: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file} is not TOML: {error}") from error
+        raise QsimError(f"{file} is not TOML: {error}") from error
 
 
 def _parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dic
     for item in overrides:
         key, sep, value = item.partition("=")
         if not sep or not key.strip() or not value.strip():
-            raise ValueError(f"an override is key=value, like memory.bandwidth_gbytes_per_s=6000: got {item!r}")
+            raise QsimError(f"an override is key=value, like memory.bandwidth_gbytes_per_s=6000: got {item!r}")
         try:
             out[key.strip()] = tomllib.loads(f"v = {value.strip()}")["v"]
         except tomllib.TOMLDecodeError:
@@ -163,7 +165,7 @@ def check_key(path: str, file: str) -> None:
         return
     everything = [f"{t}.{k}" if t else k for t, keys in _TABLES.items() for k in keys]
     near = difflib.get_close_matches(path, everything, n=2, cutoff=0.3)
-    raise ValueError(f"{file}: unknown key {path!r}; the nearest are {', '.join(near) or ', '.join(everything[:6])}")
+    raise QsimError(f"{file}: unknown key {path!r}; the nearest are {', '.join(near) or ', '.join(everything[:6])}")
 
 
 def _check_value(path: str, value: Any, file: str) -> None:
@@ -171,19 +173,19 @@ def _check_value(path: str, value: Any, file: str) -> None:
     if last in _NUMBERS:
         _, low, high = _NUMBERS[last]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{file}: {path} is a number, in the unit its name ends with: got {value!r}")
+            raise QsimError(f"{file}: {path} is a number, in the unit its name ends with: got {value!r}")
         if not math.isfinite(value) or value <= 0:
-            raise ValueError(f"{file}: {path} must be positive and finite (leave out what is absent): got {value!r}")
+            raise QsimError(f"{file}: {path} must be positive and finite (leave out what is absent): got {value!r}")
         if not low <= value <= high:
-            raise ValueError(
+            raise QsimError(
                 f"{file}: {path} = {value!r} is outside {low:g} to {high:g}; the key's unit is "
                 f"{last.split('_', 1)[-1] if '_' in last else 'a count'}: is the value in another unit?"
             )
     elif last == "fuses_layers":
         if not isinstance(value, bool):
-            raise ValueError(f"{file}: {path} is true or false: got {value!r}")
+            raise QsimError(f"{file}: {path} is true or false: got {value!r}")
     elif not isinstance(value, str):
-        raise ValueError(f"{file}: {path} is a text: got {value!r}")
+        raise QsimError(f"{file}: {path} is a text: got {value!r}")
 
 
 def _set(table: dict[str, Any], path: str, value: Any) -> None:
@@ -209,9 +211,9 @@ def _build(name: str, file: str, table: Mapping[str, Any], changes: Mapping[str,
         for key in keys:
             at = at.get(key) if isinstance(at, Mapping) else None
         if at is None:
-            raise ValueError(f"{file}: {'.'.join(keys)} is missing")
+            raise QsimError(f"{file}: {'.'.join(keys)} is missing")
     if data["kind"] not in KINDS:
-        raise ValueError(f"{file}: kind is one of {', '.join(KINDS)}: got {data['kind']!r}")
+        raise QsimError(f"{file}: kind is one of {', '.join(KINDS)}: got {data['kind']!r}")
     return _assemble(name, file, data, table.get("sources", {}), changes)
 
 
@@ -226,7 +228,7 @@ def _tier(table: Mapping[str, Any] | None, file: str, where: str) -> Memory | No
     capacity, bandwidth = _si(table, "capacity_gbytes"), _si(table, "bandwidth_gbytes_per_s")
     if capacity is None or bandwidth is None:
         missing = "capacity_gbytes" if capacity is None else "bandwidth_gbytes_per_s"
-        raise ValueError(f"{file}: {where}.{missing} is missing")
+        raise QsimError(f"{file}: {where}.{missing} is missing")
     return Memory(name=table.get("name", where), capacity_bytes=capacity, bandwidth_bytes_per_s=bandwidth)
 
 
@@ -235,7 +237,7 @@ def _cache(table: Mapping[str, Any] | None, file: str) -> OnChip | None:
         return None
     capacity = _si(table, "capacity_mbytes")
     if capacity is None:
-        raise ValueError(f"{file}: on_chip.capacity_mbytes is missing")
+        raise QsimError(f"{file}: on_chip.capacity_mbytes is missing")
     bandwidth = _si(table, "bandwidth_gbytes_per_s")
     return OnChip(name=table.get("name", "on chip"), capacity_bytes=capacity, bandwidth_bytes_per_s=bandwidth)
 
@@ -246,7 +248,7 @@ def _link(table: Mapping[str, Any] | None, file: str) -> Link | None:
     bandwidth, latency = _si(table, "bandwidth_gbytes_per_s_per_direction"), _si(table, "latency_us")
     if bandwidth is None or latency is None:
         missing = "bandwidth_gbytes_per_s_per_direction" if bandwidth is None else "latency_us"
-        raise ValueError(f"{file}: link.{missing} is missing")
+        raise QsimError(f"{file}: link.{missing} is missing")
     return Link(name=table.get("name", "link"), bandwidth_bytes_per_s=bandwidth, latency_s=latency)
 
 
@@ -254,7 +256,7 @@ def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, 
     peaks = []
     for label, entry in data["compute"]["peaks"].items():
         if "dense_tflops" not in entry:
-            raise ValueError(f"{file}: compute.peaks.{label}.dense_tflops is missing; leave out a peak that is absent")
+            raise QsimError(f"{file}: compute.peaks.{label}.dense_tflops is missing; leave out a peak that is absent")
         peaks.append(
             Peak(
                 input=entry.get("input", label),

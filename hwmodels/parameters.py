@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from qsim.errors import QsimError
+
 from .kernels import get_family
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def transferred(found: Parameters, origin: str, *, kin: bool = False) -> Paramet
 def check_fidelity(fidelity: str) -> None:
     """Raise ValueError for a fidelity that does not exist."""
     if fidelity not in FIDELITIES:
-        raise ValueError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
+        raise QsimError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
 
 
 def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:
@@ -107,9 +109,9 @@ def attention_parameters(
 ) -> Parameters:
     """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
     if kernel is not None and kernel not in ATTENTION_KERNELS:
-        raise ValueError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
+        raise QsimError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
     if kernel == "fa3" and not any("hopper" in name for name in device.instructions.values()):
-        raise ValueError(f"FlashAttention-3 (fa3) needs Hopper's instructions: {device.name} has none of them")
+        raise QsimError(f"FlashAttention-3 (fa3) needs Hopper's instructions: {device.name} has none of them")
     names = [kernel] if kernel is not None else list(ATTENTION_KERNELS)
     suffixes = [f"{phase}_wide", phase] if wide else [phase]
     own = calibration_of(device)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .architecture import Architecture, get_architecture
 from .device import Device
 from .execution import OperatorTime, Runner
@@ -188,7 +190,7 @@ def predict(
     quant = resolve_scheme(scheme)
     how = get_profile(profile)
     if phase not in ("prefill", "decode"):
-        raise ValueError(f"phase is prefill or decode: got {phase!r}")
+        raise QsimError(f"phase is prefill or decode: got {phase!r}")
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, strict)
     notes = [choice.note] if choice.note else []
@@ -245,13 +247,13 @@ def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tens
         try:
             array = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
-            raise ValueError(f"{name} is a number or an array of numbers: got {value!r}") from None
+            raise QsimError(f"{name} is a number or an array of numbers: got {value!r}") from None
         if array.size == 0 or not np.all(np.isfinite(array)) or np.any(array < 1):
-            raise ValueError(f"{name} must be at least 1: got {value!r}")
+            raise QsimError(f"{name} must be at least 1: got {value!r}")
     if seq is not None and np.any(np.asarray(seq) > np.asarray(context)):
-        raise ValueError(f"seq counts the new tokens of the context: got seq={seq!r} > context={context!r}")
+        raise QsimError(f"seq counts the new tokens of the context: got seq={seq!r} > context={context!r}")
     if tensor_parallel < 1 or arch.heads % tensor_parallel:
-        raise ValueError(f"tensor_parallel must divide the {arch.heads} heads of {arch.name}: got {tensor_parallel}")
+        raise QsimError(f"tensor_parallel must divide the {arch.heads} heads of {arch.name}: got {tensor_parallel}")
 
 
 def _kernel_choice(dev: Device, quant: Scheme, how: Profile, kernel: str | None, strict: bool) -> Choice:

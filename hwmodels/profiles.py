@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat
 
 from .parameters import calibration_of
@@ -93,7 +94,7 @@ def get_profile(name: str | Profile) -> Profile:
         return name
     if name not in PROFILES:
         near = difflib.get_close_matches(name, PROFILES, n=3, cutoff=0.3) or list(PROFILES)
-        raise ValueError(f"unknown execution profile {name!r}: the nearest are {', '.join(near)}")
+        raise QsimError(f"unknown execution profile {name!r}: the nearest are {', '.join(near)}")
     return PROFILES[name]
 
 
@@ -128,7 +129,7 @@ def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: b
     choice = _measured_width(_choose(device, scheme, profile), scheme)
     if choice.fallback and strict:
         why = choice.note.partition(": priced")[0]
-        raise ValueError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
+        raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
     return choice
 
 

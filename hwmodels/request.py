@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .architecture import Architecture, get_architecture
 from .device import Device
 from .footprint import largest_batch
@@ -69,7 +71,7 @@ def predict_request(
     """
     for name, value in (("batch", batch), ("prompt", prompt), ("new_tokens", new_tokens)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1: got {value}")
+            raise QsimError(f"{name} must be at least 1: got {value}")
     dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
     full = prompt + new_tokens
     tp = how.get("tensor_parallel", 1)
@@ -77,7 +79,7 @@ def predict_request(
     notes: list[str] = []
     if capacity and most == 0:
         worst = predict(dev, arch, quant, "decode", 1, full, **how)
-        raise ValueError(f"{arch.name} with {quant.name or 'this scheme'} {worst.notes[0]}")
+        raise QsimError(f"{arch.name} with {quant.name or 'this scheme'} {worst.notes[0]}")
     running = min(batch, most) if capacity else batch
     waves = math.ceil(batch / running)
     if waves > 1:

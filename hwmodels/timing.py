@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .kernels import VECTOR, KernelFamily, get_family
 from .load import get_device
 from .operators import Cost, attention_cost, gemm_cost
@@ -74,7 +76,7 @@ def kernel_peak(device: Device, family: KernelFamily, compute: str | None) -> fl
     else:
         peak = device.peak_flop_per_s(name) or 0.0
     if not peak:
-        raise ValueError(
+        raise QsimError(
             f"{device.name} has no {name} peak, which {family.name} multiplies in; it has "
             f"{', '.join(device.compute.formats)}"
         )
@@ -140,7 +142,7 @@ def check_positive(**values: Any) -> None:
         array = np.asarray(value, dtype=np.float64)
         if not np.all(np.isfinite(array)) or np.any(array <= 0):
             bad = array[~(np.isfinite(array) & (array > 0))].reshape(-1)[0]
-            raise ValueError(f"{name} must be positive: got {bad:g}")
+            raise QsimError(f"{name} must be positive: got {bad:g}")
 
 
 def gemm(
@@ -314,7 +316,7 @@ def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
         ValueError: the device has no link.
     """
     if device.link is None:
-        raise ValueError(f"{device.name} has no link: tensor_parallel must be 1, got {devices}")
+        raise QsimError(f"{device.name} has no link: tensor_parallel must be 1, got {devices}")
     steps = 2 * (devices - 1)
     wire = steps / devices * traffic_bytes / device.link.bandwidth_bytes_per_s
     time = 5e-6 + steps * device.link.latency_s + wire

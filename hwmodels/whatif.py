@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .load import get_device
 from .predict import Prediction, predict, resolve_scheme
 
@@ -78,7 +80,7 @@ def sweep(
         )
         unknown = [c for c in wanted if c not in MEASURES]
         if unknown:
-            raise ValueError(f"unknown column {unknown[0]!r}: one of {', '.join(MEASURES)}")
+            raise QsimError(f"unknown column {unknown[0]!r}: one of {', '.join(MEASURES)}")
         constants = {
             "device": p.device.name, "model": p.architecture.name, "scheme": p.scheme.name or "custom", "phase": ph,
             **dict(zip(names, values, strict=True)), "fidelity": p.fidelity, "kernel": p.kernel,
@@ -112,9 +114,9 @@ def pareto(table: pd.DataFrame, least: Sequence[str] = (), most: Sequence[str] =
     """
     for name in (*least, *most):
         if name not in table:
-            raise ValueError(f"the table has no column {name!r}: it has {', '.join(map(str, table.columns))}")
+            raise QsimError(f"the table has no column {name!r}: it has {', '.join(map(str, table.columns))}")
     if not least and not most:
-        raise ValueError("pareto needs at least one column in least or most")
+        raise QsimError("pareto needs at least one column in least or most")
     values = np.stack([*(table[c].to_numpy(float) for c in least), *(-table[c].to_numpy(float) for c in most)], axis=1)
     order = np.lexsort(values.T[::-1])
     kept: list[int] = []
@@ -145,7 +147,7 @@ def break_even(
     its first flip (to within the coarse step, a factor of 2^(1/4)).
     """
     if not 0 < low < high:
-        raise ValueError(f"break_even searches 0 < low < high: got {low:g}, {high:g}")
+        raise QsimError(f"break_even searches 0 < low < high: got {low:g}, {high:g}")
     start = condition(low)
     points = low * (high / low) ** np.linspace(0, 1, max(2, int(np.ceil(4 * np.log2(high / low))) + 1))
     if integer:
@@ -242,7 +244,7 @@ def tornado(
     import pandas as pd
 
     if not 0 < change < 1:
-        raise ValueError(f"change is a share between 0 and 1: got {change}")
+        raise QsimError(f"change is a share between 0 and 1: got {change}")
     base_device = get_device(device)
     base = measure(predict(base_device, model, scheme, phase, batch, context, **how))
     rows = []

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from ..kernels import get_family
 from ..load import get_device
 from . import sources
@@ -230,10 +232,10 @@ def fit(
         table["kernel"] = table.fmt
     missing = [c for c in ("kernel", "m", "n", "k", "latency_s") if c not in table]
     if missing:
-        raise ValueError(f"{csv}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
+        raise QsimError(f"{csv}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
     bad = table[~(table[["m", "n", "k", "latency_s"]] > 0).all(axis=1)]
     if len(bad):
-        raise ValueError(
+        raise QsimError(
             f"{csv}: row {bad.index[0] + 2}: m, n, k and latency_s must be positive: {bad.iloc[0].to_dict()}"
         )
     value = get_device(device)
@@ -243,7 +245,7 @@ def fit(
         name = str(label) if "_" in str(label) and label not in names else names.get(str(label), str(label))
         family = get_family(name)
         if len(mine) < 10:
-            raise ValueError(f"{csv}: kernel {label!r} has {len(mine)} rows; a fit needs at least 10")
+            raise QsimError(f"{csv}: kernel {label!r} has {len(mine)} rows; a fit needs at least 10")
         rows = gemm_rows(value, family, mine.m, mine.n, mine.k, mine.latency_s)
         shapes = len(np.unique(rows.shape))
         settings = Settings(ridge=(1.0,) if shapes >= 4 else (), folds=min(folds, shapes), tau=shapes >= 4)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qsim.errors import QsimError
+
 from ..device import Device
 from ..grid import Knots, fit_grid
 from ..kernels import VECTOR, KernelFamily
@@ -82,7 +84,7 @@ def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time
     """Rows of a matrix product y[M,N] = x[M,K] w[N,K]^T; the weight costs the family's bits per weight."""
     peak = device.compute.vector_flop_per_s if family.compute == VECTOR else device.peak_flop_per_s(family.compute)
     if peak is None:
-        raise ValueError(f"{device.name} has no {family.compute} peak, which {family.name} multiplies in")
+        raise QsimError(f"{device.name} has no {family.compute} peak, which {family.name} multiplies in")
     m, n, k = (np.asarray(v, dtype=np.float64) for v in (m, n, k))
     traffic = family.weight_bits / 8 * n * k + family.activation_bytes * m * k + family.output_bytes * m * n
     _, shape = np.unique(np.stack([n, k]), axis=1, return_inverse=True)

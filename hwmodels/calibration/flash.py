@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from ..device import Device
 from ..load import get_device
 from ..operators import attention_cost
@@ -35,7 +37,7 @@ def flash_rows(published: Any, *, baseline: bool) -> Rows:
     """
     mine = published[published.id.str.startswith("FA3-")]
     if not len(mine):
-        raise ValueError("published.csv has no rows FA3-*: the flash-attention bars")
+        raise QsimError("published.csv has no rows FA3-*: the flash-attention bars")
     device = get_device("h100-sxm")
     rate = (mine.baseline_value if baseline else mine.value).to_numpy(dtype=np.float64) * 1e12
     seq, batch = (np.array([float(v) for v in mine[c]]) for c in ("input_len", "batch"))

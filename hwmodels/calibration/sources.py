@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from ..device import Device
 from ..grid import Grid
 from ..kernels import get_family
@@ -103,7 +105,7 @@ def data_table(folder: str | Path, name: str) -> Any:
 
     path = Path(folder) / f"{name}.csv"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: --data names the folder with {name}.csv")
+        raise QsimError(f"{path} does not exist: --data names the folder with {name}.csv")
     return pd.read_csv(path)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from ..grid import Grid
 from ..neighbours import Neighbours
 from ..surface import Surface
@@ -184,7 +186,7 @@ def load_calibration(device: str) -> Calibration | None:
     if device.endswith(".toml"):
         path = Path(device)
         if not path.is_file():
-            raise ValueError(f"calibration file {device} does not exist")
+            raise QsimError(f"calibration file {device} does not exist")
         texts = [(path.stem, path.read_text(encoding="utf-8"))]
     else:
         folder = resources.files("hwmodels") / "calibration"
@@ -219,7 +221,7 @@ def load_calibration(device: str) -> Calibration | None:
     for name, (donor, scale) in borrows.items():
         grid = kernels[donor].surface if donor in kernels else None
         if not isinstance(grid, Grid):
-            raise ValueError(f"{device}: kernel {name} takes its shape from {donor}, which has no grid there")
+            raise QsimError(f"{device}: kernel {name} takes its shape from {donor}, which has no grid there")
         kernels[name] = replace(kernels[name], borrowed=Borrowed(kernel=donor, k_scale=scale, grid=grid))
     return Calibration(name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance))
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
@@ -48,7 +49,7 @@ def input_scale_of(peak: float, scheme: Scheme, name: str = "", *, power_of_two:
     if not stores_input_scale(scheme):
         return None
     if not math.isfinite(peak) or peak < 0:
-        raise ValueError(f"the largest activation is {peak}: it must be finite{where(name)}")
+        raise QsimError(f"the largest activation is {peak}: it must be finite{where(name)}")
     scale = F32(max(peak, 0.0)) / F32(largest_code(scheme))
     if scale == 0:
         return 1.0

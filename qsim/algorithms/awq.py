@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat
 from qsim.models import Model
 from qsim.quantize import Granularity, QuantizedTensor, Scheme, get_scheme, quantize, region_range
@@ -187,13 +188,13 @@ def search_scale(
     """
     x = np.asarray(mean_abs)
     if x.shape != (weights[0].shape[1],):
-        raise ValueError(f"mean_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
+        raise QsimError(f"mean_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
     if not np.isfinite(x).all() or (x < 0).any():
-        raise ValueError(f"mean_abs must be finite and at least 0: an activation was NaN or Inf{where(name)}")
+        raise QsimError(f"mean_abs must be finite and at least 0: an activation was NaN or Inf{where(name)}")
     if formula not in ("awq", "duo"):
-        raise ValueError(f"formula is awq or duo: got {formula!r}")
+        raise QsimError(f"formula is awq or duo: got {formula!r}")
     if grid < 1:
-        raise ValueError(f"grid must be at least 1: got {grid}")
+        raise QsimError(f"grid must be at least 1: got {grid}")
     best: tuple[float, float | None, np.ndarray] | None = None
     losses = []
     for ratio, s in candidates(x, weights, formula, grid, scheme.weight.group_size):
@@ -203,7 +204,7 @@ def search_scale(
         if np.isfinite(value) and (best is None or value < best[0]):
             best = value, ratio, s
     if best is None:
-        raise ValueError(f"no scale of the grid has a finite loss{where(name)}")
+        raise QsimError(f"no scale of the grid has a finite loss{where(name)}")
     return ScaleSearch(scale=best[2], ratio=best[1], loss=best[0], rtn_loss=losses[0][1], losses=tuple(losses))
 
 
@@ -294,9 +295,9 @@ def recipe(
     """
     scheme = get_scheme(scheme)
     if formula not in ("awq", "duo"):
-        raise ValueError(f"formula is awq or duo: got {formula!r}")
+        raise QsimError(f"formula is awq or duo: got {formula!r}")
     if grid < 1 or view_windows < 1:
-        raise ValueError(f"grid and view_windows must be at least 1: got {grid} and {view_windows}")
+        raise QsimError(f"grid and view_windows must be at least 1: got {grid} and {view_windows}")
     rule = rule_for(scheme, scale_rule)
     settings: dict[str, Any] = {"formula": formula, "grid": grid, "clip": clip, "scale_rule": rule}
     return Recipe(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qsim.errors import QsimError
 from qsim.formats._parallel import for_chunks
 from qsim.models import Model
 
@@ -81,7 +82,7 @@ def calibration_of(
         text = text.decode("utf-8")
     if isinstance(text, str):
         if model.tokenizer is None:
-            raise ValueError(f"{model.name or 'the model'} has no tokenizer: give calibration as token ids")
+            raise QsimError(f"{model.name or 'the model'} has no tokenizer: give calibration as token ids")
         ids = model.tokenizer.encode(text)
     else:
         ids = np.asarray(text)
@@ -90,18 +91,18 @@ def calibration_of(
     else:
         flat, size = model.check_tokens(ids.reshape(-1)).reshape(-1), window or min(WINDOW, context)
         if size < 1:
-            raise ValueError(f"a window has at least one token: got {size}")
+            raise QsimError(f"a window has at least one token: got {size}")
         if flat.size < size:
-            raise ValueError(
+            raise QsimError(
                 f"calibration needs at least one window of {size} tokens: got {flat.size}; give more text or a shorter "
                 "window"
             )
         tokens = flat[: flat.size // size * size].reshape(-1, size)
     if tokens.shape[1] > context:
-        raise ValueError(f"a calibration window of {tokens.shape[1]} tokens exceeds the model's context of {context}")
+        raise QsimError(f"a calibration window of {tokens.shape[1]} tokens exceeds the model's context of {context}")
     if windows is not None:
         if windows < 1:
-            raise ValueError(f"windows must be at least 1: got {windows}")
+            raise QsimError(f"windows must be at least 1: got {windows}")
         tokens = tokens[np.unique(np.linspace(0, len(tokens) - 1, min(windows, len(tokens))).round().astype(int))]
     batch = micro_batch or max(1, MICRO_BATCH_TOKENS // tokens.shape[1])
     return Calibration(tokens=tokens, micro_batch=min(batch, len(tokens)))
@@ -225,7 +226,7 @@ class InputStatistics:
         for_chunks(k, work, chunk=_COLUMNS)
         if (self._peak >= 0x7F800000).any():
             row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-            raise ValueError(
+            raise QsimError(
                 f"activations must be finite: token {self.tokens + row} of calibration has NaN or Inf{where(self.name)}"
             )
         self._counts += np.sum(counts, axis=0)

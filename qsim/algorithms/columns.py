@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize.scheme import TensorScheme
 
 ActOrder: TypeAlias = bool | Literal["group_aware"]
@@ -59,7 +60,7 @@ def plan_columns(diagonal: np.ndarray, how: TensorScheme, act_order: ActOrder, s
         static_groups: scales are found beforehand. So they are without groups, whatever this says.
     """
     if act_order not in (True, False, "group_aware"):
-        raise ValueError(f"act_order is True, False or 'group_aware': got {act_order!r}")
+        raise QsimError(f"act_order is True, False or 'group_aware': got {act_order!r}")
     granularity, k = how.granularity, diagonal.size
     assert granularity is not None
     positions, size = np.arange(k), granularity.columns or k

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat
 from qsim.quantize import QuantizedTensor, Scheme, encode_with, get_rule, get_scheme, quantize
 
@@ -67,7 +68,7 @@ def fp8(
     if max_abs is not None:
         input_scale = input_scale_of(float(np.max(max_abs)), scheme, name, power_of_two=power_of_two)
     elif scheme.activation.is_quantized and not scheme.activation.dynamic:
-        raise ValueError(f"a static activation scale needs the largest |x| of calibration: give max_abs{where(name)}")
+        raise QsimError(f"a static activation scale needs the largest |x| of calibration: give max_abs{where(name)}")
     norm = (2.0 if mse is True else float(mse)) if mse else None
     q = quantize(w, scheme, scale_rule=scale_rule, clip=norm, input_scale=input_scale, name=name)
     if power_of_two:
@@ -96,7 +97,7 @@ def check_scheme(scheme: Scheme, name: str = "") -> None:
     """
     fmt = scheme.weight.format
     if not isinstance(fmt, FloatFormat) or fmt.bits != 8:
-        raise ValueError(f"fp8 rounds weights to 8-bit floats: got {fmt.name}{where(name)}; rtn takes any format")
+        raise QsimError(f"fp8 rounds weights to 8-bit floats: got {fmt.name}{where(name)}; rtn takes any format")
 
 
 def with_power_of_two_scales(q: QuantizedTensor, weight: np.ndarray) -> QuantizedTensor:
@@ -135,7 +136,7 @@ def recipe(
     scheme = get_scheme(scheme)
     check_scheme(scheme)
     if not 0 < percentile <= 100:
-        raise ValueError(f"percentile is above 0, at most 100: got {percentile}")
+        raise QsimError(f"percentile is above 0, at most 100: got {percentile}")
     static = needs_input_scale(scheme)
     options = {"scale_rule": scale_rule, "power_of_two": power_of_two, "mse": mse}
     return Recipe(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.formats._parallel import for_chunks, one_blas_thread
 from qsim.quantize import QuantizedTensor, Scheme, get_rule, get_scheme
@@ -234,7 +235,7 @@ def _correction_matrix(
         return np.zeros((0, 0), F32)
     c = np.asarray(correction, dtype=F32)
     if c.shape != u.shape:
-        raise ValueError(f"correction has the Hessian's shape {u.shape}: got {c.shape}{where(name)}")
+        raise QsimError(f"correction has the Hessian's shape {u.shape}: got {c.shape}{where(name)}")
     c = np.where(dead, F32(0), c)[np.ix_(order, order)]
     u = np.triu(u)
     return F32(strength) * (np.triu(c @ u.T, 1) @ u)
@@ -248,11 +249,11 @@ def check_scheme(scheme: Scheme, name: str = "") -> None:
     """
     fmt, activation = scheme.weight.format, scheme.activation
     if not scheme.weight.is_quantized or not isinstance(fmt, IntFormat) or fmt.fraction_bits:
-        raise ValueError(
+        raise QsimError(
             f"GPTQ rounds weights to integer codes: got {fmt.name}{where(name)}; rtn and fp8 round to floats"
         )
     if activation.is_quantized and not activation.is_integer:
-        raise ValueError(
+        raise QsimError(
             "GPTQ's integer weights are multiplied by 16-bit floats or by integers: got "
             f"{activation.format.name} activations{where(name)}"
         )
@@ -260,9 +261,9 @@ def check_scheme(scheme: Scheme, name: str = "") -> None:
 
 def _check_numbers(percdamp: float, block_size: int) -> None:
     if not 0 <= percdamp < float("inf"):
-        raise ValueError(f"percdamp is a fraction of the mean diagonal, at least 0: got {percdamp}")
+        raise QsimError(f"percdamp is a fraction of the mean diagonal, at least 0: got {percdamp}")
     if block_size < 1:
-        raise ValueError(f"block_size must be at least 1: got {block_size}")
+        raise QsimError(f"block_size must be at least 1: got {block_size}")
 
 
 # --- on a model ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from qsim.errors import QsimError
 from qsim.quantize import Scheme
 
 from .recipe import Recipe
@@ -24,15 +25,15 @@ def get_recipe(method: str, scheme: str | Scheme | None, options: Mapping[str, A
         ValueError: an unknown method or option, a scheme that the method cannot do.
     """
     if method not in DEFAULT_SCHEMES:
-        raise ValueError(f"methods are {', '.join(METHODS)}: got {method!r}")
+        raise QsimError(f"methods are {', '.join(METHODS)}: got {method!r}")
     make = importlib.import_module(f".{method}", __package__).recipe
     known = [p for p in inspect.signature(make).parameters if p != "scheme"]
     for name in options:
         if name not in known:
-            raise ValueError(f"{method} has no option {name!r}; it has {', '.join(known)}")
+            raise QsimError(f"{method} has no option {name!r}; it has {', '.join(known)}")
     recipe: Recipe = make(DEFAULT_SCHEMES[method] if scheme is None else scheme, **options)
     if not recipe.scheme.weight.is_quantized:
-        raise ValueError(
+        raise QsimError(
             f"{recipe.scheme.name} keeps weights in {recipe.scheme.weight.format.name}: nothing to quantise"
         )
     return recipe

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats._parallel import one_blas_thread
 from qsim.models import Model
 from qsim.quantize import QuantizedTensor, Scheme
@@ -87,9 +88,7 @@ def quantize_model(
     if calibration is not None:
         given = calibration_of(source, calibration, window=window, windows=windows, micro_batch=micro_batch)
     elif recipe.needs_calibration or stores_kv(recipe.scheme):
-        raise ValueError(
-            f"{method} with {recipe.scheme.name or 'this scheme'} needs calibration text: give calibration"
-        )
+        raise QsimError(f"{method} with {recipe.scheme.name or 'this scheme'} needs calibration text: give calibration")
     settings = {
         **recipe.settings, "rotate": rotate, "fp8_attention": fp8_attention, "ignore": list(ignore), "seed": seed,
         "true_sequential": true_sequential,
@@ -138,10 +137,10 @@ def _prepare(
     """The float model that is quantised, and the Linears, all of which the scheme fits."""
     quantised = [n for n, one in model.linears().items() if one.is_quantized]
     if quantised:
-        raise ValueError(f"weights to quantise are float: {quantised[0]} and {len(quantised) - 1} more are quantised")
+        raise QsimError(f"weights to quantise are float: {quantised[0]} and {len(quantised) - 1} more are quantised")
     names = [n for n in model.linears() if not any(fnmatchcase(n, pattern) for pattern in ignore)]
     if not names:
-        raise ValueError(f"ignore leaves no Linear to quantise: got {', '.join(ignore)}")
+        raise QsimError(f"ignore leaves no Linear to quantise: got {', '.join(ignore)}")
     wrong = []
     for name in names:
         try:
@@ -150,5 +149,5 @@ def _prepare(
             wrong.append(str(error))
     if wrong:
         more = f" (and {len(wrong) - 1} more layers)" if len(wrong) > 1 else ""
-        raise ValueError(wrong[0] + more)
+        raise QsimError(wrong[0] + more)
     return (model if rotate is None else rotate_model(model, rotate, seed=seed)), names

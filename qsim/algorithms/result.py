@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsim.errors import QsimError
 from qsim.models import Model
 from qsim.quantize import Scheme
 
@@ -123,5 +124,5 @@ def read_records(path: str | Path) -> list[LayerRecord]:
     path = path / RECORD_FILE if path.is_dir() else path
     data = json.loads(path.read_text())
     if not isinstance(data, dict) or "layers" not in data:
-        raise ValueError(f"{path} is not the record of a quantisation")
+        raise QsimError(f"{path} is not the record of a quantisation")
     return [LayerRecord.from_dict(one) for one in data["layers"]]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.models import Model, hadamard
 from qsim.models.families import block_names, model_names
 from qsim.quantize import QuantizedTensor
@@ -41,11 +42,11 @@ def rotate_model(model: Model, which: str = "offline", *, seed: int = 0) -> Mode
     """
     c = model.config
     if which not in ROTATIONS:
-        raise ValueError(f"rotations are {', '.join(ROTATIONS)}: got {which!r}")
+        raise QsimError(f"rotations are {', '.join(ROTATIONS)}: got {which!r}")
     if c.architecture == "opt":
-        raise ValueError("rotation needs RMSNorm: OPT's LayerNorm subtracts a mean, which a rotation does not keep")
+        raise QsimError("rotation needs RMSNorm: OPT's LayerNorm subtracts a mean, which a rotation does not keep")
     if any(isinstance(t, QuantizedTensor) for t in model.tensors.values()):
-        raise ValueError("rotation needs float weights: rotate before quantising")
+        raise QsimError("rotation needs float weights: rotate before quantising")
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], c.hidden_size)
     r1, r2 = signs[:, None] * _exact(c.hidden_size), _exact(c.head_dim)
     old: dict[str, Any] = {name: np.asarray(t, dtype=np.float64) for name, t in model.tensors.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.models import Evaluation, Model, evaluate
 from qsim.models.evaluation import Reference
 from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
@@ -74,7 +75,7 @@ def channel_sizes(model: Model, calibration: Any, *, windows: int | None = None)
             return
         wide = x.astype(np.float64)
         if not np.isfinite(wide).all():
-            raise ValueError(f"activations must be finite: calibration gives NaN or Inf{where(name)}")
+            raise QsimError(f"activations must be finite: calibration gives NaN or Inf{where(name)}")
         first[name] = first.get(name, 0.0) + np.abs(wide).sum(axis=0)
         second[name] = second.get(name, 0.0) + np.square(wide).sum(axis=0)
 
@@ -98,7 +99,7 @@ def rank_channels(
         ValueError: an unknown choice; no sizes, or of another K.
     """
     if by not in CHOICES:
-        raise ValueError(f"channels are chosen by {', '.join(CHOICES)}: got {by!r}")
+        raise QsimError(f"channels are chosen by {', '.join(CHOICES)}: got {by!r}")
     k = weight.shape[1]
     if by == "random":
         return np.random.default_rng(seed).permutation(k)
@@ -106,7 +107,7 @@ def rank_channels(
         return np.argsort(-np.linalg.norm(weight.astype(np.float64), axis=0), kind="stable")
     if size is None or size.mean_abs.shape != (k,):
         got = "none" if size is None else str(size.mean_abs.shape)
-        raise ValueError(f"a choice by activation needs the size of every input, ({k},): got {got}{where(name)}")
+        raise QsimError(f"a choice by activation needs the size of every input, ({k},): got {got}{where(name)}")
     return np.argsort(-size.mean_abs, kind="stable")
 
 
@@ -117,7 +118,7 @@ def kept_count(share: float, columns: int) -> int:
         ValueError: a share outside 0 to 1.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"a share of channels is from 0 to 1: got {share}")
+        raise QsimError(f"a share of channels is from 0 to 1: got {share}")
     return max(round(share * columns), 1) if share else 0
 
 
@@ -141,9 +142,9 @@ def keep_channels(weight: Any, scheme: str | Scheme, channels: Any, *, name: str
     w = check_weight(weight, scheme, name)
     kept = np.asarray(channels, np.int64).reshape(-1)
     if kept.size and not 0 <= kept.min() <= kept.max() < w.shape[1]:
-        raise ValueError(f"channels are 0 to {w.shape[1] - 1}: got {kept.min()} to {kept.max()}{where(name)}")
+        raise QsimError(f"channels are 0 to {w.shape[1] - 1}: got {kept.min()} to {kept.max()}{where(name)}")
     if kept.size and np.abs(w[:, kept]).max() > _FLOAT16_MAX:
-        raise ValueError(f"a kept channel has weights beyond float16's {_FLOAT16_MAX:.0f}{where(name)}")
+        raise QsimError(f"a kept channel has weights beyond float16's {_FLOAT16_MAX:.0f}{where(name)}")
     out = quantize(w, scheme, name=name).dequantize()
     out[:, kept] = w[:, kept].astype(np.float16)
     return out
@@ -173,7 +174,7 @@ def protect(
     for i, name in enumerate(model.linears()):
         weight = model.tensors[f"{name}.weight"]
         if isinstance(weight, QuantizedTensor):
-            raise ValueError(f"weights to quantise are float: {name} is quantised ({weight.scheme.name})")
+            raise QsimError(f"weights to quantise are float: {name} is quantised ({weight.scheme.name})")
         count = kept_count(share, weight.shape[1])
         order = rank_channels(by, weight, (sizes or {}).get(name), seed=(seed, i), name=name)
         tensors[f"{name}.weight"] = keep_channels(weight, scheme, order[:count], name=name)
@@ -234,5 +235,5 @@ def _told(found: Evaluation) -> dict[str, Any]:
 def _weights_only(scheme: str | Scheme) -> Scheme:
     scheme = get_scheme(scheme)
     if scheme.activation.is_quantized or scheme.kv_cache.is_quantized:
-        raise ValueError(f"kept channels are shown with schemes of weights only: got {scheme.name}")
+        raise QsimError(f"kept channels are shown with schemes of weights only: got {scheme.name}")
     return scheme

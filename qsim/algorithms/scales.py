@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.quantize import Granularity, find_parameters
 from qsim.quantize.rules import ScaleRule
@@ -39,7 +40,7 @@ class ScaleFinder:
         try:
             stored, exact, zeros = find_parameters(x, how, self.rule, clip=self.norm)
         except ValueError as error:
-            raise ValueError(f"{error}, counting from row {first_row}" if first_row else str(error)) from None
+            raise QsimError(f"{error}, counting from row {first_row}" if first_row else str(error)) from None
         middle = F32(1 << (how.bits - 1))
         zeros = np.full_like(stored, middle) if zeros is None else zeros.astype(F32)
         return stored, stored if self.stored or self.rule.stored_scale else exact, zeros

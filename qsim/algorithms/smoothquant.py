@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
 
 from .activations import input_scale_of, joint_error
@@ -82,7 +83,7 @@ def smoothquant(
     found = None
     if alpha is None:
         if x is None:
-            raise ValueError(f"the search for alpha compares outputs: give inputs{where(name)}")
+            raise QsimError(f"the search for alpha compares outputs: give inputs{where(name)}")
         found = search_alpha([w], scheme, max_abs, x, scale_rule=scale_rule, name=name)
         s = found.scale
     else:
@@ -142,11 +143,11 @@ def smoothing_scale(max_abs: Any, weights: Sequence[np.ndarray], alpha: float, n
     """
     x = np.asarray(max_abs, dtype=F32)
     if x.shape != (weights[0].shape[1],):
-        raise ValueError(f"max_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
+        raise QsimError(f"max_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
     if not np.isfinite(x).all() or (x < 0).any():
-        raise ValueError(f"max_abs must be finite and at least 0: an activation was NaN or Inf{where(name)}")
+        raise QsimError(f"max_abs must be finite and at least 0: an activation was NaN or Inf{where(name)}")
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}{where(name)}")
+        raise QsimError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}{where(name)}")
     largest = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
     largest = np.maximum(largest, F32(1e-5))
     s = np.power(x, F32(alpha)) / np.power(largest, F32(1 - alpha))
@@ -204,11 +205,11 @@ def recipe(
     """SmoothQuant for `quantize_model`; `alpha` None searches one for each norm."""
     scheme = get_level(scheme)
     if not scheme.activation.is_quantized:
-        raise ValueError(
+        raise QsimError(
             f"SmoothQuant is for quantised activations: got {scheme.activation.format.name}; use awq for weights alone"
         )
     if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}")
+        raise QsimError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}")
     return Recipe(
         method="smoothquant", scheme=scheme, settings={"alpha": alpha, "scale_rule": scale_rule}, moments=True,
         sample=SAMPLE_ROWS, fold=partial(_fold, scheme, alpha, scale_rule),

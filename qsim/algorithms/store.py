@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize import QuantizedTensor
 
 from .folding import Fold
@@ -42,12 +43,12 @@ class Store:
             wanted = json.loads(json.dumps(identity))
             differ = [k for k in {*found, *wanted} if found.get(k) != wanted.get(k)]
             if differ:
-                raise ValueError(
+                raise QsimError(
                     f"{folder} holds an unfinished run with another {', '.join(sorted(differ))}: remove it, or repeat "
                     "that run to go on with it"
                 )
         elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and not an unfinished run: choose another work_dir")
+            raise QsimError(f"{folder} is not empty and not an unfinished run: choose another work_dir")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             _write(manifest, lambda path: path.write_text(json.dumps(identity, indent=1)))

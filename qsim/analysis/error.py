@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorSummary:
@@ -55,13 +57,13 @@ class ErrorCurve:
 def _pair(reference: Any, approximation: Any) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(approximation, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"reference and approximation must have one shape: got {a.shape} and {b.shape}")
+        raise QsimError(f"reference and approximation must have one shape: got {a.shape} and {b.shape}")
     if a.size == 0:
-        raise ValueError("an error metric needs at least one element: got empty arrays")
+        raise QsimError("an error metric needs at least one element: got empty arrays")
     for name, array in (("reference", a), ("approximation", b)):
         bad = np.flatnonzero(~np.isfinite(array))
         if bad.size:
-            raise ValueError(
+            raise QsimError(
                 f"{name} must be finite: got {bad.size} NaN or Inf, the first at {_index(bad[0], array.shape)}"
             )
     return a, b
@@ -128,7 +130,7 @@ def relative_error_quantiles(
     a, b = _pair(reference, approximation)
     some = a != 0
     if not some.any():
-        raise ValueError("relative errors need a non-zero reference element: all are 0")
+        raise QsimError("relative errors need a non-zero reference element: all are 0")
     return np.quantile(relative_error(a[some], b[some]), quantiles)
 
 
@@ -161,10 +163,10 @@ def error_against_magnitude(reference: Any, approximation: Any, *, bins_per_octa
     """
     a, b = _pair(reference, approximation)
     if bins_per_octave < 1:
-        raise ValueError(f"bins_per_octave must be at least 1: got {bins_per_octave}")
+        raise QsimError(f"bins_per_octave must be at least 1: got {bins_per_octave}")
     some = a != 0
     if not some.any():
-        raise ValueError("relative errors need a non-zero reference element: all are 0")
+        raise QsimError("relative errors need a non-zero reference element: all are 0")
     magnitude, error = np.abs(a[some]), relative_error(a[some], b[some])
     # frexp, not log2: a value just below a power of two must not round into the next octave
     mantissa, exponent = np.frexp(magnitude)

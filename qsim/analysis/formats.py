@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsim import formats
+from qsim.errors import QsimError
 from qsim.formats import CodebookFormat, ElementFormat, FloatFormat, Format, get_element_format
 
 from .error import ErrorCurve, error_against_magnitude
@@ -67,10 +68,10 @@ def compare(
     """
     fmts = [get_element_format(name) for name in names]
     if not fmts:
-        raise ValueError("compare needs at least one format")
+        raise QsimError("compare needs at least one format")
     top = common_max(fmts) if scaled_max is None else float(scaled_max)
     if not (np.isfinite(top) and top > 0):
-        raise ValueError(f"the common largest value must be positive and finite: got {scaled_max}")
+        raise QsimError(f"the common largest value must be positive and finite: got {scaled_max}")
     scales = [top / f.max if align or not isinstance(f, FloatFormat) else 1.0 for f in fmts]
     low = min(_smallest(f) * s for f, s in zip(fmts, scales, strict=True)) / 4
     high = max(f.max * s for f, s in zip(fmts, scales, strict=True))

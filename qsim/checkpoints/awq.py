@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
@@ -83,7 +84,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes) -> QuantizedTensor:
     k, n = qweight.shape[0], qweight.shape[1] * 8
     group = scheme.weight.group_size or k
     if k % group:
-        raise ValueError(f"tensor {name}.qweight has {k} input features: groups of {group} do not divide them")
+        raise QsimError(f"tensor {name}.qweight has {k} input features: groups of {group} do not divide them")
     scales, fmt = parts.scales("scales", ("F16", "BF16", "F32"), (k // group, n))
     scheme = with_scale_format(scheme, fmt)
     if "qzeros" in parts or not scheme.weight.symmetric:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qsim.errors import QsimError
 from qsim.formats import get_format
 from qsim.models import Model
 from qsim.models.families import model_names
@@ -41,7 +42,7 @@ def kv_cache_of(model: Model, quantized: Mapping[str, QuantizedTensor]) -> Tenso
     said = [(name, qt.scheme.kv_cache) for name, qt in quantized.items() if qt.scheme.kv_cache.is_quantized]
     for name, other in said[1:]:
         if other != said[0][1]:
-            raise ValueError(
+            raise QsimError(
                 f"one scheme stores the KV cache: {said[0][0]} and {name} name different ones; set kv_cache"
             )
     return said[0][1] if said else None
@@ -55,7 +56,7 @@ def choose_layout(layout: str, values: Iterable[QuantizedTensor | Scheme], kv: T
     """
     if layout != "auto":
         if layout not in LAYOUTS:
-            raise ValueError(f"layouts are auto, {', '.join(LAYOUTS)}: got {layout!r}")
+            raise QsimError(f"layouts are auto, {', '.join(LAYOUTS)}: got {layout!r}")
         return layout
     kept = list(values)
     if not kept:
@@ -69,13 +70,13 @@ def choose_layout(layout: str, values: Iterable[QuantizedTensor | Scheme], kv: T
 def check_layer(layout: str, name: str, wrong: str | None, kv: TensorScheme | None, scheme: Scheme) -> None:
     """Refuse a layer that is `wrong`, a head where the layout has no place for one, and a KV cache likewise."""
     if wrong is not None:
-        raise ValueError(wrong)
+        raise QsimError(wrong)
     layer = layer_of(name)
     if layer == HEAD and layout in ("awq", "fp8"):
-        raise ValueError(f"layer {layer}: {layout} leaves the head unquantised; use layout 'compressed-tensors'")
+        raise QsimError(f"layer {layer}: {layout} leaves the head unquantised; use layout 'compressed-tensors'")
     if kv is not None and layout != "plain" and (wrong := reason(with_kv(scheme, kv), layout)) is not None:
         others = " or ".join(map(repr, layouts_for(with_kv(scheme, kv)))) or "kv_cache=None"
-        raise ValueError(f"layer {layer}: {wrong}; use {others}")
+        raise QsimError(f"layer {layer}: {wrong}; use {others}")
 
 
 def outline_refusal(scheme: Scheme, shape: tuple[int, ...], name: str, layout: str) -> str | None:
@@ -93,7 +94,7 @@ def outline_refusal(scheme: Scheme, shape: tuple[int, ...], name: str, layout: s
 def check_kv(layout: str, kv: TensorScheme | None) -> None:
     """Refuse a quantised KV cache in a plain checkpoint."""
     if kv is not None and layout == "plain":
-        raise ValueError(
+        raise QsimError(
             f"the KV cache is {kv.format.name}: layout plain has no place for that; use layout 'compressed-tensors', "
             "or a model with kv_cache=None"
         )
@@ -103,7 +104,7 @@ def check_settings(model: Model) -> None:
     """Refuse a model that computes something which its tensors do not tell."""
     for name in (*model.linears(), HEAD):
         if model.settings_of(name).get("input_transform") is not None:
-            raise ValueError(
+            raise QsimError(
                 f"layer {name}: its input is rotated while the model runs (input_transform), and no layout stores "
                 "that; write the model without online rotations"
             )
@@ -112,7 +113,7 @@ def check_settings(model: Model) -> None:
 def check_dtype(dtype: str | None) -> str | None:
     """The dtype, or a refusal."""
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {', '.join(DTYPES)} or None: got {dtype!r}")
+        raise QsimError(f"dtype is {', '.join(DTYPES)} or None: got {dtype!r}")
     return dtype
 
 
@@ -120,7 +121,7 @@ def check_apart(source: Path, target: Path) -> None:
     """A target around the source would be replaced before it is read."""
     a, b = source.resolve(), target.resolve()
     if b == a or b in a.parents or a in b.parents:
-        raise ValueError(f"the target {target} and the source {source} must be folders apart")
+        raise QsimError(f"the target {target} and the source {source} must be folders apart")
 
 
 def fused_apart(facts: Mapping[str, Any], linears: Iterable[str]) -> str | None:

@@ -29,6 +29,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat, pack, unpack
 from qsim.quantize import QuantizedTensor, Scheme
 from qsim.quantize.huggingface import compressed_layout, to_config
@@ -202,9 +203,9 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
         ValueError: a tensor that is missing, or whose dtype or shape does not fit.
     """
     if fmt not in FORMATS:
-        raise ValueError(f"compressed-tensors formats read here are {', '.join(FORMATS)}: got {fmt!r}")
+        raise QsimError(f"compressed-tensors formats read here are {', '.join(FORMATS)}: got {fmt!r}")
     if "input_zero_point" in parts and parts.stored["input_zero_point"].bits.any():
-        raise ValueError(f"tensor {parts.name}.input_zero_point is not 0: activations with a zero point are not read")
+        raise QsimError(f"tensor {parts.name}.input_zero_point is not 0: activations with a zero point are not read")
     whole = scheme.weight
     element = whole.format.element if isinstance(whole.format, BlockFormat) else whole.format
     if isinstance(whole.format, BlockFormat):
@@ -251,7 +252,7 @@ def _input_scale(parts: Parts, scheme: Scheme) -> float | None:
         return _reciprocal(parts, "input_global_scale")
     scale = parts.scalar("input_scale")
     if activation.is_quantized and not activation.dynamic and scale is None:
-        raise ValueError(f"tensor {parts.name}.input_scale is missing: the config says that activations are static")
+        raise QsimError(f"tensor {parts.name}.input_scale is missing: the config says that activations are static")
     return scale
 
 
@@ -259,7 +260,7 @@ def _reciprocal(parts: Parts, key: str) -> float:
     value = parts.scalar(key)
     if value is None or not value > 0:
         what = "is missing" if value is None else f"must be positive: got {value}"
-        raise ValueError(f"tensor {parts.name}.{key} {what}")
+        raise QsimError(f"tensor {parts.name}.{key} {what}")
     return 1.0 / value
 
 
@@ -276,7 +277,7 @@ def _integer_codes(parts: Parts, fmt: str, bits: int) -> np.ndarray:
         values = parts.get("weight", ("I8",), 2).bits
         half = 1 << (bits - 1)
         if bits < 8 and values.size and (int(values.min()) < -half or int(values.max()) >= half):
-            raise ValueError(
+            raise QsimError(
                 f"tensor {parts.name}.weight holds {values.min()} to {values.max()}: {bits} bits hold {-half} to "
                 f"{half - 1}"
             )
@@ -286,7 +287,7 @@ def _integer_codes(parts: Parts, fmt: str, bits: int) -> np.ndarray:
     if "weight_shape" in parts:
         shape = tuple(int(size) for size in parts.get("weight_shape", ("I64", "I32")).bits.reshape(-1))
         if len(shape) != 2 or shape[0] != n:
-            raise ValueError(f"tensor {parts.name}.weight_shape says {shape}, weight_packed has {n} rows")
+            raise QsimError(f"tensor {parts.name}.weight_shape says {shape}, weight_packed has {n} rows")
         k = shape[1]
     else:
         k = columns * 32 // bits
@@ -297,7 +298,7 @@ def _unpack(parts: Parts, key: str, packed: np.ndarray, bits: int, count: int) -
     """Fields of rows of `count` codes, packed in either of the two ways."""
     have, dense, whole = packed.shape[1], dense_count(count, bits), whole_count(count, bits)
     if have not in (dense, whole):
-        raise ValueError(
+        raise QsimError(
             f"tensor {parts.name}.{key} has {have} words for {count} codes of {bits} bits: dense words are {dense}, "
             f"words of {32 // bits} codes {whole}"
         )
@@ -317,14 +318,14 @@ def _zeros(parts: Parts, scheme: Scheme, shape: tuple[int, ...], region: tuple[i
     if key not in parts:
         if scheme.weight.symmetric:
             return None
-        raise ValueError(f"tensor {parts.name}.{key} is missing: the config says asymmetric")
+        raise QsimError(f"tensor {parts.name}.{key} is missing: the config says asymmetric")
     found = parts.get(key, ("I32", "I8"))
     if found.dtype == "I8" or not _packs_zeros(scheme):
         if found.bits.size != int(np.prod(region)):
-            raise ValueError(f"tensor {parts.name}.{key} has shape {found.shape}, expected {region}")
+            raise QsimError(f"tensor {parts.name}.{key} has shape {found.shape}, expected {region}")
         return from_int8(np.ascontiguousarray(found.bits.reshape(region).astype(np.int8)), bits)
     if len(found.shape) != 2 or found.shape[1] != region[1]:
-        raise ValueError(f"tensor {parts.name}.{key} has shape {found.shape}, expected {region[1]} columns")
+        raise QsimError(f"tensor {parts.name}.{key} has shape {found.shape}, expected {region[1]} columns")
     rows = _unpack(parts, key, np.ascontiguousarray(found.bits.T), bits, shape[0])
     return np.ascontiguousarray(rows.T)
 
@@ -338,5 +339,5 @@ def _group_index(parts: Parts, scheme: Scheme, k: int) -> np.ndarray | None:
     if index.min() < 0:  # -1 everywhere is how the library says that there is no order
         return None
     if index.max() >= groups:
-        raise ValueError(f"tensor {parts.name}.weight_g_idx has groups 0 to {groups - 1}: got {index.max()}")
+        raise QsimError(f"tensor {parts.name}.weight_g_idx has groups 0 to {groups - 1}: got {index.max()}")
     return None if np.array_equal(index, np.arange(k) // group) else index

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .stored import NUMPY_OF, Stored
 
 INDEX = "model.safetensors.index.json"
@@ -78,13 +80,13 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_dir():
-        raise ValueError(f"{path} is not a folder: a checkpoint is written to a new folder")
+        raise QsimError(f"{path} is not a folder: a checkpoint is written to a new folder")
     if not any(path.iterdir()):
         return
     if not overwrite:
-        raise ValueError(f"{path} exists: choose another folder, or overwrite=True to replace the checkpoint in it")
+        raise QsimError(f"{path} exists: choose another folder, or overwrite=True to replace the checkpoint in it")
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path} is not a checkpoint (it has no config.json), so overwrite=True does not replace it")
+        raise QsimError(f"{path} is not a checkpoint (it has no config.json), so overwrite=True does not replace it")
 
 
 class ShardWriter:
@@ -97,7 +99,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         if shard_bytes < 1:
-            raise ValueError(f"shard_bytes is at least 1: got {shard_bytes}")
+            raise QsimError(f"shard_bytes is at least 1: got {shard_bytes}")
         self.folder, self.shard_bytes = folder, shard_bytes
         self.total_bytes = 0
         self._held: dict[str, Stored] = {}
@@ -108,7 +110,7 @@ class ShardWriter:
     def add(self, name: str, tensor: Stored) -> None:
         """Write a tensor, or hold it until the shard is full."""
         if name in self._names:
-            raise ValueError(f"tensor {name} is written twice")
+            raise QsimError(f"tensor {name} is written twice")
         self._names.add(name)
         if self._held and self._held_bytes + tensor.nbytes > self.shard_bytes:
             self._flush()

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize import Granularity, QuantizedTensor, Scheme
 from qsim.quantize.huggingface import to_config
 
@@ -125,7 +126,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | Non
     scales, stored_as = parts.scales(key, _STORED, granularity.scale_shape(codes.shape))
     if key == "weight_scale_inv":
         if meaning is None and float(np.median(scales)) > _IMPLAUSIBLE:
-            raise ValueError(
+            raise QsimError(
                 f"tensor {parts.name}.{key} is around {np.median(scales):.4g}: if it multiplies the codes, weights "
                 'reach thousands; read(..., scale_inv="divide") when it is 448 / amax as GPTQModel stores it, or '
                 'scale_inv="multiply"'
@@ -141,7 +142,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | Non
     activation = scheme.activation
     input_scale = parts.scalar("input_scale", "activation_scale")
     if activation.is_quantized and not activation.dynamic and input_scale is None:
-        raise ValueError(f"tensor {parts.name}.input_scale is missing: the config says that activations are static")
+        raise QsimError(f"tensor {parts.name}.input_scale is missing: the config says that activations are static")
     return QuantizedTensor(codes=codes, scales=scales, scheme=scheme, input_scale=input_scale, name=parts.name)
 
 
@@ -155,4 +156,4 @@ def _granularity(name: str, key: str, shape: tuple[int, ...], weight: tuple[int,
         return stated
     if shape in ((n,), (n, 1)):
         return Granularity(kind="channel")
-    raise ValueError(f"tensor {name}.{key} has shape {shape}, expected {stated.scale_shape(weight)} ({stated})")
+    raise QsimError(f"tensor {name}.{key} has shape {shape}, expected {stated.scale_shape(weight)} ({stated})")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
@@ -114,12 +115,12 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, version: int = 1) -> Q
     rows, n = qweight.shape
     k = rows * 32 // bits
     if rows * 32 % bits or dense_count(k, bits) != rows:
-        raise ValueError(f"tensor {name}.qweight has {rows} rows: not a whole number of {bits}-bit words")
+        raise QsimError(f"tensor {name}.qweight has {rows} rows: not a whole number of {bits}-bit words")
     group = scheme.weight.group_size or k
     groups = -(-k // group)
     scales, fmt = parts.scales("scales", ("F16", "BF16", "F32"), (groups, n))
     if n * bits % 32:
-        raise ValueError(f"tensor {name}.qweight has {n} columns: {bits}-bit zero points do not fill words of 32 bits")
+        raise QsimError(f"tensor {name}.qweight has {n} columns: {bits}-bit zero points do not fill words of 32 bits")
     packed = parts.shaped("qzeros", ("I32",), (groups, n * bits // 32))
     zeros = unpack_dense(packed.bits, bits, n)
     if version == 1:
@@ -151,5 +152,5 @@ def _group_index(parts: Parts, k: int, group: int, groups: int) -> np.ndarray | 
         return None
     index = parts.shaped("g_idx", ("I32", "I64"), (k,)).bits.astype(np.int32)
     if index.min() < 0 or index.max() >= groups:
-        raise ValueError(f"tensor {parts.name}.g_idx has groups 0 to {groups - 1}: got {index.min()} to {index.max()}")
+        raise QsimError(f"tensor {parts.name}.g_idx has groups 0 to {groups - 1}: got {index.min()} to {index.max()}")
     return None if np.array_equal(index, np.arange(k) // group) else index

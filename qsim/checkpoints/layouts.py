@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from qsim.errors import QsimError
 from qsim.quantize import QuantizedTensor, Scheme, get_scheme
 
 from . import awq, compressed, fp8, gptq
@@ -92,7 +93,7 @@ def check_layout(name: str) -> str:
         ValueError: an unknown one.
     """
     if name not in LAYOUTS:
-        raise ValueError(f"layouts are {', '.join(LAYOUTS)}: got {name!r}")
+        raise QsimError(f"layouts are {', '.join(LAYOUTS)}: got {name!r}")
     return name
 
 
@@ -144,10 +145,10 @@ def default_layout(scheme: str | Scheme, tensors: Iterable[QuantizedTensor] = ()
             return name
         broken = broken or (name, bad)
     if broken is not None:
-        raise ValueError(refusal(broken[1], broken[0]))
+        raise QsimError(refusal(broken[1], broken[0]))
     scheme = get_scheme(scheme)
     label = scheme.name or scheme.weight.format.name
-    raise ValueError(f"no checkpoint layout holds scheme {label}: {reason(scheme, next(iter(QUANTIZED)))}")
+    raise QsimError(f"no checkpoint layout holds scheme {label}: {reason(scheme, next(iter(QUANTIZED)))}")
 
 
 def refusal(qt: QuantizedTensor, layout: str, name: str = "") -> str | None:

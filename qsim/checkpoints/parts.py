@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import get_format
 from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
 
@@ -56,19 +57,19 @@ class Parts:
             ValueError: it is missing, or has another dtype or number of axes.
         """
         if key not in self.stored:
-            raise ValueError(f"tensor {self.name}.{key} is missing; there are {', '.join(sorted(self.stored))}")
+            raise QsimError(f"tensor {self.name}.{key} is missing; there are {', '.join(sorted(self.stored))}")
         found = self.stored[key]
         if found.dtype not in dtypes:
-            raise ValueError(f"tensor {self.name}.{key} is {found.dtype}, expected {' or '.join(dtypes)}")
+            raise QsimError(f"tensor {self.name}.{key} is {found.dtype}, expected {' or '.join(dtypes)}")
         if ndim is not None and len(found.shape) != ndim:
-            raise ValueError(f"tensor {self.name}.{key} has shape {found.shape}, expected {ndim} axes")
+            raise QsimError(f"tensor {self.name}.{key} has shape {found.shape}, expected {ndim} axes")
         return found
 
     def shaped(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> Stored:
         """As `get`, of exactly this shape."""
         found = self.get(key, dtypes)
         if found.shape != shape:
-            raise ValueError(f"tensor {self.name}.{key} has shape {found.shape}, expected {shape}")
+            raise QsimError(f"tensor {self.name}.{key} has shape {found.shape}, expected {shape}")
         return found
 
     def scales(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
@@ -80,11 +81,11 @@ class Parts:
         if values.shape != shape:
             loose = tuple(n for n in shape if n != 1)
             if tuple(n for n in values.shape if n != 1) != loose:
-                raise ValueError(f"tensor {self.name}.{key} has shape {values.shape}, expected {shape}")
+                raise QsimError(f"tensor {self.name}.{key} has shape {values.shape}, expected {shape}")
             values = values.reshape(shape)
         bad = ~np.isfinite(values)
         if bad.any():
-            raise ValueError(f"tensor {self.name}.{key} has {int(bad.sum())} scales that are NaN or Inf")
+            raise QsimError(f"tensor {self.name}.{key} has {int(bad.sum())} scales that are NaN or Inf")
         return values, FORMAT_OF[found.dtype]
 
     def scalar(self, *keys: str) -> float | None:
@@ -93,7 +94,7 @@ class Parts:
             if key in self.stored:
                 values = self.get(key, ("F32", "BF16", "F16")).values()
                 if values.size != 1:
-                    raise ValueError(f"tensor {self.name}.{key} has shape {values.shape}, expected one number")
+                    raise QsimError(f"tensor {self.name}.{key} has shape {values.shape}, expected one number")
                 return float(values.reshape(()))
         return None
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import cast
 from qsim.quantize import QuantizedTensor
 
@@ -69,7 +70,7 @@ def rounded(tensor: np.ndarray | QuantizedTensor, dtype: str, name: str) -> tupl
     for piece in pieces(tensor):
         values = np.asarray(cast(piece, dtype, overflow="nonsaturating"), np.float32)
         if not np.isfinite(values).all():
-            raise ValueError(
+            raise QsimError(
                 f"tensor {name} has values up to {np.abs(piece).max():.4g}, beyond {dtype}; use another dtype, or None"
             )
         found = exactly(values, dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from qsim.errors import QsimError
 from qsim.models.cache import check_kv_scheme
 from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
 from qsim.quantize.huggingface import (
@@ -77,7 +78,7 @@ def read_plan(config: Mapping[str, Any], notes: Notes, *, scale_inv: Meaning | N
     config = _with_method(config)
     method = config["quant_method"]
     if not isinstance(method, str) or method not in MODELS:
-        raise ValueError(f"quant_method is one of {', '.join(MODELS)}: got {method!r}")
+        raise QsimError(f"quant_method is one of {', '.join(MODELS)}: got {method!r}")
     keys, unknown = parse(method, config)
     if unknown:
         notes.add(f"unknown keys of quantization_config ({method}) were ignored: {', '.join(unknown)}")
@@ -97,7 +98,7 @@ def _with_method(config: Mapping[str, Any]) -> dict[str, Any]:
         elif "bits" in out and "group_size" in out:
             out["quant_method"] = "gptq"
         else:
-            raise ValueError(f"key 'quant_method' is missing; there are {', '.join(sorted(out)) or 'no keys'}")
+            raise QsimError(f"key 'quant_method' is missing; there are {', '.join(sorted(out)) or 'no keys'}")
     for new, old in (("bits", "w_bit"), ("group_size", "q_group_size")):
         if new not in out and old in out:
             out[new] = out[old]
@@ -110,9 +111,9 @@ def _with_method(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_gptq(keys: Gptq) -> Plan:
     form = "marlin" if keys.is_marlin_format else keys.checkpoint_format or keys.format or "gptq"
     if form not in ("gptq", "gptq_v2"):
-        raise ValueError(f"GPTQ checkpoints are read in the formats gptq and gptq_v2: got {form!r}")
+        raise QsimError(f"GPTQ checkpoints are read in the formats gptq and gptq_v2: got {form!r}")
     if (keys.pack_dtype or "int32").removeprefix("torch.") != "int32":
-        raise ValueError(f"GPTQ checkpoints are read with pack_dtype int32: got {keys.pack_dtype!r}")
+        raise QsimError(f"GPTQ checkpoints are read with pack_dtype int32: got {keys.pack_dtype!r}")
     decode = partial(gptq.decode, version=2 if form == "gptq_v2" else 1)
     base = {"bits": keys.bits, "group_size": keys.group_size, "sym": keys.sym}
     rules = []
@@ -134,15 +135,15 @@ def _read_gptq(keys: Gptq) -> Plan:
 
 def _gptq_scheme(settings: Mapping[str, Any]) -> Scheme:
     if settings["bits"] not in gptq.BITS:
-        raise ValueError(f"GPTQ holds {', '.join(map(str, gptq.BITS))} bits: got bits={settings['bits']!r}")
+        raise QsimError(f"GPTQ holds {', '.join(map(str, gptq.BITS))} bits: got bits={settings['bits']!r}")
     return from_config({"quant_method": "gptq", **settings})
 
 
 def _read_awq(keys: Awq) -> Plan:
     if (keys.version or "gemm").lower() != "gemm":
-        raise ValueError(f"AWQ checkpoints are read in version gemm: got {keys.version!r}")
+        raise QsimError(f"AWQ checkpoints are read in version gemm: got {keys.version!r}")
     if keys.bits != 4:
-        raise ValueError(f"AWQ holds 4 bits: got bits={keys.bits!r}")
+        raise QsimError(f"AWQ holds 4 bits: got bits={keys.bits!r}")
     scheme = from_config(
         {"quant_method": "awq", "bits": 4, "group_size": keys.group_size, "zero_point": keys.zero_point}
     )
@@ -158,10 +159,10 @@ def _read_awq(keys: Awq) -> Plan:
 def _read_fp8(keys: Fp8, meaning: Meaning | None) -> Plan:
     form = keys.format or keys.fmt or "e4m3"
     if form not in ("e4m3", "float8_e4m3fn", "fp8"):
-        raise ValueError(f"fp8 checkpoints are read with codes float8_e4m3fn: got {form!r}")
+        raise QsimError(f"fp8 checkpoints are read with codes float8_e4m3fn: got {form!r}")
     if keys.weight_scale_semantics is not None:
         if keys.weight_scale_semantics != "inverse":
-            raise ValueError(f"weight_scale_semantics is inverse, or left out: got {keys.weight_scale_semantics!r}")
+            raise QsimError(f"weight_scale_semantics is inverse, or left out: got {keys.weight_scale_semantics!r}")
         meaning = "divide"
     scheme = from_config(
         {"quant_method": "fp8", "activation_scheme": keys.activation_scheme,
@@ -189,7 +190,7 @@ def _read_fp8(keys: Fp8, meaning: Meaning | None) -> Plan:
 
 def _read_compressed(keys: CompressedTensors, notes: Notes) -> Plan:
     if keys.quantization_status not in ("compressed", None):
-        raise ValueError(
+        raise QsimError(
             f"compressed-tensors checkpoints are read with quantization_status compressed: got "
             f"{keys.quantization_status!r}"
         )
@@ -197,7 +198,7 @@ def _read_compressed(keys: CompressedTensors, notes: Notes) -> Plan:
     for key, value in (("sparsity_config", sparsity), ("transform_config", keys.transform_config),
                        ("moe_sparsity_config", keys.moe_sparsity_config)):  # fmt: skip
         if value:
-            raise ValueError(f"compressed-tensors {key} is not read here: got {value!r}")
+            raise QsimError(f"compressed-tensors {key} is not read here: got {value!r}")
     kv = _kv_cache(keys, notes)
     said = {
         name: {
@@ -212,7 +213,7 @@ def _read_compressed(keys: CompressedTensors, notes: Notes) -> Plan:
     groups = compressed_groups({"config_groups": said, "format": keys.format, "kv_cache_scheme": cache})
     for group in groups:
         if group.layout not in compressed.FORMATS:
-            raise ValueError(
+            raise QsimError(
                 f"compressed-tensors formats read here are {', '.join(compressed.FORMATS)}: group {group.name} has "
                 f"{group.layout!r}"
             )
@@ -309,7 +310,7 @@ def _check_one_scheme(layout: str, facts: Mapping[str, Fact]) -> None:
     (first, fact), *others = facts.items()
     for name, other in others:
         if other.scheme != fact.scheme:
-            raise ValueError(
+            raise QsimError(
                 f"{layout} has one scheme for all layers: {first} is {_label(fact)}, {name} is {_label(other)}; use "
                 "layout 'compressed-tensors'"
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.models import Model, ModelConfig
 from qsim.models.families import block_names, expected_tensors
 from qsim.models.loading import config_notes, load_plain, read_config, read_json, read_tensor, resolve
@@ -64,16 +65,16 @@ class Source:
         if config is None:
             return None
         if not isinstance(config, Mapping):
-            raise ValueError(f"{where}: quantization_config is an object: got {config!r}")
+            raise QsimError(f"{where}: quantization_config is an object: got {config!r}")
         try:
             return read_plan(config, self.notes, scale_inv=scale_inv)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise QsimError(f"{where}: {error}") from None
 
     def _check_plain(self) -> None:
         odd = next((name for name in self.files if name.endswith(_MARKS)), None)
         if odd is not None:
-            raise ValueError(
+            raise QsimError(
                 f"{self.files[odd].path}: tensor {odd} belongs to a quantised checkpoint, but config.json has no "
                 "quantization_config that says how to read it"
             )
@@ -131,13 +132,13 @@ class Source:
         for layer, parts in self.layers.items():
             if layer not in allowed:
                 entry = next(iter(parts.values()))
-                raise ValueError(f"{entry.path}: tensor {entry.name} is of no Linear of {self.config.architecture}")
+                raise QsimError(f"{entry.path}: tensor {entry.name} is of no Linear of {self.config.architecture}")
         used: set[str] = {entry.name for entry in self.scales.values()}
         for name, shape in self.expected.items():
             if not self.is_quantized(name) and name not in self.files:
                 layer = name.removesuffix(".weight")
                 expected = f"{layer}.{self.plan.marks[0]} or " if self.plan is not None and layer in allowed else ""
-                raise ValueError(f"{self.files.path} has no tensor {expected}{name}, {shape} by config.json")
+                raise QsimError(f"{self.files.path} has no tensor {expected}{name}, {shape} by config.json")
             used |= {entry.name for entry in self.entries(name)}
         for layer in self.layers:
             plan = self._layer_plan(layer)
@@ -162,9 +163,9 @@ class Source:
                 continue
             plan, entry = self.plan.layer(layer), self.files[f"{layer}.weight"]
             if not entry.dtype.startswith("F") and entry.dtype != "BF16":
-                raise ValueError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, but its scale is missing")
+                raise QsimError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, but its scale is missing")
             if entry.dtype.startswith("F8"):
-                raise ValueError(
+                raise QsimError(
                     f"{entry.path}: tensor {entry.name} is {entry.dtype}, but {layer}.{self.plan.scale[0]} is missing"
                 )
             if plan is not None and not plan.skipped:
@@ -175,7 +176,7 @@ class Source:
         plan = self.plan.layer(layer)
         if plan is None:
             entry = next(iter(self.layers[layer].values()))
-            raise ValueError(f"{entry.path}: tensor {entry.name} is quantised, but no config group targets {layer}")
+            raise QsimError(f"{entry.path}: tensor {entry.name} is quantised, but no config group targets {layer}")
         return plan
 
     def outline(self, name: str) -> Scheme:
@@ -199,10 +200,10 @@ class Source:
         entry = self.entries(name)[0]
         shape = self.expected.get(name)
         if shape is not None and entry.shape != shape:
-            raise ValueError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
+            raise QsimError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
         tensor = Stored(dtype=entry.dtype, bits=entry.bits())
         if not tensor.is_float:
-            raise ValueError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, where a float is needed")
+            raise QsimError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, where a float is needed")
         return tensor
 
     def load(self, name: str) -> np.ndarray | QuantizedTensor:
@@ -222,9 +223,9 @@ class Source:
         try:
             qt = plan.decode(parts, plan.scheme, self.notes)
         except ValueError as error:
-            raise ValueError(f"{first.path}: {error}") from None
+            raise QsimError(f"{first.path}: {error}") from None
         if qt.shape != self.expected[name]:
-            raise ValueError(
+            raise QsimError(
                 f"{first.path}: tensor {first.name} holds a weight {qt.shape}, {self.expected[name]} by config.json"
             )
         return qt
@@ -233,7 +234,7 @@ class Source:
         entry = self.scales[name]
         values = entry.float32()
         if values.size != 1 or not np.isfinite(values).all() or not (values > 0).all():
-            raise ValueError(f"{entry.path}: tensor {entry.name} is one positive number: got {values.reshape(-1)[:3]}")
+            raise QsimError(f"{entry.path}: tensor {entry.name} is one positive number: got {values.reshape(-1)[:3]}")
         if self.kv_cache is None:
             self.notes.add(
                 "KV scales are stored, but the config does not quantise the KV cache: they are not used", name

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from qsim.errors import QsimError
+
 _Any = Any | None
 
 
@@ -23,7 +25,7 @@ def _compiled(text: str, expression: str) -> str:
     try:
         re.compile(expression)
     except re.error as error:
-        raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
+        raise QsimError(f"{expression!r} is not a regular expression: {error}") from None
     return text
 
 
@@ -211,10 +213,10 @@ def parse(method: str, config: Mapping[str, Any]) -> tuple[Any, list[str]]:
             str(part) for part in first["loc"] if not str(part).startswith(("tuple[", "function-", "dict["))
         )
         if first["type"] == "missing":
-            raise ValueError(f"quantization_config ({method}): key {where!r} is missing") from None
+            raise QsimError(f"quantization_config ({method}): key {where!r} is missing") from None
         rule = first["msg"].removeprefix("Value error, ")
         given = str(first["input"])
-        raise ValueError(
+        raise QsimError(
             f"quantization_config ({method}): key {where!r}: {rule[0].lower()}{rule[1:]}: got {given[:60]}"
         ) from None
     return keys, sorted(_unknown(keys))

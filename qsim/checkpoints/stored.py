@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat
 
 # safetensors name -> NumPy dtype of its bits; floats that NumPy lacks are kept as unsigned integers.
@@ -44,9 +45,9 @@ class Stored:
 
     def __post_init__(self) -> None:
         if self.dtype not in NUMPY_OF:
-            raise ValueError(f"safetensors dtypes are {', '.join(NUMPY_OF)}: got {self.dtype!r}")
+            raise QsimError(f"safetensors dtypes are {', '.join(NUMPY_OF)}: got {self.dtype!r}")
         if self.bits.dtype != NUMPY_OF[self.dtype]:
-            raise ValueError(f"{self.dtype} is kept as {NUMPY_OF[self.dtype]}: got {self.bits.dtype}")
+            raise QsimError(f"{self.dtype} is kept as {NUMPY_OF[self.dtype]}: got {self.bits.dtype}")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.models import Model
 from qsim.quantize import QuantizedTensor, TensorScheme
 
@@ -220,7 +221,7 @@ def _run(
 ) -> Written:
     check_target(Path(path), overwrite=overwrite)
     if job.layout != "plain" and not facts and job.kv_cache is None:
-        raise ValueError(f"the model has no quantised layer for layout {job.layout!r}: quantise it, or use 'plain'")
+        raise QsimError(f"the model has no quantised layer for layout {job.layout!r}: quantise it, or use 'plain'")
     remarks, job.notes = job.notes, Notes()
     _config(job, facts)  # refuses layers that differ where they must not; its notes are those of the real facts, later
     job.notes = remarks
@@ -233,7 +234,7 @@ def _run(
             if isinstance(tensor, QuantizedTensor) and job.layout != "plain":
                 layer = layer_of(name)
                 if not checked and (wrong := refusal(tensor, job.layout, layer)) is not None:
-                    raise ValueError(wrong)
+                    raise QsimError(wrong)
                 found[layer] = _fact(tensor, job.kv_cache)
                 if (remark := QUANTIZED[job.layout].remark(tensor)) is not None:
                     job.notes.add(remark, layer)
@@ -290,7 +291,7 @@ def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
 
 def _values_only(layout: str, dequantize: bool) -> bool:
     if dequantize and layout != "plain":
-        raise ValueError(f"dequantize=True belongs to layout 'plain': got {layout!r}")
+        raise QsimError(f"dequantize=True belongs to layout 'plain': got {layout!r}")
     return dequantize
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qsim.errors import QsimError
+
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
 
 
@@ -35,17 +37,17 @@ def calibrate(
     """
     check_one_output(as_json, as_csv)
     if host == (csv is not None):
-        raise ValueError("calibrate takes a CSV or --host: give one of them")
+        raise QsimError("calibrate takes a CSV or --host: give one of them")
     if host:
         _host(out, plot, as_json, as_csv)
         return
     if device is None:
-        raise ValueError("--device names the device that the CSV was measured on")
+        raise QsimError("--device names the device that the CSV was measured on")
     import hwmodels
 
     assert csv is not None
     if not csv.is_file():
-        raise ValueError(f"{csv} does not exist")
+        raise QsimError(f"{csv} does not exist")
     fitted = hwmodels.fit(csv, device, out=out)
     rows = [
         {"kernel": name, "rows": p.rows, "shapes": p.shapes, "t0_us": p.t0_s * 1e6, "eta_compute": p.eta_compute,

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qsim.errors import QsimError
 from qsim.formats.catalogue import get_format
 from qsim.formats.explain import explain
 from qsim.formats.rounding import NAN_POLICIES, OVERFLOWS, ROUNDINGS
@@ -57,7 +58,7 @@ def cast(values: tuple[float, ...], names: list[str], as_json: bool, as_csv: boo
     blocks = [f for f in formats if isinstance(f, BlockFormat)]
     elements = [f for f in formats if not isinstance(f, BlockFormat)]
     if blocks and elements:
-        raise ValueError(f"{blocks[0].name} is a block format and {elements[0].name} is not: cast to them in two calls")
+        raise QsimError(f"{blocks[0].name} is a block format and {elements[0].name} is not: cast to them in two calls")
     if blocks:
         _cast_blocks(values, blocks, as_json, as_csv, choices)
     else:
@@ -68,9 +69,9 @@ def _cast_blocks(
     values: tuple[float, ...], formats: list[BlockFormat], as_json: bool, as_csv: bool, choices: dict[str, Any]
 ) -> None:
     if choices["via"]:
-        raise ValueError(f"--via is for element formats, not for the block format {formats[0].name}")
+        raise QsimError(f"--via is for element formats, not for the block format {formats[0].name}")
     if choices["nan"] != "canonical":
-        raise ValueError(f"--nan is for element formats: a NaN makes a whole block of {formats[0].name} NaN")
+        raise QsimError(f"--nan is for element formats: a NaN makes a whole block of {formats[0].name} NaN")
     from qsim.formats.explain_blocks import explain_blocks
 
     rules = {k: choices[k] for k in ("rounding", "overflow")}
@@ -119,7 +120,7 @@ def _chance(choices: dict[str, Any], index: int) -> dict[str, Any]:
             draws = np.random.default_rng(choices["seed"]).integers(0, bound, index + 1, np.uint64, endpoint=True)
             rest["random_value"] = int(draws[index])
     elif rest["random_value"] >> rest["random_bits"]:
-        raise ValueError(
+        raise QsimError(
             f"--random-value must be below 2^{rest['random_bits']}, as --random-bits says: got {rest['random_value']}"
         )
     return rest

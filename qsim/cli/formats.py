@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.errors import QsimError
 from qsim.formats.catalogue import get_element_format, get_format, list_formats
 from qsim.formats.describe import binades, codes, describe, special_codes
 from qsim.formats.spec import BlockFormat, FloatFormat
@@ -51,7 +52,7 @@ def formats(
     """
     check_one_output(as_json, as_csv)
     if not compare and (scaled_max is not None or align):
-        raise ValueError("--scaled-max and --align belong to --compare")
+        raise QsimError("--scaled-max and --align belong to --compare")
     if plot is not None:
         from qsim.plots.style import check_path
 
@@ -60,12 +61,12 @@ def formats(
         _compare(names, scaled_max, align, plot, as_json, as_csv)
     elif not names:
         if plot is not None:
-            raise ValueError("--plot draws one format, or several with --compare: name them")
+            raise QsimError("--plot draws one format, or several with --compare: name them")
         _list(as_json, as_csv)
     elif len(names) == 1:
         _show(names[0], plot, as_json, as_csv)
     else:
-        raise ValueError(f"one format is shown at a time: got {' '.join(names)}; use --compare for several")
+        raise QsimError(f"one format is shown at a time: got {' '.join(names)}; use --compare for several")
 
 
 def _list(as_json: bool, as_csv: bool) -> None:
@@ -118,7 +119,7 @@ def _compare(
     names: tuple[str, ...], scaled_max: float | None, align: bool, plot: Path | None, as_json: bool, as_csv: bool
 ) -> None:
     if not names:
-        raise ValueError("--compare needs formats: for instance qsim formats --compare e4m3 e5m2 int8")
+        raise QsimError("--compare needs formats: for instance qsim formats --compare e4m3 e5m2 int8")
     for name in names:  # a wrong name is said before Numba is loaded
         get_element_format(name)
     from qsim.analysis.formats import compare

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qsim.cli.options import show
+from qsim.errors import QsimError
 from qsim.formats.explain import number
 from qsim.tensorcore.explain import EXAMPLES, Explanation, StepView, TermView, explain_dot
 from qsim.tensorcore.model import get_instruction, list_instructions
@@ -31,16 +32,16 @@ def explain_all(
         ValueError: A without B, an example beside numbers of one's own, an unknown example.
     """
     if (a is None) != (b is None):
-        raise ValueError("-a and -b belong together: give both, as many numbers each")
+        raise QsimError("-a and -b belong together: give both, as many numbers each")
     if c is not None and len(c) != 1:
-        raise ValueError(f"-c takes one number: got {len(c)}")
+        raise QsimError(f"-c takes one number: got {len(c)}")
     if a is not None and b is not None:
         if example is not None:
-            raise ValueError(f"--example {example} has its own numbers: leave out -a and -b, or --example")
+            raise QsimError(f"--example {example} has its own numbers: leave out -a and -b, or --example")
         return [explain_dot(name, a, b, c[0] if c else 0.0) for name in names], ""
     name = example or "swallow"
     if name not in EXAMPLES:
-        raise ValueError(f"no example {name!r}: there are {', '.join(EXAMPLES)}")
+        raise QsimError(f"no example {name!r}: there are {', '.join(EXAMPLES)}")
     chosen = EXAMPLES[name]
     start = c[0] if c else chosen.c
     return [explain_dot(n, chosen.a, chosen.b, start, fill=chosen.fill) for n in names], chosen.says
@@ -67,7 +68,7 @@ def instruction_rows(prefix: str) -> list[dict[str, Any]]:
     names = list_instructions(prefix)
     if not names:
         get_instruction(prefix)  # its message says what exists
-        raise ValueError(f"no instruction starts with {prefix!r}")
+        raise QsimError(f"no instruction starts with {prefix!r}")
     rows = []
     for name in names:
         ins = get_instruction(name)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qsim.errors import QsimError
+
 if TYPE_CHECKING:
     from qsim.models import Model
 
@@ -44,7 +46,7 @@ def prepared_model(
     if scheme is not None:
         model = with_scheme(model, scheme)
     if instruction is not None and engine not in (None, "exact"):
-        raise ValueError(f"--instruction belongs to --engine exact: got --engine {engine}")
+        raise QsimError(f"--instruction belongs to --engine exact: got --engine {engine}")
     if engine is not None or instruction is not None:
         settings: dict[str, Any] = {"engine": engine or "exact"}
         if instruction is not None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qsim.errors import QsimError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -102,4 +104,4 @@ def emit(rows: Iterable[Mapping[str, Any]], *, as_json: bool, as_csv: bool) -> b
 def check_one_output(as_json: bool, as_csv: bool) -> None:
     """Raise ValueError when both --json and --csv are given."""
     if as_json and as_csv:
-        raise ValueError("--json and --csv both want stdout: give one of them")
+        raise QsimError("--json and --csv both want stdout: give one of them")

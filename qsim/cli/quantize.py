@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.errors import QsimError
+
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ def _method_options(options: Mapping[str, Any]) -> dict[str, Any]:
         try:
             given["alpha"] = None if given["alpha"] == "search" else float(given["alpha"])
         except ValueError:
-            raise ValueError(f"--alpha is a number from 0 to 1, or `search`: got {given['alpha']!r}") from None
+            raise QsimError(f"--alpha is a number from 0 to 1, or `search`: got {given['alpha']!r}") from None
     return given
 
 
@@ -170,7 +172,7 @@ def _refuse_what_cannot_be_written(
 
     found = get_recipe(method, scheme, given).scheme
     if stores_input_scale(found) and not needs_input_scale(found) and not calibrated:
-        raise ValueError(f"checkpoints with {found.activation.format.name} activations store their tensor scale, which "
+        raise QsimError(f"checkpoints with {found.activation.format.name} activations store their tensor scale, which "
                          "needs calibration text: give --calibration")  # fmt: skip
     scattered = method == "gptq" and given.get("act_order") is True and not given.get("static_groups")
     scattered = scattered and found.weight.granularity is not None and found.weight.granularity.kind == "group"
@@ -189,7 +191,7 @@ def _refuse_what_cannot_be_written(
             wrong = QUANTIZED[layout].shape_reason(found, shape, scattered)
             wrong = wrong and f"layer {name}: {wrong}"
         if wrong is not None:
-            raise ValueError(wrong)
+            raise QsimError(wrong)
 
 
 def _announce(estimate: MemoryEstimate) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsim.errors import QsimError
+
 if TYPE_CHECKING:
     from qsim.study import Case, Method, Quality, Speed, StudySpec
 
@@ -21,7 +23,7 @@ def spec_from(given: Mapping[str, Any]) -> StudySpec:
 
     spec = StudySpec() if given["file"] is None else read_spec(given["file"])
     if given["overrides"] and not given["device"]:
-        raise ValueError("--set changes the devices named with --device: name one")
+        raise QsimError("--set changes the devices named with --device: name one")
     methods = _methods(given)
     cases = _cases(given)
     return replace(
@@ -59,17 +61,17 @@ def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
     changes: dict[str, Any] = {}
     measured = [m for m in given["model"] if _has_weights(m)]
     if len(measured) > 1:
-        raise ValueError(f"one model is measured at a time: got the checkpoints {' and '.join(measured[:2])}")
+        raise QsimError(f"one model is measured at a time: got the checkpoints {' and '.join(measured[:2])}")
     if measured:
         changes["model"] = measured[0]
     for name in ("text", "calibration"):
         if given[name] is not None:
             if not given[name].is_file():
-                raise ValueError(f"--{name}: {given[name]} does not exist")
+                raise QsimError(f"--{name}: {given[name]} does not exist")
             changes[name] = str(given[name])
     if given["max_loss"] is not None:
         if not given["max_loss"] > 0:
-            raise ValueError(f"--max-loss is a positive number of bits a byte: got {given['max_loss']:g}")
+            raise QsimError(f"--max-loss is a positive number of bits a byte: got {given['max_loss']:g}")
         changes["max_loss"] = given["max_loss"]
     return replace(quality, **changes)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qsim.errors import QsimError
+
 from .hardware_options import (
     Numbers,
     device_option,
@@ -73,7 +75,7 @@ def sweep(
     changed = [hwmodels.get_device(name, overrides or None) for name in device]
     if tornado:
         if overrides:
-            raise ValueError("--tornado moves every field from its own value: it takes no --set")
+            raise QsimError("--tornado moves every field from its own value: it takes no --set")
         table = hwmodels.tornado(device[0], model, scheme[0], phase, batch[0], context[0], **how)
         if plot is not None:
             _tornado_figure(table, f"{model} {scheme[0]} on {device[0]}: +-20 %", plot)
@@ -99,7 +101,7 @@ def _field(text: str) -> tuple[str, list[float]]:
     except ValueError:
         numbers = []
     if not sep or not numbers:
-        raise ValueError(f"--field is KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
+        raise QsimError(f"--field is KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
     return key, numbers
 
 

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from . import _decode as dec
 from . import _encode as enc
 from . import _encode_general as gen
@@ -322,7 +324,7 @@ def decode_plan(fmt: ElementFormat, target: np.dtype) -> Callable[[np.ndarray, n
         ValueError: float32 for a format whose values it cannot hold.
     """
     if target == _F32 and not fits_float32(fmt):
-        raise ValueError(f"{fmt.name} has values that float32 cannot hold; use dtype=numpy.float64")
+        raise QsimError(f"{fmt.name} has values that float32 cannot hold; use dtype=numpy.float64")
     f = np.float32 if target == _F32 else np.float64
     if isinstance(fmt, CodebookFormat):
         table = np.array(fmt.table, target)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from . import _plans
 from .catalogue import get_element_format
 from .spec import ElementFormat, Format, IntFormat
@@ -34,7 +36,7 @@ def _ml_format(dtype: np.dtype) -> ElementFormat | None:
     try:
         return get_element_format(dtype.name)
     except ValueError:
-        raise ValueError(f"the ml_dtypes type {dtype.name} has no format here; accepted are {_ACCEPTED}") from None
+        raise QsimError(f"the ml_dtypes type {dtype.name} has no format here; accepted are {_ACCEPTED}") from None
 
 
 def _clean(codes: np.ndarray, fmt: ElementFormat) -> np.ndarray:
@@ -44,7 +46,7 @@ def _clean(codes: np.ndarray, fmt: ElementFormat) -> np.ndarray:
 
 def _as_array(x: Any, what: str) -> np.ndarray:
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise ValueError(f"{what}: the array has masked elements, which have no value; fill them first")
+        raise QsimError(f"{what}: the array has masked elements, which have no value; fill them first")
     array = np.asarray(x)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
@@ -101,7 +103,7 @@ def open_source(x: Any, what: str = "encode") -> Source:
             return piece.astype(np.float64) if piece.itemsize <= 4 else _round_to_odd(piece)
 
     else:
-        raise ValueError(f"{what} takes {_ACCEPTED}: got an array of dtype {dtype}")
+        raise QsimError(f"{what} takes {_ACCEPTED}: got an array of dtype {dtype}")
     return Source(shape=array.shape, size=array.size, carrier=carrier, direct=direct, load=load)
 
 
@@ -117,15 +119,15 @@ def open_codes(codes: Any, fmt: str | Format | None) -> tuple[np.ndarray, Elemen
     if own is not None:
         element = own if fmt is None else get_element_format(fmt)
         if element != own:
-            raise ValueError(f"decode: the array holds {own.name}, the format asked for is {element.name}")
+            raise QsimError(f"decode: the array holds {own.name}, the format asked for is {element.name}")
         return _clean(np.ascontiguousarray(array).view(element.code_dtype), element).reshape(array.shape), element
     if fmt is None:
-        raise ValueError("decode needs a format: only ml_dtypes arrays carry their own")
+        raise QsimError("decode needs a format: only ml_dtypes arrays carry their own")
     element = get_element_format(fmt)
     if array.size == 0 and array.dtype.kind == "f":  # numpy.asarray([]) is float64
         array = array.astype(element.code_dtype)
     if array.dtype.kind not in "iu":
-        raise ValueError(f"decode takes integer codes of {element.name}: got an array of dtype {array.dtype}")
+        raise QsimError(f"decode takes integer codes of {element.name}: got an array of dtype {array.dtype}")
     if array.dtype.kind == "i" and array.size and array.min() < 0:
         if not isinstance(element, IntFormat) or not element.signed:
             raise_foreign_codes(array, element, _plans.code_mask(element))
@@ -133,7 +135,7 @@ def open_codes(codes: Any, fmt: str | Format | None) -> tuple[np.ndarray, Elemen
         if array.min() < low or array.max() > element.max_integer:
             bad = np.flatnonzero((array < low) | (array > element.max_integer))
             where = _index(array.shape, int(bad[0]))
-            raise ValueError(
+            raise QsimError(
                 f"decode: {array.reshape(-1)[bad[0]]} at index {where} is outside {element.name} ({low} to "
                 f"{element.max_integer})"
             )
@@ -150,7 +152,7 @@ def raise_foreign_codes(array: np.ndarray, fmt: ElementFormat, mask: int) -> NoR
     flat = array.reshape(-1)
     bad = np.flatnonzero((flat < 0) | (flat.astype(np.uint64) & np.uint64(~mask & (1 << 64) - 1) != 0))
     code = int(flat[bad[0]])
-    raise ValueError(
+    raise QsimError(
         f"decode: {bad.size} of {flat.size} codes are outside {fmt.name}, which has {fmt.bits} bits"
         f"{f' above {fmt.padding_bits} zero ones' if fmt.padding_bits else ''}; the first is "
         f"{code if code < 0 else hex(code)} at index {_index(array.shape, int(bad[0]))}"
@@ -188,7 +190,7 @@ def raise_unencodable(source: Source, fmt: ElementFormat, policy: _plans.Policy,
             f"{others} value{'s' * (others > 1)} outside {fmt.min!r} to {fmt.max!r} ({fmt.name} has neither Inf nor "
             "NaN; overflow='saturate' clamps)"
         )
-    raise ValueError(f"encode: of {source.size} values, {' and '.join(parts) or 'some'} have no code{where}")
+    raise QsimError(f"encode: of {source.size} values, {' and '.join(parts) or 'some'} have no code{where}")
 
 
 def _index(shape: tuple[int, ...], flat_index: int) -> str:

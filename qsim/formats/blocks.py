@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numba as nb
 import numpy as np
 
+from qsim.errors import QsimError
+
 from . import _plans, _sources
 from ._encode import f64, u64
 from ._parallel import for_chunks
@@ -113,20 +115,20 @@ def quantize_blocks(
     check_choice("nan policy for blocks", nan, get_args(BlockNan))
     if scale_rule is not None:
         if block.tensor_scale:
-            raise ValueError(f"{block.name} has its own scale rule: got scale_rule={scale_rule!r}; leave it out")
+            raise QsimError(f"{block.name} has its own scale rule: got scale_rule={scale_rule!r}; leave it out")
         check_choice("scale rule", scale_rule, get_args(ScaleRule))
     if tensor_scale is not None and not (block.tensor_scale and 0 < tensor_scale < math.inf):
         rule = "must be positive and finite" if block.tensor_scale else f"is not part of {block.name}"
-        raise ValueError(f"tensor_scale {rule}: got {tensor_scale}")
+        raise QsimError(f"tensor_scale {rule}: got {tensor_scale}")
     array = _sources._as_array(x, "quantize_blocks")
     if array.ndim == 0:
-        raise ValueError("quantize_blocks needs at least one axis: got a 0-d array")
+        raise QsimError("quantize_blocks needs at least one axis: got a 0-d array")
     if not -array.ndim <= axis < array.ndim:
-        raise ValueError(f"axis must be in -{array.ndim} to {array.ndim - 1}: got {axis}")
+        raise QsimError(f"axis must be in -{array.ndim} to {array.ndim - 1}: got {axis}")
     axis %= array.ndim
     length = array.shape[axis]
     if length % block.block_size and not ragged:
-        raise ValueError(
+        raise QsimError(
             f"block_size must divide the axis: got block_size={block.block_size}, length {length} of axis {axis}; "
             "pass ragged=True for a shorter last block"
         )
@@ -167,7 +169,7 @@ def dequantize_blocks(q: BlockQuantized, *, dtype: Any = np.float32) -> np.ndarr
     expected = list(q.codes.shape)
     expected[q.axis] = -(-expected[q.axis] // size)
     if list(q.scales.shape) != expected:
-        raise ValueError(
+        raise QsimError(
             f"{q.fmt.name}: codes of shape {q.codes.shape} need scales of shape {tuple(expected)} "
             f"(blocks of {size} along axis {q.axis}): got {q.scales.shape}"
         )
@@ -185,11 +187,11 @@ def dequantize_blocks(q: BlockQuantized, *, dtype: Any = np.float32) -> np.ndarr
 def _block_format(fmt: str | Format, block_size: int | None) -> BlockFormat:
     found = get_format(fmt)
     if not isinstance(found, BlockFormat):
-        raise ValueError(f"{found.name} is not a block format: use qsim.encode, or a name like mxfp8_e4m3 or nvfp4")
+        raise QsimError(f"{found.name} is not a block format: use qsim.encode, or a name like mxfp8_e4m3 or nvfp4")
     if block_size is None:
         return found
     if not isinstance(block_size, int | np.integer) or block_size < 1:
-        raise ValueError(f"block_size must be a positive integer: got {block_size!r}")
+        raise QsimError(f"block_size must be a positive integer: got {block_size!r}")
     return found.with_block_size(int(block_size))
 
 
@@ -246,7 +248,7 @@ def _quantize(
         room = scaled.reshape(-1, size)
         amax = _block_amax(rows)
         if nan == "error" and np.isnan(amax).any():
-            raise ValueError(_nan_message(source, block))
+            raise QsimError(_nan_message(source, block))
         if tensor_scale is None:
             (_mx_sticky if exact else _mx)(rows, amax, *numbers, part, room)
         else:
@@ -259,7 +261,7 @@ def _quantize(
 
     for_chunks(source.size, work, chunk=chunk)
     if any(refused):
-        raise ValueError(
+        raise QsimError(
             f"{block.element.name} has neither Inf nor NaN, and values exceed its range under their block's scale; "
             "use overflow='saturate' or scale_rule='rceil'"
         )
@@ -303,7 +305,7 @@ def _nvfp4_tensor_scale(source: _sources.Source, block: BlockFormat, row: int) -
     amax = max(tops, default=0.0)
     if math.isinf(amax):
         bad = int(np.flatnonzero(np.isinf(source.load(0, source.size)))[0])
-        raise ValueError(
+        raise QsimError(
             f"{block.name} cannot scale Inf: the first is in row {bad // row} at {bad % row}; clip or replace it"
         )
     scale = np.float32(amax) / np.float32(block.scale.max * block.element.max)

@@ -11,6 +11,8 @@ import difflib
 import re
 from collections.abc import Iterator
 
+from qsim.errors import QsimError
+
 from .float_format import NanCodes
 from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
 
@@ -87,7 +89,7 @@ def register(fmt: Format, *, replace: bool = False) -> None:
     for name in (fmt.name, *fmt.aliases):
         key = name.lower()
         if not replace and _BY_NAME.get(key, fmt) != fmt:
-            raise ValueError(f"format name {name!r} is taken by {_BY_NAME[key].name}; pass replace=True to change it")
+            raise QsimError(f"format name {name!r} is taken by {_BY_NAME[key].name}; pass replace=True to change it")
     for name in (fmt.name, *fmt.aliases):
         _BY_NAME[name.lower()] = fmt
 
@@ -119,9 +121,9 @@ def _parse_float(name: str) -> FloatFormat | None:
     bits, e, m = (int(g) for g in match.group(1, 2, 3))
     finite, nan_outermost, no_negative_zero = (bool(g) for g in match.group(5, 6, 7))
     if e < 1:
-        raise ValueError(f"{name}: names by grammar have at least one exponent bit; use an int format")
+        raise QsimError(f"{name}: names by grammar have at least one exponent bit; use an int format")
     if bits != 1 + e + m:
-        raise ValueError(f"{name}: the name says {bits} bits, sign + exponent + mantissa make {1 + e + m}")
+        raise QsimError(f"{name}: the name says {bits} bits, sign + exponent + mantissa make {1 + e + m}")
     bias = int(match[4]) if match[4] else (1 << (e - 1)) - (not no_negative_zero)
     nan: NanCodes
     if no_negative_zero:
@@ -151,7 +153,7 @@ def p3109(bits: int, precision: int, *, signed: bool = True, extended: bool = Tr
     name = f"binary{bits}p{precision}{'s' if signed else 'u'}{'e' if extended else 'f'}"
     if not 1 <= precision < bits + (not signed):
         rule = "1 <= P < K" if signed else "1 <= P <= K"
-        raise ValueError(f"{name}: P3109 needs {rule}: got K={bits}, P={precision}")
+        raise QsimError(f"{name}: P3109 needs {rule}: got K={bits}, P={precision}")
     exponent_bits = bits - precision + (not signed)
     return FloatFormat(
         name=name,
@@ -196,7 +198,7 @@ def get_format(fmt: str | Format) -> Format:
             return parsed
     near = difflib.get_close_matches(key, _BY_NAME, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(near)}" if near else "see qsim.formats.list_formats()"
-    raise ValueError(
+    raise QsimError(
         f"unknown format {fmt!r}: {hint}; names like float7_e3m3fn and binary8p4se are read by their grammar"
     )
 
@@ -209,7 +211,7 @@ def get_element_format(fmt: str | Format) -> ElementFormat:
     """
     found = get_format(fmt)
     if isinstance(found, BlockFormat):
-        raise ValueError(
+        raise QsimError(
             f"{found.name} is a block format: use qsim.formats.quantize_blocks(x, {found.name!r}), "
             f"or its element format {found.element.name}"
         )

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from . import _plans, _sources
 from ._parallel import CHUNK, for_chunks
 from .catalogue import get_element_format
@@ -204,7 +206,7 @@ def _policy(rounding: Rounding, overflow: Overflow, nan: NanPolicy, random_bits:
     check_choice("overflow", overflow, OVERFLOWS)
     check_choice("nan policy", nan, NAN_POLICIES)
     if not 1 <= random_bits <= 32:
-        raise ValueError(f"random_bits must be 1 to 32: got {random_bits}")
+        raise QsimError(f"random_bits must be 1 to 32: got {random_bits}")
     return _plans.Policy(rounding=rounding, overflow=overflow, nan=nan, random_bits=int(random_bits))
 
 
@@ -224,7 +226,7 @@ def _stage_step(stage: ElementFormat, carrier: np.dtype) -> Callable[[np.ndarray
     def step(values: np.ndarray) -> np.ndarray:
         codes = np.empty(values.shape, stage.code_dtype)
         if plan(values, codes, _NO_RANDOM):
-            raise ValueError(f"via={stage.name!r}: NaN cannot pass through a format that has none")
+            raise QsimError(f"via={stage.name!r}: NaN cannot pass through a format that has none")
         result = np.empty(values.shape, target)
         back(codes, result)
         return result
@@ -254,24 +256,24 @@ class _Random:
 def _random(rng: RandomSource | None, source: _sources.Source, policy: _plans.Policy) -> _Random:
     if policy.rounding != "stochastic":
         if rng is not None:
-            raise ValueError(f"rng is for rounding='stochastic': got it with rounding={policy.rounding!r}")
+            raise QsimError(f"rng is for rounding='stochastic': got it with rounding={policy.rounding!r}")
         return _Random(None)
     if isinstance(rng, np.random.Generator):
         return _Random(rng, policy.random_bits)
     if not isinstance(rng, np.ndarray) or rng.dtype.kind != "u":
         given = f"an array of {rng.dtype}" if isinstance(rng, np.ndarray) else type(rng).__name__
-        raise ValueError(f"rounding='stochastic' needs rng: a numpy Generator or unsigned random bits; got {given}")
+        raise QsimError(f"rounding='stochastic' needs rng: a numpy Generator or unsigned random bits; got {given}")
     if rng.shape != source.shape:
-        raise ValueError(f"random bits need the shape of the values: got {rng.shape} for {source.shape}")
+        raise QsimError(f"random bits need the shape of the values: got {rng.shape} for {source.shape}")
     if rng.size and int(rng.max()) >> policy.random_bits:
-        raise ValueError(f"random bits must be below 2^{policy.random_bits} (random_bits): got {int(rng.max())}")
+        raise QsimError(f"random bits must be below 2^{policy.random_bits} (random_bits): got {int(rng.max())}")
     return _Random(np.ascontiguousarray(rng).reshape(-1), policy.random_bits)
 
 
 def _float_dtype(dtype: Any, what: str) -> np.dtype:
     target = np.dtype(dtype)
     if target not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"{what} gives float32 or float64: got dtype={target}")
+        raise QsimError(f"{what} gives float32 or float64: got dtype={target}")
     return target
 
 
@@ -280,9 +282,9 @@ def _make_out(out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype, w
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"{what}: out must be a C-contiguous {dtype} array of shape {shape}: got {given}")
+        raise QsimError(f"{what}: out must be a C-contiguous {dtype} array of shape {shape}: got {given}")
     if not out.flags.writeable:
-        raise ValueError(f"{what}: out is read-only")
+        raise QsimError(f"{what}: out is read-only")
     return out
 
 
@@ -290,7 +292,7 @@ def _as_ml_dtypes(codes: np.ndarray, fmt: ElementFormat) -> np.ndarray:
     try:
         import ml_dtypes
     except ImportError:
-        raise ValueError("as_ml_dtypes=True needs the package ml_dtypes, which is not installed") from None
+        raise QsimError("as_ml_dtypes=True needs the package ml_dtypes, which is not installed") from None
     if not hasattr(ml_dtypes, fmt.name):
-        raise ValueError(f"ml_dtypes has no type for {fmt.name}")
+        raise QsimError(f"ml_dtypes has no type for {fmt.name}")
     return codes.view(getattr(ml_dtypes, fmt.name))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from qsim.errors import QsimError
+
 from . import reference
 from ._words import hex_code
 from .catalogue import get_element_format, get_format
@@ -81,7 +83,7 @@ def codes(fmt: str | Format) -> list[dict[str, Any]]:
     """
     fmt = get_element_format(fmt)
     if fmt.storage_bits > 16:
-        raise ValueError(f"{fmt.name} has 2^{fmt.bits} codes; a table of codes is made for up to 16 bits")
+        raise QsimError(f"{fmt.name} has 2^{fmt.bits} codes; a table of codes is made for up to 16 bits")
     return [code_row(code, fmt) for code in range(1 << fmt.bits)]
 
 

@@ -13,6 +13,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from ._words import hex_code, number
 from .blocks import ScaleRule, dequantize_blocks, quantize_blocks
 from .catalogue import get_format
@@ -82,10 +84,10 @@ def explain_blocks(
     """
     block_format = get_format(fmt)
     if not isinstance(block_format, BlockFormat):
-        raise ValueError(f"{block_format.name} is not a block format: use explain")
+        raise QsimError(f"{block_format.name} is not a block format: use explain")
     x = np.asarray(values, dtype=np.float64).reshape(-1)
     if x.size == 0:
-        raise ValueError("explain_blocks needs at least one value")
+        raise QsimError("explain_blocks needs at least one value")
     rules: Sequence[ScaleRule | None] = get_args(ScaleRule) if scale_rules is None else scale_rules
     if block_format.tensor_scale and scale_rules is None:
         rules = [None]

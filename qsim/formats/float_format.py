@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 NanCodes: TypeAlias = Literal["none", "ieee", "outermost", "negative_zero", "top"]
 """Where a float format keeps its NaNs.
 
@@ -60,21 +62,21 @@ class FloatFormat:
     def __post_init__(self) -> None:
         e, m = self.exponent_bits, self.mantissa_bits
         if e < 0 or m < 0 or e + m < 1:
-            raise ValueError(f"{self.name}: exponent and mantissa widths must be >= 0 and not both 0: got E={e}, M={m}")
+            raise QsimError(f"{self.name}: exponent and mantissa widths must be >= 0 and not both 0: got E={e}, M={m}")
         if self.storage_bits > 32:
-            raise ValueError(f"{self.name}: codes must fit 32 bits: got {self.storage_bits}")
+            raise QsimError(f"{self.name}: codes must fit 32 bits: got {self.storage_bits}")
         if self.nan == "ieee" and not (self.has_inf and e and m):
-            raise ValueError(f"{self.name}: nan='ieee' needs has_inf, an exponent field and a mantissa bit")
+            raise QsimError(f"{self.name}: nan='ieee' needs has_inf, an exponent field and a mantissa bit")
         if self.nan == "negative_zero" and not self.signed:
-            raise ValueError(f"{self.name}: an unsigned format has no -0 to use as NaN; use nan='top'")
+            raise QsimError(f"{self.name}: an unsigned format has no -0 to use as NaN; use nan='top'")
         if self.nan == "top" and self.signed:
-            raise ValueError(f"{self.name}: nan='top' is for unsigned formats; use 'outermost' or 'negative_zero'")
+            raise QsimError(f"{self.name}: nan='top' is for unsigned formats; use 'outermost' or 'negative_zero'")
         if e == 0 and not self.has_subnormals:
-            raise ValueError(f"{self.name}: a format without exponent bits consists of subnormals")
+            raise QsimError(f"{self.name}: a format without exponent bits consists of subnormals")
         if self.max_magnitude_code < 1:
-            raise ValueError(f"{self.name}: no finite non-zero value is left beside the special codes")
+            raise QsimError(f"{self.name}: no finite non-zero value is left beside the special codes")
         if self.emax > 1023 or self.min_exponent < -1022:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: every value must be a float64: normal exponents run from {self.min_exponent} "
                 f"to {self.emax}, float64 has -1022 to 1023; choose another bias"
             )
@@ -162,7 +164,7 @@ class FloatFormat:
             ValueError: formats wider than 20 bits; float32 has 2^24 of them.
         """
         if self.bits > 20:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name} has too many NaN codes to list; they lie above inf_code and have nan_code last"
             )
         mags: list[int]
@@ -277,7 +279,7 @@ class FloatFormat:
             ValueError: formats wider than 20 bits, whose table would not be of use.
         """
         if self.bits > 20:
-            raise ValueError(f"{self.name} has {self.finite_count} values; a table is made for up to 20 bits")
+            raise QsimError(f"{self.name} has {self.finite_count} values; a table is made for up to 20 bits")
         m = self.mantissa_bits
         codes = np.arange(self.max_magnitude_code + 1)
         e_field, mantissa = codes >> m, codes & ((1 << m) - 1)

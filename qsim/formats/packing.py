@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numba as nb
 import numpy as np
 
+from qsim.errors import QsimError
+
 from ._encode import u64
 from .catalogue import get_element_format
 from .rounding import check_choice
@@ -30,7 +32,7 @@ def packed_size(count: int, bits: int | str | Format) -> int:
 def _width(bits: int | str | Format) -> int:
     width = bits if isinstance(bits, int) else get_element_format(bits).bits
     if width not in _WIDTHS:
-        raise ValueError(f"packing is for codes of 1 to 8 bits: got {bits!r} ({width} bits)")
+        raise QsimError(f"packing is for codes of 1 to 8 bits: got {bits!r} ({width} bits)")
     return width
 
 
@@ -54,11 +56,11 @@ def pack(codes: Any, bits: int | str | Format, *, order: NibbleOrder = "low_firs
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iu" or array.ndim == 0:
-        raise ValueError(f"pack takes an integer array of at least one axis: got {array.dtype} of shape {array.shape}")
+        raise QsimError(f"pack takes an integer array of at least one axis: got {array.dtype} of shape {array.shape}")
     if array.size and (int(array.max()) >> width or int(array.min()) < 0):
         bad = np.flatnonzero((array.reshape(-1) >> width) != 0)
         index = tuple(int(i) for i in np.unravel_index(bad[0], array.shape))
-        raise ValueError(
+        raise QsimError(
             f"pack: {bad.size} of {array.size} codes do not fit {width} bits; "
             f"the first is {array[index]} at index {index}"
         )
@@ -90,11 +92,11 @@ def unpack(
     check_choice("nibble order", order, ("low_first", "high_first"))
     array = np.asarray(packed)
     if array.dtype != np.uint8 or array.ndim == 0:
-        raise ValueError(f"unpack takes a uint8 array of at least one axis: got {array.dtype} of shape {array.shape}")
+        raise QsimError(f"unpack takes a uint8 array of at least one axis: got {array.dtype} of shape {array.shape}")
     size = array.shape[-1]
     count = size * 8 // width if count is None else int(count)
     if count < 0 or packed_size(count, width) != size:
-        raise ValueError(
+        raise QsimError(
             f"unpack: {count} codes of {width} bits take {packed_size(max(count, 0), width)} bytes a row: got {size}"
         )
     codes = np.zeros((*array.shape[:-1], count), np.uint8)

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from qsim.errors import QsimError
+
 from .catalogue import get_element_format
 from .rounding import NAN_POLICIES, OVERFLOWS, ROUNDINGS, NanPolicy, Overflow, Rounding, check_choice
 from .spec import CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
@@ -37,7 +39,7 @@ def decode(code: int, fmt: str | Format) -> Fraction | float:
     """
     fmt = get_element_format(fmt)
     if not 0 <= code < 1 << fmt.storage_bits or code & ((1 << fmt.padding_bits) - 1):
-        raise ValueError(f"{code:#x} is not a code of {fmt.name} ({fmt.storage_bits} bits)")
+        raise QsimError(f"{code:#x} is not a code of {fmt.name} ({fmt.storage_bits} bits)")
     if isinstance(fmt, CodebookFormat):
         return Fraction(fmt.table[code])
     if isinstance(fmt, IntFormat):
@@ -230,7 +232,7 @@ def _nan(negative: bool, fmt: ElementFormat, nan: NanPolicy) -> int:
     if nan == "max":
         return fmt.max_code
     if nan == "error" or fmt.nan_code is None:
-        raise ValueError(f"NaN into {fmt.name}, which has no code for it under nan={nan!r}")
+        raise QsimError(f"NaN into {fmt.name}, which has no code for it under nan={nan!r}")
     if nan == "keep_sign" and negative and isinstance(fmt, FloatFormat) and fmt.nan in ("ieee", "outermost"):
         return fmt.nan_code | (fmt.sign_mask << fmt.padding_bits)
     return fmt.nan_code
@@ -239,5 +241,5 @@ def _nan(negative: bool, fmt: ElementFormat, nan: NanPolicy) -> int:
 def _no_value(fmt: ElementFormat, x: object) -> int:
     """The code for a value that the format cannot hold: its NaN."""
     if fmt.nan_code is None:
-        raise ValueError(f"{x} overflows {fmt.name}, which has neither Inf nor NaN; use overflow='saturate'")
+        raise QsimError(f"{x} overflows {fmt.name}, which has neither Inf nor NaN; use overflow='saturate'")
     return fmt.nan_code

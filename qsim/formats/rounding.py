@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
+from qsim.errors import QsimError
+
 Rounding: TypeAlias = Literal["nearest_even", "nearest_away", "toward_zero", "up", "down", "to_odd", "stochastic"]
 """How a value between two neighbours is rounded.
 
@@ -46,4 +48,4 @@ NAN_POLICIES: tuple[NanPolicy, ...] = get_args(NanPolicy)
 def check_choice(what: str, given: object, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `given` is one of `allowed`."""
     if given not in allowed:
-        raise ValueError(f"unknown {what} {given!r}: choose one of {', '.join(allowed)}")
+        raise QsimError(f"unknown {what} {given!r}: choose one of {', '.join(allowed)}")

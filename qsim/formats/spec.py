@@ -16,6 +16,8 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .float_format import FloatFormat, dtype_for
 
 
@@ -39,11 +41,11 @@ class IntFormat:
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise ValueError(f"{self.name}: integer formats have 2 to 8 bits: got {self.bits}")
+            raise QsimError(f"{self.name}: integer formats have 2 to 8 bits: got {self.bits}")
         if self.symmetric and not self.signed:
-            raise ValueError(f"{self.name}: symmetric applies to signed formats only")
+            raise QsimError(f"{self.name}: symmetric applies to signed formats only")
         if not 0 <= self.fraction_bits <= 64:
-            raise ValueError(f"{self.name}: fraction_bits must be 0 to 64: got {self.fraction_bits}")
+            raise QsimError(f"{self.name}: fraction_bits must be 0 to 64: got {self.fraction_bits}")
 
     padding_bits: ClassVar[int] = 0
     has_inf: ClassVar[bool] = False
@@ -121,15 +123,15 @@ class CodebookFormat:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
-            raise ValueError(f"{self.name}: codebooks have 1 to 8 bits: got {self.bits}")
+            raise QsimError(f"{self.name}: codebooks have 1 to 8 bits: got {self.bits}")
         if len(self.table) != 1 << self.bits:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: a {self.bits}-bit codebook has {1 << self.bits} entries: got {len(self.table)}"
             )
         if not all(math.isfinite(v) for v in self.table) or any(
             a >= b for a, b in zip(self.table, self.table[1:], strict=False)
         ):
-            raise ValueError(f"{self.name}: codebook values must be finite and strictly ascending")
+            raise QsimError(f"{self.name}: codebook values must be finite and strictly ascending")
 
     padding_bits: ClassVar[int] = 0
     signed: ClassVar[bool] = True
@@ -207,7 +209,7 @@ class BlockFormat:
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
-            raise ValueError(f"{self.name}: block_size must be at least 1: got {self.block_size}")
+            raise QsimError(f"{self.name}: block_size must be at least 1: got {self.block_size}")
 
     @property
     def bits(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
 from qsim.quantize import TensorScheme, encode_with, find_parameters, get_rule
 from qsim.quantize.quantizer import check_finite
@@ -72,7 +73,7 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
             values = np.asarray(cast(values, activation), dtype=F32)
         return Activation(given=values, row=ones, format_name=get_format(name).name if name != "float64" else "float32")
     if activation is not None:
-        raise ValueError(
+        raise QsimError(
             f"the scheme quantises activations to {how.format.name}: activation={activation!r} does not belong to it"
         )
     values = np.ascontiguousarray(source, dtype=F32)
@@ -96,17 +97,17 @@ def _scaled(values: np.ndarray, how: TensorScheme, ones: np.ndarray, input_scale
     granularity = how.granularity
     assert granularity is not None
     if not how.symmetric:
-        raise ValueError(f"activations with a zero point have no kernel: got {how.format.name}; use a symmetric scheme")
+        raise QsimError(f"activations with a zero point have no kernel: got {how.format.name}; use a symmetric scheme")
     rule = get_rule("smoothquant" if isinstance(how.format, IntFormat) else None, how)
     if how.dynamic:
         scale, _, _ = find_parameters(values, how, rule)
     else:
         if input_scale is None:
-            raise ValueError(
+            raise QsimError(
                 "a static activation scheme needs the scale that calibration found: quantize(..., input_scale=...)"
             )
         if granularity.kind != "tensor":
-            raise ValueError(f"static activation scales are per tensor: got {granularity}")
+            raise QsimError(f"static activation scales are per tensor: got {granularity}")
         scale = np.array([input_scale], dtype=F32)
     codes = encode_with(values, how, scale, None, rule)
     if isinstance(how.format, IntFormat):

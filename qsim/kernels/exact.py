@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .activations import Activation, take
 from .packing import PackedWeight
 
@@ -49,14 +51,14 @@ def exact_linear(x: np.ndarray, packed: PackedWeight, instruction: str | None, a
     ins = get_instruction(name)
     formats = (_FORMATS.get(ins.input_a), _FORMATS.get(ins.input_b))
     if None in formats or ins.output not in ("f32", "s32"):
-        raise ValueError(
+        raise QsimError(
             f"exact=True takes an instruction of bf16, f16, tf32, s8, e4m3 or e5m2 with f32 or s32 sums: got {name}"
         )
     act = take(x, scheme.activation, input_scale=packed.input_scale, activation=activation)
     wanted = scheme.weight.format.name
     if formats[0] == "int8":
         if not act.integer or not scheme.weight.is_integer:
-            raise ValueError(f"{name} multiplies integers: got {act.format_name} by {wanted}")
+            raise QsimError(f"{name} multiplies integers: got {act.format_name} by {wanted}")
         out = _scaled_chains(act.given, _integers(packed), act, packed, name)
     elif act.codes is not None and formats == (act.format_name, wanted):
         out = _scaled_chains(act.codes, packed.source.codes, act, packed, name)
@@ -92,7 +94,7 @@ def _scaled_chains(a: np.ndarray, b: np.ndarray, act: Activation, packed: Packed
     part = q.tensor_scheme
     assert part.granularity is not None
     if q.group_index is not None:
-        raise ValueError(
+        raise QsimError(
             "exact=True cannot keep integers as codes when group_index scatters the groups; use a "
             "floating-point instruction"
         )

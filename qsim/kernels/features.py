@@ -13,6 +13,8 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from qsim.errors import QsimError
+
 PATHS = ("portable", "vnni", "bf16", "amx")
 VARIABLE = "QSIM_KERNELS"
 
@@ -78,7 +80,7 @@ def available_paths() -> tuple[str, ...]:
     if cap == "auto":
         cap = PATHS[-1]
     if cap not in PATHS:
-        raise ValueError(f"{VARIABLE} is one of auto, {', '.join(PATHS)}: got {cap!r}")
+        raise QsimError(f"{VARIABLE} is one of auto, {', '.join(PATHS)}: got {cap!r}")
     found = compiled_features() & _host_features()
     allowed = PATHS[: PATHS.index(cap) + 1]
     return tuple(p for p in allowed if found.issuperset(_NEEDS[p]) and (p != "amx" or _may_use_tiles()))
@@ -94,9 +96,9 @@ def check_path(path: str | None) -> str:
     if path is None:
         return here[-1]
     if path not in PATHS:
-        raise ValueError(f"kernel paths are {', '.join(PATHS)}: got {path!r}")
+        raise QsimError(f"kernel paths are {', '.join(PATHS)}: got {path!r}")
     if path not in here:
-        raise ValueError(
+        raise QsimError(
             f"kernel path {path!r} needs the CPU features {', '.join(_NEEDS[path])} and {VARIABLE} to allow "
             f"it; available here: {', '.join(here)}"
         )

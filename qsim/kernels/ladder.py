@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from qsim.errors import QsimError
+
 from .linear import linear
 from .packing import PackedWeight
 
@@ -31,7 +33,7 @@ def by_rows(packed: PackedWeight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row-major words, scales and zero points of a 4-bit grouped weight, for the first two rungs."""
     q = packed.source
     if packed.bits != 4 or packed.padded_k != packed.shape[1] or q.group_index is not None:
-        raise ValueError(f"the ladder climbs on 4-bit weights whose groups divide K: got {packed!r}")
+        raise QsimError(f"the ladder climbs on 4-bit weights whose groups divide K: got {packed!r}")
     codes = q.codes if q.zeros is not None else (q.integers + 8).astype(np.uint8)
     fields = codes.reshape(codes.shape[0], -1, 8).astype(np.uint32) << (4 * np.arange(8, dtype=np.uint32))
     zeros = np.full(q.scales.shape, 8, F32) if q.zeros is None else q.zeros.astype(F32)

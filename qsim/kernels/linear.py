@@ -7,6 +7,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from qsim.errors import QsimError
+
 from . import products, streams
 from .activations import Activation, take
 from .features import check_path
@@ -54,9 +56,9 @@ def linear(
     source = np.asarray(x)
     n, k = packed.shape
     if source.ndim < 1 or source.shape[-1] != k:
-        raise ValueError(f"activations of a weight ({n}, {k}) have {k} columns: got shape {source.shape}")
+        raise QsimError(f"activations of a weight ({n}, {k}) have {k} columns: got shape {source.shape}")
     if instruction is not None and not exact:
-        raise ValueError("instruction names the tensor-core instruction of exact=True: got exact=False")
+        raise QsimError("instruction names the tensor-core instruction of exact=True: got exact=False")
     rows = source if source.ndim == 2 else source.reshape(-1, k)
     if rows.shape[0] == 0:
         return np.zeros((*source.shape[:-1], n), dtype=F32)

@@ -22,6 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat
 from qsim.quantize import QuantizedTensor, Scheme
 
@@ -135,12 +136,12 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         ValueError: not a weight matrix; a bias of another length; NaN or Inf codes in an FP8 weight (the row is named).
     """
     if len(qt.shape) != 2 or qt.part != "weight":
-        raise ValueError(f"pack takes a weight (N, K): got part {qt.part!r} of shape {qt.shape}")
+        raise QsimError(f"pack takes a weight (N, K): got part {qt.part!r} of shape {qt.shape}")
     n, k = qt.shape
     if bias is not None:
         bias = np.ascontiguousarray(bias, dtype=np.float32)
         if bias.shape != (n,):
-            raise ValueError(f"a bias has one entry an output row, ({n},): got {bias.shape}{_of(qt)}")
+            raise QsimError(f"a bias has one entry an output row, ({n},): got {bias.shape}{_of(qt)}")
     common: dict[str, Any] = {
         "shape": (n, k), "scheme": qt.scheme, "source": qt, "bias": bias, "input_scale": qt.input_scale,
     }  # fmt: skip
@@ -202,7 +203,7 @@ def _column_order(qt: QuantizedTensor, group: int) -> np.ndarray | None:
         return None
     counts = np.bincount(qt.group_index, minlength=-(-qt.shape[1] // group))
     if (counts[:-1] != group).any():
-        raise ValueError(f"group_index must give every group {group} columns: got {counts.tolist()[:8]}...{_of(qt)}")
+        raise QsimError(f"group_index must give every group {group} columns: got {counts.tolist()[:8]}...{_of(qt)}")
     return np.argsort(qt.group_index, kind="stable").astype(np.int64)
 
 
@@ -214,7 +215,7 @@ def _refuse_specials(codes: np.ndarray, fmt: FloatFormat, qt: QuantizedTensor) -
     special = (codes & 0x7F) > fmt.max_code if fmt.bits == 8 else np.zeros(0, bool)  # smaller floats have none
     if special.any():
         row = int(np.flatnonzero(special.any(axis=1))[0])
-        raise ValueError(
+        raise QsimError(
             f"FP8 weights must be finite: {int(special.sum())} codes are NaN or Inf, the first in row {row}{_of(qt)}"
         )
 

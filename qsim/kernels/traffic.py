@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qsim.errors import QsimError
+
 from .packing import PackedWeight
 
 
@@ -58,9 +60,9 @@ def traffic(packed: PackedWeight, tokens: int) -> Traffic:
         ValueError: tokens < 1; a format without a fused kernel, which streams no packed buffer.
     """
     if tokens < 1:
-        raise ValueError(f"a product has at least one token: got {tokens}")
+        raise QsimError(f"a product has at least one token: got {tokens}")
     if packed.kind == "dense":
-        raise ValueError(f"{packed.scheme.weight.format.name} has no fused kernel here; its size is source.nbytes")
+        raise QsimError(f"{packed.scheme.weight.format.name} has no fused kernel here; its size is source.nbytes")
     n, k = packed.shape
     rows = packed.words.shape[0] * 64
     groups = packed.padded_k // packed.group

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat, cast, encode, get_format
 
 from . import ops
@@ -43,16 +44,16 @@ class AttentionMath:
             name = getattr(ins.format_a, "name", "")
             if not isinstance(ins.format_a, FloatFormat) or ins.format_a != ins.format_b or ins.output != "f32" \
                     or ins.block_a is not None:  # fmt: skip
-                raise ValueError(
+                raise QsimError(
                     f"attention takes an instruction of equal float formats with f32 sums: got {self.instruction}"
                 )
             if self.operand_format is not None and get_format(self.operand_format).name != name:
-                raise ValueError(f"{self.instruction} multiplies {name}: got operand_format={self.operand_format!r}")
+                raise QsimError(f"{self.instruction} multiplies {name}: got operand_format={self.operand_format!r}")
             object.__setattr__(self, "operand_format", name)
         if self.operand_format is not None:
             fmt = get_format(self.operand_format)
             if not isinstance(fmt, FloatFormat) or fmt.bits < 8:
-                raise ValueError(f"attention operands are floats of 8 to 32 bits: got {self.operand_format!r}")
+                raise QsimError(f"attention operands are floats of 8 to 32 bits: got {self.operand_format!r}")
             object.__setattr__(self, "operand_format", fmt.name)
 
     @property

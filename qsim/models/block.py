@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize import TensorScheme
 
 from . import ops
@@ -43,9 +44,7 @@ class Norm:
         else:
             bad = ops.layer_norm(x, self.weight, self.bias, F32(self.eps), out)
         if bad >= 0:
-            raise ValueError(
-                f"hidden states before {self.name} are NaN, Inf or too large to square, first in row {bad}"
-            )
+            raise QsimError(f"hidden states before {self.name} are NaN, Inf or too large to square, first in row {bad}")
         return self.round(out)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, cast, get_format
 from qsim.quantize import Scheme, TensorScheme, quantize
 
@@ -63,7 +64,7 @@ class KVCache:
         """
         needed = int(self.lengths.max(initial=0)) + tokens
         if needed > self.limit:
-            raise ValueError(
+            raise QsimError(
                 f"the model's context is {self.limit} tokens: got {needed - tokens} in the cache and {tokens} more"
             )
         if needed <= self.capacity:
@@ -106,13 +107,13 @@ def check_kv_scheme(scheme: TensorScheme) -> None:
     """
     if not scheme.is_quantized or isinstance(scheme.format, BlockFormat):
         if isinstance(scheme.format, BlockFormat):
-            raise ValueError(f"a KV cache is a 16-bit float, FP8 or integers: got {scheme.format.name}")
+            raise QsimError(f"a KV cache is a 16-bit float, FP8 or integers: got {scheme.format.name}")
         return
     assert scheme.granularity is not None
     if scheme.granularity.kind not in ("tensor", "token", "group"):
-        raise ValueError(f"the granularity of a KV cache is tensor, token or group(g): got {scheme.granularity}")
+        raise QsimError(f"the granularity of a KV cache is tensor, token or group(g): got {scheme.granularity}")
     if not scheme.dynamic and (scheme.granularity.kind != "tensor" or not isinstance(scheme.format, FloatFormat)):
-        raise ValueError(
+        raise QsimError(
             f"stored KV scales are per tensor, of FP8: got {scheme.format.name}, {scheme.granularity}; "
             "use dynamic=True for scales found from every token"
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from qsim.errors import QsimError
+
 from .rope import RopeScaling
 
 Architecture: TypeAlias = Literal["llama", "mistral", "qwen2", "qwen3", "opt"]
@@ -87,7 +89,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way a frozen value can fill what was left out
         if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architectures are {', '.join(ARCHITECTURES)}: got {self.architecture!r}")
+            raise QsimError(f"architectures are {', '.join(ARCHITECTURES)}: got {self.architecture!r}")
         if not self.sliding_windows:
             put(self, "sliding_windows", (None,) * self.num_hidden_layers)
         if not self.word_embed_proj_dim:
@@ -96,18 +98,18 @@ class ModelConfig:
                      "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is a whole number of at least 1: got {value!r}")
+                raise QsimError(f"{name} is a whole number of at least 1: got {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
+            raise QsimError(
                 "num_key_value_heads must divide num_attention_heads: got "
                 f"{self.num_key_value_heads} and {self.num_attention_heads}"
             )
         if self.architecture != "opt" and self.head_dim % 2:
-            raise ValueError(f"rotary embeddings need an even head_dim: got {self.head_dim}")
+            raise QsimError(f"rotary embeddings need an even head_dim: got {self.head_dim}")
         if self.hidden_act not in ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh"):
-            raise ValueError(f"hidden_act is silu, relu, gelu, gelu_new or gelu_pytorch_tanh: got {self.hidden_act!r}")
+            raise QsimError(f"hidden_act is silu, relu, gelu, gelu_new or gelu_pytorch_tanh: got {self.hidden_act!r}")
         if len(self.sliding_windows) != self.num_hidden_layers:
-            raise ValueError(
+            raise QsimError(
                 f"sliding_windows has one entry a layer, {self.num_hidden_layers}: got {len(self.sliding_windows)}"
             )
 
@@ -153,4 +155,4 @@ def _architecture(data: Mapping[str, Any]) -> str:
     elif kind in ARCHITECTURES:
         return str(kind)
     given = f"architectures={classes}, model_type={kind!r}" if classes else f"model_type={kind!r}"
-    raise ValueError(f"supported architectures are {', '.join(_CLASSES)}: got {given}")
+    raise QsimError(f"supported architectures are {', '.join(_CLASSES)}: got {given}")

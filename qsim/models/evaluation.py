@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats._parallel import one_blas_thread
 
 from . import statistics
@@ -158,7 +159,7 @@ def evaluate(
     plan = _plan(model, len(ids), window, stride, protocol)
     ref = reference if reference is None or isinstance(reference, Reference) else Reference(reference, 0)
     if ref is not None and ref.model.config.vocab_size != model.config.vocab_size:
-        raise ValueError(
+        raise QsimError(
             f"model and reference must have the same vocabulary: got {model.config.vocab_size} and "
             f"{ref.model.config.vocab_size} tokens"
         )
@@ -175,35 +176,35 @@ def evaluate(
 def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray | None]:
     if isinstance(text, np.ndarray):
         if max_bytes is not None:
-            raise ValueError("max_bytes cuts a text: got token ids, so cut them")
+            raise QsimError("max_bytes cuts a text: got token ids, so cut them")
         return model.check_tokens(text)[0], None
     raw = text.encode("utf-8") if isinstance(text, str) else bytes(text)
     cut = raw if max_bytes is None else raw[:max_bytes]
     try:
         string = cut.decode("utf-8", errors="strict" if len(cut) == len(raw) else "ignore")
     except UnicodeDecodeError as error:
-        raise ValueError(f"a text is UTF-8: byte {error.start} is not") from None
+        raise QsimError(f"a text is UTF-8: byte {error.start} is not") from None
     return require_tokenizer(model).spans(string)
 
 
 def _plan(model: Model, count: int, window: int, stride: int | None, protocol: str) -> list[_Window]:
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocols are {', '.join(PROTOCOLS)}: got {protocol!r}")
+        raise QsimError(f"protocols are {', '.join(PROTOCOLS)}: got {protocol!r}")
     context = model.config.max_position_embeddings
     if not 2 <= window <= context:
-        raise ValueError(f"window is 2 to the model's context, {context} tokens: got {window}")
+        raise QsimError(f"window is 2 to the model's context, {context} tokens: got {window}")
     if stride is not None and protocol != "sliding":
-        raise ValueError(f"stride belongs to protocol='sliding': got {protocol!r}")
+        raise QsimError(f"stride belongs to protocol='sliding': got {protocol!r}")
     needed = window if protocol == "gptq" else 2
     if count < needed:
-        raise ValueError(f"protocol {protocol!r} needs a text of at least {needed} tokens: got {count}")
+        raise QsimError(f"protocol {protocol!r} needs a text of at least {needed} tokens: got {count}")
     if protocol == "gptq":
         return [_Window(start=s, stop=s + window - 1, scored=s) for s in range(0, count - window + 1, window)]
     if protocol == "windows":
         return [_Window(start=s, stop=min(s + window, count - 1), scored=s) for s in range(0, count - 1, window)]
     step = window // 2 if stride is None else stride
     if not 1 <= step <= window:
-        raise ValueError(f"stride is 1 to the window, {window}: got {step}")
+        raise QsimError(f"stride is 1 to the window, {window}: got {step}")
     out, done = [], 0  # `done`: tokens before it were predicted, or are the text's first
     for s in range(0, count, step):
         end = min(s + window, count)

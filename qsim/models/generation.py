@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 if TYPE_CHECKING:
     from .cache import KVCache
     from .model import Model
@@ -50,15 +52,15 @@ def generate(
     single = not ragged and np.ndim(tokens) == 1
     rows = [model.check_tokens(row)[0] for row in tokens] if ragged else list(model.check_tokens(tokens))
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is at least 0: got {max_new_tokens}")
+        raise QsimError(f"max_new_tokens is at least 0: got {max_new_tokens}")
     if not temperature >= 0 or not np.isfinite(temperature):
-        raise ValueError(f"temperature is a number of at least 0: got {temperature}")
+        raise QsimError(f"temperature is a number of at least 0: got {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is above 0 and at most 1: got {top_p}")
+        raise QsimError(f"top_p is above 0 and at most 1: got {top_p}")
     limit = model.config.max_position_embeddings
     longest = max(len(row) for row in rows)
     if longest > limit:
-        raise ValueError(f"the model's context is {limit} tokens: got a prompt of {longest}; shorten it")
+        raise QsimError(f"the model's context is {limit} tokens: got a prompt of {longest}; shorten it")
     stop = np.array(model.config.eos_token_ids if eos is None else eos, np.int64)
     steps = _steps(model, rows, max_new_tokens, _Sampler(temperature, top_p, seed, len(rows)), stop)
     return (int(ids[0]) for ids in steps) if single else steps
@@ -169,7 +171,7 @@ def complete(
     tokenizer = require_tokenizer(model)
     ids = tokenizer.encode(prompt)
     if ids.size == 0:
-        raise ValueError("the prompt has no tokens: give at least one character")
+        raise QsimError("the prompt has no tokens: give at least one character")
     stop = model.config.eos_token_ids if eos is None else tuple(eos)
     text = TextStream(tokenizer)
     start = time.perf_counter()
@@ -233,6 +235,6 @@ def require_tokenizer(model: Model) -> Tokenizer:
         ValueError: it has none.
     """
     if model.tokenizer is None:
-        raise ValueError(f"{model.path or model.name or 'the model'} has no tokenizer.json: text cannot become tokens; "
+        raise QsimError(f"{model.path or model.name or 'the model'} has no tokenizer.json: text cannot become tokens; "
                          "give token ids, or put the file there")  # fmt: skip
     return model.tokenizer

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qsim.errors import QsimError
+
 from .rope import RopeScaling
 
 if TYPE_CHECKING:
@@ -33,9 +35,9 @@ class _Reader:
     def size(self, key: str) -> int:
         value = self.take(key)
         if value is None:
-            raise ValueError(f"config.json has no {key!r}")
+            raise QsimError(f"config.json has no {key!r}")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key} is a whole number of at least 1: got {value!r}")
+            raise QsimError(f"{key} is a whole number of at least 1: got {value!r}")
         return value
 
 
@@ -48,7 +50,7 @@ def read_config(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     hidden, heads, layers = (reader.size(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     head_dim = take("head_dim") if architecture != "opt" else None
     if head_dim is None and hidden % heads:
-        raise ValueError(f"num_attention_heads must divide hidden_size: got {heads} and {hidden}")
+        raise QsimError(f"num_attention_heads must divide hidden_size: got {heads} and {hidden}")
     out: dict[str, Any] = {
         "architecture": architecture,
         "vocab_size": reader.size("vocab_size"),
@@ -100,7 +102,7 @@ def _read_rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
     theta = float(given.pop("rope_theta", None) or theta or 10000.0)
     partial = given.pop("partial_rotary_factor", None) or reader.take("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor must be 1 in the families read here: got {partial}")
+        raise QsimError(f"partial_rotary_factor must be 1 in the families read here: got {partial}")
     return theta, RopeScaling.from_dict(given)
 
 
@@ -120,7 +122,7 @@ def _read_windows(reader: _Reader, architecture: str, layers: int) -> tuple[int 
         types = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(layers)]
     odd = [t for t in types if t not in ("full_attention", "sliding_attention")]
     if odd or len(types) != layers:
-        raise ValueError(
+        raise QsimError(
             f"layer_types names full_attention or sliding_attention for each of {layers} layers: got "
             f"{odd[0] if odd else f'{len(types)} entries'!r}"
         )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize import Granularity, QuantizedTensor
 
 from . import ops
@@ -50,21 +51,21 @@ class Linear:
 
     def __post_init__(self) -> None:
         if len(self.weight.shape) != 2:
-            raise ValueError(f"a Linear's weight is (N, K): got {self.weight.shape} ({self.name})")
+            raise QsimError(f"a Linear's weight is (N, K): got {self.weight.shape} ({self.name})")
         if isinstance(self.weight, np.ndarray) and self.weight.dtype != F32:
-            raise ValueError(f"an unquantised weight is float32: got {self.weight.dtype} ({self.name})")
+            raise QsimError(f"an unquantised weight is float32: got {self.weight.dtype} ({self.name})")
         if self.bias is not None and self.bias.shape != (self.out_features,):
-            raise ValueError(
+            raise QsimError(
                 f"a bias has one entry an output, ({self.out_features},): got {self.bias.shape} ({self.name})"
             )
         if not callable(self.engine) and self.engine not in ENGINES:
-            raise ValueError(f"engines are {', '.join(ENGINES)}, or a function: got {self.engine!r} ({self.name})")
+            raise QsimError(f"engines are {', '.join(ENGINES)}, or a function: got {self.engine!r} ({self.name})")
         if self.instruction is not None and self.engine != "exact":
-            raise ValueError(f"instruction belongs to engine='exact': got engine={self.engine!r} ({self.name})")
+            raise QsimError(f"instruction belongs to engine='exact': got engine={self.engine!r} ({self.name})")
         if self.activation not in (None, "bfloat16", "float16"):
-            raise ValueError(f"activation rounds x to bfloat16 or float16: got {self.activation!r} ({self.name})")
+            raise QsimError(f"activation rounds x to bfloat16 or float16: got {self.activation!r} ({self.name})")
         if self.input_transform not in (None, "hadamard"):
-            raise ValueError(f"input_transform is hadamard or None: got {self.input_transform!r} ({self.name})")
+            raise QsimError(f"input_transform is hadamard or None: got {self.input_transform!r} ({self.name})")
 
     @property
     def out_features(self) -> int:
@@ -113,7 +114,7 @@ class Linear:
         """
         rows = x.reshape(-1, x.shape[-1])
         if rows.shape[1] != self.in_features:
-            raise ValueError(f"{self.name} has {self.in_features} inputs: got x of shape {x.shape}")
+            raise QsimError(f"{self.name} has {self.in_features} inputs: got x of shape {x.shape}")
         return self.rows(rows).reshape(*x.shape[:-1], self.out_features)
 
     def transformed(self, x: np.ndarray) -> np.ndarray:
@@ -140,7 +141,7 @@ class Linear:
             try:
                 return linear(x, self._packed, exact, self.instruction, activation=self.activation)
             except ValueError as error:
-                raise ValueError(f"{self.name}: {error}") from None
+                raise QsimError(f"{self.name}: {error}") from None
         if self.bias is not None:
             y += self.bias
         return y
@@ -162,7 +163,7 @@ class Linear:
 
         ins = get_instruction(self.instruction or "hopper.wgmma.f32.bf16")
         if ins.input_a not in ("bf16", "f16", "tf32") or ins.output != "f32":
-            raise ValueError(
+            raise QsimError(
                 f"a float32 weight is multiplied by an instruction of bf16, f16 or tf32 with f32 sums: got {ins.name} "
                 f"({self.name}); quantise the weight for the others"
             )
@@ -181,7 +182,7 @@ class Linear:
         try:
             act = take(x, weight.scheme.activation, input_scale=weight.input_scale, activation=self.activation)
         except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+            raise QsimError(f"{self.name}: {error}") from None
         values = act.values
         if act.group is not None:
             assert act.group_size is not None

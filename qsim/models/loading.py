@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from . import families
 from .config import ModelConfig
 from .model import Model
@@ -63,7 +65,7 @@ def load_plain(folder: str | Path) -> Model:
             notes.append("config ties the head to the embedding, but lm_head.weight differs from it and is used")
     odd = [name for name in left if name.endswith(_QUANTIZED)]
     if odd:
-        raise ValueError(
+        raise QsimError(
             f"{files[odd[0]].path}: tensor {odd[0]} belongs to a quantised checkpoint, but config.json has no "
             "quantization_config that says how to read it"
         )
@@ -90,9 +92,9 @@ def resolve(path: str | Path) -> Path:
     folder = TINY if str(path) == "tiny" else Path(path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"{folder} {what}: a model is `tiny` or a folder with config.json and safetensors files")
+        raise QsimError(f"{folder} {what}: a model is `tiny` or a folder with config.json and safetensors files")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
+        raise QsimError(f"{folder} is not a checkpoint: it has no config.json")
     return folder
 
 
@@ -105,9 +107,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise QsimError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise QsimError(f"{path} is not a JSON object")
     return data
 
 
@@ -118,7 +120,7 @@ def read_config(folder: Path) -> ModelConfig:
         return ModelConfig.from_dict(read_json(path))
     except (ValueError, TypeError) as error:
         text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        raise QsimError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
 def config_notes(config: ModelConfig) -> list[str]:
@@ -134,18 +136,18 @@ def read_tensor(files: TensorFiles, name: str, shape: tuple[int, ...]) -> np.nda
         ValueError: it is missing, of another shape, or has NaN or Inf.
     """
     if name not in files:
-        raise ValueError(f"{files.path} has no tensor {name}, {shape} by config.json")
+        raise QsimError(f"{files.path} has no tensor {name}, {shape} by config.json")
     entry = files[name]
     if entry.shape != shape:
-        raise ValueError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
+        raise QsimError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
     out = entry.float32()
     if not (np.isfinite(out.min()) and np.isfinite(out.max())):
-        raise ValueError(f"{entry.path}: tensor {name} has {int((~np.isfinite(out)).sum())} values that are NaN or Inf")
+        raise QsimError(f"{entry.path}: tensor {name} has {int((~np.isfinite(out)).sum())} values that are NaN or Inf")
     return out
 
 
 def tiny_text(which: Literal["calibration", "test"]) -> str:
     """A text of the embedded model that its training never saw: `calibration` (128 KiB) or `test` (256 KiB)."""
     if which not in ("calibration", "test"):
-        raise ValueError(f"texts are calibration and test: got {which!r}")
+        raise QsimError(f"texts are calibration and test: got {which!r}")
     return (TINY / f"{which}.txt").read_bytes().decode("utf-8")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.quantize import QuantizedTensor, TensorScheme
 
 from . import families
@@ -76,7 +77,7 @@ class Model:
         if self.kv_cache is not None:
             check_kv_scheme(self.kv_cache)
         if self.activation_format not in (None, "bfloat16", "float16"):
-            raise ValueError(f"activation_format is bfloat16, float16 or None: got {self.activation_format!r}")
+            raise QsimError(f"activation_format is bfloat16, float16 or None: got {self.activation_format!r}")
         built = build(self, known)
         put = object.__setattr__  # derived once; the value stays the same value
         put(self, "tensors", MappingProxyType(built.tensors))
@@ -266,24 +267,24 @@ class Model:
         """
         ids = np.asarray(tokens)
         if ids.ndim not in (1, 2) or ids.size == 0:
-            raise ValueError(f"tokens are (T,) or (B, T), at least one: got shape {ids.shape}")
+            raise QsimError(f"tokens are (T,) or (B, T), at least one: got shape {ids.shape}")
         if ids.dtype.kind not in "iu":
             raise TypeError(f"tokens are whole numbers: got {ids.dtype}")
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"token ids are 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")
+            raise QsimError(f"token ids are 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")
         return np.atleast_2d(ids).astype(np.int64, copy=False)
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_position_embeddings:
-            raise ValueError(
+            raise QsimError(
                 f"the model's context is {self.config.max_position_embeddings} tokens: got {length}; "
                 "cut the text into windows"
             )
 
     def _check_hidden(self, hidden: np.ndarray) -> np.ndarray:
         if hidden.ndim != 3 or hidden.shape[-1] != self.config.hidden_size:
-            raise ValueError(f"hidden states are (B, T, {self.config.hidden_size}): got shape {hidden.shape}")
+            raise QsimError(f"hidden states are (B, T, {self.config.hidden_size}): got shape {hidden.shape}")
         return np.asarray(hidden, dtype=F32)
 
     def _hidden(self, ids: np.ndarray, cache: KVCache | None, observe: Observer | None) -> np.ndarray:
@@ -308,12 +309,12 @@ class Model:
         c = self.config
         layers, rows, kv_heads, _, size = cache.keys.shape
         if (layers, kv_heads, size) != (c.num_hidden_layers, c.num_key_value_heads, c.head_dim):
-            raise ValueError(
+            raise QsimError(
                 f"the cache is of a model with {layers} layers of {kv_heads} KV heads of {size}: this one has "
                 f"{c.num_hidden_layers} of {c.num_key_value_heads} of {c.head_dim}"
             )
         if rows != batch:
-            raise ValueError(f"the cache holds {rows} sequences: got tokens of {batch}")
+            raise QsimError(f"the cache holds {rows} sequences: got tokens of {batch}")
 
     def _embed(self, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
         names = families.model_names(self.config)
@@ -365,10 +366,10 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     linears = quantizable(config)
     for name, shape in expected.items():
         if name not in tensors:
-            raise ValueError(f"the model has no tensor {name}, {shape}")
+            raise QsimError(f"the model has no tensor {name}, {shape}")
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"tensor {name} is {shape} by the config: got {tuple(tensor.shape)}")
+            raise QsimError(f"tensor {name} is {shape} by the config: got {tuple(tensor.shape)}")
     optional = {"lm_head.weight"} | {
         f"{families.block_names(config, i).attention}.{which}_scale"
         for i in range(config.num_hidden_layers)
@@ -376,12 +377,12 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     }
     for name, tensor in tensors.items():
         if name not in expected and name not in optional:
-            raise ValueError(f"{name} is not a tensor of {config.architecture} with {config.num_hidden_layers} layers")
+            raise QsimError(f"{name} is not a tensor of {config.architecture} with {config.num_hidden_layers} layers")
         if isinstance(tensor, QuantizedTensor):
             if name not in linears:
-                raise ValueError(f"only weights of Linears can be quantised: got {name}")
+                raise QsimError(f"only weights of Linears can be quantised: got {name}")
         elif not isinstance(tensor, np.ndarray) or tensor.dtype != F32:
-            raise ValueError(f"tensors are float32 or quantised: {name} is {getattr(tensor, 'dtype', type(tensor))}")
+            raise QsimError(f"tensors are float32 or quantised: {name} is {getattr(tensor, 'dtype', type(tensor))}")
 
 
 def quantizable(config: ModelConfig) -> set[str]:

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 RopeType: TypeAlias = Literal["linear", "llama3", "yarn"]
 
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -58,10 +60,10 @@ class RopeScaling:
         if kind == "default":
             return None
         if kind not in _KEYS:
-            raise ValueError(f"rope types are default, {', '.join(_KEYS)}: got {kind!r}")
+            raise QsimError(f"rope types are default, {', '.join(_KEYS)}: got {kind!r}")
         missing = [k for k in _REQUIRED[kind] if k not in given]
         if missing:
-            raise ValueError(f"rope type {kind!r} needs {missing[0]!r}: got {sorted(given)}")
+            raise QsimError(f"rope type {kind!r} needs {missing[0]!r}: got {sorted(given)}")
         return cls(rope_type=kind, **{k: given[k] for k in _KEYS[kind] if k in given})
 
     def to_dict(self) -> dict[str, Any]:

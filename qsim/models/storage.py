@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
@@ -58,7 +60,7 @@ class Entry:
             file.seek(self.offset)
             out = np.fromfile(file, dtype=kind, count=count)
         if out.size != count:
-            raise ValueError(f"{self.path}: tensor {self.name} ends early: {out.size} of {count} elements are there")
+            raise QsimError(f"{self.path}: tensor {self.name} ends early: {out.size} of {count} elements are there")
         return out.reshape(self.shape)
 
     def float32(self) -> np.ndarray:
@@ -68,7 +70,7 @@ class Entry:
             ValueError: an integer tensor.
         """
         if self.dtype not in FLOATS:
-            raise ValueError(f"{self.path}: tensor {self.name} is {self.dtype}, where a float is needed")
+            raise QsimError(f"{self.path}: tensor {self.name} is {self.dtype}, where a float is needed")
         raw = self.bits()
         if self.dtype == "BF16":
             out = raw.astype(np.uint32)
@@ -121,13 +123,13 @@ def open_file(path: str | Path) -> TensorFiles:
     """
     path = Path(path)
     if path.suffix in _PICKLES:
-        raise ValueError(f"{path} is a pickle, which is never read; save the model as safetensors")
+        raise QsimError(f"{path} is a pickle, which is never read; save the model as safetensors")
     size = os.stat(path).st_size
     with open(path, "rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > min(size - 8, _HEADER_LIMIT):
-            raise ValueError(
+            raise QsimError(
                 f"{path} is not a whole safetensors file: its header should be {length if len(head) == 8 else '?'} "
                 f"bytes, the file has {size}"
             )
@@ -135,19 +137,19 @@ def open_file(path: str | Path) -> TensorFiles:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError, _TwiceError) as error:
-        raise ValueError(f"{path} is not a safetensors file: its header is not valid JSON ({error})") from None
+        raise QsimError(f"{path} is not a safetensors file: its header is not valid JSON ({error})") from None
     if not isinstance(header, dict):
-        raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object")
+        raise QsimError(f"{path} is not a safetensors file: its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError(f"{path}: __metadata__ maps names to strings")
+        raise QsimError(f"{path}: __metadata__ maps names to strings")
     start = 8 + length
     entries = {name: _entry(path, name, fields, start, size) for name, fields in header.items()}
     _check_layout(path, entries, start, size)
     return TensorFiles(path=path, entries=entries, metadata=metadata)
 
 
-class _TwiceError(ValueError):
+class _TwiceError(QsimError):
     pass
 
 
@@ -162,21 +164,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(path: Path, name: str, fields: Any, start: int, size: int) -> Entry:
     where = f"{path}: tensor {name}"
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
-        raise ValueError(f"{where} needs dtype, shape and data_offsets in the header")
+        raise QsimError(f"{where} needs dtype, shape and data_offsets in the header")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if dtype not in _BITS:
-        raise ValueError(f"{where} has dtype {dtype!r}; read are {', '.join(_BITS)}")
+        raise QsimError(f"{where} has dtype {dtype!r}; read are {', '.join(_BITS)}")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError(f"{where}: {what} is a list of whole numbers: got {numbers!r}")
+            raise QsimError(f"{where}: {what} is a list of whole numbers: got {numbers!r}")
     if len(offsets) != 2:
-        raise ValueError(f"{where}: data_offsets are two numbers: got {offsets!r}")
+        raise QsimError(f"{where}: data_offsets are two numbers: got {offsets!r}")
     first, last = offsets
     expected = math.prod(shape) * np.dtype(_BITS[dtype]).itemsize
     if last - first != expected:
-        raise ValueError(f"{where} of {dtype} {tuple(shape)} has {expected} bytes: the header gives {last - first}")
+        raise QsimError(f"{where} of {dtype} {tuple(shape)} has {expected} bytes: the header gives {last - first}")
     if start + last > size:
-        raise ValueError(f"{path} is truncated: tensor {name} ends at byte {start + last}, the file has {size}")
+        raise QsimError(f"{path} is truncated: tensor {name} ends at byte {start + last}, the file has {size}")
     return Entry(name=name, path=path, dtype=dtype, shape=tuple(shape), offset=start + first, nbytes=expected)
 
 
@@ -186,10 +188,10 @@ def _check_layout(path: Path, entries: Mapping[str, Entry], start: int, size: in
     for e in sorted(entries.values(), key=lambda e: (e.offset, e.nbytes)):
         if e.offset != at:
             what = "overlaps" if e.offset < at else "leaves a hole after"
-            raise ValueError(f"{path}: tensor {e.name} {what} {before}: it starts at {e.offset}, expected {at}")
+            raise QsimError(f"{path}: tensor {e.name} {what} {before}: it starts at {e.offset}, expected {at}")
         at, before = e.offset + e.nbytes, e.name
     if at != size:
-        raise ValueError(f"{path} has {size - at} bytes after its last tensor, {before}")
+        raise QsimError(f"{path} has {size - at} bytes after its last tensor, {before}")
 
 
 def open_folder(path: str | Path) -> TensorFiles:
@@ -209,13 +211,13 @@ def open_folder(path: str | Path) -> TensorFiles:
     if len(found) == 1:
         return open_file(found[0])
     if found:
-        raise ValueError(f"{path} has {len(found)} safetensors files but neither {SINGLE} nor {INDEX}")
+        raise QsimError(f"{path} has {len(found)} safetensors files but neither {SINGLE} nor {INDEX}")
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
     if pickles:
-        raise ValueError(
+        raise QsimError(
             f"{path} has no safetensors file, only {pickles[0]}: pickles are never read; save the model as safetensors"
         )
-    raise ValueError(f"{path} is not a checkpoint: it has no {SINGLE} and no {INDEX}")
+    raise QsimError(f"{path} is not a checkpoint: it has no {SINGLE} and no {INDEX}")
 
 
 def _open_index(path: Path) -> TensorFiles:
@@ -226,23 +228,23 @@ def _open_index(path: Path) -> TensorFiles:
         assert isinstance(places, dict)
         assert all(isinstance(v, str) for v in places.values())
     except (ValueError, KeyError, TypeError, AssertionError):
-        raise ValueError(f"{where} is not an index: it has no weight_map from tensor names to files") from None
+        raise QsimError(f"{where} is not an index: it has no weight_map from tensor names to files") from None
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
     for shard in sorted(set(places.values())):
         first = next(name for name, s in places.items() if s == shard)
         if Path(shard).name != shard:
-            raise ValueError(f"{where}: shards are files of the same folder: got {shard!r} for tensor {first}")
+            raise QsimError(f"{where}: shards are files of the same folder: got {shard!r} for tensor {first}")
         if not (path / shard).is_file():
-            raise ValueError(f"{path / shard} is missing: {INDEX} places tensor {first} in it")
+            raise QsimError(f"{path / shard} is missing: {INDEX} places tensor {first} in it")
         opened = open_file(path / shard)
         twice = entries.keys() & opened.keys()
         if twice:
             name = min(twice)
-            raise ValueError(f"{path / shard}: tensor {name} is also in {entries[name].path.name}")
+            raise QsimError(f"{path / shard}: tensor {name} is also in {entries[name].path.name}")
         entries |= opened.entries
         metadata |= opened.metadata
     for name, shard in places.items():
         if name not in entries or entries[name].path.name != shard:
-            raise ValueError(f"{path / shard} lacks tensor {name}, which {INDEX} places in it")
+            raise QsimError(f"{path / shard} lacks tensor {name}, which {INDEX} places in it")
     return TensorFiles(path=path, entries=entries, metadata=metadata)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 
 class Tokenizer(Protocol):
     """What a model needs of a tokenizer."""
@@ -49,11 +51,11 @@ class HuggingFaceTokenizer:
         try:
             import tokenizers
         except ModuleNotFoundError:
-            raise ValueError(f"{path} is read by the library tokenizers: pip install 'qsim[hf]'") from None
+            raise QsimError(f"{path} is read by the library tokenizers: pip install 'qsim[hf]'") from None
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+            raise QsimError(f"{path} is not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

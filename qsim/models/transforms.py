@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 F32 = np.float32
 _LARGEST = 1024  # a core is multiplied as a dense matrix
 
@@ -44,7 +46,7 @@ def _split(n: int) -> tuple[int, int]:
         if _prime_of(n // power) is not None:
             return n // power, power
         power //= 2
-    raise ValueError(f"no Hadamard matrix is known here for {n} channels: {n} is not a power of two times one of "
+    raise QsimError(f"no Hadamard matrix is known here for {n} channels: {n} is not a power of two times one of "
                      "12, 20, 24, 28, ..., the orders p + 1 and 2p + 2 of primes p")  # fmt: skip
 
 

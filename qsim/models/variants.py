@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import cast
 from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
 
@@ -33,7 +34,7 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
     scheme = get_scheme(scheme)
     how = scheme.activation
     if how.is_quantized and not how.dynamic:
-        raise ValueError(f"{scheme.name} has static activation scales, which calibration finds: see qsim quantize")
+        raise QsimError(f"{scheme.name} has static activation scales, which calibration finds: see qsim quantize")
     tensors: dict[str, Any] = {}
     for name in model.linears():
         weight = _float_weight(model, name)
@@ -81,23 +82,23 @@ def with_outliers(
     """
     size, count = model.config.hidden_size, model.config.num_hidden_layers
     if not magnitude >= 1 or not np.isfinite(magnitude):
-        raise ValueError(f"magnitude is a finite number of at least 1: got {magnitude}")
+        raise QsimError(f"magnitude is a finite number of at least 1: got {magnitude}")
     if isinstance(channels, int):
         if not 1 <= channels <= size:
-            raise ValueError(f"channels are 1 to {size}: got {channels}")
+            raise QsimError(f"channels are 1 to {size}: got {channels}")
         chosen = np.sort(np.random.default_rng(seed).choice(size, channels, replace=False))
     else:
         chosen = np.unique(np.asarray(channels, np.int64))
         if chosen.size == 0 or chosen[0] < 0 or chosen[-1] >= size:
-            raise ValueError(f"channels are 0 to {size - 1}: got {list(channels)}")
+            raise QsimError(f"channels are 0 to {size - 1}: got {list(channels)}")
     blocks = range(count) if layers is None else [int(i) for i in layers]
     tensors: dict[str, Any] = {}
     for i in blocks:
         if not 0 <= i < count:
-            raise ValueError(f"layers are 0 to {count - 1}: got {i}")
+            raise QsimError(f"layers are 0 to {count - 1}: got {i}")
         norms = [(s, names) for s, names in fold_groups(model.config, i) if f"{s}.weight" not in _linear_tensors(model)]
         if not norms:
-            raise ValueError(
+            raise QsimError(
                 f"{model.config.architecture} of this kind has no norm that a gain can be folded behind (layer {i})"
             )
         for norm, names in norms:
@@ -136,7 +137,7 @@ def _grown(model: Model, norm: str, names: list[str], chosen: np.ndarray, magnit
 def _float_weight(model: Model, name: str) -> np.ndarray:
     weight = model.tensors[f"{name}.weight"]
     if isinstance(weight, QuantizedTensor):
-        raise ValueError(f"this needs float32 weights: {name} is quantised ({weight.scheme.name})")
+        raise QsimError(f"this needs float32 weights: {name} is quantised ({weight.scheme.name})")
     return weight
 
 

@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from qsim.errors import QsimError
 from qsim.formats.explain import number
 
 from .style import BLUE, CYCLE, DASHES, GREY, VERMILLION, new_figure, styled
@@ -48,7 +49,7 @@ def format_figure(name: str, values: np.ndarray, *, smallest_normal: float | Non
         ValueError: fewer than two values.
     """
     if values.size < 2:
-        raise ValueError(f"a number line needs at least two values: got {values.size} of {name}")
+        raise QsimError(f"a number line needs at least two values: got {values.size} of {name}")
     positive = values[values > 0]
     edge = smallest_normal if smallest_normal is not None else 0.0
     zoom = min(8 * edge if edge else positive[min(15, positive.size - 1)], positive[-1])
@@ -179,7 +180,7 @@ def error_figure(series: Sequence[ErrorSeries], title: str = "Relative error aga
         ValueError: no series, or more than seven.
     """
     if not 1 <= len(series) <= len(CYCLE):
-        raise ValueError(f"the figure takes 1 to {len(CYCLE)} formats: got {len(series)}")
+        raise QsimError(f"the figure takes 1 to {len(CYCLE)} formats: got {len(series)}")
     with styled():
         figure = new_figure(4.6)
         axes = figure.subplots()

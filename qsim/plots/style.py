@@ -16,6 +16,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from qsim.errors import QsimError
+
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT = "#6B6B6B", "#D9D9D9"
@@ -88,7 +90,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a figure is written as {' or '.join(SUFFIXES)}, by the file's suffix: got {str(path)!r}")
+        raise QsimError(f"a figure is written as {' or '.join(SUFFIXES)}, by the file's suffix: got {str(path)!r}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if not path.parent.exists():

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from qsim.errors import QsimError
+
 from .style import BLUE, CYCLE, DASHES, GREY, VERMILLION, new_figure, styled
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -40,7 +42,7 @@ def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, tit
         ValueError: no panel.
     """
     if not panels:
-        raise ValueError("a figure of errors needs at least one panel")
+        raise QsimError("a figure of errors needs at least one panel")
     with styled():
         figure = new_figure(4.0)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 Kind: TypeAlias = Literal["tensor", "channel", "token", "group", "block"]
 Count: TypeAlias = Any
 """A Python int, or a NumPy integer array when a shape holds arrays (a sweep over many shapes at once)."""
@@ -52,13 +54,13 @@ class Granularity:
     def __post_init__(self) -> None:
         needs = {"group": (True, False), "block": (True, True)}.get(self.kind, (False, False))
         if self.kind not in ("tensor", "channel", "token", "group", "block"):
-            raise ValueError(f"granularity is tensor, channel, token, group(g) or block(r,c): got {self.kind!r}")
+            raise QsimError(f"granularity is tensor, channel, token, group(g) or block(r,c): got {self.kind!r}")
         if (self.columns is not None, self.rows is not None) != needs:
             sizes = "columns and rows" if needs[1] else "columns" if needs[0] else "no size"
-            raise ValueError(f"granularity {self.kind} takes {sizes}: got columns={self.columns}, rows={self.rows}")
+            raise QsimError(f"granularity {self.kind} takes {sizes}: got columns={self.columns}, rows={self.rows}")
         for name, size in (("columns", self.columns), ("rows", self.rows)):
             if size is not None and size < 1:
-                raise ValueError(f"granularity {self.kind}: {name} must be at least 1: got {size}")
+                raise QsimError(f"granularity {self.kind}: {name} must be at least 1: got {size}")
 
     @classmethod
     def parse(cls, text: str | Granularity) -> Granularity:
@@ -67,7 +69,7 @@ class Granularity:
             return text
         match = _TEXT.fullmatch(text.strip().lower()) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"granularity is tensor, channel, token, group(g) or block(r,c): got {text!r}")
+            raise QsimError(f"granularity is tensor, channel, token, group(g) or block(r,c): got {text!r}")
         if match[1]:
             return cls(kind=match[1])  # type: ignore[arg-type]
         if match[2]:
@@ -94,7 +96,7 @@ class Granularity:
         """
         where = f" (layer {name})" if name else ""
         if len(shape) < (2 if self.kind == "block" else 1):
-            raise ValueError(f"granularity {self} needs {2 if self.kind == 'block' else 1} axes: got {shape}{where}")
+            raise QsimError(f"granularity {self} needs {2 if self.kind == 'block' else 1} axes: got {shape}{where}")
         if ragged:
             return
         for what, size, axis in (("group_size", self.columns, -1), ("block rows", self.rows, -2)):
@@ -107,7 +109,7 @@ class Granularity:
                 first = int(bad.reshape(-1)[0])
                 fits = [g for g in (256, 128, 64, 32, 16, 8) if first % g == 0 and g != size][:2]
                 use = f"use {' or '.join(map(str, fits))}, or ragged=True" if fits else "use ragged=True"
-                raise ValueError(f"{what} must divide {label}: got {what}={size}, {label}={first}{where}; {use}")
+                raise QsimError(f"{what} must divide {label}: got {what}={size}, {label}={first}{where}; {use}")
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the array of scales: tensor (1,), rows (..., 1), groups (..., G), blocks (..., R, G)."""

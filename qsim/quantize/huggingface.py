@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
 
 from .granularity import Granularity
@@ -32,14 +33,14 @@ def to_config(scheme: Scheme, method: str | None = None) -> dict[str, Any]:
     """
     method = method or "compressed-tensors"
     if method not in METHODS:
-        raise ValueError(f"quantization_config methods are {', '.join(METHODS)}: got {method!r}")
+        raise QsimError(f"quantization_config methods are {', '.join(METHODS)}: got {method!r}")
     if not scheme.weight.is_quantized:
-        raise ValueError(f"weights are {scheme.weight.format.name}: an unquantised model has no quantization_config")
+        raise QsimError(f"weights are {scheme.weight.format.name}: an unquantised model has no quantization_config")
     config = {"gptq": _to_gptq, "awq": _to_awq, "compressed-tensors": _to_compressed, "fp8": _to_fp8}[method](scheme)
     back = from_config(config)
     for part in ("weight", "activation", "kv_cache"):
         if not _same(getattr(back, part), getattr(scheme, part)):
-            raise ValueError(
+            raise QsimError(
                 f"{method} cannot express {part}={getattr(scheme, part).to_dict()}; "
                 f"it would be read as {getattr(back, part).to_dict()}"
             )
@@ -59,14 +60,14 @@ def from_config(config: Mapping[str, Any]) -> Scheme:
     """
     method = config.get("quant_method")
     if method not in METHODS:
-        raise ValueError(f"quantization_config: quant_method is one of {', '.join(METHODS)}: got {method!r}")
+        raise QsimError(f"quantization_config: quant_method is one of {', '.join(METHODS)}: got {method!r}")
     read = {"gptq": _from_gptq, "awq": _from_awq, "compressed-tensors": _from_compressed, "fp8": _from_fp8}[method]
     return read(config)
 
 
 def _need(config: Mapping[str, Any], key: str) -> Any:
     if key not in config:
-        raise ValueError(f"quantization_config ({config.get('quant_method')}): key {key!r} is missing")
+        raise QsimError(f"quantization_config ({config.get('quant_method')}): key {key!r} is missing")
     return config[key]
 
 
@@ -102,7 +103,7 @@ def _from_gptq(config: Mapping[str, Any]) -> Scheme:
 
 def _to_awq(scheme: Scheme) -> dict[str, Any]:
     if scheme.weight.bits != 4:
-        raise ValueError(f"the AWQ format is 4-bit only: got {scheme.weight.format.name}")
+        raise QsimError(f"the AWQ format is 4-bit only: got {scheme.weight.format.name}")
     return {
         "quant_method": "awq",
         "bits": 4,
@@ -178,9 +179,9 @@ def compressed_args(part: TensorScheme) -> dict[str, Any] | None:
     assert part.scale_format is not None
     element = fmt.element if isinstance(fmt, BlockFormat) else fmt
     if not isinstance(element, IntFormat) and element.name not in _FLOATS.values():
-        raise ValueError(f"compressed-tensors has integers, {', '.join(_FLOATS.values())}: got {fmt.name}")
+        raise QsimError(f"compressed-tensors has integers, {', '.join(_FLOATS.values())}: got {fmt.name}")
     if element.bits < 8 and not isinstance(element, IntFormat) and fmt.name not in _LAYOUTS:
-        raise ValueError(f"compressed-tensors has {element.name} in blocks, as {', '.join(_LAYOUTS)}: got {fmt.name}")
+        raise QsimError(f"compressed-tensors has {element.name} in blocks, as {', '.join(_LAYOUTS)}: got {fmt.name}")
     args: dict[str, Any] = {
         "num_bits": fmt.bits,
         "type": "int" if isinstance(element, IntFormat) else "float",
@@ -215,11 +216,11 @@ def _from_args(args: Mapping[str, Any] | None, *, weight_only: bool, layout: str
     if is_block:
         key = (bits, int(group or 0))
         if key not in _BLOCKS:
-            raise ValueError(f"quantization_config: no block format of {bits} bits in groups of {group}")
+            raise QsimError(f"quantization_config: no block format of {bits} bits in groups of {group}")
         return TensorScheme(format=get_format(_BLOCKS[key]), dynamic=bool(dynamic))
     if kind == "float":
         if (kind, bits) not in _FLOATS:
-            raise ValueError(f"quantization_config: floats have 8 or 4 bits: got num_bits={bits}")
+            raise QsimError(f"quantization_config: floats have 8 or 4 bits: got num_bits={bits}")
         fmt = get_format(_FLOATS[kind, bits])
     else:
         fmt = get_format(f"int{bits}" if symmetric else f"uint{bits}")
@@ -311,7 +312,7 @@ def compressed_groups(config: Mapping[str, Any]) -> list[ConfigGroup]:
     out = []
     for name, group in _need(config, "config_groups").items():
         if not isinstance(group, Mapping):
-            raise ValueError(f"quantization_config: config group {name!r} names a preset, whose meaning is not stored")
+            raise QsimError(f"quantization_config: config group {name!r} names a preset, whose meaning is not stored")
         layout = str(group.get("format") or common)
         activations = group.get("input_activations")
         weight = _from_args(_need(group, "weights"), weight_only=activations is None, layout=layout)
@@ -329,7 +330,7 @@ def compressed_groups(config: Mapping[str, Any]) -> list[ConfigGroup]:
 def _from_compressed(config: Mapping[str, Any]) -> Scheme:
     groups = compressed_groups(config)
     if not groups or any(g.scheme != groups[0].scheme for g in groups):
-        raise ValueError(
+        raise QsimError(
             f"quantization_config: one scheme for all layers is read here: got {len(groups)} config_groups "
             f"({', '.join(g.name for g in groups)}) that differ; read them one at a time"
         )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from qsim.errors import QsimError
 from qsim.formats import get_format
 
 from .granularity import Granularity
@@ -81,7 +82,7 @@ def _parse(name: str) -> Scheme | None:
         where = f"group({where[1:]})"
     weight_only = a_bits >= 16
     if weight_only and (match["ag"] or match["static"]):
-        raise ValueError(f"{name}: {match['ag'] or 'static'} belongs to a quantised activation: a{a_bits} has no scale")
+        raise QsimError(f"{name}: {match['ag'] or 'static'} belongs to a quantised activation: a{a_bits} has no scale")
     symmetric = match["sym"] == "sym" if match["sym"] else not weight_only
     weight = _part(
         f"int{w_bits}" if symmetric else f"uint{w_bits}",
@@ -146,7 +147,7 @@ def get_scheme(name: str | Scheme) -> Scheme:
     if found is None:
         near = difflib.get_close_matches(key, {*_LISTED, *_PRESETS, *_ALIASES}, n=3, cutoff=0.4)
         hint = f"the nearest are {', '.join(near)}" if near else "see qsim.quantize.list_schemes()"
-        raise ValueError(f"unknown scheme {name!r}: {hint}; integer schemes are read by grammar, like w4a16-g128-sym")
+        raise QsimError(f"unknown scheme {name!r}: {hint}; integer schemes are read by grammar, like w4a16-g128-sym")
     return dataclasses.replace(found, name=key)
 
 

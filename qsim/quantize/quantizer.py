@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 
 from .granularity import Granularity
@@ -53,7 +54,7 @@ def check_finite(x: np.ndarray, name: str = "", what: str = "weights") -> None:
     row = int(rows[0])
     value = x.reshape(-1, x.shape[-1])[row][~finite.reshape(-1, x.shape[-1])[row]][0]
     where = f" (layer {name})" if name else ""
-    raise ValueError(
+    raise QsimError(
         f"{what} must be finite: {int((~finite).sum())} values in {rows.size} rows are not, the first is "
         f"{value} in row {row}{where}"
     )
@@ -99,21 +100,21 @@ def quantize(
     how: TensorScheme = getattr(scheme, part)
     x = np.asarray(w)
     if x.dtype.kind not in "fV" and x.dtype.name != "bfloat16":
-        raise ValueError(f"weights are real floating-point numbers: got {x.dtype}{f' (layer {name})' if name else ''}")
+        raise QsimError(f"weights are real floating-point numbers: got {x.dtype}{f' (layer {name})' if name else ''}")
     x = np.ascontiguousarray(x, dtype=np.float32)
     if not how.is_quantized:
-        raise ValueError(f"{part} of scheme {scheme.name!r} is {how.format.name}: there is nothing to quantise")
+        raise QsimError(f"{part} of scheme {scheme.name!r} is {how.format.name}: there is nothing to quantise")
     how.check_shape(x.shape, name)
     if x.size == 0:
-        raise ValueError(f"a tensor to quantise has elements: got shape {x.shape}{f' (layer {name})' if name else ''}")
+        raise QsimError(f"a tensor to quantise has elements: got shape {x.shape}{f' (layer {name})' if name else ''}")
     check_finite(x, name, "weights" if part == "weight" else part)
     common: dict[str, Any] = {"scheme": scheme, "part": part, "input_scale": input_scale, "name": name}
     if isinstance(how.format, BlockFormat):
         if scale_rule is not None or clip is not None:
-            raise ValueError(f"{how.format.name} takes block_scale_rule; scale_rule and clip belong to other formats")
+            raise QsimError(f"{how.format.name} takes block_scale_rule; scale_rule and clip belong to other formats")
         return QuantizedTensor(**_blocks(x, how.format, block_scale_rule, how.ragged), **common)
     if block_scale_rule is not None:
-        raise ValueError(f"block_scale_rule belongs to block formats: got {how.format.name}")
+        raise QsimError(f"block_scale_rule belongs to block formats: got {how.format.name}")
     rule = get_rule(scale_rule, how)
     scales, exact, zeros = find_parameters(x, how, rule, scale_rounding=scale_rounding, name=name, clip=clip,
                                            clip_grid=clip_grid, clip_shrink=clip_shrink)  # fmt: skip
@@ -205,7 +206,7 @@ def round_scale(
     bad = ~np.isfinite(out) | (out <= 0)
     if bad.any():
         index = tuple(int(i[0]) for i in np.nonzero(bad))
-        raise ValueError(
+        raise QsimError(
             f"scales must be positive {fmt.name} numbers: row {index[0]} needs {scale[index]!s}, which "
             f"becomes {out[index]!s}{f' (layer {name})' if name else ''}; use another scale format"
         )
@@ -228,7 +229,7 @@ def _clip_search(
     those of the scale as computed.
     """
     if not 0 < shrink <= 1 or grid < 1:
-        raise ValueError(f"the clip search needs 0 < clip_shrink <= 1 and clip_grid >= 1: got {shrink}, {grid}")
+        raise QsimError(f"the clip search needs 0 < clip_shrink <= 1 and clip_grid >= 1: got {shrink}, {grid}")
     assert how.granularity is not None
     best = np.full(lo.shape, np.inf, dtype=np.float32)
     best_lo, best_hi = lo.copy(), hi.copy()

@@ -24,6 +24,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
+
 from .scheme import Scheme, TensorScheme
 
 F32 = np.float32
@@ -57,9 +59,9 @@ class ScaleRule:
         """Refuse a scheme that this rule is not defined for."""
         if not (self.integers if part.is_integer else self.floats):
             fits = [r.name for r in RULES.values() if (r.integers if part.is_integer else r.floats)]
-            raise ValueError(f"scale rule {self.name!r} is not defined for {part.format.name}; use {', '.join(fits)}")
+            raise QsimError(f"scale rule {self.name!r} is not defined for {part.format.name}; use {', '.join(fits)}")
         if not part.symmetric and not self.asymmetric:
-            raise ValueError(
+            raise QsimError(
                 f"scale rule {self.name!r} has no zero point: got {part.format.name}; use a symmetric scheme"
             )
 
@@ -171,6 +173,6 @@ def get_rule(name: str | None, part: TensorScheme) -> ScaleRule:
     """
     name = name or default_rule(part)
     if name not in RULES:
-        raise ValueError(f"scale rules are {', '.join(RULES)}: got {name!r}")
+        raise QsimError(f"scale rules are {', '.join(RULES)}: got {name!r}")
     RULES[name].check(part)
     return RULES[name]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, CodebookFormat, FloatFormat, Format, IntFormat, get_format
 
 from .granularity import Count, Granularity, ceil_div, product
@@ -69,16 +70,16 @@ class TensorScheme:
         given = [n for n in ("granularity", "scale_format", "zero_point_format") if getattr(self, n) is not None]
         if given or not self.symmetric or self.dynamic:
             what = given[0] if given else "symmetric=False" if not self.symmetric else "dynamic=True"
-            raise ValueError(f"{self.format.name} stands for itself and has no scale: {what} does not belong to it")
+            raise QsimError(f"{self.format.name} stands for itself and has no scale: {what} does not belong to it")
 
     def _fill_block(self, fmt: BlockFormat) -> None:
         group = Granularity(kind="group", columns=fmt.block_size)
         if self.granularity not in (None, group):
-            raise ValueError(f"{fmt.name} has blocks of {fmt.block_size} along the last axis: got {self.granularity}")
+            raise QsimError(f"{fmt.name} has blocks of {fmt.block_size} along the last axis: got {self.granularity}")
         if self.scale_format not in (None, fmt.scale):
-            raise ValueError(f"{fmt.name} has {fmt.scale.name} scales: got {self.scale_format.name}")
+            raise QsimError(f"{fmt.name} has {fmt.scale.name} scales: got {self.scale_format.name}")
         if not self.symmetric or self.zero_point_format is not None:
-            raise ValueError(f"{fmt.name} is a block format of floats: it takes no zero point")
+            raise QsimError(f"{fmt.name} is a block format of floats: it takes no zero point")
         object.__setattr__(self, "granularity", group)
         object.__setattr__(self, "scale_format", fmt.scale)
 
@@ -86,32 +87,32 @@ class TensorScheme:
         fmt = self.format
         put = object.__setattr__
         if self.granularity is None:
-            raise ValueError(f"{fmt.name} needs a granularity: tensor, channel, token, group(g) or block(r,c)")
+            raise QsimError(f"{fmt.name} needs a granularity: tensor, channel, token, group(g) or block(r,c)")
         if self.scale_format is None:
             put(self, "scale_format", get_format("float32"))
         if self.scale_format is None or self.scale_format.name not in _SCALE_FORMATS:
-            raise ValueError(f"scales are {', '.join(_SCALE_FORMATS)}: got {getattr(self.scale_format, 'name', None)}")
+            raise QsimError(f"scales are {', '.join(_SCALE_FORMATS)}: got {getattr(self.scale_format, 'name', None)}")
         if isinstance(fmt, FloatFormat | CodebookFormat):
             if not self.symmetric or self.zero_point_format is not None:
-                raise ValueError(f"a zero point belongs to integer formats: got {fmt.name} with symmetric=False")
+                raise QsimError(f"a zero point belongs to integer formats: got {fmt.name} with symmetric=False")
             return
         assert isinstance(fmt, IntFormat)
         if self.symmetric:
             if self.zero_point_format is not None:
-                raise ValueError(
+                raise QsimError(
                     f"symmetric {fmt.name} has no zero point: got zero_point_format="
                     f"{self.zero_point_format.name}; use symmetric=False"
                 )
             if not fmt.signed:
-                raise ValueError(f"symmetric codes are signed: got {fmt.name}; use int{fmt.bits}, or symmetric=False")
+                raise QsimError(f"symmetric codes are signed: got {fmt.name}; use int{fmt.bits}, or symmetric=False")
             return
         if fmt.signed:
-            raise ValueError(f"codes with a zero point are unsigned: got {fmt.name}; use uint{fmt.bits}")
+            raise QsimError(f"codes with a zero point are unsigned: got {fmt.name}; use uint{fmt.bits}")
         if self.zero_point_format is None:
             put(self, "zero_point_format", fmt)
         zero = self.zero_point_format
         if not (zero == fmt or (zero is not None and zero.name in ("float16", "bfloat16", "float32"))):
-            raise ValueError(
+            raise QsimError(
                 f"a zero point of {fmt.name} is stored as {fmt.name} (packed), float16, bfloat16 or "
                 f"float32: got {getattr(zero, 'name', None)}"
             )
@@ -213,9 +214,7 @@ class TensorScheme:
         """The inverse of `to_dict`. Unknown keys are an error."""
         unknown = sorted(set(data) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(
-                f"unknown key {unknown[0]!r} in a tensor scheme; known: {sorted(cls.__dataclass_fields__)}"
-            )
+            raise QsimError(f"unknown key {unknown[0]!r} in a tensor scheme; known: {sorted(cls.__dataclass_fields__)}")
         return cls(**data)
 
 
@@ -225,7 +224,7 @@ def _name(fmt: Format) -> str:
     except ValueError:
         known = False
     if not known:
-        raise ValueError(
+        raise QsimError(
             f"format {fmt.name!r} is not registered, so its name cannot be written; qsim.formats.register it"
         )
     return fmt.name
@@ -261,7 +260,7 @@ class Scheme:
             value = getattr(self, part)
             if not isinstance(value, TensorScheme):
                 if isinstance(value, str) and get_format(value).name not in _PLAIN:
-                    raise ValueError(f"{part}={value!r} needs a granularity: give a TensorScheme")
+                    raise QsimError(f"{part}={value!r} needs a granularity: give a TensorScheme")
                 put(self, part, TensorScheme(format=value))
         put(self, "compute", get_format(self.compute) if self.compute is not None else self._derived_compute())
         self._check()
@@ -277,15 +276,15 @@ class Scheme:
     def _check(self) -> None:
         w, a = self.weight, self.activation
         if w.granularity is not None and w.granularity.kind == "token":
-            raise ValueError("weight granularity is tensor, channel, group or block: got token")
+            raise QsimError("weight granularity is tensor, channel, group or block: got token")
         for part in ("activation", "kv_cache"):
             g = getattr(self, part).granularity
             if g is not None and g.kind in ("channel", "block"):
-                raise ValueError(f"{part} granularity is tensor, token or group(g): got {g}")
+                raise QsimError(f"{part} granularity is tensor, token or group(g): got {g}")
         if w.dynamic:
-            raise ValueError("a weight has static scales: got weight.dynamic=True")
+            raise QsimError("a weight has static scales: got weight.dynamic=True")
         if w.group_size and a.group_size and max(w.group_size, a.group_size) % min(w.group_size, a.group_size):
-            raise ValueError(
+            raise QsimError(
                 "the group sizes of weight and activation must divide one another: got "
                 f"{w.group_size} and {a.group_size}"
             )
@@ -293,12 +292,12 @@ class Scheme:
         if isinstance(compute, IntFormat):
             for part, t in (("weight", w), ("activation", a)):
                 if not isinstance(t.format, IntFormat) or t.bits > compute.bits:
-                    raise ValueError(
+                    raise QsimError(
                         f"integer products need integer operands of at most {compute.bits} bits: "
                         f"compute={compute.name}, {part} is {t.format.name}"
                     )
         if not a.is_quantized and w.is_quantized and isinstance(compute, FloatFormat) and compute.bits < 16:
-            raise ValueError(
+            raise QsimError(
                 f"an unquantised {a.format.name} activation cannot be multiplied in {compute.name}; "
                 "quantise the activation or use a 16- or 32-bit compute format"
             )
@@ -326,7 +325,7 @@ class Scheme:
         """The inverse of `to_dict`. Unknown keys are an error."""
         unknown = sorted(set(data) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r} in a scheme; known: {sorted(cls.__dataclass_fields__)}")
+            raise QsimError(f"unknown key {unknown[0]!r} in a scheme; known: {sorted(cls.__dataclass_fields__)}")
         parts: dict[str, Any] = {}
         for key, value in data.items():
             parts[key] = TensorScheme.from_dict(value) if isinstance(value, Mapping) else value

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat, get_format
 
 from .granularity import Granularity
@@ -62,28 +63,28 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         part, where = self.tensor_scheme, f" ({self.name})" if self.name else ""
         if not part.is_quantized:
-            raise ValueError(f"{part.format.name} stands for itself; there is nothing to quantise{where}")
+            raise QsimError(f"{part.format.name} stands for itself; there is nothing to quantise{where}")
         assert part.granularity is not None
         part.check_shape(self.shape, self.name)
         element = self.element
         if self.codes.dtype != element.code_dtype:
-            raise ValueError(f"codes of {element.name} are {element.code_dtype}: got {self.codes.dtype}{where}")
+            raise QsimError(f"codes of {element.name} are {element.code_dtype}: got {self.codes.dtype}{where}")
         if self.codes.size and element.bits < 8 and int(self.codes.max()) >> element.bits:
-            raise ValueError(f"codes of {element.name} have {element.bits} bits: got {int(self.codes.max())}{where}")
+            raise QsimError(f"codes of {element.name} have {element.bits} bits: got {int(self.codes.max())}{where}")
         expected = part.granularity.scale_shape(self.shape)
         for label, array in (("scales", self.scales), ("zeros", self.zeros)):
             if array is not None and array.shape != expected:
-                raise ValueError(
+                raise QsimError(
                     f"{label} of shape {expected} belong to {part.granularity} of {self.shape}: "
                     f"got {array.shape}{where}"
                 )
         if self.scales.dtype != np.float32:
-            raise ValueError(f"scales are float32 values of the scale format: got {self.scales.dtype}{where}")
+            raise QsimError(f"scales are float32 values of the scale format: got {self.scales.dtype}{where}")
         if (self.zeros is None) != part.symmetric:
             given = "none" if self.zeros is None else "zeros"
-            raise ValueError(f"zeros are given exactly when the scheme has a zero point: got {given}{where}")
+            raise QsimError(f"zeros are given exactly when the scheme has a zero point: got {given}{where}")
         if self.group_index is not None and self.group_index.shape != self.shape[-1:]:
-            raise ValueError(
+            raise QsimError(
                 f"group_index has one entry a column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
             )
 
@@ -114,7 +115,7 @@ class QuantizedTensor:
         """Codes as integers with their sign: int8, or uint8 for codes with a zero point."""
         fmt = self.element
         if not isinstance(fmt, IntFormat):
-            raise ValueError(f"{fmt.name} codes are not integers; use qsim.formats.decode")
+            raise QsimError(f"{fmt.name} codes are not integers; use qsim.formats.decode")
         if not fmt.signed:
             return self.codes
         shift = 8 - fmt.bits
@@ -157,14 +158,14 @@ class QuantizedTensor:
         assert granularity is not None
         of_scales = rows
         if step != 1:
-            raise ValueError(f"rows are sliced with step 1: got {step}")
+            raise QsimError(f"rows are sliced with step 1: got {step}")
         if granularity.kind == "tensor":
             of_scales = slice(None)
         elif granularity.kind == "block" and len(self.shape) == 2:
             r = granularity.rows
             assert r is not None
             if start % r or (stop % r and stop != self.shape[0]):
-                raise ValueError(f"a slice must not cut a block of {r} rows: got rows {start}:{stop}")
+                raise QsimError(f"a slice must not cut a block of {r} rows: got rows {start}:{stop}")
             of_scales = slice(start // r, -(-stop // r))
         zeros = None if self.zeros is None else self.zeros[of_scales]
         return replace(self, codes=self.codes[start:stop], scales=self.scales[of_scales], zeros=zeros)
@@ -217,7 +218,7 @@ class QuantizedTensor:
         elif path.suffix == ".npz":
             np.savez(path, **arrays, **{f"meta_{k}": np.array(v) for k, v in meta.items()})  # type: ignore[arg-type]
         else:
-            raise ValueError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedTensor:
@@ -234,7 +235,7 @@ class QuantizedTensor:
                 arrays = {k: file[k] for k in file.files if not k.startswith("meta_")}
                 meta = {k[5:]: str(file[k]) for k in file.files if k.startswith("meta_")}
         else:
-            raise ValueError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
         scheme = Scheme.from_toml(meta["scheme"])
         part: TensorScheme = getattr(scheme, meta["part"])
         assert part.granularity is not None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hwmodels.host import best_time, measure_bandwidth, measure_gemm
+from qsim.errors import QsimError
 from qsim.kernels import PackedWeight, linear, pack
 from qsim.quantize import get_scheme, quantize
 
@@ -73,11 +74,11 @@ def bench(
     """
     n, k = shape
     if n < 1 or k < 1 or any(m < 1 for m in tokens):
-        raise ValueError(f"sizes are positive: got shape {n}x{k}, tokens {', '.join(map(str, tokens))}")
+        raise QsimError(f"sizes are positive: got shape {n}x{k}, tokens {', '.join(map(str, tokens))}")
     found = [get_scheme(s) for s in schemes]
     for name, scheme in zip(schemes, found, strict=True):
         if not scheme.weight.is_quantized:
-            raise ValueError(f"{name} quantises nothing: bench times kernels of quantised weights")
+            raise QsimError(f"{name} quantises nothing: bench times kernels of quantised weights")
         scheme.weight.check_shape(shape)
     progress("read bandwidth")
     bandwidth = measure_bandwidth(1 << 28)

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from qsim.errors import QsimError
+
 _T = TypeVar("_T")
 PARTS = ".parts"
 OWN = ("index.html", "study.json", "study.toml", "data", "figures")
@@ -35,9 +37,9 @@ def prepare(out: Path, *, force: bool) -> None:
     taken = [name for name in OWN if (out / name).exists()]
     if taken and not force and not (out / PARTS).is_dir():
         what = "a finished study" if (out / "study.json").exists() else f"{taken[0]} already"
-        raise ValueError(f"{out} holds {what}: choose another folder with --out, or replace it with --force")
+        raise QsimError(f"{out} holds {what}: choose another folder with --out, or replace it with --force")
     if out.exists() and not taken and not (out / PARTS).is_dir() and any(out.iterdir()) and not force:
-        raise ValueError(f"{out} is not empty and holds no study: choose another folder with --out, or use --force")
+        raise QsimError(f"{out} is not empty and holds no study: choose another folder with --out, or use --force")
     if force:
         shutil.rmtree(out / PARTS, ignore_errors=True)
     (out / PARTS).mkdir(parents=True, exist_ok=True)

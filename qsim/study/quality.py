@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hwmodels.device import Device
+from qsim.errors import QsimError
 from qsim.models import Model, evaluate, load, tiny_text
 from qsim.quantize import QuantizedTensor
 
@@ -54,7 +55,7 @@ def subject(spec: StudySpec) -> Subject:
     q = spec.quality
     model = load(q.model)
     if model.tokenizer is None:
-        raise ValueError(f"{q.model} has no tokenizer.json: its quality cannot be measured on a text")
+        raise QsimError(f"{q.model} has no tokenizer.json: its quality cannot be measured on a text")
     return Subject(
         model=model, text=_text(q.text, "test"), calibration=_text(q.calibration, "calibration"),
         text_name=(q.text and Path(q.text).name) or "the embedded test text",
@@ -68,11 +69,11 @@ def _text(path: str, embedded: Any) -> bytes:
     try:
         empty = not raw.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise QsimError(
             f"{path or embedded} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}"
         ) from None
     if empty:
-        raise ValueError(f"{path or embedded} holds no text")
+        raise QsimError(f"{path or embedded} holds no text")
     return raw
 
 

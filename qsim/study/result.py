@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from qsim.errors import QsimError
+
 from . import rows
 from .spec import StudySpec
 
@@ -129,19 +131,19 @@ def read_result(path: str | Path) -> StudyResult:
     path = Path(path)
     file = path / "study.json" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{path} holds no study: {file} does not exist")
+        raise QsimError(f"{path} holds no study: {file} does not exist")
     text = file.read_text(encoding="utf-8")
     try:
         return _checked(_adapter().validate_json(text), file)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         at = ".".join(str(p) for p in fault["loc"])
-        raise ValueError(f"{file} is not a study of this version: {at + ': ' if at else ''}{fault['msg']}") from None
+        raise QsimError(f"{file} is not a study of this version: {at + ': ' if at else ''}{fault['msg']}") from None
 
 
 def _checked(result: StudyResult, file: Path) -> StudyResult:
     if result.schema_version != SCHEMA:
-        raise ValueError(f"{file} has version {result.schema_version}; this program reads version {SCHEMA}")
+        raise QsimError(f"{file} has version {result.schema_version}; this program reads version {SCHEMA}")
     return result
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, ConfigDict
 
+from qsim.errors import QsimError
+
 Algorithm: TypeAlias = Literal["none", "rtn", "gptq", "awq", "smoothquant", "fp8"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 Measure: TypeAlias = Literal["tpot", "ttft", "tokens_per_s"]
@@ -20,7 +22,7 @@ def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
         given = getattr(value, name)
         if isinstance(given, bool) or not given >= low:
             rule = f"at least {low:g}" if low >= 1 or low == 0 else "positive"
-            raise ValueError(f"{where}{name} must be {rule}: got {given!r}")
+            raise QsimError(f"{where}{name} must be {rule}: got {given!r}")
 
 
 ALGORITHM_TITLES = {"none": "", "rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "fp8": ""}
@@ -174,10 +176,10 @@ class Case:
         _at_least(self, {"batch": 0, "context": 1, "new_tokens": 1}, f"case {self.name}: ")
         fits = {"decode": ("tpot", "tokens_per_s"), "prefill": ("ttft", "tokens_per_s"), "request": ("tokens_per_s",)}
         if self.measure not in fits[self.phase]:
-            raise ValueError(f"case {self.name}: a {self.phase} is measured in {' or '.join(fits[self.phase])}: "
+            raise QsimError(f"case {self.name}: a {self.phase} is measured in {' or '.join(fits[self.phase])}: "
                              f"got {self.measure}")  # fmt: skip
         if self.batch == 0 and self.phase != "request":
-            raise ValueError(f"case {self.name}: batch 0 (the most that fits) belongs to phase request")
+            raise QsimError(f"case {self.name}: batch 0 (the most that fits) belongs to phase request")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +272,7 @@ class Speed:
     def __post_init__(self) -> None:
         _at_least(self, {"context": 1})
         if not self.models or not self.devices or len(self.batches) < 2 or min(self.batches) < 1:
-            raise ValueError("a study has at least one model, one device and two positive batches: got "
+            raise QsimError("a study has at least one model, one device and two positive batches: got "
                              f"{len(self.models)}, {len(self.devices)} and {self.batches}")  # fmt: skip
 
 
@@ -288,7 +290,7 @@ class StudySpec:
 
     def __post_init__(self) -> None:
         if not self.methods or not self.cases:
-            raise ValueError(f"a study has methods and cases: got {len(self.methods)} and {len(self.cases)}")
+            raise QsimError(f"a study has methods and cases: got {len(self.methods)} and {len(self.cases)}")
 
     def quick(self) -> StudySpec:
         """The same study on less text and shorter windows, for a first look."""
@@ -329,7 +331,7 @@ def check(spec: StudySpec) -> StudySpec:
     ):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"two {what} are called {twice[0]!r}: give each a name of its own")
+            raise QsimError(f"two {what} are called {twice[0]!r}: give each a name of its own")
     base = [m for m in spec.methods if m.algorithm == "none"]
     rest = [m for m in spec.methods if m.algorithm != "none"]
     return replace(spec, methods=(*(base or (Method(algorithm="none", scheme="bf16"),)), *rest))
@@ -350,4 +352,4 @@ def _check_method(method: Method, scheme: Any) -> None:
     }
     fits, why = rules[method.algorithm]
     if not fits:
-        raise ValueError(f"method {method.name}: {method.algorithm} {why}; see qsim.get_scheme for {method.scheme}")
+        raise QsimError(f"method {method.name}: {method.algorithm} {why}; see qsim.get_scheme for {method.scheme}")

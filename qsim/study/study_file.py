@@ -15,6 +15,8 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from qsim.errors import QsimError
+
 from .spec import DEFAULT_DEVICES, Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
 
 _ADAPTER: TypeAdapter[StudySpec] = TypeAdapter(StudySpec)
@@ -33,7 +35,7 @@ def read_spec(path: str | Path) -> StudySpec:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+        raise QsimError(f"{path} is not TOML: {error}") from error
     return _relative_to(spec_of(table, str(path)), path.parent)
 
 
@@ -46,7 +48,7 @@ def spec_of(table: Mapping[str, Any], where: str = "study") -> StudySpec:
     try:
         return _ADAPTER.validate_python(dict(table))
     except ValidationError as error:
-        raise ValueError(f"{where}: {_first(error)}") from None
+        raise QsimError(f"{where}: {_first(error)}") from None
 
 
 def to_table(spec: StudySpec) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 
 from .model import Instruction
@@ -35,13 +36,13 @@ def codes(array: Any, name: str, ins: Instruction, which: str) -> np.ndarray:
     if isinstance(fmt, IntFormat):
         low, high = fmt.min_integer, fmt.max_integer
         if fmt.bits < 8 and given.size and (given.min() < low or given.max() > high):
-            raise ValueError(
+            raise QsimError(
                 f"{name} of {ins.name} holds {text} values from {low} to {high}: got {given.min()} to {given.max()}"
             )
     elif (
         text != "f64" and fmt.storage_bits < dtype.itemsize * 8 and given.size and int(given.max()) >> fmt.storage_bits
     ):
-        raise ValueError(f"{name} of {ins.name} holds {fmt.bits}-bit {text} codes: got code {int(given.max()):#x}")
+        raise QsimError(f"{name} of {ins.name} holds {fmt.bits}-bit {text} codes: got code {int(given.max()):#x}")
     return np.ascontiguousarray(given)
 
 
@@ -61,7 +62,7 @@ def accumulator(array: Any, ins: Instruction, shape: tuple[int, ...]) -> np.ndar
                 f"c of {ins.name} holds {ins.output} as {ins.output_dtype.name}: got an array of {given.dtype.name}"
             )
     if given.shape != shape:
-        raise ValueError(f"c must have the shape of the result, {shape}: got {given.shape}")
+        raise QsimError(f"c must have the shape of the result, {shape}: got {given.shape}")
     return np.ascontiguousarray(given)
 
 
@@ -74,7 +75,7 @@ def block_scale(array: Any, name: str, block: BlockFormat | None, rows: tuple[in
     if block is None:
         return None
     if array is None:
-        raise ValueError(
+        raise QsimError(
             f"{name} is missing: {block.name} operands have one {block.scale.name} code per {block.block_size}"
         )
     given = np.asarray(array)
@@ -84,7 +85,7 @@ def block_scale(array: Any, name: str, block: BlockFormat | None, rows: tuple[in
         raise TypeError(f"{name} holds {block.scale.name} codes as uint8: got an array of {given.dtype.name}")
     shape = (*rows, k // block.block_size)
     if given.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, one code per {block.block_size} of K: got {given.shape}")
+        raise QsimError(f"{name} must have shape {shape}, one code per {block.block_size} of K: got {given.shape}")
     return np.ascontiguousarray(given)
 
 
@@ -97,9 +98,9 @@ def operands(a: Any, b: Any, ins: Instruction, *, batched: bool) -> tuple[np.nda
     x, y = codes(a, "a", ins, "a"), codes(b, "b", ins, "b")
     if (x.ndim < 2 or y.ndim < 2) if batched else (x.ndim != 2 or y.ndim != 2):
         wanted = "(..., M, K) and (..., N, K)" if batched else "(M, K) and (N, K)"
-        raise ValueError(f"a and b must have shapes {wanted}: got {x.shape} and {y.shape}")
+        raise QsimError(f"a and b must have shapes {wanted}: got {x.shape} and {y.shape}")
     if x.shape[-1] != y.shape[-1]:
-        raise ValueError(f"a (M, K) and b (N, K) must share K: got {x.shape} and {y.shape}")
+        raise QsimError(f"a (M, K) and b (N, K) must share K: got {x.shape} and {y.shape}")
     return x, y
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat
 from qsim.formats.reference import encode
 
@@ -176,7 +177,7 @@ def explain_dot(
     """
     ins = get_instruction(instruction)
     if len(a) != len(b) or not len(a):
-        raise ValueError(f"a and b must have the same number of values, at least one: got {len(a)} and {len(b)}")
+        raise QsimError(f"a and b must have the same number of values, at least one: got {len(a)} and {len(b)}")
     step = ins.k if ins.arithmetic == "emulated" else ins.products
     length = -(-len(a) // step) * step
     padded = [[x[i % len(x)] if fill else (x[i] if i < len(x) else 0.0) for i in range(length)] for x in (a, b)]

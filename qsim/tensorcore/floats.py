@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat, encode
 
 from .gemm import matmul
@@ -46,7 +47,7 @@ def matmul_floats(a: Any, b: Any, *, instruction: Any = None, preset: Any = None
         (M, N) float32, float16, float64 or int32: the accumulators as numbers (`out_format` is not accepted).
     """
     if arguments.get("out_format") is not None:
-        raise ValueError("matmul_floats returns the accumulators as numbers; use matmul for out_format")
+        raise QsimError("matmul_floats returns the accumulators as numbers; use matmul for out_format")
     given = instruction if instruction is not None else get_preset(preset).instruction
     ins = get_instruction(given)
     x, y = encode_operand(a, ins, "a"), encode_operand(b, ins, "b")

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numba
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat, encode, get_format
 
 from . import check
@@ -57,11 +58,11 @@ def mma(
     k = x.shape[-1]
     step = ins.k if ins.arithmetic == "emulated" else ins.products
     if k == 0 or k % step:
-        raise ValueError(f"K must be a multiple of the step of {ins.name}, {step}: got K={k}")
+        raise QsimError(f"K must be a multiple of the step of {ins.name}, {step}: got K={k}")
     try:
         batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     except ValueError:
-        raise ValueError(f"leading dimensions of a and b do not broadcast: got {x.shape} and {y.shape}") from None
+        raise QsimError(f"leading dimensions of a and b do not broadcast: got {x.shape} and {y.shape}") from None
     m, n = x.shape[-2], y.shape[-2]
     addend = check.accumulator(c, ins, (*batch, m, n))
     sa = check.block_scale(scale_a, "scale_a", ins.block_a, x.shape[:-1], k)
@@ -162,7 +163,7 @@ def matmul(
     """
     p = get_preset(preset) if preset is not None else None
     if instruction is None and p is None:
-        raise ValueError("matmul needs an instruction or a preset")
+        raise QsimError("matmul needs an instruction or a preset")
     ins = get_instruction(instruction if instruction is not None else p.instruction if p else "")
     ins = ins.with_satfinite(satfinite)
     x, y = check.operands(a, b, ins, batched=False)
@@ -227,10 +228,10 @@ def _slices(k: int, split_k: int | Sequence[int], ins: Instruction) -> list[int]
     if not isinstance(split_k, int | np.integer):
         lengths = [int(v) for v in split_k]
         if sum(lengths) != k or min(lengths, default=0) < 0:
-            raise ValueError(f"the lengths in split_k must add up to K={k}: got {lengths}")
+            raise QsimError(f"the lengths in split_k must add up to K={k}: got {lengths}")
         return lengths
     if split_k < 1:
-        raise ValueError(f"split_k must be at least 1: got {split_k}")
+        raise QsimError(f"split_k must be at least 1: got {split_k}")
     unit = 128 // ins.code_dtype_a.itemsize
     units = -(-k // unit)
     length = -(units // -int(split_k)) * unit
@@ -248,7 +249,7 @@ def _orders(k: int, k_order: Any, lengths: list[int]) -> list[np.ndarray]:
             or k % len(pattern)
             or sorted(pattern.tolist()) != [*range(len(pattern))]
         ):
-            raise ValueError(
+            raise QsimError(
                 f"k_order must be a permutation of 0..n-1 with n dividing K={k}: got {pattern.tolist()[:8]}..."
                 f" of length {pattern.size}"
             )
@@ -273,19 +274,19 @@ def _unit(ins: Instruction) -> int:
 
 def _check_promotion(ins: Instruction, every: int | None, how: str, slices: int, scales: _Scaling) -> None:
     if how not in ("add", "ffma"):
-        raise ValueError(f"promotion must be 'add' or 'ffma': got {how!r}")
+        raise QsimError(f"promotion must be 'add' or 'ffma': got {how!r}")
     if slices > 1 and ins.output not in ("f32", "f16"):
-        raise ValueError(f"split_k adds float partial sums; {ins.name} has {ins.output} accumulators")
+        raise QsimError(f"split_k adds float partial sums; {ins.name} has {ins.output} accumulators")
     if every is None:
         if how == "ffma":
-            raise ValueError("promotion='ffma' needs promote_every")
+            raise QsimError("promotion='ffma' needs promote_every")
         return
     if ins.output not in ("f32", "f16") or ins.arithmetic == "emulated":
-        raise ValueError(f"promote_every applies to chains of native f32 or f16 instructions: got {ins.name}")
+        raise QsimError(f"promote_every applies to chains of native f32 or f16 instructions: got {ins.name}")
     if every < 1 or every % _unit(ins):
-        raise ValueError(f"promote_every must be a multiple of the step of {ins.name}, {_unit(ins)}: got {every}")
+        raise QsimError(f"promote_every must be a multiple of the step of {ins.name}, {_unit(ins)}: got {every}")
     if how == "ffma" and (ins.output != "f32" or slices > 1):
-        raise ValueError("promotion='ffma' needs f32 accumulators and split_k=1")
+        raise QsimError("promotion='ffma' needs f32 accumulators and split_k=1")
 
 
 class _Scaling:
@@ -312,11 +313,11 @@ class _Scaling:
             order = "product_first" if np.size(scale_a) == 1 and np.size(scale_b) == 1 else "b_first"
         self.order = order
         if order not in ("product_first", "a_first", "b_first"):
-            raise ValueError(f"scale_order must be 'product_first', 'a_first' or 'b_first': got {order!r}")
+            raise QsimError(f"scale_order must be 'product_first', 'a_first' or 'b_first': got {order!r}")
         if ins.block_a is not None:
             assert ins.block_b is not None
             if k % ins.products:
-                raise ValueError(f"K of a block-scaled GEMM must be a multiple of {ins.products}: got K={k}")
+                raise QsimError(f"K of a block-scaled GEMM must be a multiple of {ins.products}: got K={k}")
             self.block_a = check.block_scale(scale_a, "scale_a", ins.block_a, (m,), k)
             self.block_b = check.block_scale(scale_b, "scale_b", ins.block_b, (n,), k)
             return
@@ -328,7 +329,7 @@ class _Scaling:
             self.column = _block_scales(scale_b, "scale_b", n, rows_b, blocks)
         elif scale_a is not None or scale_b is not None:
             if ins.output != "f32":
-                raise ValueError(f"scale_a and scale_b multiply float32 results: {ins.name} has {ins.output}")
+                raise QsimError(f"scale_a and scale_b multiply float32 results: {ins.name} has {ins.output}")
             self.row = _result_scale(scale_a, "scale_a", m)
             self.column = _result_scale(scale_b, "scale_b", n)
 
@@ -363,7 +364,7 @@ class _Scaling:
 def _result_scale(scale: Any, name: str, rows: int) -> np.ndarray:
     values = np.asarray(1.0 if scale is None else scale, np.float32)
     if values.size not in (1, rows):
-        raise ValueError(f"{name} must be a scalar or one float32 per row ({rows}): got shape {values.shape}")
+        raise QsimError(f"{name} must be a scalar or one float32 per row ({rows}): got shape {values.shape}")
     return np.broadcast_to(values.reshape(-1), (rows,))
 
 
@@ -372,7 +373,7 @@ def _block_scales(scale: Any, name: str, rows: int, block: int, blocks: int) -> 
     shape = (-(-rows // block), blocks)
     values = np.asarray(np.ones(shape) if scale is None else scale, np.float32)
     if values.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, one float32 per {block} rows and chain: got {values.shape}")
+        raise QsimError(f"{name} must have shape {shape}, one float32 per {block} rows and chain: got {values.shape}")
     return np.repeat(values, block, axis=0)[:rows]
 
 
@@ -381,7 +382,7 @@ def _out_dtype(ins: Instruction, out_format: str | None) -> np.dtype:
         return ins.output_dtype
     fmt = get_format({"f32": "float32", "f16": "float16"}.get(out_format, out_format))
     if not isinstance(fmt, FloatFormat) or ins.output not in ("f32", "f16"):
-        raise ValueError(
+        raise QsimError(
             f"out_format converts f32 and f16 accumulators to a float format: got {out_format!r} for {ins.name}"
         )
     return fmt.code_dtype

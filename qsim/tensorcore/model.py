@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
 
 Arithmetic: TypeAlias = Literal[
@@ -73,7 +74,7 @@ class Rounding:
         match = re.fullmatch(r"(rz|rne)_(?:(f16|f32|f64)|e8m(\d+))", text)
         widths = {"f16": 10, "f32": 23, "f64": 52}
         if match is None or (match[2] or "f32") != accumulator or (match[3] and not 1 <= int(match[3]) <= 23):
-            raise ValueError(
+            raise QsimError(
                 f"rounding must be rz_ or rne_ followed by the accumulator ({accumulator}), or e8m1..e8m23 with an f32 "
                 f"accumulator: got {text!r}"
             )
@@ -127,36 +128,36 @@ class Instruction:
 
     def __post_init__(self) -> None:
         if self.arithmetic not in get_args(Arithmetic):
-            raise ValueError(f"{self.name}: arithmetic must be one of {get_args(Arithmetic)}: got {self.arithmetic!r}")
+            raise QsimError(f"{self.name}: arithmetic must be one of {get_args(Arithmetic)}: got {self.arithmetic!r}")
         if self.output not in ACCUMULATOR_DTYPE:
-            raise ValueError(f"{self.name}: output must be one of {[*ACCUMULATOR_DTYPE]}: got {self.output!r}")
+            raise QsimError(f"{self.name}: output must be one of {[*ACCUMULATOR_DTYPE]}: got {self.output!r}")
         if not 1 <= self.products <= 4096 or self.k % self.products:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: products must be 1..4096 and divide k: got products={self.products}, k={self.k}"
             )
         if self.arithmetic in _WITH_ALIGNMENT and not 1 <= self.fraction_bits <= MAX_FRACTION_BITS:
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: fraction_bits must be 1..{MAX_FRACTION_BITS}: got {self.fraction_bits}; "
                 "for more use arithmetic='exact'"
             )
         if self.zero_exponent is not None and not -400 <= self.zero_exponent <= 400:
-            raise ValueError(f"{self.name}: zero_exponent must be -400..400 or None: got {self.zero_exponent}")
+            raise QsimError(f"{self.name}: zero_exponent must be -400..400 or None: got {self.zero_exponent}")
         if self.k_order and sorted(self.k_order) != list(range(self.k)):
-            raise ValueError(f"{self.name}: k_order must hold each of 0..{self.k - 1} once: got {self.k_order}")
+            raise QsimError(f"{self.name}: k_order must hold each of 0..{self.k - 1} once: got {self.k_order}")
         if self.arithmetic not in ("integer", "emulated"):
             rounding = Rounding.parse(self.rounding, self.output)
             if self.arithmetic == "fma" and not rounding.to_nearest:
-                raise ValueError(f"{self.name}: a chain of FMAs rounds to nearest: got rounding {self.rounding!r}")
+                raise QsimError(f"{self.name}: a chain of FMAs rounds to nearest: got rounding {self.rounding!r}")
         if (self.arithmetic == "integer") != (self.output == "s32"):
-            raise ValueError(f"{self.name}: integer arithmetic and s32 output go together: got output {self.output}")
+            raise QsimError(f"{self.name}: integer arithmetic and s32 output go together: got output {self.output}")
         if self.arithmetic in _OUTPUTS and self.output not in _OUTPUTS[self.arithmetic]:
             allowed = " or ".join(_OUTPUTS[self.arithmetic])
-            raise ValueError(
+            raise QsimError(
                 f"{self.name}: arithmetic {self.arithmetic!r} has {allowed} accumulators: got {self.output}"
             )
         for fmt in (self.format_a, self.format_b):
             if isinstance(fmt, IntFormat) != (self.arithmetic == "integer"):
-                raise ValueError(f"{self.name}: {fmt.name} operands do not fit arithmetic {self.arithmetic!r}")
+                raise QsimError(f"{self.name}: {fmt.name} operands do not fit arithmetic {self.arithmetic!r}")
 
     @cached_property
     def format_a(self) -> FloatFormat | IntFormat:
@@ -207,7 +208,7 @@ class Instruction:
     def with_satfinite(self, satfinite: bool) -> Instruction:
         """The same instruction with .satfinite set or cleared; only integer ones have it."""
         if satfinite and self.arithmetic != "integer":
-            raise ValueError(f"satfinite applies to s32 outputs only: got {self.name}")
+            raise QsimError(f"satfinite applies to s32 outputs only: got {self.name}")
         return self if satfinite == self.satfinite else dataclasses.replace(self, satfinite=satfinite)
 
 
@@ -217,7 +218,7 @@ def _element(name: str) -> FloatFormat | IntFormat:
     if isinstance(fmt, BlockFormat):
         fmt = fmt.element
     if not isinstance(fmt, FloatFormat | IntFormat):
-        raise ValueError(f"a matrix instruction reads float or integer codes: got format {name!r}")
+        raise QsimError(f"a matrix instruction reads float or integer codes: got format {name!r}")
     return fmt
 
 
@@ -275,7 +276,7 @@ def _table() -> dict[str, Instruction]:
     for number, family in enumerate(families):
         for row in _expand(family):
             if row.name in table:
-                raise ValueError(f"instructions.toml: family {number} defines {row.name} a second time")
+                raise QsimError(f"instructions.toml: family {number} defines {row.name} a second time")
             table[row.name] = row
     return table
 
@@ -299,7 +300,7 @@ def get_instruction(instruction: str | Instruction) -> Instruction:
     table = _table()
     if instruction in table:
         return table[instruction]
-    raise ValueError(_unknown(instruction))
+    raise QsimError(_unknown(instruction))
 
 
 def _unknown(name: str) -> str:

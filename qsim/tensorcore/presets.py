@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from qsim.errors import QsimError
+
 Promotion: TypeAlias = Literal["add", "ffma"]
 """How a partial chain joins the float32 register: a plain addition, or fma(scale, partial, register), to nearest."""
 
@@ -83,4 +85,4 @@ def get_preset(preset: str | Preset) -> Preset:
         return PRESETS[preset]
     near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown preset {preset!r}: there are {', '.join(PRESETS)}{hint}")
+    raise QsimError(f"unknown preset {preset!r}: there are {', '.join(PRESETS)}{hint}")

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qsim.errors import QsimError
 from qsim.formats import FloatFormat
 
 from .model import Instruction, _block, _element, get_instruction, list_instructions
@@ -115,7 +116,7 @@ class _Box:
         ea = min(max(exponent // 2, least), most)
         eb = exponent - ea
         if least > most:
-            raise ValueError(f"no product {significand} * 2^{exponent} in these formats")
+            raise QsimError(f"no product {significand} * 2^{exponent} in these formats")
         return float(np.ldexp(significand, ea)), float(np.ldexp(1.0, eb))
 
     def run(self, tests: Sequence[Mapping[int, Product]], k: int | None = None) -> np.ndarray:
@@ -278,7 +279,7 @@ def probe(
         return dataclasses.replace(found, matches=_matches(found, k, k_promotion, rows)) if match else found
     trial = np.asarray(matmul(np.zeros((rows, k), np.float32), np.zeros((rows, k), np.float32)))
     if trial.shape != (rows, rows) or trial.dtype.kind != "f":
-        raise ValueError(f"matmul must return floats of shape {(rows, rows)}: got {trial.dtype.name} {trial.shape}")
+        raise QsimError(f"matmul must return floats of shape {(rows, rows)}: got {trial.dtype.name} {trial.shape}")
     box = _Box(matmul, a, b, k, rows)
     found = _probe_floats(box, Probe(input_a=input, input_b=input_b, output=trial.dtype.name), k_promotion)
     if match:
@@ -373,7 +374,7 @@ def _probe_integers(matmul: MatmulFunction, input: str, input_b: str, rows: int)
     k = k if reached else 1024
     out = np.asarray(matmul(np.full((rows, k), high[0], np.int64), np.full((rows, k), high[1], np.int64)))
     if out.dtype.kind not in "iu":
-        raise ValueError(f"matmul of integers must return integers: got {out.dtype.name}")
+        raise QsimError(f"matmul of integers must return integers: got {out.dtype.name}")
     total = high[0] * high[1] * k
     value = int(out[0, 0])
     kind = (

@@ -1,0 +1,38 @@
+"""What a refusal is, and how an unknown name is answered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QsimError(ValueError):
+    """A mistake in what was asked or in a file that was given: its text is one sentence with the culprit and the rule.
+
+    Everything that qsim and hwmodels refuse is raised as this class, which is a ValueError. Any other exception is a
+    fault of the program, except OSError (the disk, a path) and MemoryError.
+    """
+
+
+def nearest(kind: str, name: object, known: Iterable[str], *, cutoff: float = 0.4, all_below: int = 12) -> str:
+    """The sentence for a name that is not known: what it is, and the nearest names that are.
+
+    Arguments:
+        kind: what is named, in the singular (`device`, `scheme`).
+        name: as the user gave it.
+        known: all names, aliases included.
+        cutoff: least similarity of a name that is offered, 0 to 1.
+        all_below: when nothing is near, all names are listed if there are no more than this many.
+
+    Returns:
+        For example `unknown device 'h10': the nearest are h100-sxm, h100-pcie`.
+    """
+    names = list(dict.fromkeys(known))
+    wanted = str(name)
+    lower = {n.lower(): n for n in names}
+    near = [lower[n] for n in difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=cutoff)]
+    if near:
+        return f"unknown {kind} {wanted!r}: the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+    if len(names) <= all_below:
+        return f"unknown {kind} {wanted!r}: it is one of {', '.join(names)}"
+    return f"unknown {kind} {wanted!r}: nothing has a similar name"
