@@ -19,7 +19,7 @@ from .step import attention_shape
 from .timing import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from .operators import _kv_bytes, weight_nbytes
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
     from .architecture import Architecture
     from .device import Device
@@ -115,7 +115,7 @@ def what_would_fit(
     device: Device, architecture: Architecture, scheme: Scheme, *, batch: int, context: int, tensor_parallel: int = 1
 ) -> str:
     """Words on what to change when a model does not fit: batch, devices, or a smaller scheme."""
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     hints = []
     most = largest_batch(device, architecture, scheme, context=context, tensor_parallel=tensor_parallel)

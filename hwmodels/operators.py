@@ -17,7 +17,7 @@ from qsim.errors import QsimError
 from .architecture import Architecture
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from .step import step_operators
 from .timing import IDEAL_MISS
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
 CORRELATION = 0.1
 """Correlation of the errors of two operators of a step: the mean over pairs of held-out layers of a model, same format
@@ -147,7 +147,7 @@ def speedup(of: Prediction, over: Prediction) -> Speedup:
 
 def resolve_scheme(scheme: str | Scheme) -> Scheme:
     """A scheme by name or value; unknown names list the nearest."""
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     return get_scheme(scheme)
 

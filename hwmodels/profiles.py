@@ -14,7 +14,7 @@ from qsim.formats import BlockFormat, IntFormat
 from .parameters import calibration_of
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
     from .device import Device
 

@@ -19,7 +19,7 @@ from .load import get_device
 from .predict import predict, resolve_scheme
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)

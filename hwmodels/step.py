@@ -12,7 +12,7 @@ from .architecture import Architecture
 from .operators import Cost, Operator, _kv_bytes, _operand_bytes, attention_cost, gemm_cost, grouped_cost, weight_nbytes
 
 if TYPE_CHECKING:
-    from qsim.quantize import Scheme
+    from qsim.scheme import Scheme
 
 
 def step_operators(

@@ -16,17 +16,18 @@ _LAZY = {
     "decode": "qsim.formats",
     "cast": "qsim.formats",
     "get_format": "qsim.formats",
-    "QuantizedTensor": "qsim.quantize",
-    "Scheme": "qsim.quantize",
-    "get_scheme": "qsim.quantize",
+    "QuantizedTensor": "qsim.scheme",
+    "Scheme": "qsim.scheme",
+    "get_scheme": "qsim.scheme",
+    "quantize": "qsim.scheme",
 }
 
-# subpackages that `import qsim` makes reachable; `qsim.quantize` can also be called
-_PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "quantize", "tensorcore")
+# subpackages that `import qsim` makes reachable
+_PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "scheme", "tensorcore")
 
 if TYPE_CHECKING:
     from qsim.formats import cast, decode, encode, get_format
-    from qsim.quantize import QuantizedTensor, Scheme, get_scheme
+    from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
 
 __all__ = [
     "QuantizedTensor",
@@ -37,6 +38,7 @@ __all__ = [
     "encode",
     "get_format",
     "get_scheme",
+    "quantize",
 ]
 
 

@@ -120,7 +120,7 @@ class Measurer:
         from qsim.algorithms.kv import stores_kv
         from qsim.algorithms.methods import get_recipe
         from qsim.models import evaluate, with_outliers
-        from qsim.quantize import get_scheme
+        from qsim.scheme import get_scheme
 
         section, method, scheme, given = ROWS[name]
         options, model = dict(given), self.model

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from qsim.kernels import available_paths, linear, pack
 from qsim.kernels.ladder import by_rows, factored, naive
 from qsim.kernels.memory import aligned_copy, aligned_empty
-from qsim.quantize import quantize
+from qsim.scheme import quantize
 
 HERE = Path(__file__).resolve().parent
 FOOTPRINT = 256 << 20  # bytes of copies of one contestant; together they are several GiB
@@ -268,7 +268,7 @@ def measure(n: int, k: int, ms: list[int], rounds: int) -> tuple[pd.DataFrame, p
 FIRST = """
 import sys, time, numpy as np
 from qsim.kernels import linear, pack
-from qsim.quantize import quantize
+from qsim.scheme import quantize
 scheme, activation, path = (None if a == "-" else a for a in sys.argv[1:])
 packed = pack(quantize(np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32), scheme))
 for m in (1, 64):

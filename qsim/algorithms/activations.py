@@ -8,7 +8,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat
-from qsim.quantize import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme
 
 from .checks import where
 

@@ -20,8 +20,8 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat
 from qsim.models import Model
-from qsim.quantize import Granularity, QuantizedTensor, Scheme, get_scheme, quantize, region_range
-from qsim.quantize.tensor import expand
+from qsim.scheme import Granularity, QuantizedTensor, Scheme, get_scheme, quantize, region_range
+from qsim.scheme.tensor import expand
 
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where

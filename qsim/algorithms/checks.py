@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import Scheme
-from qsim.quantize.quantizer import check_finite
+from qsim.scheme import Scheme
+from qsim.scheme.quantizer import check_finite
 
 F32 = np.float32
 

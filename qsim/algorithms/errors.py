@@ -10,8 +10,8 @@ from numba import njit
 
 from qsim.formats import BlockFormat, IntFormat
 from qsim.formats._parallel import for_chunks
-from qsim.quantize import QuantizedTensor, quantize
-from qsim.quantize.tensor import expand
+from qsim.scheme import QuantizedTensor, quantize
+from qsim.scheme.tensor import expand
 
 from .linalg import DOUBLE_COLUMNS, by_rows, dot, output_error
 
@@ -159,7 +159,7 @@ def weight_error(
 def round_to_nearest_error(
     w: np.ndarray, like: QuantizedTensor, hessian: np.ndarray | None = None, **how: Any
 ) -> WeightError:
-    """The error of plain rounding under the scheme of `like`; `how` goes to `qsim.quantize.quantize`."""
+    """The error of plain rounding under the scheme of `like`; `how` goes to `qsim.scheme.quantize`."""
     where = like.tensor_scheme.granularity
     assert where is not None
     fmt = like.tensor_scheme.format

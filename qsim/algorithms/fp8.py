@@ -1,7 +1,7 @@
 """FP8 weights and activations: a scale that maps the largest value to the format's largest, then the nearest code.
 
 Scales per tensor, per row or per 128 x 128 block; activations with a stored scale or one found on the fly. Scale rules:
-`amax` (amax / 448, codes by that scale), `autofp8` (x * (448 / amax)), `compressed-tensors`; see `qsim.quantize.rules`.
+`amax` (amax / 448, codes by that scale), `autofp8` (x * (448 / amax)), `compressed-tensors`; see `qsim.scheme.rules`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat
-from qsim.quantize import QuantizedTensor, Scheme, encode_with, get_rule, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, encode_with, get_rule, get_scheme, quantize
 
 from .activations import input_scale_of, joint_error, needs_input_scale, power_of_two_above
 from .calibration import LayerInputs

@@ -22,7 +22,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.formats._parallel import for_chunks, one_blas_thread
-from qsim.quantize import QuantizedTensor, Scheme, get_rule, get_scheme
+from qsim.scheme import QuantizedTensor, Scheme, get_rule, get_scheme
 
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
@@ -75,7 +75,7 @@ def gptq(
         block_size: columns of a block. It shows in the result: the scale of a group that starts inside a block is found
             from weights that lack the block's own updates, as in the original.
         mse: search for the range of least sum |q - x|^p; True is p = 2.4.
-        scale_rule: see `qsim.quantize.quantize`.
+        scale_rule: see `qsim.scheme.quantize`.
         stored_scales: solve with scales as they are stored (float16, say), so that later columns make up for their
             rounding as well. False is the original: float32 scales while solving, rounded at the end.
         correction: (K, K), GPTAQ's sum of (x - x~) x~^T in the scaling of `hessian`; x~ is the input that the quantised

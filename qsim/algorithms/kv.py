@@ -8,7 +8,7 @@ import numpy as np
 
 from qsim.models import Model
 from qsim.models.families import block_names
-from qsim.quantize import Scheme, TensorScheme
+from qsim.scheme import Scheme, TensorScheme
 
 F32 = np.float32
 

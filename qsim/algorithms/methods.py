@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsim.errors import QsimError
-from qsim.quantize import Scheme
+from qsim.scheme import Scheme
 
 from .recipe import Recipe
 

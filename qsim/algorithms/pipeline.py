@@ -16,7 +16,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.formats._parallel import one_blas_thread
 from qsim.models import Model
-from qsim.quantize import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme
 
 from .calibration import calibration_of
 from .kv import stores_kv

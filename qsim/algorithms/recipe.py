@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qsim.models import Model
-from qsim.quantize import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme
 
 from .calibration import LayerInputs
 from .folding import Fold

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from .errors import RowLosses, round_to_nearest_error, signal, weight_error
 
@@ -127,7 +127,7 @@ def measure(
         hessian: (K, K) float32, for output errors.
         is_rtn: `q` is round-to-nearest itself; otherwise that is done here, to compare.
         original: weight and Hessian before channels were scaled; round-to-nearest is measured on these.
-        rounding: how, arguments of `qsim.quantize.quantize`.
+        rounding: how, arguments of `qsim.scheme.quantize`.
         losses: what GPTQ's losses say of the error, see `errors.weight_error`.
         known: other fields of the record.
     """
@@ -157,7 +157,7 @@ def relative(error: float | None, of: float | None) -> float | None:
 
 def zero_groups(w: np.ndarray, q: QuantizedTensor) -> int:
     """Regions of `w` without a non-zero weight."""
-    from qsim.quantize import region_range
+    from qsim.scheme import region_range
 
     granularity = q.tensor_scheme.granularity
     assert granularity is not None

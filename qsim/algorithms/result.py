@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.errors import QsimError
 from qsim.models import Model
-from qsim.quantize import Scheme
+from qsim.scheme import Scheme
 
 from .memory import MemoryEstimate
 from .record import LayerRecord

@@ -21,7 +21,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.models import Model, hadamard
 from qsim.models.families import block_names, model_names
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 ROTATIONS = ("offline", "online")
 

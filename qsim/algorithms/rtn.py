@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
 
 from .activations import needs_input_scale
 from .calibration import LayerInputs
@@ -34,16 +34,16 @@ def rtn(
         weight: (N, K) float; computed in float32.
         scheme: name or value, any weight format: integers, FP8, NF4, MX, NVFP4.
         hessian: (K, K), sum of x x^T in any scaling; only for the errors in the record.
-        scale_rule: see `qsim.quantize.quantize`, which does the rounding.
+        scale_rule: see `qsim.scheme.quantize`, which does the rounding.
         mse: search for the range of least sum |q - x|^p; True is p = 2.4, gptq's.
         tokens, name: for the record and messages.
-        rounding: other arguments of `qsim.quantize.quantize` (`clip_grid`, `scale_rounding`, `block_scale_rule`).
+        rounding: other arguments of `qsim.scheme.quantize` (`clip_grid`, `scale_rounding`, `block_scale_rule`).
 
     Returns:
         The quantised tensor and its record.
 
     Raises:
-        ValueError: as `qsim.quantize.quantize`.
+        ValueError: as `qsim.scheme.quantize`.
     """
     started = time.perf_counter()
     scheme = get_scheme(scheme)

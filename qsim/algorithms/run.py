@@ -13,7 +13,7 @@ import numpy as np
 
 from qsim.formats._parallel import one_blas_thread
 from qsim.models import AttentionMath, Model
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from .activations import input_scale_of, joint_error, stores_input_scale
 from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs

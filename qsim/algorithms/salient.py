@@ -17,7 +17,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.models import Evaluation, Model, evaluate
 from qsim.models.evaluation import Reference
-from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
 
 from .calibration import calibration_of
 from .checks import check_weight, where

@@ -9,9 +9,9 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
-from qsim.quantize import Granularity, find_parameters
-from qsim.quantize.rules import ScaleRule
-from qsim.quantize.scheme import TensorScheme
+from qsim.scheme import Granularity, find_parameters
+from qsim.scheme.rules import ScaleRule
+from qsim.scheme.scheme import TensorScheme
 
 F32 = np.float32
 _PAD = 64

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
 
 from .activations import input_scale_of, joint_error
 from .calibration import LayerInputs
@@ -66,7 +66,7 @@ def smoothquant(
             `inputs`.
         inputs: (tokens, K) sampled inputs, for the search and for the record's joint error.
         hessian: (K, K), for the record.
-        scale_rule: as `qsim.quantize.quantize`.
+        scale_rule: as `qsim.scheme.quantize`.
 
     Returns:
         The quantised tensor of weight * s, with the activation's scale when the scheme has a stored one, and its

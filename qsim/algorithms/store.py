@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from .folding import Fold
 from .record import LayerRecord

@@ -17,7 +17,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
-from qsim.quantize import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme
 
 from .gptq import common_reason
 from .parts import Notes, Parts, signed_codes, with_scale_format

@@ -11,7 +11,7 @@ from qsim.formats import get_format
 from qsim.models import Model
 from qsim.models.families import model_names
 from qsim.models.model import quantizable
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 from .layouts import LAYOUTS, QUANTIZED, layouts_for, reason
 from .plain import DTYPES

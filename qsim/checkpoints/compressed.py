@@ -31,8 +31,8 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat, pack, unpack
-from qsim.quantize import QuantizedTensor, Scheme
-from qsim.quantize.huggingface import compressed_layout, to_config
+from qsim.scheme import QuantizedTensor, Scheme
+from qsim.scheme.huggingface import compressed_layout, to_config
 
 from .parts import Notes, Parts, as_int8, from_int8, signed_codes, unsigned_codes, with_scale_format
 from .stored import DTYPE_OF, Stored, exactly, integers, words

@@ -16,8 +16,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import Granularity, QuantizedTensor, Scheme
-from qsim.quantize.huggingface import to_config
+from qsim.scheme import Granularity, QuantizedTensor, Scheme
+from qsim.scheme.huggingface import to_config
 
 from .parts import Notes, Parts, with_scale_format
 from .stored import Stored, exactly

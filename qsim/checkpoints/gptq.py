@@ -18,7 +18,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
-from qsim.quantize import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme
 
 from .parts import Notes, Parts, signed_codes, unsigned_codes, with_scale_format
 from .stored import Stored, exactly, integers, words

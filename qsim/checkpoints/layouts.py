@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from qsim.errors import QsimError
-from qsim.quantize import QuantizedTensor, Scheme, get_scheme
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme
 
 from . import awq, compressed, fp8, gptq
 from .stored import Stored

@@ -10,7 +10,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import get_format
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 from .stored import FORMAT_OF, Stored
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import cast
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from .stored import DTYPE_OF, NUMPY_OF, Stored, exactly
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from qsim.errors import QsimError
 from qsim.models.cache import check_kv_scheme
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
-from qsim.quantize.huggingface import (
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme.huggingface import (
     ConfigGroup,
     compressed_args,
     compressed_groups,

@@ -15,7 +15,7 @@ from qsim.models.loading import config_notes, load_plain, read_config, read_json
 from qsim.models.model import quantizable
 from qsim.models.storage import Entry, TensorFiles, open_folder
 from qsim.models.tokenizer import load_tokenizer
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 from .fp8 import Meaning
 from .parts import Notes, Parts, with_scale_format

@@ -13,7 +13,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.models import Model
-from qsim.quantize import QuantizedTensor, TensorScheme
+from qsim.scheme import QuantizedTensor, TensorScheme
 
 from .checks import (
     HEAD,

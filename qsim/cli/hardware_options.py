@@ -56,7 +56,7 @@ def device_names() -> Iterable[str]:
 
 def scheme_names() -> Iterable[str]:
     """Schemes that have a name of their own."""
-    from qsim.quantize import list_schemes
+    from qsim.scheme import list_schemes
 
     return (scheme.name for scheme in list_schemes())
 

@@ -22,7 +22,7 @@ def measure_kernels(
     import numpy as np
 
     from hwmodels.host import best_time
-    from qsim.quantize import get_scheme, quantize
+    from qsim.scheme import get_scheme, quantize
 
     kernels: Any = importlib.import_module("qsim.kernels")
     if not hasattr(kernels, "pack") or not hasattr(kernels, "linear"):

@@ -9,8 +9,8 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
-from qsim.quantize import TensorScheme, encode_with, find_parameters, get_rule
-from qsim.quantize.quantizer import check_finite
+from qsim.scheme import TensorScheme, encode_with, find_parameters, get_rule
+from qsim.scheme.quantizer import check_finite
 
 F32 = np.float32
 _ONES = np.ones(1024, F32)

@@ -22,7 +22,7 @@ def compile_kernels(schemes: Sequence[str]) -> None:
     """Run one small product of each scheme; whatever is in the cache already is loaded."""
     import numpy as np
 
-    from qsim.quantize import get_scheme, quantize
+    from qsim.scheme import get_scheme, quantize
 
     from . import linear, pack
 

@@ -71,7 +71,7 @@ def quantize_tokens(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 def _refuse(x: np.ndarray, scale: np.ndarray) -> None:
     """A scale of 0 marks a row with NaN or Inf."""
     if not scale.all():
-        from qsim.quantize.quantizer import check_finite
+        from qsim.scheme.quantizer import check_finite
 
         check_finite(x, what="activations")
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat
-from qsim.quantize import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme
 
 from .memory import aligned_copy
 from .stored import STORED

@@ -74,7 +74,7 @@ def traffic(packed: PackedWeight, tokens: int) -> Traffic:
     zero_bits = {0: 0, 16: 16, 17: 16, 32: 32}.get(packed.zero_bits, packed.zero_bits)
     zero_bytes = -(-real * zero_bits // 8)
     code_bytes = -(-n * k * code_bits // 8)
-    from qsim.quantize import TensorScheme
+    from qsim.scheme import TensorScheme
 
     how: TensorScheme = packed.scheme.activation
     return Traffic(

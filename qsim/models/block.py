@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import TensorScheme
+from qsim.scheme import TensorScheme
 
 from . import ops
 from .attention import AttentionMath, attend

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.formats import cast
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from . import families, rope
 from .block import Block, Fan, Norm, Rotary, Rounding, keep

@@ -10,7 +10,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, cast, get_format
-from qsim.quantize import Scheme, TensorScheme, quantize
+from qsim.scheme import Scheme, TensorScheme, quantize
 
 F32 = np.float32
 _GROWTH = 256  # tokens

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import Granularity, QuantizedTensor
+from qsim.scheme import Granularity, QuantizedTensor
 
 from . import ops
 

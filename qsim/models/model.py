@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.quantize import QuantizedTensor, TensorScheme
+from qsim.scheme import QuantizedTensor, TensorScheme
 
 from . import families
 from .attention import PLAIN, AttentionMath

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import cast
-from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
 
 from .families import fold_groups
 from .model import Model
@@ -26,7 +26,7 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
 
     Arguments:
         scheme: a name or a `Scheme`.
-        rounding: further arguments of `qsim.quantize.quantize` (scale_rule, clip, ...).
+        rounding: further arguments of `qsim.scheme.quantize` (scale_rule, clip, ...).
 
     Raises:
         ValueError: a weight that is quantised already; a static activation scheme, whose scales need calibration.

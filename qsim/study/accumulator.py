@@ -10,7 +10,7 @@ import numpy as np
 
 from hwmodels.device import Device
 from qsim.formats import cast
-from qsim.quantize import get_scheme
+from qsim.scheme import get_scheme
 from qsim.tensorcore import Instruction, generic, get_instruction, matmul
 from qsim.tensorcore.floats import encode_operand
 

@@ -16,7 +16,7 @@ import numpy as np
 from hwmodels.host import best_time, measure_bandwidth, measure_gemm
 from qsim.errors import QsimError
 from qsim.kernels import PackedWeight, linear, pack
-from qsim.quantize import get_scheme, quantize
+from qsim.scheme import get_scheme, quantize
 
 SCHEMES = ("w4a16-g128", "w3a16-g128", "w8a8-channel-token", "w4a8-g128", "fp8-weight-only", "fp8-rowwise")
 FOOTPRINT = 256_000_000

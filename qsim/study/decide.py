@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hwmodels
-from qsim.quantize import get_scheme
+from qsim.scheme import get_scheme
 
 from .rows import DecisionRow, QualityRow, SpeedRow
 from .spec import Method, StudySpec

@@ -137,7 +137,7 @@ def _format_label(name: str) -> str:
 def curve_schemes(result: StudyResult) -> list[str]:
     """At most four schemes for the curves against batch: one of each family, the smallest first."""
     from qsim.formats import BlockFormat, IntFormat
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     found: dict[str, str] = {}
     for m in result.spec.methods:

@@ -17,7 +17,7 @@ from hwmodels.predict import Prediction
 from hwmodels.profiles import choose_kernel, get_profile
 from hwmodels.request import Request
 from hwmodels.whatif import first_batch, slower_from_batch
-from qsim.quantize import Scheme, get_scheme
+from qsim.scheme import Scheme, get_scheme
 
 from .rows import CapacityRow, CurveRow, FlipRow, OperatorRow, RoofRow, SpeedRow
 from .spec import Case, DeviceSpec, StudySpec

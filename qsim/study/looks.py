@@ -34,7 +34,7 @@ _MARKERS = {"none": "*", "rtn": "o", "gptq": "s", "awq": "D", "smoothquant": "^"
 def marks(methods: Sequence[Method]) -> dict[str, draw.Mark]:
     """Method name -> its look: the colour is the format, the marker the algorithm or the granularity."""
     from qsim.formats import BlockFormat, IntFormat
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     out: dict[str, draw.Mark] = {}
     variants: dict[str, int] = {}

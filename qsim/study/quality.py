@@ -14,7 +14,7 @@ import numpy as np
 from hwmodels.device import Device
 from qsim.errors import QsimError
 from qsim.models import Model, evaluate, load, tiny_text
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from .accumulator import Adder, adder, compute_format
 from .hardware import devices, executed
@@ -119,7 +119,7 @@ def _layers(names: list[str]) -> str:
 
 def _needs_text(method: Method) -> bool:
     """Whether a method looks at inputs: it solves for them, smooths them, or stores a scale of them."""
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     scheme = get_scheme(method.scheme)
     stored = any(part.is_quantized and not part.dynamic for part in (scheme.activation, scheme.kv_cache))
@@ -220,7 +220,7 @@ def _window(spec: StudySpec, model: Model) -> int:
 def exact_methods(spec: StudySpec) -> tuple[Method, ...]:
     """One method for each kind of product: 16 bit, weight-only, INT8, FP8; the better algorithm where there are two."""
     from qsim.formats import BlockFormat, IntFormat
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     order = {"none": 0, "smoothquant": 1, "gptq": 2, "awq": 3, "fp8": 4, "rtn": 5}
     kinds: dict[str, Method] = {}

@@ -81,7 +81,7 @@ def parse_method(value: Any) -> Any:
 
 def default_algorithm(scheme: str) -> str:
     """How a scheme is rounded when nobody says: `none` when it quantises nothing, `fp8` for FP8, else `rtn`."""
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     weight = get_scheme(scheme).weight
     if not weight.is_quantized:
@@ -92,7 +92,7 @@ def default_algorithm(scheme: str) -> str:
 def methods_for(scheme: str) -> tuple[Method, ...]:
     """Every algorithm that applies to a scheme: what `--scheme NAME` studies."""
     from qsim.formats import IntFormat
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     found = get_scheme(scheme)
     first = Method(algorithm=default_algorithm(scheme), scheme=scheme)  # type: ignore[arg-type]
@@ -315,7 +315,7 @@ def check(spec: StudySpec) -> StudySpec:
     """
     import hwmodels
     from hwmodels.profiles import get_profile
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     get_profile(spec.speed.profile)
     for method in spec.methods:

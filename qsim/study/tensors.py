@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.analysis.error import sqnr_db
 from qsim.models import Model
-from qsim.quantize import Scheme, TensorScheme, get_scheme, quantize
+from qsim.scheme import Scheme, TensorScheme, get_scheme, quantize
 
 from .quality import Subject, calibration
 from .rows import ChannelRow, HistogramRow, SalientRow, TensorErrorRow

@@ -80,7 +80,7 @@ def short(result: StudyResult) -> list[str]:
 
 def _by_family(result: StudyResult) -> dict[str, list[Any]]:
     """Bits of the weights in words -> the measured methods."""
-    from qsim.quantize import get_scheme
+    from qsim.scheme import get_scheme
 
     words = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight"}
     by_bits: dict[int, list[Any]] = {}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 F32 = np.float32
 

@@ -7,7 +7,7 @@ import pytest
 
 from qsim.algorithms import awq, rtn
 from qsim.algorithms.awq import candidates, clamp, search_clip, search_scale
-from qsim.quantize import Scheme, TensorScheme, quantize
+from qsim.scheme import Scheme, TensorScheme, quantize
 
 from . import published
 from .anchors import make, output_error, scheme

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from qsim.algorithms import quantize_model, read_records
 from qsim.cli import main
 from qsim.models import ModelConfig, load
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 from tests.models.small import CONFIGS, random_tensors, write_folder
 from tests.models.test_loading import byte_tokenizer_json
 

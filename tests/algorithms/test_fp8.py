@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qsim.algorithms import fp8
-from qsim.quantize import Scheme, TensorScheme, get_scheme
+from qsim.scheme import Scheme, TensorScheme, get_scheme
 
 from .anchors import make
 
@@ -90,7 +90,7 @@ def test_powers_of_two(name):
     assert record.clip_fraction == 0
     if name == "fp8-static":
         assert q.input_scale == 2.0**-7  # 3 / 448 = 2^-7.2
-    from qsim.quantize.tensor import expand
+    from qsim.scheme.tensor import expand
 
     scale = expand(q.scales, q.tensor_scheme.granularity, w.shape)
     np.testing.assert_array_equal(q.codes, (w / scale).astype(ml_dtypes.float8_e4m3fn).view(np.uint8))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.algorithms import gptq, linalg, reference, rtn
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme, get_scheme
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme
 
 from .anchors import SMALL, layer, make, output_error, scheme
 

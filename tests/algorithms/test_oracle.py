@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from qsim.cli import main
 from qsim.models import load, tiny_text
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 from qsim.algorithms import errors, gptq, linalg, quantize_model
 from qsim.algorithms.passes import for_many_tokens, through_block
 from qsim.formats._parallel import for_chunks, one_blas_thread
-from qsim.quantize import quantize
+from qsim.scheme import quantize
 from tests.models.small import random_model
 
 from .anchors import make

@@ -13,7 +13,7 @@ from qsim.algorithms import apply_folds, gptq, quantize_model, read_records
 from qsim.algorithms.awq import recipe as awq_recipe
 from qsim.algorithms.calibration import calibration_of
 from qsim.algorithms.smoothquant import recipe as smooth_recipe
-from qsim.quantize import QuantizedTensor, get_scheme
+from qsim.scheme import QuantizedTensor, get_scheme
 from tests.models.small import random_model
 
 F32 = np.float32

@@ -8,7 +8,7 @@ import pytest
 from qsim.algorithms import smoothquant
 from qsim.algorithms.activations import joint_error, power_of_two_above
 from qsim.algorithms.smoothquant import LEVELS, get_level, search_alpha, smoothing_scale
-from qsim.quantize import get_scheme, quantize
+from qsim.scheme import get_scheme, quantize
 
 from . import published
 from .anchors import make

@@ -6,7 +6,7 @@ import pytest
 
 from qsim.checkpoints.parts import Notes
 from qsim.checkpoints.quantization import Fact, read_plan, write_plan
-from qsim.quantize import get_scheme
+from qsim.scheme import get_scheme
 
 LAYER = "model.layers.0.mlp.up_proj"
 WRITTEN = [("w4a16-g32", "compressed-tensors"), ("w8a8-tensor-static", "compressed-tensors"),

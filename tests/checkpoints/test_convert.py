@@ -13,7 +13,7 @@ import pytest
 from qsim.checkpoints import convert, read, write
 from qsim.checkpoints.stored import Stored
 from qsim.models.storage import open_folder
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 
 from .test_folders import rewrite
 from .tiny import assert_same, config_of, quantized, tiny

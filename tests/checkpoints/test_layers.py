@@ -10,8 +10,8 @@ from qsim.checkpoints.layouts import QUANTIZED, reason
 from qsim.checkpoints.parts import Notes, Parts
 from qsim.checkpoints.stored import Stored, integers
 from qsim.checkpoints.words import pack_dense, pack_whole
-from qsim.quantize import QuantizedTensor, get_scheme, quantize
-from qsim.quantize.huggingface import compressed_layout
+from qsim.scheme import QuantizedTensor, get_scheme, quantize
+from qsim.scheme.huggingface import compressed_layout
 
 from . import reference as slow
 

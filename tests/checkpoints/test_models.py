@@ -8,7 +8,7 @@ import pytest
 import qsim.models
 from qsim.checkpoints import layouts_for, read, write
 from qsim.models import Model
-from qsim.quantize import TensorScheme, get_scheme, quantize
+from qsim.scheme import TensorScheme, get_scheme, quantize
 
 from .tiny import assert_same, bfloat16, config_of, quantized, tiny
 

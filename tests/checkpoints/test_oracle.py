@@ -12,8 +12,8 @@ from qsim.checkpoints.parts import Notes, Parts
 from qsim.checkpoints.quantization import Fact, write_plan
 from qsim.checkpoints.stored import NUMPY_OF, Stored
 from qsim.models.storage import open_folder
-from qsim.quantize import QuantizedTensor, get_scheme, quantize
-from qsim.quantize.huggingface import compressed_layout
+from qsim.scheme import QuantizedTensor, get_scheme, quantize
+from qsim.scheme.huggingface import compressed_layout
 
 from .test_layers import random_codes
 from .tiny import config_of, quantized, tiny

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.models import Model, ModelConfig
 from qsim.models.families import expected_tensors
-from qsim.quantize import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "intermediate_size": 256,

@@ -11,7 +11,7 @@ from hwmodels.footprint import footprint, kv_bytes_per_token
 from hwmodels.operators import attention_cost
 from hwmodels.step import step_operators
 from hwmodels.timing import attention
-from qsim.quantize import get_scheme
+from qsim.scheme import get_scheme
 
 CONFIG = {  # deepseek-ai/DeepSeek-V2-Lite
     "model_type": "deepseek_v2", "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16,

@@ -9,7 +9,7 @@ from hwmodels.architecture import architecture_names, from_config, get_architect
 from hwmodels.footprint import kv_bytes_per_token
 from hwmodels.operators import attention_cost, gemm_cost, weight_nbytes
 from hwmodels.step import step_operators
-from qsim.quantize import get_scheme, quantize
+from qsim.scheme import get_scheme, quantize
 
 SCHEMES = ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w8a16", "w8a8-channel-token", "fp8", "fp8-rowwise",
            "fp8-block128")  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import hwmodels
 from hwmodels.operators import attention_cost
 from hwmodels.step import step_operators
-from qsim.quantize import get_scheme
+from qsim.scheme import get_scheme
 
 
 def _op(name: str, scheme: str = "bf16", phase: str = "decode", model: str = "llama-2-70b", **kw: int):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import pytest
 
 from qsim.kernels import available_paths, linear, pack, special
 from qsim.kernels.activations import take
-from qsim.quantize import quantize
+from qsim.scheme import quantize
 
 pytestmark = pytest.mark.skipif(
     "amx" not in available_paths(), reason="this CPU has no AMX, or QSIM_KERNELS switches it off"

@@ -5,7 +5,7 @@ import pytest
 
 from qsim.formats import encode
 from qsim.kernels import linear, pack
-from qsim.quantize import quantize
+from qsim.scheme import quantize
 
 tensorcore = pytest.importorskip("qsim.tensorcore")
 

@@ -12,7 +12,7 @@ from qsim.formats import decode, get_format
 from qsim.kernels import available_paths, features, ladder, linear, pack, traffic
 from qsim.kernels.activations import take
 from qsim.kernels.codes import quantize_floats, quantize_tokens
-from qsim.quantize import Scheme, TensorScheme, get_scheme, quantize
+from qsim.scheme import Scheme, TensorScheme, get_scheme, quantize
 
 SCHEMES = [
     "w4a16-g128", "w4a16-g128-sym", "w4a16-g64", "w4a16-g32", "w3a16-g128", "w3a16-g128-sym", "w2a16-g64", "w8a16",
@@ -249,7 +249,7 @@ from qsim.kernels import available_paths, linear, pack
 rng = np.random.default_rng(0)
 x, w = rng.standard_normal((40, 256)).astype('f4'), rng.standard_normal((64, 256)).astype('f4')
 for name in ('w4a16-g128', 'w8a8'):
-    q = qsim.quantize(w, name)
+    q = qsim.scheme(w, name)
     y = linear(x, pack(q))
     assert np.linalg.norm(y - x @ q.dequantize().T) < 0.02 * np.linalg.norm(y)
 print(*available_paths())

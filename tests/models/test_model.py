@@ -8,7 +8,7 @@ import pytest
 import qsim
 from qsim.models import AttentionMath, KVCache, Model, ModelConfig, reference
 from qsim.models.cache import round_entries
-from qsim.quantize import TensorScheme, get_scheme, quantize
+from qsim.scheme import TensorScheme, get_scheme, quantize
 
 from .small import CONFIGS, random_model
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qsim.models import with_outliers, with_scheme
-from qsim.quantize import QuantizedTensor, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, get_scheme, quantize
 
 from .small import CONFIGS, random_model
 

@@ -7,7 +7,7 @@ import pytest
 
 import hwmodels
 from qsim.formats import cast
-from qsim.quantize import quantize
+from qsim.scheme import quantize
 from qsim.study import StudySpec
 from qsim.study import quality as q
 from qsim.study import tensors as t

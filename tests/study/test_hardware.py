@@ -9,7 +9,7 @@ import pytest
 
 import hwmodels
 from hwmodels.footprint import model_weight_bytes
-from qsim.quantize import get_scheme
+from qsim.scheme import get_scheme
 from qsim.study import DeviceSpec, StudySpec, hardware
 from qsim.study.run import Run
 

@@ -10,7 +10,7 @@ import pytest
 
 from qsim.models import evaluate, with_scheme
 from qsim.models.evaluation import Reference
-from qsim.quantize import QuantizedTensor
+from qsim.scheme import QuantizedTensor
 from qsim.study import StudySpec
 from qsim.study import quality as q
 from qsim.study.run import Run

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qsim.quantize import RULES, Scheme, TensorScheme, get_scheme, quantize
+from qsim.scheme import RULES, Scheme, TensorScheme, get_scheme, quantize
 
 from . import published
 
@@ -182,7 +182,7 @@ def test_anchor_errors_of_round_to_nearest():
 
 
 def test_default_rules_are_documented():
-    from qsim.quantize import default_rule
+    from qsim.scheme import default_rule
 
     assert default_rule(get_scheme("w4a16-g128")) == "gptq"
     assert default_rule(get_scheme("w8a8")) == "smoothquant"

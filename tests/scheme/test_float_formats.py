@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsim.formats import decode, quantize_blocks
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, quantize
 
 FLOATS = ["fp8", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "nf4-g64"]
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qsim.quantize import QuantizedTensor, Scheme, TensorScheme, get_scheme, quantize
-from qsim.quantize.tensor import pack_bits, unpack_bits
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme, quantize
+from qsim.scheme.tensor import pack_bits, unpack_bits
 
 INTEGER = [
     "w4a16-g128",

@@ -347,14 +347,14 @@ class Scheme:
         return cls.from_dict(tomllib.loads(text))
 
     def to_quantization_config(self, method: str | None = None) -> dict[str, Any]:
-        """The Hugging Face `quantization_config`; see `qsim.quantize.huggingface.to_config`."""
+        """The Hugging Face `quantization_config`; see `qsim.scheme.huggingface.to_config`."""
         from .huggingface import to_config
 
         return to_config(self, method)
 
     @classmethod
     def from_quantization_config(cls, config: Mapping[str, Any]) -> Scheme:
-        """A scheme from a Hugging Face `quantization_config`; see `qsim.quantize.huggingface.from_config`."""
+        """A scheme from a Hugging Face `quantization_config`; see `qsim.scheme.huggingface.from_config`."""
         from .huggingface import from_config
 
         return from_config(config)

@@ -146,7 +146,7 @@ def get_scheme(name: str | Scheme) -> Scheme:
     found = _resolve(key)
     if found is None:
         near = difflib.get_close_matches(key, {*_LISTED, *_PRESETS, *_ALIASES}, n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "see qsim.quantize.list_schemes()"
+        hint = f"the nearest are {', '.join(near)}" if near else "see qsim.scheme.list_schemes()"
         raise QsimError(f"unknown scheme {name!r}: {hint}; integer schemes are read by grammar, like w4a16-g128-sym")
     return dataclasses.replace(found, name=key)
 

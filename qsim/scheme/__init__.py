@@ -1,11 +1,4 @@
-"""How a tensor becomes codes: schemes, scale rules, quantised tensors.
-
-The package can be called: `qsim.quantize(w, "w4a16-g128")` is `qsim.quantize.quantize(w, "w4a16-g128")`.
-"""
-
-import sys
-from types import ModuleType
-from typing import Any
+"""How a tensor becomes codes: schemes, scale rules, quantised tensors."""
 
 from .granularity import Granularity
 from .presets import get_scheme, list_schemes
@@ -31,13 +24,3 @@ __all__ = [
     "region_range",
     "round_scale",
 ]
-
-
-class _Callable(ModuleType):
-    """Both `qsim.quantize(w, scheme)` and `qsim.quantize.Scheme` are names that others use."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> QuantizedTensor:
-        return quantize(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qsim.formats import get_format
-from qsim.quantize import Granularity, Scheme, TensorScheme, get_scheme, list_schemes
+from qsim.scheme import Granularity, Scheme, TensorScheme, get_scheme, list_schemes
 
 ALL = [s.name for s in list_schemes()]
 
@@ -267,13 +267,15 @@ def test_the_top_level_names_are_lazy():
     assert qsim.get_scheme("fp8") == get_scheme("fp8")
 
 
-def test_quantize_is_a_package_that_can_be_called():
-    """`qsim.quantize(w, scheme)` and `qsim.quantize.Granularity` are both in use, in either order of import."""
+def test_quantize_is_a_function_and_its_former_module_still_imports():
+    """`qsim.quantize` stays the function after `qsim.quantize`, the former package, was imported; in either order."""
     code = (
-        "import numpy as np, qsim; w = np.ones((2, 128), dtype=np.float32);"
-        "a = qsim.quantize(w, 'w4a16-g128');"
-        "import qsim.quantize as q; from qsim import quantize as r; from qsim.quantize import quantize as f;"
-        "assert q is qsim.quantize is r and q.Granularity; assert r(w, 'w4a16-g128') == a == f(w, 'w4a16-g128');"
-        "assert qsim.kernels.pack"
+        "import numpy as np, qsim; from types import FunctionType; w = np.ones((2, 128), dtype=np.float32);"
+        "a = qsim.quantize(w, 'w4a16-g128'); import qsim.quantize as q; from qsim import quantize as r;"
+        "from qsim.scheme import quantize as f; from qsim.quantize import Granularity, get_scheme;"
+        "assert q is r is f is qsim.quantize and isinstance(f, FunctionType); assert r(w, 'w4a16-g128') == a;"
+        "assert Granularity is qsim.scheme.Granularity and get_scheme is qsim.get_scheme"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", ";".join(["import qsim.quantize, qsim", *code.split(";")[1:]]).replace(
+        "; w = np", "; import numpy as np; w = np")], check=True)  # fmt: skip
