@@ -14,6 +14,10 @@ class QsimError(ValueError):
     """
 
 
+class QsimTypeError(QsimError, TypeError):
+    """A refusal of something of the wrong type; also a TypeError, for callers that catch those."""
+
+
 def nearest(kind: str, name: object, known: Iterable[str], *, cutoff: float = 0.4, all_below: int = 12) -> str:
     """The sentence for a name that is not known: what it is, and the nearest names that are.
 

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 
 from .float_format import NanCodes
 from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
@@ -188,7 +188,7 @@ def get_format(fmt: str | Format) -> Format:
     if isinstance(fmt, FloatFormat | IntFormat | CodebookFormat | BlockFormat):
         return fmt
     if not isinstance(fmt, str):
-        raise TypeError(f"a format is a name or a format value: got {type(fmt).__name__}")
+        raise QsimTypeError(f"a format is a name or a format value: got {type(fmt).__name__}")
     key = fmt.strip().lower()
     if key in _BY_NAME:
         return _BY_NAME[key]

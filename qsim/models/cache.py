@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import BlockFormat, FloatFormat, cast, get_format
 from qsim.scheme import Scheme, TensorScheme, quantize
 
@@ -87,7 +87,7 @@ class KVCache:
     def __getitem__(self, rows: slice) -> KVCache:
         """Some of the sequences, sharing their memory; it must not outgrow this cache's capacity."""
         if not isinstance(rows, slice):
-            raise TypeError(f"a cache is sliced by sequences, like cache[:2]: got {type(rows).__name__}")
+            raise QsimTypeError(f"a cache is sliced by sequences, like cache[:2]: got {type(rows).__name__}")
         part = object.__new__(KVCache)
         part.limit, part.scheme = self.capacity, self.scheme
         part.lengths = self.lengths[rows]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.scheme import QuantizedTensor, TensorScheme
 
 from . import families
@@ -143,7 +143,7 @@ class Model:
         out = object.__new__(Model)
         for key, value in {**values, **settings, "tensors": kept}.items():
             if key not in values:
-                raise TypeError(f"a Model has no field {key!r}; it has {', '.join(values)}")
+                raise QsimTypeError(f"a Model has no field {key!r}; it has {', '.join(values)}")
             object.__setattr__(out, key, value)
         out._build(self._parts.reusable)
         return out
@@ -269,7 +269,7 @@ class Model:
         if ids.ndim not in (1, 2) or ids.size == 0:
             raise QsimError(f"tokens are (T,) or (B, T), at least one: got shape {ids.shape}")
         if ids.dtype.kind not in "iu":
-            raise TypeError(f"tokens are whole numbers: got {ids.dtype}")
+            raise QsimTypeError(f"tokens are whole numbers: got {ids.dtype}")
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise QsimError(f"token ids are 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import get_format
 
 from .granularity import Granularity
@@ -141,7 +141,7 @@ def get_scheme(name: str | Scheme) -> Scheme:
     if isinstance(name, Scheme):
         return name
     if not isinstance(name, str):
-        raise TypeError(f"a scheme is a name or a Scheme: got {type(name).__name__}")
+        raise QsimTypeError(f"a scheme is a name or a Scheme: got {type(name).__name__}")
     key = name.strip().lower().replace("_", "-")
     found = _resolve(key)
     if found is None:

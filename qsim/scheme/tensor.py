@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import BlockFormat, IntFormat, get_format
 
 from .granularity import Granularity
@@ -152,7 +152,7 @@ class QuantizedTensor:
             ValueError: a slice that cuts through a block, or has a step.
         """
         if not isinstance(rows, slice):
-            raise TypeError(f"a quantised tensor is sliced by rows, like q[:64]: got {type(rows).__name__}")
+            raise QsimTypeError(f"a quantised tensor is sliced by rows, like q[:64]: got {type(rows).__name__}")
         start, stop, step = rows.indices(self.shape[0])
         granularity = self.tensor_scheme.granularity
         assert granularity is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 
 from .model import Instruction
@@ -29,7 +29,7 @@ def codes(array: Any, name: str, ins: Instruction, which: str) -> np.ndarray:
         if given.dtype.name == (fmt.name if text != "f64" else "float64"):
             given = given.view(dtype)
         else:
-            raise TypeError(
+            raise QsimTypeError(
                 f"{name} of {ins.name} holds {text} codes as {dtype.name}: got an array of {given.dtype.name}"
                 f"{'; encode floats first' if given.dtype.kind == 'f' else ''}"
             )
@@ -58,7 +58,7 @@ def accumulator(array: Any, ins: Instruction, shape: tuple[int, ...]) -> np.ndar
         if ins.output in floats and given.dtype == floats[ins.output]:
             given = given.view(ins.output_dtype)
         else:
-            raise TypeError(
+            raise QsimTypeError(
                 f"c of {ins.name} holds {ins.output} as {ins.output_dtype.name}: got an array of {given.dtype.name}"
             )
     if given.shape != shape:
@@ -82,7 +82,7 @@ def block_scale(array: Any, name: str, block: BlockFormat | None, rows: tuple[in
     if given.dtype.name == block.scale.name:
         given = given.view(np.uint8)
     if given.dtype != np.uint8:
-        raise TypeError(f"{name} holds {block.scale.name} codes as uint8: got an array of {given.dtype.name}")
+        raise QsimTypeError(f"{name} holds {block.scale.name} codes as uint8: got an array of {given.dtype.name}")
     shape = (*rows, k // block.block_size)
     if given.shape != shape:
         raise QsimError(f"{name} must have shape {shape}, one code per {block.block_size} of K: got {given.shape}")

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
 
 Arithmetic: TypeAlias = Literal[
@@ -296,7 +296,7 @@ def get_instruction(instruction: str | Instruction) -> Instruction:
     if isinstance(instruction, Instruction):
         return instruction
     if not isinstance(instruction, str):
-        raise TypeError(f"an instruction is a name or an Instruction: got {type(instruction).__name__}")
+        raise QsimTypeError(f"an instruction is a name or an Instruction: got {type(instruction).__name__}")
     table = _table()
     if instruction in table:
         return table[instruction]
