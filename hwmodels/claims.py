@@ -98,7 +98,7 @@ def _smoothquant() -> list[Claim]:
 def _fp8() -> list[Claim]:
     how = {"batch": 32, "prompt": 80, "new_tokens": 100, "profile": "trtllm"}
     out = []
-    for name in ("fp8", "fp8-static"):
+    for name in ("fp8-tensor", "fp8-static"):
         fp8 = predict_request("h100-sxm", "mistral-7b", name, **how)  # type: ignore[arg-type]
         b16 = predict_request("h100-sxm", "mistral-7b", "bf16", **how)  # type: ignore[arg-type]
         value = fp8.output_tokens_per_s / b16.output_tokens_per_s

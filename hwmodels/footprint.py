@@ -126,7 +126,7 @@ def what_would_fit(
             if footprint(device, architecture, scheme, batch=batch, context=context, tensor_parallel=tp).fits:
                 hints.append(f"tensor_parallel {tp}")
                 break
-    for name in ("fp8", "w4a16-g128"):
+    for name in ("fp8-tensor", "w4a16-g128"):
         smaller = get_scheme(name)
         here = footprint(device, architecture, smaller, batch=batch, context=context, tensor_parallel=tensor_parallel)
         if here.fits and model_weight_bytes(architecture, smaller) < model_weight_bytes(architecture, scheme):

@@ -119,8 +119,8 @@ def _identify(row: Any) -> tuple[Device | None, Architecture | None, str | None]
     device = match(DEVICES, row.device)
     model = match(MODELS, str(row.model))
     scheme = match(SCHEMES, str(row.method))
-    if scheme in ("fp8", "fp8-kv") and engine_of(row) == "tensorrt-llm":
-        scheme = scheme.replace("fp8", "fp8-static", 1).replace("-kv", "-kvfp8")  # engines are built with static scales
+    if scheme in ("fp8-tensor", "fp8-tensor-kvfp8") and engine_of(row) == "tensorrt-llm":
+        scheme = scheme.replace("fp8-tensor", "fp8-static", 1)  # engines are built with static scales
     return (get_device(device) if device else None, get_architecture(model) if model else None, scheme)
 
 

@@ -19,12 +19,12 @@ MODELS = (
 )  # fmt: skip
 SCHEMES = (
     (r"unfused", "w8a8-channel-token"), (r"smoothquant|w8a8$|int8 dynamic", "w8a8-channel-token"),
-    (r"fp8 w8a8 \+ fp8 kv|fp8 weights\+acts\+kv", "fp8-kv"), (r"emulated fp8 kv", "bf16-kvfp8"),
-    (r"int8 weights \+ int8 kv", "w8a16-kvint8"), (r"^fp8", "fp8"), (r"int4-g32", "w4a16-g32"),
+    (r"fp8 w8a8 \+ fp8 kv|fp8 weights\+acts\+kv", "fp8-tensor-kvfp8"), (r"emulated fp8 kv", "bf16-kvfp8"),
+    (r"int8 weights \+ int8 kv", "w8a16-channel-kvint8"), (r"^fp8", "fp8-tensor"), (r"int4-g32", "w4a16-g32"),
     (r"int4-g64", "w4a16-g64"),
     (r"q4_k_m", "q4_k_m"), (r"exl2 3", "w3a16-g128"), (r"exl2 5", "w5a16-g128"),
     (r"exl2 4|gptq-w4|awq|w4a16|exllama", "w4a16-g128"),
-    (r"w3", "w3a16-g128"), (r"w8a16|int8 weight-only", "w8a16"), (r"fp16|bf16", "bf16"),
+    (r"w3", "w3a16-g128"), (r"w8a16|int8 weight-only", "w8a16-channel"), (r"fp16|bf16", "bf16"),
 )  # fmt: skip
 OUTSIDE = (
     (r"SN40L", "a cloud endpoint: a service figure"), (r"-kv8-", "emulated FP8 cache on a device without FP8"),

@@ -62,7 +62,7 @@ ROWS: dict[str, Row] = {
     "RTN W8A8": (BOTH, "rtn", W8A8, {}),
     "SmoothQuant W8A8, alpha 0.5": (BOTH, "smoothquant", W8A8, {}),
     "SmoothQuant W8A8, alpha searched": (BOTH, "smoothquant", W8A8, {"alpha": None}),
-    "FP8 tensor": (BOTH, "fp8", "fp8", {}),
+    "FP8 tensor": (BOTH, "fp8", "fp8-tensor", {}),
     "FP8 row-wise": (BOTH, "fp8", "fp8-rowwise", {}),
     "FP8 block 128": (BOTH, "fp8", "fp8-block128", {}),
     "FP8 static": (BOTH, "fp8", "fp8-static", {}),

@@ -36,13 +36,14 @@ def best(call, runs: int) -> float:
 def main() -> None:
     rows = []
     for device, model, scheme in (
-        ("h200", "llama-3-8b", "fp8-rowwise"), ("h100", "llama-3-70b", "fp8"), ("a100", "mixtral-8x7b", "w4a16-g128"),
+        ("h200", "llama-3-8b", "fp8-rowwise"), ("h100", "llama-3-70b", "fp8-tensor"),
+        ("a100", "mixtral-8x7b", "w4a16-g128"),
     ):  # fmt: skip
         call = lambda d=device, m=model, s=scheme: hwmodels.predict(d, m, s, "decode", 4, 2048)  # noqa: E731
         rows.append((f"predict {model} {scheme} on {device}, operator table", f"{1e3 * best(call, 200):.2f} ms"))
     batch, context = np.arange(1, 1025), np.arange(1, 1025) * 8
     for device, schemes, phase in (
-        ("h200", ["bf16"], "decode"), ("h100", ["bf16", "fp8"], "decode"), ("l40s", ["w4a16-g128"], "decode"),
+        ("h200", ["bf16"], "decode"), ("h100", ["bf16", "fp8-tensor"], "decode"), ("l40s", ["w4a16-g128"], "decode"),
         ("h200", ["bf16"], "prefill"),
     ):  # fmt: skip
         call = lambda d=device, s=schemes, p=phase: hwmodels.sweep(d, "llama-3-8b", s, p, batch, context)  # noqa: E731

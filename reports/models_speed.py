@@ -33,8 +33,8 @@ from qsim.models import Model, evaluate, load, tiny_text, with_scheme
 
 HERE = Path(__file__).resolve().parent
 TOKENS, CONTEXT = 512, 256
-SCHEMES = ["fp32", "w4a16-g128", "w3a16-g128", "w8a16", "w8a8", "fp8-weight-only", "fp8-rowwise", "w4a16-g128-kvint8",
-           "mxfp4-weight-only"]  # fmt: skip
+SCHEMES = ["fp32", "w4a16-g128", "w3a16-g128", "w8a16-channel", "w8a8", "fp8-weight-only", "fp8-rowwise",
+           "w4a16-g128-kvint8", "mxfp4-weight-only"]  # fmt: skip
 
 
 def read_time(nbytes: int) -> tuple[float, float]:

@@ -28,7 +28,7 @@ F32 = np.float32
 
 def fp8(
     weight: Any,
-    scheme: str | Scheme = "fp8",
+    scheme: str | Scheme = "fp8-tensor",
     *,
     max_abs: Any = None,
     inputs: Any = None,
@@ -43,7 +43,7 @@ def fp8(
 
     Arguments:
         weight: (N, K) float; computed in float32.
-        scheme: name or value with 8-bit float weights: `fp8`, `fp8-static`, `fp8-rowwise`, `fp8-block128`, ...
+        scheme: name or value with 8-bit float weights: `fp8-tensor`, `fp8-static`, `fp8-rowwise`, `fp8-block128`, ...
         max_abs: largest |x|, one number or (K,); a static activation needs it.
         inputs: (tokens, K) sampled inputs, for the record's joint error and the share of activations that clip.
         hessian: (K, K), for the record.

@@ -13,7 +13,8 @@ from qsim.scheme import Scheme
 from .recipe import Recipe
 
 DEFAULT_SCHEMES = {
-    "rtn": "w4a16-g128", "gptq": "w4a16-g128", "awq": "w4a16-g128", "smoothquant": "w8a8-channel-token", "fp8": "fp8",
+    "rtn": "w4a16-g128", "gptq": "w4a16-g128", "awq": "w4a16-g128", "smoothquant": "w8a8-channel-token",
+    "fp8": "fp8-tensor",
 }  # fmt: skip
 METHODS = tuple(DEFAULT_SCHEMES)
 

@@ -55,7 +55,7 @@ def quantize_model(
     Arguments:
         model: with float weights.
         method: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`.
-        scheme: name or value; None is the method's usual one (`w4a16-g128`, `w8a8-channel-token`, `fp8`).
+        scheme: name or value; None is the method's usual one (`w4a16-g128`, `w8a8-channel-token`, `fp8-tensor`).
         calibration: text, UTF-8 bytes, token ids or a `Calibration`; see `calibration_of` for `window`, `windows` and
             `micro_batch`. Methods that need none take None; their records then have no output errors.
         true_sequential: GPTQ sees the inputs of o_proj as the quantised q, k, v give them, and so on through a block;

@@ -86,7 +86,7 @@ def scheme_option(multiple: bool = False) -> Callable[[_F], _F]:
     """`--scheme NAME`."""
     return click.option(
         "--scheme", multiple=multiple, default=("bf16",) if multiple else "bf16", show_default=True, metavar="NAME",
-        help="Quantisation scheme: bf16, fp8, w4a16-g128, ..." + (" Repeatable." if multiple else ""),
+        help="Quantisation scheme: bf16, fp8-rowwise, w4a16-g128, ..." + (" Repeatable." if multiple else ""),
         shell_complete=complete(scheme_names),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-SCHEMES = ("w4a16-g128", "w8a16", "w8a8-channel-token", "fp8-weight-only")
+SCHEMES = ("w4a16-g128", "w8a16-channel", "w8a8-channel-token", "fp8-weight-only")
 
 
 def measure_kernels(

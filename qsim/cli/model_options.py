@@ -20,7 +20,7 @@ def model_options(function: _F) -> _F:
     for option in reversed(
         (
             click.option("--scheme", metavar="NAME", help="Round the weights to nearest by this scheme: w4a16-g128, "
-                         "fp8, w8a8, ...; see qsim quantize for better ways."),
+                         "fp8-rowwise, w8a8, ...; see qsim quantize for better ways."),
             click.option("--engine", type=click.Choice(["fused", "dequantized", "exact"]),
                          help="How Linears are multiplied: packed codes, dequantised weights, or bit for bit as a "
                          "tensor core does. Default: fused."),

@@ -55,7 +55,7 @@ def predict(
 
     \b
     Examples:
-      qsim predict llama-3-70b --device h100-sxm --scheme fp8 --batch 16 --context 4096
+      qsim predict llama-3-70b --device h100-sxm --scheme fp8-rowwise --batch 16 --context 4096
       qsim predict llama-3-8b --device a100 --scheme w4a16-g128 --baseline bf16
       qsim predict llama-3-8b --device l40s --phase request --batch 32 --new-tokens 500
       qsim predict llama-3-8b --device asic --set memory.bandwidth_gbytes_per_s=6000

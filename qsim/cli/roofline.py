@@ -46,7 +46,7 @@ def roofline(
 
     \b
     Examples:
-      qsim roofline llama-3-8b --device h100-sxm --scheme bf16 --scheme fp8 --plot roofline.svg
+      qsim roofline llama-3-8b --device h100-sxm --scheme bf16 --scheme fp8-rowwise --plot roofline.svg
       qsim roofline llama-3-8b --device a100 --phase prefill --context 4096
     """
     import hwmodels

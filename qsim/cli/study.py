@@ -45,7 +45,7 @@ def study(ctx: click.Context, **given: Any) -> None:
     \b
     Examples:
       qsim study
-      qsim study --model ~/models/Qwen2.5-0.5B --text wiki.txt --device l40s --scheme w4a16-g128 --scheme fp8
+      qsim study --model ~/models/Qwen2.5-0.5B --text wiki.txt --device l40s --scheme w4a16-g128 --scheme fp8-rowwise
       qsim study --model config.json --device h100-sxm --batch 16 --context 8192
       qsim study --device asic --set memory.bandwidth_gbytes_per_s=8000 --quick --out asic-8
       qsim study --file mine.toml --out mine

@@ -64,8 +64,8 @@ def sweep(
 
     \b
     Examples:
-      qsim sweep llama-3-8b --device h100-sxm --device l40s --scheme bf16 --scheme fp8 --batch 1:64
-      qsim sweep llama-3-70b --device h200 --scheme fp8 --batch 1:256 --pareto --plot front.svg
+      qsim sweep llama-3-8b --device h100-sxm --device l40s --scheme bf16 --scheme fp8-rowwise --batch 1:64
+      qsim sweep llama-3-70b --device h200 --scheme fp8-rowwise --batch 1:256 --pareto --plot front.svg
       qsim sweep llama-3-8b --device asic --field memory.bandwidth_gbytes_per_s=2000,4000,8000
       qsim sweep llama-3-8b --device h100-sxm --tornado
     """

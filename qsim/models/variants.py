@@ -34,7 +34,10 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
     scheme = get_scheme(scheme)
     how = scheme.activation
     if how.is_quantized and not how.dynamic:
-        raise QsimError(f"{scheme.name} has static activation scales, which calibration finds: see qsim quantize")
+        raise QsimError(
+            f"{scheme.name} has static activation scales, which only calibration finds: use a scheme with dynamic ones "
+            "(fp8-rowwise, fp8-tensor, w8a8), or calibrate with `qsim quantize --calibration`"
+        )
     tensors: dict[str, Any] = {}
     for name in model.linears():
         weight = _float_weight(model, name)

@@ -1,13 +1,14 @@
 """How a tensor becomes codes: schemes, scale rules, quantised tensors."""
 
 from .granularity import Granularity
-from .presets import get_scheme, list_schemes
+from .presets import FIELD, get_scheme, list_schemes, preset_names
 from .quantizer import encode_with, find_parameters, quantize, region_range, round_scale
 from .rules import RULES, ScaleRule, default_rule, get_rule
 from .scheme import Scheme, TensorScheme
 from .tensor import QuantizedTensor
 
 __all__ = [
+    "FIELD",
     "Granularity",
     "QuantizedTensor",
     "RULES",
@@ -20,6 +21,7 @@ __all__ = [
     "get_rule",
     "get_scheme",
     "list_schemes",
+    "preset_names",
     "quantize",
     "region_range",
     "round_scale",

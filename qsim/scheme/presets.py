@@ -1,20 +1,21 @@
-"""Schemes by name: the presets, and the grammar of integer schemes."""
+"""Schemes by name: this project's own names, the presets of compressed-tensors, and the grammar of integer schemes."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterator
 from functools import lru_cache
+from types import MappingProxyType
 
-from qsim.errors import QsimError, QsimTypeError
-from qsim.formats import get_format
+from qsim.errors import QsimError, QsimTypeError, nearest
+from qsim.formats import BlockFormat, get_format
+from qsim.tables import Table
 
 from .granularity import Granularity
 from .scheme import Scheme, TensorScheme
 
 _BF16 = "bfloat16"
+_E4M3 = "float8_e4m3fn"
 
 
 def _part(fmt: str, granularity: str | None = None, **more: object) -> TensorScheme:
@@ -27,8 +28,8 @@ def _part(fmt: str, granularity: str | None = None, **more: object) -> TensorSch
 
 def _fp8(weight: str, activation: str, *, dynamic: bool = True) -> Scheme:
     return Scheme(
-        weight=_part("float8_e4m3fn", weight, ragged=weight.startswith("block")),
-        activation=_part("float8_e4m3fn", activation, dynamic=dynamic, ragged=activation.startswith("group")),
+        weight=_part(_E4M3, weight, ragged=weight.startswith("block")),
+        activation=_part(_E4M3, activation, dynamic=dynamic, ragged=activation.startswith("group")),
     )
 
 
@@ -36,34 +37,54 @@ def _block(fmt: str, activation: str) -> Scheme:
     return Scheme(weight=_part(fmt), activation=_part(activation, dynamic=True))
 
 
-_PRESETS: dict[str, Scheme] = {
+_OWN: dict[str, Scheme] = {
     "bf16": Scheme(weight=_part(_BF16)),
     "fp16": Scheme(weight=_part("float16"), activation=_part("float16"), kv_cache=_part("float16")),
     "fp32": Scheme(weight=_part("float32"), activation=_part("float32"), kv_cache=_part("float32")),
-    "fp8": _fp8("tensor", "tensor"),
+    "fp8-tensor": _fp8("tensor", "tensor"),
     "fp8-static": _fp8("tensor", "tensor", dynamic=False),
     "fp8-rowwise": _fp8("channel", "token"),
     "fp8-block128": _fp8("block(128,128)", "group(128)"),
-    "fp8-weight-only": Scheme(weight=_part("float8_e4m3fn", "channel")),
+    "fp8-weight-only": Scheme(weight=_part(_E4M3, "channel")),
     "mxfp8": _block("mxfp8_e4m3", "mxfp8_e4m3"),
     "mxfp6": _block("mxfp6_e2m3", "mxfp6_e2m3"),
     "mxfp4": _block("mxfp4", "mxfp4"),
     "nvfp4": _block("nvfp4", "nvfp4"),
+    "mxfp8-weight-only": Scheme(weight=_part("mxfp8_e4m3")),
+    "mxfp6-weight-only": Scheme(weight=_part("mxfp6_e2m3")),
     "mxfp4-weight-only": Scheme(weight=_part("mxfp4")),
     "nvfp4-weight-only": Scheme(weight=_part("nvfp4")),
+    "mxfp6a8": _block("mxfp6_e2m3", "mxfp8_e4m3"),
+    "mxfp4xfp8": Scheme(weight=_part("mxfp4"), activation=_part(_E4M3, "group(128)", dynamic=True, ragged=True)),
     "nf4-g64": Scheme(weight=_part("nf4", "group(64)")),
 }
-_ALIASES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8-tensor": "fp8", "fp8-kv": "fp8-kvfp8",
-            "fp8-block": "fp8-block128", "w4a8": "w4a8-g128", "w4a4": "w4a4-channel-token"}  # fmt: skip
-_LISTED = ("bf16", "fp16", "w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16", "w8a8-tensor",
-           "w8a8-channel-token", "w4a8", "fp8", "fp8-static", "fp8-rowwise", "fp8-block128", "fp8-weight-only",
-           "fp8-kv", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "mxfp4-weight-only", "nvfp4-weight-only",
+_TEMPLATE = ("w2a4", "w2a8", "w2a16", "w3a4", "w3a8", "w3a16", "w4a4", "w4a8", "w4a16", "w5a8", "w5a16", "w6a8",
+             "w6a16", "w7a8", "w7a16", "w8a16")  # fmt: skip
+FIELD = MappingProxyType(
+    {
+        "UNQUANTIZED": "bf16", "W8A8": "w8a8-channel-token", "INT8": "w8a8-channel-token",
+        "W4A16_ASYM": "w4a16-g128-asym", "W4AFP8": "w4afp8-g128-token", "FP8": "fp8-static",
+        "FP8_DYNAMIC": "fp8-rowwise", "FP8_BLOCK": "fp8-block128", "NVFP4": "nvfp4", "NVFP4A16": "nvfp4-weight-only",
+        "MXFP4": "mxfp4", "MXFP4A16": "mxfp4-weight-only", "MXFP4XFP8": "mxfp4xfp8", "MXFP6A8": "mxfp6a8",
+        "MXFP6A16": "mxfp6-weight-only", "MXFP8": "mxfp8", "MXFP8A16": "mxfp8-weight-only",
+    }
+    | {name.upper(): f"{name}-g128{'' if name.endswith('a16') else '-token'}-sym" for name in _TEMPLATE}
+)  # fmt: skip
+"""Preset of compressed-tensors (`preset_name_to_scheme`) -> this project's name that spells the same scheme out."""
+
+_ALIASES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"} | {
+    name.lower().replace("_", "-"): own for name, own in FIELD.items()
+}
+_LISTED = ("bf16", "fp16", "w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16-channel",
+           "w8a8-tensor", "w8a8-channel-token", "w4a8-g128", "w4afp8-g128-token", "fp8-tensor", "fp8-static",
+           "fp8-rowwise", "fp8-block128", "fp8-weight-only", "fp8-tensor-kvfp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4",
+           "mxfp6a8", "mxfp4xfp8", "mxfp8-weight-only", "mxfp6-weight-only", "mxfp4-weight-only", "nvfp4-weight-only",
            "nf4-g64")  # fmt: skip
 
-_KV = {"fp8": "float8_e4m3fn", "e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2", "int8": "int8", "int4": "int4"}
-_KV_SUFFIX = re.compile(r"-kv(fp8|e4m3|e5m2|int8|int4)")
+_KV = {"8": _E4M3, "fp8": _E4M3, "e4m3": _E4M3, "e5m2": "float8_e5m2", "int8": "int8", "int4": "int4"}
+_KV_SUFFIX = re.compile(r"(?P<base>.+)-kv(?P<kind>[a-z0-9]*)")
 _GRAMMAR = re.compile(
-    r"w(?P<w>[2-8])a(?P<a>[2-8]|16|32)"
+    r"w(?P<w>[2-8])a(?P<a>[2-8]|16|32|fp8)"
     r"(?:-(?P<wg>tensor|channel|g\d+))?"
     r"(?:-(?P<ag>tensor|token|ag\d+))?"
     r"(?:-(?P<sym>sym|asym))?"
@@ -71,19 +92,52 @@ _GRAMMAR = re.compile(
     r"(?P<ragged>-ragged)?"
 )
 
+# what people type for a scheme and what it is: a method, or a format of one number
+_METHOD = "a method, not a scheme"
+_FORMAT = "a number format, not a scheme"
+_NOT_SCHEMES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "awq": (_METHOD, ("w4a16-g128",)),
+    "gptq": (_METHOD, ("w4a16-g128-sym", "w4a16-g128")),
+    "rtn": (_METHOD, ("w4a16-g128",)),
+    "hqq": (_METHOD, ("w4a16-g64",)),
+    "smoothquant": (_METHOD, ("w8a8-channel-token",)),
+    "bitsandbytes": (_METHOD, ("nf4-g64",)),
+    "int2": (_FORMAT, ("w2a16-g64",)),
+    "int3": (_FORMAT, ("w3a16-g128", "w3a16-g128-sym")),
+    "int4": (_FORMAT, ("w4a16-g128", "w4a16-g128-sym", "w4a8-g128")),
+    "nf4": (_FORMAT, ("nf4-g64",)),
+    "fp4": (_FORMAT, ("nvfp4", "mxfp4", "nvfp4-weight-only", "mxfp4-weight-only")),
+    "fp6": (_FORMAT, ("mxfp6", "mxfp6-weight-only")),
+    "e4m3": (_FORMAT, ("fp8-rowwise", "fp8-tensor", "fp8-static", "fp8-block128")),
+    "e5m2": (_FORMAT, ("bf16-kve5m2", "fp8-rowwise")),
+}
+_NOT_SCHEMES |= {
+    "uint4": _NOT_SCHEMES["int4"], "uint3": _NOT_SCHEMES["int3"], "uint8": (_FORMAT, ("w8a16-channel",)),
+    "float8-e4m3fn": _NOT_SCHEMES["e4m3"], "float8-e5m2": _NOT_SCHEMES["e5m2"],
+    "float4-e2m1fn": _NOT_SCHEMES["fp4"], "e2m1": _NOT_SCHEMES["fp4"], "e2m3": _NOT_SCHEMES["fp6"],
+}  # fmt: skip
+
 
 def _parse(name: str) -> Scheme | None:
     match = _GRAMMAR.fullmatch(name)
     if match is None:
         return None
-    w_bits, a_bits = int(match["w"]), int(match["a"])
-    where = match["wg"] or "channel"
-    if where.startswith("g"):
-        where = f"group({where[1:]})"
+    w_bits, a_bits = int(match["w"]), 8 if match["a"] == "fp8" else int(match["a"])
     weight_only = a_bits >= 16
     if weight_only and (match["ag"] or match["static"]):
         raise QsimError(f"{name}: {match['ag'] or 'static'} belongs to a quantised activation: a{a_bits} has no scale")
-    symmetric = match["sym"] == "sym" if match["sym"] else not weight_only
+    where = match["wg"]
+    if where is None:  # the field's names, which leave the granularity out, and those with a suffix after them
+        bare = f"w{match['w']}a{match['a']}"
+        if bare not in _ALIASES:
+            raise QsimError(
+                f"{name} says no granularity of the weight, and compressed-tensors has no preset {bare.upper()} that "
+                f"would: use {bare}-g128-sym or {bare}-channel-sym"
+            )
+        where = "channel" if bare == "w8a8" else "g128"
+    symmetric = match["sym"] == "sym" if match["sym"] else match["wg"] is None or not weight_only
+    if where.startswith("g"):
+        where = f"group({where[1:]})"
     weight = _part(
         f"int{w_bits}" if symmetric else f"uint{w_bits}",
         where,
@@ -96,47 +150,61 @@ def _parse(name: str) -> Scheme | None:
     region = match["ag"] or ("tensor" if where == "tensor" else "token")
     if region.startswith("ag"):
         region = f"group({region[2:]})"
-    return Scheme(
-        weight=weight,
-        activation=_part(f"int{a_bits}", region, dynamic=not match["static"], ragged=bool(match["ragged"])),
+    activation = _part(
+        _E4M3 if match["a"] == "fp8" else f"int{a_bits}",
+        region,
+        dynamic=not match["static"],
+        ragged=bool(match["ragged"]),
     )
+    return Scheme(weight=weight, activation=activation)
+
+
+def _kv_cache(kind: str, name: str) -> TensorScheme:
+    if kind not in _KV:
+        known = ", ".join(f"-kv{k}" for k in _KV)
+        raise QsimError(f"unknown KV cache {f'-kv{kind}'!r} in scheme {name!r}: use {known} (-kv8 is -kvfp8)")
+    fmt = _KV[kind]
+    # stored per-tensor scales for FP8, as loaders keep k_scale and v_scale; integers need a scale for each token
+    if fmt.startswith("float8"):
+        return _part(fmt, "tensor")
+    return _part(fmt, "token", scale_format=get_format("float16"), dynamic=True)
 
 
 @lru_cache(maxsize=512)
 def _resolve(key: str) -> Scheme | None:
-    key = _ALIASES.get(key, key)
-    suffix = _KV_SUFFIX.search(key)
-    if suffix is not None and suffix.end() == len(key):
-        base = _resolve(key[: suffix.start()])
-        if base is None:
-            return None
-        kind = suffix[1]
-        # stored per-tensor scales for FP8, as loaders keep k_scale and v_scale; integers need a scale for each token
-        kv = (
-            _part(_KV[kind], "tensor")
-            if kind in ("fp8", "e4m3", "e5m2")
-            else _part(_KV[kind], "token", scale_format=get_format("float16"), dynamic=True)
-        )
-        return base.replace(kv_cache=kv, name=key)
-    found = _PRESETS.get(key) or _parse(key)
-    return None if found is None else dataclasses.replace(found, name=key)
+    suffix = _KV_SUFFIX.fullmatch(key)
+    if suffix is not None:
+        base = _resolve(suffix["base"])
+        # `-kv` alone is the FP8 cache of checkpoint names such as Llama-3.1-8B-Instruct-FP8-KV
+        return None if base is None else base.replace(kv_cache=_kv_cache(suffix["kind"] or "fp8", key))
+    own = _ALIASES.get(key, key)
+    return _OWN.get(own) or _parse(own)
 
 
 def get_scheme(name: str | Scheme) -> Scheme:
-    """The scheme of that name, or the value itself.
+    """The scheme of that name, or the value itself. Case does not matter, and `_` is `-`.
 
     Arguments:
-        name: a preset (`list_schemes()`), or integers by grammar, in this order:
-            `w<bits>a<bits>` `-g<size>|-channel|-tensor` `-token|-tensor|-ag<size>` `-sym|-asym` `-static` `-ragged`.
-            With 16- or 32-bit activations (weight-only) the weight has a packed zero point unless `-sym`; with integer
-            activations it is symmetric unless `-asym`. Scales are float16 in groups and for weight-only schemes, else
-            float32. Without a size a weight
-            has one scale a row and an activation one a token. Activations are dynamic unless `-static`.
-            Any name takes `-kvfp8`, `-kve5m2`, `-kvint8` or `-kvint4` at its end.
+        name: a name of `list_schemes()`; a preset of compressed-tensors (`FIELD`: W4A16, FP8_DYNAMIC, NVFP4, ...), with
+            the meaning it has there; or integers by grammar, in this order:
+            `w<bits>a<bits>` `-g<size>|-channel|-tensor` `-token|-tensor|-ag<size>` `-sym|-asym` `-static` `-ragged`,
+            where `afp8` stands for E4M3 activations.
+
+            With a granularity given, a weight beside 16- or 32-bit activations has a packed zero point unless `-sym`,
+            and beside quantised activations it is symmetric unless `-asym`. Without a granularity the name is the
+            field's: groups of 128 and symmetric (`w4a16`, `w8a16`, `w4a8`, ...), for `w8a8` one scale per row; other
+            pairs of bits must give one. Scales are float16 in groups and for weight-only schemes, else float32.
+            Activations have one scale per token unless told otherwise, found from each tensor unless `-static`.
+
+            Any name takes the format of the KV cache at its end: `-kvfp8` (or `-kv8`, `-kve4m3`, `-kv`), `-kve5m2`,
+            `-kvint8`, `-kvint4`.
 
     Raises:
-        ValueError: unknown name; the message lists the nearest ones.
-        TypeError: neither a name nor a scheme.
+        QsimError: unknown name; the message lists the nearest ones, or says what a method or a number format is usually
+            used with.
+        QsimTypeError: neither a name nor a scheme.
+
+    Source of the presets: compressed-tensors, `quantization/quant_scheme.py`, 0.20.1.
     """
     if isinstance(name, Scheme):
         return name
@@ -145,12 +213,50 @@ def get_scheme(name: str | Scheme) -> Scheme:
     key = name.strip().lower().replace("_", "-")
     found = _resolve(key)
     if found is None:
-        near = difflib.get_close_matches(key, {*_LISTED, *_PRESETS, *_ALIASES}, n=3, cutoff=0.4)
-        hint = f"the nearest are {', '.join(near)}" if near else "see qsim.scheme.list_schemes()"
-        raise QsimError(f"unknown scheme {name!r}: {hint}; integer schemes are read by grammar, like w4a16-g128-sym")
+        raise QsimError(_unknown(name, key))
     return dataclasses.replace(found, name=key)
 
 
-def list_schemes() -> Iterator[Scheme]:
-    """The named presets."""
-    return (get_scheme(name) for name in _LISTED)
+def _unknown(name: str, key: str) -> str:
+    suffix = _KV_SUFFIX.fullmatch(key)
+    base = key if suffix is None else suffix["base"]
+    if base in _NOT_SCHEMES:
+        what, instead = _NOT_SCHEMES[base]
+        also = "" if len(instead) == 1 else f"{', '.join(instead[:-1])} or "
+        return f"{name.strip()!r} is {what}: use the scheme {also}{instead[-1]}; `qsim schemes` lists all"
+    known = nearest("scheme", name, (*_LISTED, *_OWN, *(n.lower().replace("_", "-") for n in FIELD)))
+    return f"{known}; `qsim schemes` lists all, and integer schemes are read by grammar, like w4a16-g128-sym"
+
+
+def preset_names(scheme: str | Scheme) -> tuple[str, ...]:
+    """The presets of compressed-tensors that mean this scheme, apart from the KV cache: `("W4A16",)`, or none."""
+    given = get_scheme(scheme)
+    return tuple(
+        preset for preset in FIELD
+        if (found := get_scheme(preset)).weight == given.weight and found.activation == given.activation
+    )  # fmt: skip
+
+
+def list_schemes() -> Table[Scheme]:
+    """The named schemes, as a table of one row for each; iterating gives the schemes.
+
+    More can be named: other bits and group sizes by grammar, other KV caches by suffix, see `get_scheme`.
+    """
+    schemes = tuple(get_scheme(name) for name in _LISTED)
+    return Table(
+        columns=("scheme", "bits/weight", "weight", "activation", "KV cache", "compressed-tensors"),
+        rows=tuple(
+            (s.name, s.bits_per_weight(), _brief(s.weight), _brief(s.activation, activation=True),
+             s.kv_cache.format.name, ", ".join(preset_names(s)))
+            for s in schemes
+        ),
+        values=schemes,
+    )  # fmt: skip
+
+
+def _brief(part: TensorScheme, *, activation: bool = False) -> str:
+    """A part on few columns: `uint4 group(128)`, `float8_e4m3fn tensor static`; scales are left to `summary`."""
+    if not part.is_quantized or isinstance(part.format, BlockFormat):
+        return part.format.name
+    static = " static" if activation and not part.dynamic else ""
+    return f"{part.format.name} {part.granularity}{static}"

@@ -21,7 +21,7 @@ _SCALE_FORMATS = ("float32", "float16", "bfloat16", "float8_e8m0fnu", "float8_e4
 _PLAIN = ("float32", "float16", "bfloat16", "tf32")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TensorScheme:
     """How one tensor is stored: its format, what shares a scale, and how scales and zero points are kept.
 
@@ -138,6 +138,24 @@ class TensorScheme:
         """Elements along K that share a scale; None when a whole row does."""
         return self.granularity.columns if self.granularity is not None else None
 
+    @property
+    def summary(self) -> str:
+        """The part in a few words: `uint4 group(128), float16 scales, zero points`, or `bfloat16`."""
+        if not self.is_quantized:
+            return self.format.name
+        if isinstance(self.format, BlockFormat):
+            return f"{self.format.name}{' dynamic' if self.dynamic else ''}"
+        assert self.scale_format is not None
+        words = [f"{self.format.name} {self.granularity}", f"{self.scale_format.name} scales"]
+        if self.zero_point_format is not None:
+            packed = self.zero_point_format == self.format
+            words.append("zero points" if packed else f"{self.zero_point_format.name} zero points")
+        words += [word for word in ("dynamic", "ragged") if getattr(self, word)]
+        return ", ".join(words)
+
+    def __repr__(self) -> str:
+        return f"TensorScheme({self.summary})"
+
     # --- what it weighs -----------------------------------------------------------------------------------
 
     def check_shape(self, shape: tuple[Count, ...], name: str = "") -> None:
@@ -234,7 +252,7 @@ def _plain(name: str) -> TensorScheme:
     return TensorScheme(format=get_format(name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Scheme:
     """How a model is quantised: weights, activations, KV cache, and the format in which products are formed.
 
@@ -305,6 +323,12 @@ class Scheme:
     def bits_per_weight(self, shape: tuple[Count, ...] | None = None) -> Any:
         """`weight.bits_per_element(shape)`."""
         return self.weight.bits_per_element(shape)
+
+    def __repr__(self) -> str:
+        assert self.compute is not None
+        name = f"{self.name}: " if self.name else ""
+        parts = f"weight {self.weight.summary}; activation {self.activation.summary}; KV {self.kv_cache.summary}"
+        return f"Scheme({name}{parts}; compute {self.compute.name})"
 
     def replace(self, **changes: Any) -> Scheme:
         """A copy with other parts; `compute` is derived anew unless given."""

@@ -27,8 +27,9 @@ def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
 
 ALGORITHM_TITLES = {"none": "", "rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "fp8": ""}
 _SCHEME_TITLES = {
-    "bf16": "BF16", "fp16": "FP16", "fp8": "FP8 tensor", "fp8-static": "FP8 static", "fp8-rowwise": "FP8 row-wise",
-    "fp8-block128": "FP8 block", "fp8-kv": "FP8 + FP8 KV", "fp8-kvfp8": "FP8 + FP8 KV",
+    "bf16": "BF16", "fp16": "FP16", "fp8-tensor": "FP8 tensor", "fp8": "FP8 static",
+    "fp8-static": "FP8 static", "fp8-rowwise": "FP8 row-wise",
+    "fp8-block128": "FP8 block", "fp8-tensor-kvfp8": "FP8 + FP8 KV",
     "fp8-rowwise-kvfp8": "FP8 row-wise + FP8 KV", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "mxfp8": "MXFP8",
     "mxfp6": "MXFP6", "w8a8-channel-token": "W8A8", "w4a16-g128": "W4", "w3a16-g128": "W3",
 }  # fmt: skip
@@ -244,8 +245,8 @@ DEFAULT_METHODS = tuple(
     Method(**parse_method(text))
     for text in (
         "none:bf16", "rtn:w4a16-g128", "gptq:w4a16-g128", "awq:w4a16-g128", "rtn:w3a16-g128", "gptq:w3a16-g128",
-        "awq:w3a16-g128", "rtn:w8a8-channel-token", "smoothquant:w8a8-channel-token", "fp8:fp8", "fp8:fp8-rowwise",
-        "fp8:fp8-block128", "fp8:fp8-kv", "rtn:mxfp4", "rtn:nvfp4",
+        "awq:w3a16-g128", "rtn:w8a8-channel-token", "smoothquant:w8a8-channel-token", "fp8:fp8-tensor",
+        "fp8:fp8-rowwise", "fp8:fp8-block128", "fp8:fp8-tensor-kvfp8", "rtn:mxfp4", "rtn:nvfp4",
     )
 )  # fmt: skip
 

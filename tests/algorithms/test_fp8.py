@@ -40,7 +40,7 @@ def test_codes_of_the_hardware(table, fmt, largest, top, exponent):
     assert (record.notes != ()) == (exponent == 0)  # a scale of exactly 1.0 is said
 
 
-@pytest.mark.parametrize("name", ["fp8", "fp8-rowwise", "fp8-block128", "fp8-weight-only"])
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-rowwise", "fp8-block128", "fp8-weight-only"])
 def test_every_granularity_against_ml_dtypes(name):
     w, x = make(200, 320, 64)
     q, record = fp8(w, name, inputs=x, hessian=x.T @ x)

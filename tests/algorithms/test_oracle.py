@@ -30,7 +30,7 @@ CASES = [
     ("gptq", "w4a16-g128", ["--act-order", "on", "--static-groups"], 1e-3),
     ("awq", "w4a16-g128", [], 1e-3),
     ("smoothquant", "w8a8-channel-token", [], 0.02),
-    ("fp8", "fp8", [], 0.03),
+    ("fp8", "fp8-tensor", [], 0.03),
     ("fp8", "fp8-static", [], 0.03),
     ("fp8", "fp8-rowwise", [], 0.03),
     ("fp8", "fp8-block128", [], 0.03),

@@ -28,7 +28,7 @@ METHODS = [
     ("awq", "w3a16-g32-sym", {"formula": "duo", "clip": False}),
     ("smoothquant", "w8a8-channel-token", {}),
     ("smoothquant", "O3", {"alpha": None}),
-    ("fp8", "fp8", {}),
+    ("fp8", "fp8-tensor", {}),
     ("fp8", "fp8-static-kvfp8", {"percentile": 99.9}),
 ]
 IDS = [f"{m}-{s}" for m, s, _ in METHODS]
@@ -375,7 +375,7 @@ def test_ignored_layers_stay_float():
 
 def test_without_calibration():
     model = random_model()
-    for method, scheme in (("rtn", "w4a16-g32"), ("rtn", "nvfp4"), ("fp8", "fp8"), ("fp8", "fp8-block128")):
+    for method, scheme in (("rtn", "w4a16-g32"), ("rtn", "nvfp4"), ("fp8", "fp8-tensor"), ("fp8", "fp8-block128")):
         result = quantize_model(model, method, scheme)
         assert result.records.output_error.isna().all()
         assert (result.records.weight_mse > 0).all()
@@ -392,7 +392,7 @@ def test_without_calibration():
         ({"method": "fp8", "scheme": "fp8-static", "calibration": None}, "fp8 with fp8-static needs calibration text"),
         ({"method": "rtn", "scheme": "w4a16-g32-kvfp8", "calibration": None}, "needs calibration text"),
         ({"order": True}, "gptq has no option 'order'; it has act_order, static_groups"),
-        ({"scheme": "fp8"}, "GPTQ rounds weights to integer codes: got float8_e4m3fn"),
+        ({"scheme": "fp8-tensor"}, "GPTQ rounds weights to integer codes: got float8_e4m3fn"),
         ({"scheme": "bf16"}, "GPTQ rounds weights to integer codes: got bfloat16"),
         ({"method": "rtn", "scheme": "bf16"}, "bf16 keeps weights in bfloat16: nothing to quantise"),
         ({"method": "fp8", "scheme": "w4a16-g32"}, "fp8 rounds weights to 8-bit floats"),

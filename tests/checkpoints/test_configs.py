@@ -10,7 +10,7 @@ from qsim.scheme import get_scheme
 
 LAYER = "model.layers.0.mlp.up_proj"
 WRITTEN = [("w4a16-g32", "compressed-tensors"), ("w8a8-tensor-static", "compressed-tensors"),
-           ("fp8-kv", "compressed-tensors"), ("nvfp4", "compressed-tensors"), ("w4a16-g32", "gptq_v2"),
+           ("fp8-tensor-kvfp8", "compressed-tensors"), ("nvfp4", "compressed-tensors"), ("w4a16-g32", "gptq_v2"),
            ("w4a16-g32", "awq"), ("fp8-block128", "fp8"), ("fp8-static", "fp8")]  # fmt: skip
 JUNK = [None, "x", -3, 0, 3.5, [], {}, [1, 2], True, {"a": 1}, ["re:("]]
 

@@ -48,7 +48,7 @@ def test_integers_from_layout_to_layout(tmp_path, source, target, how):
 
 
 def test_fp8_between_its_layouts(tmp_path):
-    for name in ("fp8", "fp8-static", "fp8-block128", "fp8-kv"):
+    for name in ("fp8-tensor", "fp8-static", "fp8-block128", "fp8-tensor-kvfp8"):
         write(quantized(name), tmp_path / name / "a", "fp8")
         convert(tmp_path / name / "a", tmp_path / name / "b", "compressed-tensors")
         convert(tmp_path / name / "b", tmp_path / name / "c", "fp8")

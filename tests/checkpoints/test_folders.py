@@ -299,7 +299,7 @@ def test_a_quantised_tensor_where_none_belongs(folder):
 
 
 def test_an_fp8_weight_without_a_scale(tmp_path):
-    write(quantized("fp8"), tmp_path / "out", "fp8")
+    write(quantized("fp8-tensor"), tmp_path / "out", "fp8")
     rewrite(tmp_path / "out", lambda tensors: tensors.pop(f"{Q}.weight_scale"))
     with pytest.raises(ValueError, match=rf"tensor {Q}.weight is F8_E4M3, but {Q}.weight_scale is missing"):
         read(tmp_path / "out")
@@ -400,7 +400,7 @@ def test_biases_of_autogptq_and_other_extras(folder):
 @pytest.mark.parametrize("spelling", ["{0}.{1}_scale", "{0}.attn.{1}_scale", "{0}.{1}_proj.output_scale",
                                       "{0}.{1}_proj.{1}_scale", "{0}.kv_scale"])  # fmt: skip
 def test_names_that_kv_scales_have_had(tmp_path, spelling):
-    write(quantized("fp8-kv"), tmp_path / "out", "fp8")
+    write(quantized("fp8-tensor-kvfp8"), tmp_path / "out", "fp8")
 
     def add(tensors):
         for i in range(2):
@@ -415,7 +415,7 @@ def test_names_that_kv_scales_have_had(tmp_path, spelling):
 
 
 def test_kv_scales_without_a_scheme(tmp_path):
-    write(quantized("fp8"), tmp_path / "out", "fp8")
+    write(quantized("fp8-tensor"), tmp_path / "out", "fp8")
     name = "model.layers.0.self_attn.k_scale"
     rewrite(tmp_path / "out", lambda t: t.update({name: Stored(dtype="F32", bits=np.array([0.5], np.float32))}))
     back = read(tmp_path / "out")

@@ -82,9 +82,9 @@ def test_odd_widths_in_compressed_tensors(bits):
         assert "2, 3, 4 and 8 bits" in reason(qt, "gptq")
 
 
-FLOATS = ["fp8", "fp8-static", "fp8-rowwise", "fp8-weight-only", "fp8-block128", "mxfp8", "mxfp6", "mxfp4", "nvfp4",
-          "mxfp4-weight-only", "nvfp4-weight-only", "w8a8-tensor", "w8a8-channel-token", "w4a8-g32", "w8a8-asym",
-          "w8a8-tensor-static", "w4a16-tensor-asym", "w8a8-tensor-asym"]  # fmt: skip
+FLOATS = ["fp8-tensor", "fp8-static", "fp8-rowwise", "fp8-weight-only", "fp8-block128", "mxfp8", "mxfp6", "mxfp4",
+          "nvfp4", "mxfp4-weight-only", "nvfp4-weight-only", "w8a8-tensor", "w8a8-channel-token", "w4a8-g32",
+          "w8a8-asym", "w8a8-tensor-static", "w4a16-tensor-asym", "w8a8-tensor-asym"]  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "fp8"])
@@ -95,7 +95,7 @@ def test_floats_and_activations_round_trip(name, layout):
         scheme = qt.scheme
         if reason(qt, layout) is not None:
             assert layout == "fp8"
-            assert name not in ("fp8", "fp8-static", "fp8-block128")
+            assert name not in ("fp8-tensor", "fp8-static", "fp8-block128")
             continue
         back = decode(layout, QUANTIZED[layout].encode(qt), scheme)
         np.testing.assert_array_equal(back.codes, qt.codes)
@@ -296,7 +296,7 @@ def test_scales_of_rows_are_read():
             "weight": Stored(dtype="F8_E4M3", bits=qt.codes),
             "weight_scale": Stored(dtype="F32", bits=qt.scales.reshape(shape)),
         }
-        back = decode("fp8", stored, "fp8")
+        back = decode("fp8", stored, "fp8-tensor")
         assert back.scheme.weight.granularity.kind == "channel"
         np.testing.assert_array_equal(back.dequantize(), qt.dequantize())
 

@@ -12,9 +12,10 @@ CT = "compressed-tensors"
 HELD = {
     "bf16": "plain", "fp16": "plain", "w4a16-g128": "compressed-tensors gptq gptq_v2 awq",
     "w4a16-g128-sym": "compressed-tensors gptq gptq_v2 awq", "w3a16-g128": "compressed-tensors gptq gptq_v2",
-    "w3a16-g128-sym": "compressed-tensors gptq gptq_v2", "w8a16": "compressed-tensors gptq gptq_v2",
-    "fp8": "compressed-tensors fp8", "fp8-static": "compressed-tensors fp8", "fp8-block128": "compressed-tensors fp8",
-    "fp8-kv": "compressed-tensors fp8", "nf4-g64": "",
+    "w3a16-g128-sym": "compressed-tensors gptq gptq_v2", "w8a16-channel": "compressed-tensors gptq gptq_v2",
+    "fp8-tensor": "compressed-tensors fp8", "fp8-static": "compressed-tensors fp8",
+    "fp8-block128": "compressed-tensors fp8",
+    "fp8-tensor-kvfp8": "compressed-tensors fp8", "nf4-g64": "",
 }  # fmt: skip
 
 
@@ -33,10 +34,10 @@ def test_layouts_of_the_presets(scheme):
 
 def test_the_table_of_the_package_is_true():
     rows = {
-        "integers of 2, 3, 4, 8 bits": ["w2a16-g64", "w3a16-g128", "w4a16-g128", "w8a16"],
-        "integers of 5, 6, 7 bits": ["w5a16", "w6a16-g64-sym", "w7a16"],
+        "integers of 2, 3, 4, 8 bits": ["w2a16-g64", "w3a16-g128", "w4a16-g128", "w8a16-channel"],
+        "integers of 5, 6, 7 bits": ["w5a16-channel", "w6a16-g64-sym", "w7a16-channel"],
         "with integer activations": ["w8a8", "w4a8", "w8a8-tensor-static"],
-        "E4M3, one scale a tensor": ["fp8", "fp8-static"],
+        "E4M3, one scale a tensor": ["fp8-tensor", "fp8-static"],
         "E4M3, one scale a row": ["fp8-rowwise", "fp8-weight-only"],
         "E4M3, one scale a 128x128 block": ["fp8-block128"],
         "MXFP4, MXFP6 (E2M3), MXFP8, NVFP4": ["mxfp4", "mxfp6", "mxfp8", "nvfp4", "nvfp4-weight-only"],
@@ -65,7 +66,7 @@ def scheme(**weight):
 @pytest.mark.parametrize(
     ("value", "layout", "words"),
     [
-        ("w5a16", "gptq", "2, 3, 4 and 8 bits: got uint5"),
+        ("w5a16-channel", "gptq", "2, 3, 4 and 8 bits: got uint5"),
         ("w3a16-g128", "awq", "4-bit integers: got uint3"),
         ("w8a8", "gptq", "weights only: activations are int8"),
         ("w4a8", "awq", "weights only: activations are int8"),
@@ -73,16 +74,16 @@ def scheme(**weight):
         ("w4a16-g48", "awq", "groups of 16, 32, 64, 128, 256, 512, 1024: got 48"),
         ("w4a16-g128-kvfp8", "gptq", "no place for a quantised KV cache: got float8_e4m3fn"),
         ("w4a16-g128-kvfp8", "awq", "no place for a quantised KV cache"),
-        ("fp8", "gptq", "holds integers: got float8_e4m3fn"),
+        ("fp8-tensor", "gptq", "holds integers: got float8_e4m3fn"),
         ("fp8-rowwise", "fp8", "one scale a tensor or block: got channel"),
         ("fp8-weight-only", "fp8", "got channel"),
         ("w4a16-g128", "fp8", "float8_e4m3fn: got uint4"),
-        ("fp8-kve5m2", "fp8", "cannot express kv_cache"),
-        ("fp8-kve5m2", CT, "got float8_e5m2"),
+        ("fp8-tensor-kve5m2", "fp8", "cannot express kv_cache"),
+        ("fp8-tensor-kve5m2", CT, "got float8_e5m2"),
         ("nf4-g64", CT, "got nf4"),
         ("w8a8-channel-token-static", CT, "one static activation scale a layer: got token"),
         ("bf16", "awq", "quantised weights: got bfloat16"),
-        ("fp8", "plain", "unquantised weights: got float8_e4m3fn"),
+        ("fp8-tensor", "plain", "unquantised weights: got float8_e4m3fn"),
         (scheme(format="int4", granularity="group(128)"), "gptq", "float16 scales: got float32"),
         (scheme(format="int4", granularity="group(128)", scale_format="bfloat16"), "awq", "got bfloat16"),
         (

@@ -20,9 +20,9 @@ CASES = [
     for layout in layouts_for(f"w{bits}a16-{group}-{how}")
 ] + [
     (layout, name)
-    for name in ("fp8", "fp8-static", "fp8-rowwise", "fp8-weight-only", "fp8-block128", "fp8-kv", "mxfp8", "mxfp6",
-                 "mxfp4", "mxfp4-weight-only", "nvfp4-weight-only", "w8a8", "w8a8-tensor", "w8a8-tensor-static", "w4a8",
-                 "w5a16", "w6a16-g32-sym", "w7a16")
+    for name in ("fp8-tensor", "fp8-static", "fp8-rowwise", "fp8-weight-only", "fp8-block128", "fp8-tensor-kvfp8",
+                 "mxfp8", "mxfp6", "mxfp4", "mxfp4-weight-only", "nvfp4-weight-only", "w8a8", "w8a8-tensor",
+                 "w8a8-tensor-static", "w4a8", "w5a16-channel", "w6a16-g32-sym", "w7a16-channel")
     for layout in layouts_for(name)
 ]  # fmt: skip
 
@@ -203,7 +203,7 @@ def with_kv(model: Model, scale: float = 0.25) -> Model:
     return model.replace(tensors=scales, kv_cache=TensorScheme(format="float8_e4m3fn", granularity="tensor"))
 
 
-@pytest.mark.parametrize(("layout", "name"), [("compressed-tensors", "w4a16-g32"), ("fp8", "fp8"),
+@pytest.mark.parametrize(("layout", "name"), [("compressed-tensors", "w4a16-g32"), ("fp8", "fp8-tensor"),
                                               ("compressed-tensors", "bf16")])  # fmt: skip
 def test_scales_of_the_kv_cache(tmp_path, layout, name):
     model = with_kv(tiny() if name == "bf16" else quantized(name))
@@ -217,7 +217,7 @@ def test_scales_of_the_kv_cache(tmp_path, layout, name):
 
 
 def test_a_kv_scale_of_one_is_noted(tmp_path):
-    write(with_kv(quantized("fp8"), 1.0), tmp_path / "out", "fp8")
+    write(with_kv(quantized("fp8-tensor"), 1.0), tmp_path / "out", "fp8")
     assert read(tmp_path / "out").notes == (
         "a KV scale is exactly 1, as in an uncalibrated cache: values beyond the format clip "
         "(model.layers.0.self_attn.k_scale and 3 more)",
@@ -229,7 +229,7 @@ def test_kv_caches_where_they_have_no_place(tmp_path):
         write(with_kv(tiny()), tmp_path / "out", "plain")
     with pytest.raises(ValueError, match="GPTQ has no place for a quantised KV cache.*use 'compressed-tensors'"):
         write(with_kv(quantized("w4a16-g32-sym")), tmp_path / "out", "gptq")
-    written = write(with_kv(quantized("fp8")), tmp_path / "out", "plain", dequantize=True)
+    written = write(with_kv(quantized("fp8-tensor")), tmp_path / "out", "plain", dequantize=True)
     assert written.notes[0].startswith("the KV cache is not quantised in a plain checkpoint")
     assert read(tmp_path / "out").kv_cache is None
 
@@ -266,7 +266,7 @@ def test_the_dtype_of_the_config_is_that_of_the_scales(tmp_path):
     written = write(quantized("w4a16-g32"), tmp_path / "out", "awq")
     assert written.notes == ("the config's dtype is float16, not bfloat16: engines cast scales to it",)
     assert config_of(tmp_path / "out")["torch_dtype"] == written.dtype == "float16"
-    assert write(quantized("fp8"), tmp_path / "fp8", "fp8").dtype == "bfloat16"
+    assert write(quantized("fp8-tensor"), tmp_path / "fp8", "fp8").dtype == "bfloat16"
 
 
 def test_files_beside_are_copied(tmp_path):

@@ -57,8 +57,8 @@ def their_scheme(qt: QuantizedTensor):
 INTEGERS = [
     f"w{bits}a16-{where}-{how}" for bits in range(2, 9) for where in ("g32", "channel") for how in ("sym", "asym")
 ]
-OTHERS = ["w4a16-tensor-sym", "w4a16-tensor-asym", "w8a8", "w8a8-tensor", "w8a8-asym", "w4a8-g32", "fp8", "fp8-static",
-          "fp8-rowwise", "fp8-weight-only", "fp8-block128", "mxfp4", "mxfp6", "mxfp8", "nvfp4",
+OTHERS = ["w4a16-tensor-sym", "w4a16-tensor-asym", "w8a8", "w8a8-tensor", "w8a8-asym", "w4a8-g32", "fp8-tensor",
+          "fp8-static", "fp8-rowwise", "fp8-weight-only", "fp8-block128", "mxfp4", "mxfp6", "mxfp8", "nvfp4",
           "nvfp4-weight-only"]  # fmt: skip
 
 
@@ -174,8 +174,8 @@ def assert_same_weights(model, theirs) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["w4a16-g32", "w4a16-g128-sym", "w3a16-g32", "w8a16", "w8a8", "w4a8-g32", "fp8-rowwise", "fp8-static", "fp8-kv",
-     "fp8-block128", "mxfp4", "mxfp8", "nvfp4-weight-only"],
+    ["w4a16-g32", "w4a16-g128-sym", "w3a16-g32", "w8a16-channel", "w8a8", "w4a8-g32", "fp8-rowwise", "fp8-static",
+     "fp8-tensor-kvfp8", "fp8-block128", "mxfp4", "mxfp8", "nvfp4-weight-only"],
 )  # fmt: skip
 def test_transformers_loads_compressed_tensors(tmp_path, name):
     model = quantized(name)
@@ -370,7 +370,7 @@ def test_transformers_takes_the_configs_it_has_no_kernels_for():
 def test_the_library_reads_every_file(tmp_path):
     from safetensors.torch import load_file
 
-    for i, (name, layout) in enumerate([("w4a16-g32", "awq"), ("fp8", "fp8"), ("nvfp4-weight-only", "auto")]):
+    for i, (name, layout) in enumerate([("w4a16-g32", "awq"), ("fp8-tensor", "fp8"), ("nvfp4-weight-only", "auto")]):
         written = write(quantized(name), tmp_path / str(i), layout, shard_bytes=50_000)
         shards = [f for f in written.files if f.endswith(".safetensors")]
         index = json.loads((tmp_path / str(i) / "model.safetensors.index.json").read_text())
@@ -380,4 +380,4 @@ def test_the_library_reads_every_file(tmp_path):
                 assert index["weight_map"][key] == shard
                 total += tensor.numel() * tensor.element_size()
         assert total == index["metadata"]["total_size"]
-    assert get_scheme("fp8").weight.is_quantized
+    assert get_scheme("fp8-tensor").weight.is_quantized

@@ -113,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("qsim.study.trust.trust_tables", lambda layers=True: ((), ()))
         patch.setattr(report, "drawings", lambda result: list(drawings(result))[:1])
         result = run("study", "--file", str(root / "s.toml"), "--out", str(root / "out"), "--device", "l40s", "--model",
-                     "llama-3-8b", "--scheme", "w8a16", "--method", "fp8:fp8", "--json")  # fmt: skip
+                     "llama-3-8b", "--scheme", "w8a16-channel", "--method", "fp8:fp8-tensor", "--json")  # fmt: skip
     (root / "answers.json").write_text(result.stdout, encoding="utf-8")
     assert "[1/" in result.stderr
     return root

@@ -33,7 +33,7 @@ def test_devices_lists_compares_and_cites() -> None:
 
 def test_predict_as_the_readme_shows_it() -> None:
     out = run(
-        "predict", "llama-3-70b", "--device", "h100-sxm", "--scheme", "fp8", "--batch", "16", "--context", "4096"
+        "predict", "llama-3-70b", "--device", "h100-sxm", "--scheme", "fp8-tensor", "--batch", "16", "--context", "4096"
     ).output
     assert out.startswith("does not fit: 97.6 GB on a 80 GB device, 17.6 GB short; would fit: ")
     assert "80 % band" in out
@@ -56,7 +56,7 @@ def test_predict_in_other_forms(tmp_path: Path) -> None:
 
 
 def test_roofline_and_sweep(tmp_path: Path) -> None:
-    out = run("roofline", "llama-3-8b", "--device", "h100-sxm", "--scheme", "fp8").output
+    out = run("roofline", "llama-3-8b", "--device", "h100-sxm", "--scheme", "fp8-tensor").output
     assert "ridge at 591 operations a byte" in out
     figure = tmp_path / "roof.svg"
     run("roofline", "llama-3-8b", "--plot", str(figure))
@@ -69,10 +69,10 @@ def test_roofline_and_sweep(tmp_path: Path) -> None:
     assert len(rows) == 8
     front = json.loads(
         run(
-            "sweep", "llama-3-8b", "--batch", "1:64", "--scheme", "bf16", "--scheme", "fp8", "--pareto", "--json"
+            "sweep", "llama-3-8b", "--batch", "1:64", "--scheme", "bf16", "--scheme", "fp8-tensor", "--pareto", "--json"
         ).output
     )
-    assert {r["scheme"] for r in front} == {"fp8"}
+    assert {r["scheme"] for r in front} == {"fp8-tensor"}
     assert "bandwidth" in run("sweep", "llama-3-8b", "--tornado", "--plot", str(tmp_path / "t.png")).output
     run("sweep", "llama-3-8b", "--batch", "1:4", "--plot", str(tmp_path / "p.png"))
     fields = json.loads(run("sweep", "llama-3-8b", "--device", "asic", "--batch", "1", "--field",
@@ -100,7 +100,7 @@ def test_calibrate_fits_a_table(tmp_path: Path) -> None:
         (("predict", "llama-9"), "unknown model"),
         (("predict", "llama-3-8b", "--device", "h900"), "unknown device"),
         (("predict", "llama-3-8b", "--scheme", "fp9"), "unknown scheme"),
-        (("predict", "llama-3-8b", "--device", "a100", "--scheme", "fp8", "--strict"), "no path for fp8"),
+        (("predict", "llama-3-8b", "--device", "a100", "--scheme", "fp8-tensor", "--strict"), "no path for fp8"),
         (("predict", "llama-3-8b", "--batch", "0"), "batch must be at least 1"),
         (("predict", "llama-3-8b", "--set", "memory.bandwidth_gbytes_per_s=-3"), "must be positive"),
         (("predict", "llama-3-8b", "--json", "--csv"), "both want stdout"),

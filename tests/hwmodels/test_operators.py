@@ -11,8 +11,8 @@ from hwmodels.operators import attention_cost, gemm_cost, weight_nbytes
 from hwmodels.step import step_operators
 from qsim.scheme import get_scheme, quantize
 
-SCHEMES = ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w8a16", "w8a8-channel-token", "fp8", "fp8-rowwise",
-           "fp8-block128")  # fmt: skip
+SCHEMES = ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w8a16-channel", "w8a8-channel-token", "fp8-tensor",
+           "fp8-rowwise", "fp8-block128")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -45,7 +45,7 @@ def test_parameters_and_kv_bytes_match_the_published_accounting() -> None:
         assert arch.block_parameters == pytest.approx(block, rel=1e-3)
         assert arch.head_parameters == pytest.approx(head, rel=4e-3)
         assert kv_bytes_per_token(arch, get_scheme("bf16")) == pytest.approx(kv, rel=2e-3)
-        assert kv_bytes_per_token(arch, get_scheme("fp8-kv")) == pytest.approx(kv / 2, rel=1e-3)
+        assert kv_bytes_per_token(arch, get_scheme("fp8-tensor-kvfp8")) == pytest.approx(kv / 2, rel=1e-3)
 
 
 def test_totals_match_the_models_that_are_published() -> None:

@@ -117,7 +117,7 @@ def test_no_prediction_is_faster_than_the_bytes() -> None:
         ("llama-2-7b", "a100", "bf16", 10.74, 121.5), ("llama-2-7b", "a100", "w4a16-g128", 5.89, 127.6),
         ("llama-2-7b", "a100", "w8a8-channel-token", 6.91, 75.3), ("llama-2-7b", "h100", "bf16", 6.37, 42.4),
         ("llama-2-70b", "a100", "bf16", 86.8, 1141), ("llama-2-70b", "a100", "w4a16-g128", 29.0, 1187),
-        ("llama-2-70b", "h100", "bf16", 51.5, 407), ("llama-2-70b", "h100", "fp8", 30.6, 261),
+        ("llama-2-70b", "h100", "bf16", 51.5, 407), ("llama-2-70b", "h100", "fp8-tensor", 30.6, 261),
         ("llama-2-7b", "l40s", "bf16", 19.3, 133), ("llama-2-7b", "l40s", "w4a16-g128", 6.80, 131),
     ],
 )  # fmt: skip

@@ -51,11 +51,11 @@ def test_models_that_are_not_in_that_table_too() -> None:
 
 
 def test_a_scheme_without_a_path_is_priced_as_its_fallback_and_said_so() -> None:
-    p = hwmodels.predict("a100", "llama-3-8b", "fp8", "decode", 1, 512)
+    p = hwmodels.predict("a100", "llama-3-8b", "fp8-tensor", "decode", 1, 512)
     assert p.kernel == "marlin_fp8"
     assert any("no FP8 product on a100-sxm-80gb" in n for n in p.notes)
     with pytest.raises(ValueError, match="no path for fp8"):
-        hwmodels.predict("a100", "llama-3-8b", "fp8", "decode", 1, 512, strict=True)
+        hwmodels.predict("a100", "llama-3-8b", "fp8-tensor", "decode", 1, 512, strict=True)
     weight_only = hwmodels.predict("h100", "llama-3-8b", "nvfp4", "decode", 1, 512)
     assert weight_only.kernel == "marlin_int4"
     assert hwmodels.predict("b200", "llama-3-8b", "nvfp4", "decode", 1, 512).kernel == "native_fp4"
@@ -63,7 +63,7 @@ def test_a_scheme_without_a_path_is_priced_as_its_fallback_and_said_so() -> None
 
 def test_no_int4_tensor_rate_is_invented() -> None:
     """W4A4 integers on Hopper run at the INT8 rate."""
-    w4a4 = hwmodels.predict("h100", "llama-3-8b", "w4a4", "prefill", 1, 8192, fidelity="ideal")
+    w4a4 = hwmodels.predict("h100", "llama-3-8b", "w4a4-channel-token", "prefill", 1, 8192, fidelity="ideal")
     w8a8 = hwmodels.predict("h100", "llama-3-8b", "w8a8-channel-token", "prefill", 1, 8192, fidelity="ideal")
     gate = lambda p: next(float(op.compute_s) for op in p.operators if op.name == "gate_up")  # noqa: E731
     assert gate(w4a4) == pytest.approx(gate(w8a8))
@@ -82,17 +82,17 @@ def test_what_does_not_fit_is_said_first_with_the_shortfall() -> None:
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
-    p = hwmodels.predict("h100", "llama-3-8b", "fp8", "decode", 1, 8192)
+    p = hwmodels.predict("h100", "llama-3-8b", "fp8-tensor", "decode", 1, 8192)
     most = p.largest_batch
-    assert hwmodels.predict("h100", "llama-3-8b", "fp8", "decode", most, 8192).fits
-    assert not hwmodels.predict("h100", "llama-3-8b", "fp8", "decode", most + 1, 8192).fits
+    assert hwmodels.predict("h100", "llama-3-8b", "fp8-tensor", "decode", most, 8192).fits
+    assert not hwmodels.predict("h100", "llama-3-8b", "fp8-tensor", "decode", most + 1, 8192).fits
 
 
 def test_kv_capacity_is_a_cliff() -> None:
     """The batch runs in waves when the cache does not hold it."""
-    one = hwmodels.predict_request("h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128)
+    one = hwmodels.predict_request("h100", "llama-3-70b", "fp8-tensor", batch=64, prompt=1024, new_tokens=128)
     two = hwmodels.predict_request(
-        "h100", "llama-3-70b", "fp8", batch=64, prompt=1024, new_tokens=128, tensor_parallel=2
+        "h100", "llama-3-70b", "fp8-tensor", batch=64, prompt=1024, new_tokens=128, tensor_parallel=2
     )
     assert one.waves > 1
     assert two.waves == 1
@@ -108,7 +108,7 @@ def test_a_request_is_a_prefill_and_its_decode_steps() -> None:
     assert r.tpot_s == pytest.approx(float(step.time_s), rel=0.01)
     assert r.latency_s == pytest.approx(r.ttft_s + 99 * r.tpot_s)
     assert r.low_s < r.latency_s < r.high_s
-    assert hwmodels.throughput("h200", "llama-3-8b", "fp8").output_tokens_per_s > 1000
+    assert hwmodels.throughput("h200", "llama-3-8b", "fp8-tensor").output_tokens_per_s > 1000
 
 
 def test_tensor_parallel_pays_for_its_all_reduces() -> None:
@@ -150,10 +150,10 @@ def test_eight_bit_kv_cache_helps_long_contexts() -> None:
 def test_arrays_give_what_scalars_give() -> None:
     batch, context = np.array([1, 5, 64])[:, None], np.array([100, 4000])[None, :]
     for phase in ("decode", "prefill"):
-        grid = hwmodels.predict("h100", "llama-3-8b", "fp8", phase, batch, context)
+        grid = hwmodels.predict("h100", "llama-3-8b", "fp8-tensor", phase, batch, context)
         for i in range(3):
             for j in range(2):
-                one = hwmodels.predict("h100", "llama-3-8b", "fp8", phase, int(batch[i, 0]), int(context[0, j]))
+                one = hwmodels.predict("h100", "llama-3-8b", "fp8-tensor", phase, int(batch[i, 0]), int(context[0, j]))
                 assert grid.time_s[i, j] == pytest.approx(float(one.time_s), rel=1e-12)
                 assert np.broadcast_to(grid.high_s, (3, 2))[i, j] == pytest.approx(float(one.high_s), rel=1e-12)
 
@@ -186,7 +186,7 @@ def test_one_prediction_takes_about_a_millisecond() -> None:
 
 def _timed() -> float:
     start = time.perf_counter()
-    hwmodels.predict("h200", "llama-3-8b", "fp8", "decode", 4, 2048)
+    hwmodels.predict("h200", "llama-3-8b", "fp8-tensor", "decode", 4, 2048)
     return time.perf_counter() - start
 
 
@@ -224,8 +224,8 @@ def test_groups_that_do_not_divide_are_said() -> None:
 
 
 def test_a_prediction_prints_in_one_line() -> None:
-    assert repr(hwmodels.predict("h100", "llama-3-8b", "fp8")).startswith(
-        "Prediction(llama-3-8b fp8 on h100-sxm, decode, "
+    assert repr(hwmodels.predict("h100", "llama-3-8b", "fp8-tensor")).startswith(
+        "Prediction(llama-3-8b fp8-tensor on h100-sxm, decode, "
     )
 
 
@@ -261,10 +261,10 @@ def test_where_no_kernel_is_borrowed_none_is_mentioned(device: str, fidelity: st
 
 def test_many_points_of_experts_are_the_points_one_by_one() -> None:
     batches = np.repeat([1.0, 8.0], 4096)  # experts that a batch reaches: weight bytes differ from point to point
-    many = hwmodels.predict("h100-sxm", "mixtral-8x7b", "fp8", "decode", batches, 2048)
+    many = hwmodels.predict("h100-sxm", "mixtral-8x7b", "fp8-tensor", "decode", batches, 2048)
     for at, batch in ((0, 1), (-1, 8)):
         assert many.time_s[at] == pytest.approx(
-            float(hwmodels.predict("h100-sxm", "mixtral-8x7b", "fp8", "decode", batch, 2048).time_s), rel=1e-12
+            float(hwmodels.predict("h100-sxm", "mixtral-8x7b", "fp8-tensor", "decode", batch, 2048).time_s), rel=1e-12
         )
 
 

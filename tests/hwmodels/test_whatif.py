@@ -13,11 +13,12 @@ from hwmodels.whatif import BreakEven, compute_bound_from, first_batch, slower_f
 
 
 def test_a_sweep_is_tidy_and_equals_single_predictions() -> None:
-    table = hwmodels.sweep(["h100", "l40s"], "llama-3-8b", ["bf16", "fp8"], "decode", [1, 8], [512, 4096])
+    table = hwmodels.sweep(["h100", "l40s"], "llama-3-8b", ["bf16", "fp8-tensor"], "decode", [1, 8], [512, 4096])
     assert len(table) == 16
     assert list(table.columns[:4]) == ["device", "model", "scheme", "phase"]
-    row = table[(table.device == "l40s") & (table.scheme == "fp8") & (table.batch == 8) & (table.context == 4096)]
-    one = hwmodels.predict("l40s", "llama-3-8b", "fp8", "decode", 8, 4096)
+    here = (table.device == "l40s") & (table.scheme == "fp8-tensor")
+    row = table[here & (table.batch == 8) & (table.context == 4096)]
+    one = hwmodels.predict("l40s", "llama-3-8b", "fp8-tensor", "decode", 8, 4096)
     assert row.time_s.item() == pytest.approx(float(one.time_s))
     assert row.fits.item() == bool(one.fits)
 
@@ -40,10 +41,10 @@ def test_a_million_points_take_about_a_second() -> None:
 
 def test_large_and_small_sweeps_agree() -> None:
     batches, contexts = np.arange(1, 101), np.arange(64, 128)
-    table = hwmodels.sweep("h200", "llama-3-8b", "fp8", "prefill", batches, contexts)
+    table = hwmodels.sweep("h200", "llama-3-8b", "fp8-tensor", "prefill", batches, contexts)
     for batch, context in ((1, 64), (50, 100), (100, 127)):
         row = table[(table.batch == batch) & (table.context == context)]
-        one = hwmodels.predict("h200", "llama-3-8b", "fp8", "prefill", batch, context)
+        one = hwmodels.predict("h200", "llama-3-8b", "fp8-tensor", "prefill", batch, context)
         assert row.time_s.item() == pytest.approx(float(one.time_s))
 
 

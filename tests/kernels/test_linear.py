@@ -15,9 +15,10 @@ from qsim.kernels.codes import quantize_floats, quantize_tokens
 from qsim.scheme import Scheme, TensorScheme, get_scheme, quantize
 
 SCHEMES = [
-    "w4a16-g128", "w4a16-g128-sym", "w4a16-g64", "w4a16-g32", "w3a16-g128", "w3a16-g128-sym", "w2a16-g64", "w8a16",
-    "w5a16-g128", "w8a8", "w8a8-channel-token-asym", "w8a8-tensor", "w4a8", "w4a8-g128-asym", "w4a8-g128-ag128",
-    "w3a8-g64",    "fp8-weight-only", "fp8", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp4", "nvfp4", "nf4-g64",
+    "w4a16-g128", "w4a16-g128-sym", "w4a16-g64", "w4a16-g32", "w3a16-g128", "w3a16-g128-sym", "w2a16-g64",
+    "w8a16-channel", "w5a16-g128", "w8a8", "w8a8-channel-token-asym", "w8a8-tensor", "w4a8", "w4a8-g128-asym",
+    "w4a8-g128-ag128", "w3a8-g64", "fp8-weight-only", "fp8-tensor", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp4",
+    "nvfp4", "nf4-g64",
 ]  # fmt: skip
 SHAPES = [(1, 64, 128), (1, 100, 384), (3, 130, 256), (16, 64, 512), (17, 96, 256), (70, 200, 384)]
 
@@ -213,7 +214,7 @@ def test_bad_input():
         linear(x, p, instruction="hopper.wgmma.s32.s8")
     with pytest.raises(ValueError, match="quantises activations to int8"):
         linear(x, p, activation="bfloat16")
-    f = quantize(np.ones((64, 128), dtype=np.float32), "fp8")
+    f = quantize(np.ones((64, 128), dtype=np.float32), "fp8-tensor")
     f.codes[7, 3] = 0x7F
     with pytest.raises(ValueError, match="NaN or Inf, the first in row 7"):
         pack(f)

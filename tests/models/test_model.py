@@ -120,7 +120,7 @@ def test_fold_groups_keep_the_function(kind):
 def test_replace_shares_what_did_not_change():
     model = random_model()
     name = "model.layers.1.mlp.down_proj"
-    q = quantize(model.tensors[f"{name}.weight"], "w8a16", name=name)
+    q = quantize(model.tensors[f"{name}.weight"], "w8a16-channel", name=name)
     other = model.replace(tensors={f"{name}.weight": q}, name="other")
     assert other.name == "other"
     assert other.linears()[name].weight is q
@@ -336,7 +336,7 @@ def test_tensors_that_do_not_fit():
         model.replace(tensors={name: model.tensors[name].astype(np.float64)})
     with pytest.raises(ValueError, match="nonsense is not a tensor"):
         model.replace(tensors={"nonsense": np.zeros(1, np.float32)})
-    embedding = quantize(model.tensors["model.embed_tokens.weight"], "w8a16")
+    embedding = quantize(model.tensors["model.embed_tokens.weight"], "w8a16-channel")
     with pytest.raises(ValueError, match="only weights of Linears can be quantised: got model.embed_tokens"):
         model.replace(tensors={"model.embed_tokens.weight": embedding})
     with pytest.raises(ValueError, match="engines are"):
@@ -360,7 +360,7 @@ def test_nan_is_caught_where_it_enters():
 
 def test_a_quantised_head():
     model = random_model("llama-tied")
-    q = quantize(model.tensors["model.embed_tokens.weight"], "w8a16")
+    q = quantize(model.tensors["model.embed_tokens.weight"], "w8a16-channel")
     other = model.replace(tensors={"lm_head.weight": q})
     assert other.lm_head.weight is q
     assert 1e-4 < np.abs(other.logits(TOKENS) - model.logits(TOKENS)).max() < 0.3

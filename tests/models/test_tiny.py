@@ -97,7 +97,7 @@ def test_outliers_break_naive_w8a8_and_nothing_else(tiny):
 def test_quantisation_is_seen_clearly(tiny):
     """Fewer bits lose more, by more than their errors."""
     found = [evaluate(with_scheme(tiny, s), tiny_text("test"), max_bytes=BYTES, reference=tiny)
-             for s in ("w8a16", "w4a16-g128", "w3a16-g128")]  # fmt: skip
+             for s in ("w8a16-channel", "w4a16-g128", "w3a16-g128")]  # fmt: skip
     kl = [r.kl for r in found]
     assert kl == sorted(kl)
     assert kl[0] < 1e-3 < kl[-1]

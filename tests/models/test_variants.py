@@ -52,7 +52,7 @@ def test_outliers_make_naive_w8a8_fail():
     assert error(model, "w8a8-tensor") < 0.05
     assert error(out, "w8a8-tensor") > 5 * error(model, "w8a8-tensor")
     # the channels are salient for weights too, AWQ's case: their small weights share a scale with the others
-    assert error(out, "w8a16") > 2 * error(model, "w8a16")
+    assert error(out, "w8a16-channel") > 2 * error(model, "w8a16-channel")
 
 
 def test_outliers_where_they_are_asked_for():
@@ -88,10 +88,10 @@ def test_outliers_that_cannot_be(kind, options, message):
 
 def test_outliers_need_float_weights():
     with pytest.raises(ValueError, match="q_proj is quantised"):
-        with_outliers(with_scheme(random_model(), "w8a16"))
+        with_outliers(with_scheme(random_model(), "w8a16-channel"))
 
 
-@pytest.mark.parametrize("name", ["w4a16-g32", "fp8-rowwise", "w8a8", "bf16", "fp32", "w8a16-kvint8"])
+@pytest.mark.parametrize("name", ["w4a16-g32", "fp8-rowwise", "w8a8", "bf16", "fp32", "w8a16-channel-kvint8"])
 def test_schemes(name):
     model = random_model()
     q = with_scheme(model, name)

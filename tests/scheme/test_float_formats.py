@@ -6,7 +6,7 @@ import pytest
 from qsim.formats import decode, quantize_blocks
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, quantize
 
-FLOATS = ["fp8", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "nf4-g64"]
+FLOATS = ["fp8-tensor", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "nf4-g64"]
 
 
 def weights(shape=(160, 256), seed=0):
@@ -61,7 +61,7 @@ def test_block_formats_are_those_of_formats(name):
     with pytest.raises(ValueError, match="block_scale_rule"):
         quantize(w, name, scale_rule="gptq")
     with pytest.raises(ValueError, match="belongs to block formats"):
-        quantize(w, "fp8", block_scale_rule="rceil")
+        quantize(w, "fp8-tensor", block_scale_rule="rceil")
 
 
 def test_a_region_of_zeros():

@@ -23,8 +23,8 @@ ALL = [s.name for s in list_schemes()]
         ("w4a16-g128", 4.15625),
         ("w3a16-g128", 3.1484375),
         ("w4a16-g32-sym", 4.5),
-        ("w8a16", 8),
-        ("fp8", 8),
+        ("w8a16-channel", 8),
+        ("fp8-tensor", 8),
         ("fp8-block128", 8 + 32 / 128**2),
         ("mxfp8", 8.25),
         ("mxfp6", 6.25),
@@ -106,7 +106,7 @@ def test_ragged_is_asked_for():
         ("W4A8_G64", "int4", "group(64)", True, "int8", "token"),
         ("w8a8", "int8", "channel", True, "int8", "token"),
         ("w4a8-g128-ag128", "int4", "group(128)", True, "int8", "group(128)"),
-        ("w4a4", "int4", "channel", True, "int4", "token"),
+        ("w4a4-channel-token", "int4", "channel", True, "int4", "token"),
         ("w4a32-g128-sym", "int4", "group(128)", True, "float32", None),
     ],
 )
@@ -149,9 +149,9 @@ def test_toml_round_trip(name):
 def test_quantization_config_round_trip_or_refusal(name, method):
     s = get_scheme(name)
     expressible = {
-        "gptq": name in ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16"),
+        "gptq": name in ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16-channel"),
         "awq": name in ("w4a16-g128", "w4a16-g128-sym"),
-        "fp8": name in ("fp8", "fp8-static", "fp8-block128", "fp8-kv"),
+        "fp8": name in ("fp8-tensor", "fp8-static", "fp8-block128", "fp8-tensor-kvfp8"),
         "compressed-tensors": name not in ("bf16", "fp16", "nf4-g64"),
     }[method]
     if not expressible:

@@ -13,7 +13,7 @@ INTEGER = [
     "w4a16-g128-sym",
     "w3a16-g64",
     "w2a16-g32",
-    "w8a16",
+    "w8a16-channel",
     "w8a8-tensor",
     "w8a8",
     "w4a8",

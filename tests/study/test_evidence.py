@@ -98,8 +98,8 @@ def test_the_adder_is_the_devices_own_or_as_given() -> None:
 
 
 def test_a_scheme_is_multiplied_in_its_format_or_in_sixteen_bit() -> None:
-    assert compute_format("fp8", "full") == "float8_e4m3fn"
-    assert compute_format("fp8", "weights") == "bfloat16"
+    assert compute_format("fp8-tensor", "full") == "float8_e4m3fn"
+    assert compute_format("fp8-tensor", "weights") == "bfloat16"
     assert compute_format("w8a8-channel-token", "full") == "int8"
     assert compute_format("w4a16-g128", "full") == "bfloat16"
 

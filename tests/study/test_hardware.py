@@ -50,8 +50,8 @@ def test_devices_are_added_until_everything_fits(run: Run) -> None:
 
 def test_a_device_without_the_product_executes_weights_only() -> None:
     h100, a100 = hwmodels.get_device("h100-sxm"), hwmodels.get_device("a100-sxm-80gb")
-    assert hardware.executed(h100, "fp8", "cuda_graph") == "full"
-    assert hardware.executed(a100, "fp8", "cuda_graph") == "weights"
+    assert hardware.executed(h100, "fp8-tensor", "cuda_graph") == "full"
+    assert hardware.executed(a100, "fp8-tensor", "cuda_graph") == "weights"
     assert hardware.executed(a100, "w8a8-channel-token", "cuda_graph") == "full"
     assert hardware.executed(h100, "mxfp4", "cuda_graph") == "weights"
     assert hardware.executed(a100, "w4a16-g128", "cuda_graph") == "full"
