@@ -14,6 +14,8 @@ from typing import Any
 
 from qsim.errors import QsimError
 
+from .hub import hub_ids, resolve_hub_id
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -201,8 +203,9 @@ def get_architecture(name: str | Path | Architecture | Mapping[str, Any]) -> Arc
     """The shapes of a model.
 
     Arguments:
-        name: one of `architecture_names()`; a path to a Hugging Face `config.json`, to a folder that holds one, or to
-            a TOML of this package's form; the parsed config itself; or an `Architecture`, returned as it is.
+        name: one of `architecture_names()`; a Hugging Face id that one of them lists (`meta-llama/Meta-Llama-3-8B`,
+            `Qwen/Qwen2.5-7B-Instruct`; see `hub_ids`); a path to a Hugging Face `config.json`, to a folder that holds
+            one, or to a TOML of this package's form; the parsed config itself; or an `Architecture`, returned as it is.
 
     Raises:
         ValueError: an unknown name (the nearest are listed), or a config whose fields are missing or do not fit.
@@ -223,9 +226,10 @@ def get_architecture(name: str | Path | Architecture | Mapping[str, Any]) -> Arc
         except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
             raise QsimError(f"{file} cannot be parsed: {error}") from error
     key = str(name).strip().lower().replace("_", "-")
-    key = _ALIASES.get(key, key)
+    key = resolve_hub_id(str(name)) or _ALIASES.get(key, key)
     if key not in architecture_names():
-        near = difflib.get_close_matches(key, [*architecture_names(), *_ALIASES], n=3, cutoff=0.3)
+        known = {n.lower(): n for n in (*architecture_names(), *_ALIASES, *(hub_ids() if "/" in key else ()))}
+        near = [known[n] for n in difflib.get_close_matches(key, known, n=3, cutoff=0.3)]
         raise QsimError(
             f"unknown model {str(name)!r}: the nearest are {', '.join(near) or ', '.join(architecture_names())}; "
             "a path to a Hugging Face config.json works too"
@@ -240,6 +244,7 @@ def _shipped(key: str) -> Architecture:
 
 
 def _from_table(table: Mapping[str, Any], file: str, name: str) -> Architecture:
+    table = {key: value for key, value in table.items() if key != "hub"}  # who has these shapes: `hub.py`
     known = {f.name for f in fields(Architecture)}
     unknown = sorted(set(table) - known)
     if unknown:
