@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 _LAZY = {
     "Device": "hwmodels.device",
@@ -15,14 +16,17 @@ _LAZY = {
     "Architecture": "hwmodels.architecture",
     "get_architecture": "hwmodels.architecture",
     "architecture_names": "hwmodels.architecture",
-    "roofline": "hwmodels.roofline",
+    "list_devices": "hwmodels.listing",
+    "list_models": "hwmodels.listing",
+    "Roofline": "hwmodels.limits",
+    "roofline": "hwmodels.limits",
     "gemm": "hwmodels.timing",
     "gemm_time": "hwmodels.timing",
     "attention": "hwmodels.timing",
     "attention_time": "hwmodels.timing",
-    "predict": "hwmodels.predict",
-    "speedup": "hwmodels.predict",
-    "Prediction": "hwmodels.predict",
+    "predict": "hwmodels.prediction",
+    "speedup": "hwmodels.prediction",
+    "Prediction": "hwmodels.prediction",
     "predict_request": "hwmodels.request",
     "throughput": "hwmodels.request",
     "fit": "hwmodels.calibration.build",
@@ -31,31 +35,34 @@ _LAZY = {
     "break_even": "hwmodels.whatif",
     "tornado": "hwmodels.whatif",
 }
-if TYPE_CHECKING:
+if _TYPE_CHECKING:
     from hwmodels.architecture import Architecture, architecture_names, get_architecture
     from hwmodels.calibration.build import fit
     from hwmodels.device import Device
+    from hwmodels.limits import Roofline, roofline
+    from hwmodels.listing import list_devices, list_models
     from hwmodels.load import device_names, get_device
-    from hwmodels.predict import Prediction, predict, speedup
+    from hwmodels.prediction import Prediction, predict, speedup
     from hwmodels.request import predict_request, throughput
-    from hwmodels.roofline import roofline
     from hwmodels.timing import attention, attention_time, gemm, gemm_time
     from hwmodels.whatif import break_even, pareto, sweep, tornado
 
 __all__ = [
-    "Architecture", "Device", "Prediction", "architecture_names", "attention", "attention_time", "break_even",
-    "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "pareto", "predict",
-    "predict_request", "roofline", "speedup", "sweep", "throughput", "tornado",
+    "Architecture", "Device", "Prediction", "Roofline", "architecture_names", "attention", "attention_time",
+    "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "list_devices",
+    "list_models", "pareto", "predict", "predict_request", "roofline", "speedup", "sweep", "throughput", "tornado",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
+if not _TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> _Any:
+        if name in _LAZY:
+            value = getattr(_importlib.import_module(_LAZY[name]), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, *(n for n in globals() if n.startswith("__"))})

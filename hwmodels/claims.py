@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .architecture import get_architecture
 from .footprint import largest_batch, model_weight_bytes
-from .predict import predict, resolve_scheme, speedup
+from .prediction import predict, resolve_scheme, speedup
 from .request import predict_request
 from .timing import attention, gemm
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .device import Device
-from .predict import Prediction
+from .prediction import Prediction
 
 
 def device_row(device: Device) -> dict[str, Any]:

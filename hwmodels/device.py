@@ -103,7 +103,7 @@ class Power:
     idle_w: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Device:
     """One accelerator (one chip, card or socket).
 
@@ -141,6 +141,13 @@ class Device:
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     overrides: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     notes: str = ""
+
+    def __repr__(self) -> str:
+        memory = f"{self.memory.capacity_bytes / 1e9:g} GB at {self.memory.bandwidth_bytes_per_s / 1e9:g} GB/s"
+        first = self.compute.peaks[0] if self.compute.peaks else None
+        peak = "" if first is None else f", {first.input} {first.flop_per_s / 1e12:g} TFLOP/s dense"
+        changed = f", changed: {', '.join(self.overrides)}" if self.overrides else ""
+        return f"Device({self.name}: {self.kind}, {memory}{peak}{changed})"
 
     def peak_flop_per_s(self, input_format: str, accumulate: str | None = None) -> float | None:
         """Dense peak for operands of `input_format` in FLOP/s (integer operations likewise), None when absent."""

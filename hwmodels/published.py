@@ -21,7 +21,7 @@ from .footprint import kv_bytes_per_token
 from .laws import Prefill, fit_law, prefill_engine, prefill_time
 from .load import get_device
 from .operators import weight_nbytes
-from .predict import predict, resolve_scheme
+from .prediction import predict, resolve_scheme
 from .published_names import DEVICES, MODELS, OUTSIDE, SCHEMES, engine_of, match, number
 from .request import predict_request
 from .timing import gemm

@@ -16,7 +16,7 @@ from .architecture import Architecture, get_architecture
 from .device import Device
 from .footprint import largest_batch
 from .load import get_device
-from .predict import predict, resolve_scheme
+from .prediction import predict, resolve_scheme
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme

@@ -1,40 +1,8 @@
-"""The roofline: the least time a device needs, and which of its two limits sets it."""
+"""The former place of `hwmodels.limits`, kept for one release; `hwmodels.roofline` is the function."""
 
-from __future__ import annotations
+from hwmodels.limits import Roofline, roofline
+from qsim.former import leave_function
 
-import sys
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+__all__ = ["Roofline", "roofline"]
 
-import numpy as np
-
-
-@dataclass(frozen=True, kw_only=True)
-class Roofline:
-    """Seconds of arithmetic and of traffic; the larger is the bound. Fields broadcast."""
-
-    compute_s: Any
-    memory_s: Any
-
-    @property
-    def time_s(self) -> Any:
-        return np.maximum(self.compute_s, self.memory_s)
-
-    @property
-    def bound(self) -> Any:
-        return np.where(self.compute_s > self.memory_s, "compute", "memory")[()]
-
-
-def roofline(flop: Any, traffic_bytes: Any, peak_flop_per_s: float, bandwidth_bytes_per_s: float) -> Roofline:
-    """Times of `flop` operations and `traffic_bytes` bytes at the two peaks (arrays broadcast)."""
-    return Roofline(compute_s=flop / peak_flop_per_s, memory_s=traffic_bytes / bandwidth_bytes_per_s)
-
-
-class _Callable(ModuleType):
-    """`hwmodels.roofline(...)` stays the function when the module of that name has been imported."""
-
-    __call__ = staticmethod(roofline)
-
-
-sys.modules[__name__].__class__ = _Callable
+leave_function(__name__, roofline, {name: globals()[name] for name in __all__})

@@ -18,7 +18,7 @@ from .calibration import sources
 from .calibration.build import attention_parts
 from .calibration.fit import Settings, band_of, bands, coverage, fit_parameters, held_out, judge, predict_rows
 from .load import get_device
-from .predict import predict
+from .prediction import predict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import numpy as np
 from qsim.errors import QsimError
 
 from .load import get_device
-from .predict import Prediction, predict, resolve_scheme
+from .prediction import Prediction, predict, resolve_scheme
 
 if TYPE_CHECKING:
     import pandas as pd

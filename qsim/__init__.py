@@ -1,60 +1,91 @@
-"""qsim: what low-precision inference computes, bit for bit.
+"""qsim: what low-precision inference computes, bit for bit, and, with hwmodels, how long it takes.
 
-`import qsim` is light; the names below load their part on first use.
+    q = qsim.quantize(weight, "w4a16-g128")               # codes, scales, zero points
+    y = qsim.linear(x, qsim.pack(q))                      # x @ weight.T, with a fused kernel
+    qsim.evaluate(qsim.load("tiny"), text)                # bits per byte
+    qsim.predict("h100", "llama-3-8b", "fp8")             # seconds of a step
+
+`list_formats()`, `list_schemes()`, `list_devices()`, ... print as tables of what can be named. `import qsim` is light;
+the names below load their part on first use.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # name -> module that defines it; loaded on first access
 _LAZY = {
-    "encode": "qsim.formats",
-    "decode": "qsim.formats",
-    "cast": "qsim.formats",
-    "get_format": "qsim.formats",
+    "QsimError": "qsim.errors",
     "QuantizedTensor": "qsim.scheme",
     "Scheme": "qsim.scheme",
+    "Table": "qsim.tables",
+    "cast": "qsim.formats",
+    "decode": "qsim.formats",
+    "encode": "qsim.formats",
+    "evaluate": "qsim.models",
+    "get_architecture": "hwmodels",
+    "get_device": "hwmodels",
+    "get_format": "qsim.formats",
+    "get_instruction": "qsim.tensorcore",
     "get_scheme": "qsim.scheme",
+    "linear": "qsim.kernels",
+    "list_devices": "hwmodels",
+    "list_formats": "qsim.formats",
+    "list_instructions": "qsim.tensorcore",
+    "list_layouts": "qsim.checkpoints",
+    "list_methods": "qsim.algorithms",
+    "list_models": "hwmodels",
+    "list_schemes": "qsim.scheme",
+    "load": "qsim.models",
+    "matmul": "qsim.tensorcore",
+    "pack": "qsim.kernels",
+    "predict": "hwmodels",
     "quantize": "qsim.scheme",
+    "quantize_model": "qsim.algorithms",
 }
 
 # subpackages that `import qsim` makes reachable
-_PACKAGES = ("algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "scheme", "tensorcore")
+_PACKAGES = (
+    "algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "scheme", "study", "tensorcore",
+)  # fmt: skip
 
-if TYPE_CHECKING:
-    from qsim.formats import cast, decode, encode, get_format
-    from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
+if _TYPE_CHECKING:
+    from hwmodels import get_architecture, get_device, list_devices, list_models, predict
+    from qsim import algorithms, analysis, checkpoints, formats, kernels, models, plots, scheme, study, tensorcore
+    from qsim.algorithms import list_methods, quantize_model
+    from qsim.checkpoints import list_layouts
+    from qsim.errors import QsimError
+    from qsim.formats import cast, decode, encode, get_format, list_formats
+    from qsim.kernels import linear, pack
+    from qsim.models import evaluate, load
+    from qsim.scheme import QuantizedTensor, Scheme, get_scheme, list_schemes, quantize
+    from qsim.tables import Table
+    from qsim.tensorcore import get_instruction, list_instructions, matmul
 
 __all__ = [
-    "QuantizedTensor",
-    "Scheme",
-    "__version__",
-    "cast",
-    "decode",
-    "encode",
-    "get_format",
-    "get_scheme",
-    "quantize",
-]
+    "QsimError", "QuantizedTensor", "Scheme", "Table", "__version__", "algorithms", "analysis", "cast", "checkpoints",
+    "decode", "encode", "evaluate", "formats", "get_architecture", "get_device", "get_format", "get_instruction",
+    "get_scheme", "kernels", "linear", "list_devices", "list_formats", "list_instructions", "list_layouts",
+    "list_methods", "list_models", "list_schemes", "load", "matmul", "models", "pack", "plots", "predict", "quantize",
+    "quantize_model", "scheme", "study", "tensorcore",
+]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
-    if name in _PACKAGES:
-        try:
-            return importlib.import_module(f"qsim.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"qsim.{name}":
-                raise
-    raise AttributeError(f"module 'qsim' has no attribute {name!r}")
+if not _TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> _Any:
+        if name in _LAZY:
+            value = getattr(_importlib.import_module(_LAZY[name]), name)
+            globals()[name] = value
+            return value
+        if name in _PACKAGES:
+            return _importlib.import_module(f"qsim.{name}")
+        raise AttributeError(f"module 'qsim' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, *(n for n in globals() if n.startswith("__"))})

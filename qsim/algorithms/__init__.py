@@ -13,7 +13,7 @@ from .folding import Fold, apply_folds
 from .fp8 import fp8
 from .gptq import gptq
 from .memory import MemoryEstimate
-from .methods import METHODS
+from .methods import METHODS, list_methods
 from .pipeline import quantize_model
 from .record import LayerRecord
 from .result import QuantizationResult, read_records
@@ -39,6 +39,7 @@ __all__ = [
     "fp8",
     "gptq",
     "keep_channels",
+    "list_methods",
     "protect",
     "quantize_model",
     "read_records",

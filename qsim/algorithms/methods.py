@@ -9,6 +9,7 @@ from typing import Any
 
 from qsim.errors import QsimError
 from qsim.scheme import Scheme
+from qsim.tables import Table
 
 from .recipe import Recipe
 
@@ -17,6 +18,22 @@ DEFAULT_SCHEMES = {
     "fp8": "fp8-tensor",
 }  # fmt: skip
 METHODS = tuple(DEFAULT_SCHEMES)
+_WHAT = {
+    "rtn": "round to nearest, no calibration",
+    "gptq": "rounds column by column and passes each error on, by the Hessian of the inputs",
+    "awq": "scales salient input channels up before rounding",
+    "smoothquant": "moves outliers of the activations into the weights",
+    "fp8": "FP8 weights and activations, with calibrated scales where they are static",
+}
+
+
+def list_methods() -> Table[str]:
+    """The methods of `quantize_model`, each with the scheme that it takes when none is given. Iterating gives names."""
+    return Table(
+        columns=("method", "default scheme", "what it does"),
+        rows=tuple((name, DEFAULT_SCHEMES[name], _WHAT[name]) for name in METHODS),
+        values=METHODS,
+    )
 
 
 def get_recipe(method: str, scheme: str | Scheme | None, options: Mapping[str, Any]) -> Recipe:

@@ -32,23 +32,26 @@ _LAZY = {
     "convert": "writer",
     "default_layout": "layouts",
     "layouts_for": "layouts",
+    "list_layouts": "layouts",
     "read": "reader",
     "reason": "layouts",
     "write": "writer",
 }
 
 if TYPE_CHECKING:
-    from .layouts import LAYOUTS, default_layout, layouts_for, reason
+    from .layouts import LAYOUTS, default_layout, layouts_for, list_layouts, reason
     from .reader import read
     from .writer import Written, convert, write
 
-__all__ = ["LAYOUTS", "Written", "convert", "default_layout", "layouts_for", "read", "reason", "write"]
+__all__ = ["LAYOUTS", "Written", "convert", "default_layout", "layouts_for", "list_layouts", "read", "reason", "write"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

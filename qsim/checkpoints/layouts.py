@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from qsim.errors import QsimError
-from qsim.scheme import QuantizedTensor, Scheme, get_scheme
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, list_schemes
+from qsim.tables import Table
 
 from . import awq, compressed, fp8, gptq
 from .stored import Stored
@@ -84,6 +85,24 @@ QUANTIZED = {
     )
 }
 LAYOUTS = ("plain", *QUANTIZED)
+
+
+def list_layouts() -> Table[str]:
+    """The layouts of checkpoint folders, in the order of preference, and how many of the named schemes each holds.
+
+    Iterating gives the names. Which layouts hold a scheme is `layouts_for`.
+    """
+    schemes = list_schemes()
+    return Table(
+        columns=("layout", "quant_method", "named schemes", "for example"),
+        rows=tuple(_row(name, [s.name for s in schemes if reason(s, name) is None]) for name in LAYOUTS),
+        values=LAYOUTS,
+    )
+
+
+def _row(name: str, held: list[str]) -> tuple[str, str | None, int, str]:
+    method = QUANTIZED[name].method if name in QUANTIZED else None
+    return name, method, len(held), ", ".join(held[:3])
 
 
 def check_layout(name: str) -> str:

@@ -19,6 +19,7 @@ from qsim import __version__
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Learn": {
         "formats": ("qsim.cli.formats:formats", "List number formats, show one in full, compare their errors."),
+        "schemes": ("qsim.cli.schemes:schemes", "List quantisation schemes, or show one in full."),
         "cast": ("qsim.cli.cast:cast", "Round numbers to a format and see every step of the decision."),
         "mma": ("qsim.cli.mma:mma", "Multiply as a given tensor core does, bit for bit."),
     },

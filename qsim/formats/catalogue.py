@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
 
 from qsim.errors import QsimError, QsimTypeError
+from qsim.tables import Table
 
 from .float_format import NanCodes
 from .spec import BlockFormat, CodebookFormat, ElementFormat, FloatFormat, Format, IntFormat
@@ -218,6 +218,17 @@ def get_element_format(fmt: str | Format) -> ElementFormat:
     return found
 
 
-def list_formats() -> Iterator[Format]:
-    """The registered formats that the package names, in the order of the catalogue."""
-    return (_BY_NAME[name] for name in _NAMED)
+def list_formats() -> Table[Format]:
+    """The registered formats that the package names, in the order of the catalogue, as a table with their limits.
+
+    Iterating gives the formats.
+    """
+    from .describe import describe
+
+    formats = tuple(_BY_NAME[name] for name in _NAMED)
+    columns = ("name", "kind", "bits", "layout", "max", "smallest_normal", "smallest_subnormal", "aliases")
+    return Table(
+        columns=("format", *(c.replace("_", " ") for c in columns[1:])),
+        rows=tuple(tuple(row.get(c) for c in columns) for row in map(describe, formats)),
+        values=formats,
+    )

@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from qsim.errors import QsimError, QsimTypeError, nearest
-from qsim.formats import BlockFormat, get_format
+from qsim.formats import get_format
 from qsim.tables import Table
 
 from .granularity import Granularity
@@ -242,21 +242,12 @@ def list_schemes() -> Table[Scheme]:
 
     More can be named: other bits and group sizes by grammar, other KV caches by suffix, see `get_scheme`.
     """
+    from .describe import scheme_row
+
     schemes = tuple(get_scheme(name) for name in _LISTED)
+    rows = [scheme_row(scheme) for scheme in schemes]
     return Table(
-        columns=("scheme", "bits/weight", "weight", "activation", "KV cache", "compressed-tensors"),
-        rows=tuple(
-            (s.name, s.bits_per_weight(), _brief(s.weight), _brief(s.activation, activation=True),
-             s.kv_cache.format.name, ", ".join(preset_names(s)))
-            for s in schemes
-        ),
+        columns=tuple(name.replace("_", " ") for name in rows[0]),
+        rows=tuple(tuple(row.values()) for row in rows),
         values=schemes,
-    )  # fmt: skip
-
-
-def _brief(part: TensorScheme, *, activation: bool = False) -> str:
-    """A part on few columns: `uint4 group(128)`, `float8_e4m3fn tensor static`; scales are left to `summary`."""
-    if not part.is_quantized or isinstance(part.format, BlockFormat):
-        return part.format.name
-    static = " static" if activation and not part.dynamic else ""
-    return f"{part.format.name} {part.granularity}{static}"
+    )

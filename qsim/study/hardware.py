@@ -13,7 +13,7 @@ from hwmodels.architecture import Architecture
 from hwmodels.describe import operator_rows, prediction_row, roofs
 from hwmodels.device import Device
 from hwmodels.footprint import footprint, kv_bytes_per_token, largest_batch, model_weight_bytes
-from hwmodels.predict import Prediction
+from hwmodels.prediction import Prediction
 from hwmodels.profiles import choose_kernel, get_profile
 from hwmodels.request import Request
 from hwmodels.whatif import first_batch, slower_from_batch

@@ -18,6 +18,7 @@ import numpy as np
 
 from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
+from qsim.tables import Table
 
 Arithmetic: TypeAlias = Literal[
     "truncated",
@@ -281,9 +282,19 @@ def _table() -> dict[str, Instruction]:
     return table
 
 
-def list_instructions(prefix: str = "") -> tuple[str, ...]:
-    """Names of the table's instructions that start with `prefix`, in the order of the file."""
-    return tuple(name for name in _table() if name.startswith(prefix))
+def list_instructions(prefix: str = "") -> Table[str]:
+    """The instructions whose names start with `prefix`, in the order of the file, as a table of what sets their bits.
+
+    Iterating gives the names.
+    """
+    found = tuple(row for name, row in _table().items() if name.startswith(prefix))
+    return Table(
+        columns=("instruction", "arithmetic", "products", "K", "fraction bits", "rounding", "status"),
+        rows=tuple(
+            (i.name, i.arithmetic, i.products, i.k, i.fraction_bits or None, i.rounding, i.status) for i in found
+        ),
+        values=tuple(i.name for i in found),
+    )
 
 
 def get_instruction(instruction: str | Instruction) -> Instruction:

@@ -7,9 +7,9 @@ import pytest
 
 import hwmodels
 from hwmodels.kernels import FAMILIES
+from hwmodels.limits import roofline
 from hwmodels.operators import attention_cost
 from hwmodels.parameters import kernel_parameters
-from hwmodels.roofline import roofline
 from hwmodels.timing import attention, gemm, gemm_time, small, soft_roofline
 
 M = 2 ** np.arange(14)

@@ -1,0 +1,325 @@
+"""Time of a whole prefill or decode step, operator by operator, with a band, memory and energy.
+
+Definitions. TTFT: one prefill of the whole prompt of every sequence of the batch, logits of the last token, no
+queueing. TPOT: one decode step; every sequence of the batch gets one token. Tokens/s count generated tokens in decode
+and prompt tokens in prefill, over all devices. Bands are 80 % bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsim.errors import QsimError
+
+from .architecture import Architecture, get_architecture
+from .device import Device
+from .execution import OperatorTime, Runner
+from .footprint import Footprint, footprint, largest_batch, what_would_fit
+from .kernels import get_family
+from .load import get_device
+from .profiles import Choice, Profile, choose_kernel, get_profile
+from .step import step_operators
+from .timing import IDEAL_MISS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qsim.scheme import Scheme
+
+CORRELATION = 0.1
+"""Correlation of the errors of two operators of a step: the mean over pairs of held-out layers of a model, same format
+and size (`reports/h200_variation.md`)."""
+COMPOSITION = 0.04
+"""Half width of the 80 % band of what composing kernels leaves out: the four products of a layer run in turn, against
+the sum of each alone (`reports/h200_variation.md`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Result of `predict`. Times are seconds; with array arguments they are arrays.
+
+    Attributes:
+        time_s, low_s, high_s: the step, and the 80 % band.
+        operators: the table, in the order of execution.
+        fidelity: the weakest tag among the operators that matter (> 10 % of the time).
+        kernel, notes: kernel family of the linear layers; what was assumed or fell back.
+        footprint, fits, largest_batch: memory of each device; the batch is at this context.
+        energy_j: board power times time, an upper bound; None where the power is unknown.
+    """
+
+    device: Device
+    architecture: Architecture
+    scheme: Scheme
+    phase: str
+    batch: Any
+    context: Any
+    tokens: Any
+    tensor_parallel: int
+    profile: str
+    fidelity: str
+    kernel: str
+    time_s: Any
+    low_s: Any
+    high_s: Any
+    operators: tuple[OperatorTime, ...]
+    footprint: Footprint
+    largest_batch: int
+    energy_j: Any
+    notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        what = f"{self.architecture.name} {self.scheme.name} on {self.device.name}, {self.phase}"
+        if np.ndim(self.time_s):
+            return f"Prediction({what}, time_s of shape {np.shape(self.time_s)}, {self.fidelity})"
+        band = f"{float(self.low_s):.4g} to {float(self.high_s):.4g}"
+        return f"Prediction({what}, time_s={float(self.time_s):.4g} (80 % band {band}), {self.fidelity})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The operator table: one row for each operator, in the order of execution.
+
+        Columns: operator, calls, time_s, low_s, high_s (the 80 % band), share (of the step), gflop, mbytes,
+        flop_per_byte, bound, kernel, fidelity.
+
+        Raises:
+            QsimError: the prediction was made for arrays of batches or contexts, which have no single table; see
+                `hwmodels.sweep`.
+        """
+        import pandas as pd
+
+        from .describe import operator_rows
+
+        if np.ndim(self.time_s):
+            raise QsimError(
+                f"a prediction of shape {np.shape(self.time_s)} has no single operator table: predict one batch and "
+                "context, or tabulate many with hwmodels.sweep"
+            )
+        return pd.DataFrame(operator_rows(self))
+
+    @property
+    def fits(self) -> Any:
+        return self.footprint.fits
+
+    @property
+    def tokens_per_s(self) -> Any:
+        """Generated tokens (decode) or prompt tokens (prefill) a second, all devices together."""
+        return (self.batch if self.phase == "decode" else self.tokens) / self.time_s
+
+    @property
+    def ttft_s(self) -> Any:
+        """Time to first token: the prefill; None for a decode step."""
+        return self.time_s if self.phase == "prefill" else None
+
+    @property
+    def tpot_s(self) -> Any:
+        """Time per output token: the decode step; None for a prefill."""
+        return self.time_s if self.phase == "decode" else None
+
+    @property
+    def bound(self) -> str:
+        """What most of the time is bound by: `memory`, `compute` or `overhead` (scalar predictions)."""
+        share: dict[str, float] = {}
+        for op in self.operators:
+            share[str(op.bound)] = share.get(str(op.bound), 0.0) + float(np.mean(op.time_s))
+        return max(share, key=lambda key: share[key])
+
+    @property
+    def mbu(self) -> Any:
+        """Model bandwidth utilisation: bytes that must move over time, as a share of the peak."""
+        total = sum(op.traffic_bytes for op in self.operators if op.kind in ("gemm", "attention", "fused"))
+        return total / self.time_s / self.device.memory.bandwidth_bytes_per_s
+
+    @property
+    def mfu(self) -> Any:
+        """Model FLOP utilisation against the 16-bit dense peak."""
+        peak = self.device.peak_flop_per_s("bfloat16") or self.device.peak_flop_per_s("float16")
+        return sum(op.flop for op in self.operators) / self.time_s / peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """Ratio of two times with an 80 % band; `sign_sure` when the band does not hold 1."""
+
+    value: Any
+    low: Any
+    high: Any
+
+    @property
+    def sign_sure(self) -> Any:
+        return (self.low > 1) | (self.high < 1)
+
+
+def speedup(of: Prediction, over: Prediction) -> Speedup:
+    """How many times faster `of` is than `over`; the two bands combine as independent errors of the logarithm.
+
+    On one device the two errors share causes, so the band is wider than it need be: over 103 pairs of measured H200
+    steps they correlate by 0.3 to 0.5, and the band holds nine of ten measured ratios instead of eight. It stays so
+    because no other device has measured pairs to take a correlation from: a gain called sure is sure.
+    """
+    value = over.time_s / of.time_s
+    down = np.hypot(np.log(over.time_s / over.low_s), np.log(of.high_s / of.time_s))
+    up = np.hypot(np.log(over.high_s / over.time_s), np.log(of.time_s / of.low_s))
+    return Speedup(value=value, low=value * np.exp(-down), high=value * np.exp(up))
+
+
+def resolve_scheme(scheme: str | Scheme) -> Scheme:
+    """A scheme by name or value; unknown names list the nearest."""
+    from qsim.scheme import get_scheme
+
+    return get_scheme(scheme)
+
+
+def predict(
+    device: str | Path | Device,
+    model: str | Path | Architecture | Mapping[str, Any],
+    scheme: str | Scheme = "bf16",
+    phase: str = "decode",
+    batch: Any = 1,
+    context: Any = 2048,
+    *,
+    seq: Any = None,
+    fidelity: str = "calibrated",
+    profile: str | Profile = "cuda_graph",
+    attention_kernel: str | None = None,
+    kernel: str | None = None,
+    tensor_parallel: int = 1,
+    strict: bool = False,
+    overrides: Mapping[str, Any] | Sequence[str] | None = None,
+) -> Prediction:
+    """Predict one step.
+
+    Arguments:
+        device, model, scheme: names or values; a path to a device TOML or a Hugging Face config.json works.
+        phase: `prefill` (each of `batch` sequences brings `seq` tokens, default the whole context) or `decode`.
+        batch, context: sequences; tokens in the KV cache with the new ones. Arrays broadcast.
+        fidelity: `ideal`, `calibrated`, `transferred` (`hwmodels.timing`).
+        profile: execution profile (`hwmodels.profiles`); `attention_kernel` and `kernel` override its choices.
+        tensor_parallel: devices that share every layer, joined by the device's link.
+        strict: refuse a scheme the device has no arithmetic for, instead of pricing the usual fallback.
+        overrides: device fields, `{"memory.bandwidth_gbytes_per_s": 6000}` or `["key=value"]`.
+
+    Raises:
+        ValueError: unknown names (nearest listed), sizes that are not positive, tensor_parallel that does not
+            divide the heads, or, with `strict`, a scheme without a path.
+    """
+    dev = get_device(device, overrides)
+    arch = get_architecture(model)
+    quant = resolve_scheme(scheme)
+    how = get_profile(profile)
+    if phase not in ("prefill", "decode"):
+        raise QsimError(f"phase is prefill or decode: got {phase!r}")
+    _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
+    choice = _kernel_choice(dev, quant, how, kernel, strict)
+    notes = [choice.note] if choice.note else []
+    notes += _ragged(arch, quant)
+    family = get_family(choice.kernel)
+    quantizes = choice.quantizes_activation
+    ops = list(
+        step_operators(
+            arch, quant if quantizes or not quant.activation.is_quantized else quant.replace(activation="bfloat16",
+                                                                                             compute=None),
+            phase, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel,
+            output_bytes=family.output_bytes, activation_bytes=family.activation_bytes,
+            separate_quantize=quantizes and not family.includes_quantize, unfused_quantize=not how.fuse_quantize,
+        )
+    )  # fmt: skip
+    new = 1 if phase == "decode" else (context if seq is None else seq)
+    tokens = np.asarray(batch, np.float64) * new
+    runner = Runner(dev, arch, quant, choice, how, fidelity, attention_kernel or how.attention, tensor_parallel)
+    if dev.fuses_layers and fidelity != "ideal":
+        rows = runner.fused(ops)
+        notes.append("fused layers: assumed 70 % of peak and 85 % of bandwidth, not fitted")
+    else:
+        rows = runner.kernels(ops, phase, batch, context, new)
+        if choice.stands_in and fidelity != "ideal":
+            notes.append(choice.stands_in)
+    time, low, high = _total(rows, how, fidelity)
+    memory = footprint(dev, arch, quant, batch=batch, context=context, tokens=tokens, tensor_parallel=tensor_parallel)
+    scalar_context = int(np.max(context))
+    most = largest_batch(dev, arch, quant, context=scalar_context, tensor_parallel=tensor_parallel)
+    if not np.all(memory.fits):
+        notes.insert(0, _shortage(dev, arch, quant, memory, int(np.max(batch)), scalar_context, tensor_parallel))
+    watts = dev.power.board_w * tensor_parallel if dev.power is not None else None
+    return Prediction(
+        device=dev, architecture=arch, scheme=quant, phase=phase, batch=batch, context=context, tokens=tokens,
+        tensor_parallel=tensor_parallel, profile=how.name, fidelity=_weakest(rows), kernel=choice.kernel,
+        time_s=time, low_s=low, high_s=high, operators=tuple(rows), footprint=memory, largest_batch=most,
+        energy_j=None if watts is None else watts * time, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _ragged(arch: Architecture, quant: Scheme) -> list[str]:
+    """A note when groups do not divide a layer: the last group of each of its rows is then shorter."""
+    group = quant.weight.group_size
+    if group is None or quant.weight.ragged:
+        return []
+    odd = sorted({k for name, (_, k) in arch.linear_shapes.items() if name != "router" and k % group})
+    return [f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"] if odd else []
+
+
+def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tensor_parallel: int) -> None:
+    for name, value in (("batch", batch), ("context", context), ("seq", seq)):
+        if value is None:
+            continue
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise QsimError(f"{name} is a number or an array of numbers: got {value!r}") from None
+        if array.size == 0 or not np.all(np.isfinite(array)) or np.any(array < 1):
+            raise QsimError(f"{name} must be at least 1: got {value!r}")
+    if seq is not None and np.any(np.asarray(seq) > np.asarray(context)):
+        raise QsimError(f"seq counts the new tokens of the context: got seq={seq!r} > context={context!r}")
+    if tensor_parallel < 1 or arch.heads % tensor_parallel:
+        raise QsimError(f"tensor_parallel must divide the {arch.heads} heads of {arch.name}: got {tensor_parallel}")
+
+
+def _kernel_choice(dev: Device, quant: Scheme, how: Profile, kernel: str | None, strict: bool) -> Choice:
+    if kernel is None:
+        return choose_kernel(dev, quant, how, strict=strict)
+    family = get_family(kernel)
+    return Choice(kernel=kernel, quantizes_activation=family.activation_bytes == 1 or family.includes_quantize)
+
+
+def _shortage(
+    dev: Device, arch: Architecture, quant: Scheme, memory: Footprint, batch: int, context: int, tp: int
+) -> str:
+    missing = float(np.max(memory.shortfall_bytes)) / 1e9
+    hint = what_would_fit(dev, arch, quant, batch=batch, context=context, tensor_parallel=tp)
+    return (
+        f"does not fit: {float(np.max(memory.total_bytes)) / 1e9:.1f} GB on a {memory.capacity_bytes / 1e9:.0f} GB "
+        f"device, {missing:.1f} GB short; would fit: {hint}"
+    )
+
+
+def _weakest(rows: Sequence[OperatorTime]) -> str:
+    total = sum(float(np.mean(r.time_s)) for r in rows)
+    tags = {r.fidelity for r in rows if float(np.mean(r.time_s)) > 0.1 * total}
+    for tag in ("ideal", "transferred", "calibrated"):
+        if tag in tags:
+            return tag
+    return rows[0].fidelity
+
+
+def _total(rows: Sequence[OperatorTime], how: Profile, fidelity: str) -> tuple[Any, Any, Any]:
+    time: Any = 0.0 if fidelity == "ideal" else how.host_s
+    down: Any = 0.0
+    up: Any = 0.0
+    down2: Any = 0.0
+    up2: Any = 0.0
+    for row in rows:
+        time = time + row.time_s
+        d, u = row.time_s - row.low_s, row.high_s - row.time_s
+        down, up, down2, up2 = down + d, up + u, down2 + d * d, up2 + u * u
+    if fidelity == "ideal":
+        return time, time, time * IDEAL_MISS
+    c = CORRELATION
+    extra = (COMPOSITION * time) ** 2
+    return (
+        time,
+        np.maximum(time - np.sqrt(c * down**2 + (1 - c) * down2 + extra), 0.05 * time),
+        time + np.sqrt(c * up**2 + (1 - c) * up2 + extra),
+    )
