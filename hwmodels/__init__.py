@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import importlib as _importlib
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "Device": "hwmodels.device",
@@ -35,7 +34,7 @@ _LAZY = {
     "break_even": "hwmodels.whatif",
     "tornado": "hwmodels.whatif",
 }
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from hwmodels.architecture import Architecture, architecture_names, get_architecture
     from hwmodels.calibration.build import fit
     from hwmodels.device import Device
@@ -54,11 +53,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-if not _TYPE_CHECKING:  # a type checker would take any name for one that exists
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
 
-    def __getattr__(name: str) -> _Any:
+    def __getattr__(name: str) -> Any:
         if name in _LAZY:
-            value = getattr(_importlib.import_module(_LAZY[name]), name)
+            value = getattr(importlib.import_module(_LAZY[name]), name)
             globals()[name] = value
             return value
         raise AttributeError(f"module 'hwmodels' has no attribute {name!r}")

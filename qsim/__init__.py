@@ -11,9 +11,8 @@ the names below load their part on first use.
 
 from __future__ import annotations
 
-import importlib as _importlib
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
@@ -53,7 +52,7 @@ _PACKAGES = (
     "algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "scheme", "study", "tensorcore",
 )  # fmt: skip
 
-if _TYPE_CHECKING:
+if TYPE_CHECKING:
     from hwmodels import get_architecture, get_device, list_devices, list_models, predict
     from qsim import algorithms, analysis, checkpoints, formats, kernels, models, plots, scheme, study, tensorcore
     from qsim.algorithms import list_methods, quantize_model
@@ -75,15 +74,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-if not _TYPE_CHECKING:  # a type checker would take any name for one that exists
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
 
-    def __getattr__(name: str) -> _Any:
+    def __getattr__(name: str) -> Any:
         if name in _LAZY:
-            value = getattr(_importlib.import_module(_LAZY[name]), name)
+            value = getattr(importlib.import_module(_LAZY[name]), name)
             globals()[name] = value
             return value
         if name in _PACKAGES:
-            return _importlib.import_module(f"qsim.{name}")
+            return importlib.import_module(f"qsim.{name}")
         raise AttributeError(f"module 'qsim' has no attribute {name!r}")
 
 

@@ -35,7 +35,7 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
     how = scheme.activation
     if how.is_quantized and not how.dynamic:
         raise QsimError(
-            f"{scheme.name} has static activation scales, which only calibration finds: use a scheme with dynamic ones "
+            f"{scheme.name} has static activation scales, which calibration finds: use a scheme with dynamic ones "
             "(fp8-rowwise, fp8-tensor, w8a8), or calibrate with `qsim quantize --calibration`"
         )
     tensors: dict[str, Any] = {}
