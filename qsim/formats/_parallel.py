@@ -28,7 +28,8 @@ def _forget_pool() -> None:
     _pool, _lock, _blas_lock = None, threading.Lock(), threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_forget_pool)
 
 
 def _get_pool() -> ThreadPoolExecutor:
