@@ -7,6 +7,7 @@ import inspect
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -37,6 +38,13 @@ def test_the_three_lists_of_a_front_agree(package: ModuleType) -> None:
     assert told == shown
     for name in shown:
         assert getattr(package, name) is not None
+
+
+def test_the_version_stands_in_the_project_file_and_in_the_list_of_changes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == qsim.__version__
+    assert f"## {qsim.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert all((ROOT / file).is_file() for file in project["license-files"])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
