@@ -8,6 +8,8 @@ the disk, and moved into place. Crash tests inject their faults at `replace` and
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
@@ -103,6 +105,41 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise QsimError(f"{where} is not TOML: {_one_line(error)}") from None
     check_depth(table, where)
     return table
+
+
+def read_csv(path: str | Path, *, limit: int = JSON_LIMIT) -> tuple[list[str], list[list[str]]]:
+    """A CSV file with a header line: the columns' names in lower case, and the rows as texts; empty lines are skipped.
+
+    Raises:
+        QsimError: as `read_text`; no header, a column without a name or twice, a row of another length, a field or a
+            quote that does not end; the message names the file and the line.
+        OSError: the file cannot be opened.
+    """
+    text = read_text(path, limit=limit)
+    if "\x00" in text:
+        raise QsimError(f"{path} is not a CSV file: it holds a zero byte")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    rows: list[list[str]] = []
+    try:
+        for fields in lines:
+            if not fields:
+                continue
+            if not header:
+                header = [name.strip().lower() for name in fields]
+                twice = next((name for name in header if header.count(name) > 1), None)
+                if twice is not None or "" in header:
+                    what = f"the column {twice!r} twice" if twice else "a column without a name"
+                    raise QsimError(f"{path}: line {lines.line_num} has {what}")
+            elif len(fields) != len(header):
+                raise QsimError(f"{path}: line {lines.line_num} has {len(fields)} fields: the header has {len(header)}")
+            else:
+                rows.append([field.strip() for field in fields])
+    except csv.Error as error:
+        raise QsimError(f"{path}: line {lines.line_num} is not CSV: {_one_line(error)}") from None
+    if not header:
+        raise QsimError(f"{path} is empty: a CSV file begins with a line of column names")
+    return header, rows
 
 
 def check_depth(value: Any, where: str, limit: int = DEPTH_LIMIT) -> None:

@@ -8,14 +8,16 @@ measurements and, with a data folder, the `<device>.trtllm.toml` of the publishe
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.files import read_csv
 
 from ..kernels import get_family
 from ..load import get_device
@@ -23,6 +25,9 @@ from . import sources
 from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
 from .flash import CITATION, flash_attention
 from .store import Parameters, _number, load_calibration, parameters_toml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WIDE_GROUP = 32
 """Query heads to a KV head above which TensorRT-LLM's decode attention is another kernel."""
@@ -206,6 +211,33 @@ def build(folder: Path, data: Path | None = None) -> list[Path]:
     return written
 
 
+def _timings(path: str | Path) -> pd.DataFrame:
+    """The table that `fit` reads: kernel, m, n, k and latency_s of every row, checked."""
+    import pandas as pd
+
+    header, rows = read_csv(path)
+    header = ["latency_s" if name == "median_s" else name for name in header]
+    if "kernel" not in header:
+        header = ["kernel" if name == "fmt" else name for name in header]
+    sizes = ("m", "n", "k", "latency_s")
+    missing = [c for c in ("kernel", *sizes) if c not in header]
+    if missing:
+        raise QsimError(f"{path}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
+    columns: dict[str, list[Any]] = {"kernel": [row[header.index("kernel")] for row in rows]}
+    for name in sizes:
+        columns[name] = []
+        for number, row in enumerate(rows, 1):
+            text = row[header.index(name)]
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not (0 < value < 1e12):
+                raise QsimError(f"{path}: row {number}: {name} must be a positive number: got {text[:40]!r}")
+            columns[name].append(value)
+    return pd.DataFrame(columns)
+
+
 def fit(
     csv: str | Path, device: str, *, out: str | Path | None = None, source: str = "", folds: int = 5
 ) -> dict[str, Parameters]:
@@ -223,21 +255,7 @@ def fit(
     Raises:
         ValueError: missing columns, unknown kernels, times that are not positive, or too few rows.
     """
-    import pandas as pd
-
-    table = pd.read_csv(csv)
-    table.columns = [c.lower() for c in table.columns]
-    table = table.rename(columns={"median_s": "latency_s"})
-    if "kernel" not in table and "fmt" in table:
-        table["kernel"] = table.fmt
-    missing = [c for c in ("kernel", "m", "n", "k", "latency_s") if c not in table]
-    if missing:
-        raise QsimError(f"{csv}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
-    bad = table[~(table[["m", "n", "k", "latency_s"]] > 0).all(axis=1)]
-    if len(bad):
-        raise QsimError(
-            f"{csv}: row {bad.index[0] + 2}: m, n, k and latency_s must be positive: {bad.iloc[0].to_dict()}"
-        )
+    table = _timings(csv)
     value = get_device(device)
     names = {**sources.TABLE_KERNELS, **sources.OWN_FORMATS}
     fitted = {}
