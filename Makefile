@@ -9,7 +9,7 @@ JOBS   ?= auto
 # Options of `make study`, e.g. ARGS="--quick --out quick" or ARGS=--force.
 ARGS   ?=
 
-.PHONY: study test lint pytest oracle exhaustive bench docs examples clean help
+.PHONY: study test lint pytest oracle exhaustive fuzz bench docs examples clean help
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -49,6 +49,11 @@ oracle: $(VENV)/.oracle ## compare with outside implementations (installs torch,
 
 exhaustive: $(VENV)/.test ## every float32 input, against ml_dtypes; minutes
 	$(PYTEST) -m exhaustive -s
+
+# How many inputs `make fuzz` tries.
+COUNT ?= 100000
+fuzz: $(VENV)/.test ## every way in with odd files and arrays, COUNT=100000 of them; about an hour
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --count $(COUNT)
 
 bench: $(VENV)/.test ## time the codecs and rewrite the report
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'

@@ -156,7 +156,7 @@ def test_fields_are_typed_and_ranged():
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     names = ["h100-sxm", "h100-pcie", "a100", *map(str, range(20))]
-    assert nearest("device", "h100sxm", names, cutoff=0.6).endswith("the nearest are h100-sxm, h100-pcie")
+    assert nearest("device", "h100-sx", names, cutoff=0.6).endswith("the nearest are h100-sxm, h100-pcie")
     assert nearest("device", "zzz", names).endswith("nothing has a similar name")
     assert nearest("phase", "x", ["prefill", "decode"]).endswith("it is one of prefill, decode")
 
