@@ -1,21 +1,27 @@
 """The boundary between files and values: bounded reading, whole writing.
 
 Every JSON and TOML file that a user gives is read here, so that a file that is too large, too deep, not text or not
-valid is one sentence with its path. Every file that must be whole is written here: under another name, flushed to
-the disk, and moved into place. Crash tests inject their faults at `replace` and `flush`, which nothing bypasses.
+valid is one sentence with its path. Every file is written here: under another name, flushed to the disk, and moved
+into place. Nothing else in the package creates, moves or removes a file or folder, so a crash test that stops the
+process at each call of this module has stopped it everywhere. Whole folders and work that goes on after a kill are one
+floor up, in `qsim.folders` and `qsim.pieces`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 import stat
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,45 +192,101 @@ def _one_line(error: Exception) -> str:
 
 
 def replace(source: str | Path, target: str | Path) -> None:
-    """Move a file or folder into place, as `os.replace`. All moves go through here."""
+    """Move a file or folder into place, as `os.replace`."""
     os.replace(source, target)
 
 
+def create(path: str | Path) -> BinaryIO:
+    """A new file to write to; one that is there is an error."""
+    return open(path, "xb")
+
+
 def flush(file: BinaryIO) -> None:
-    """Push what was written to the disk, so that a move cannot overtake it. All whole writes go through here."""
+    """Push what was written to the disk, so that a move cannot overtake it."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def flush_folder(path: str | Path) -> None:
+    """Push a folder's list of names to the disk, where the system can."""
+    if os.name != "posix":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot
+        pass
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: str | Path) -> None:
+    """A folder and those above it; one that is there is left as it is."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(path: str | Path) -> None:
+    """Remove a file or link; one that is not there is no error."""
+    Path(path).unlink(missing_ok=True)
+
+
+def remove_folder(path: str | Path) -> None:
+    """Remove an empty folder."""
+    os.rmdir(path)
+
+
+def remove_tree(path: str | Path) -> None:
+    """Remove a folder that this program made, with all that is in it; what cannot be removed stays.
+
+    Never called with a folder that a user named: those are emptied by the names of the files in them.
+    """
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """A file that is there as a whole or not at all: written beside `path` under a hidden name, then moved.
 
-    A file that was there stays as it is until the move. An error or Ctrl-C removes the hidden file; a killed process
-    leaves `.NAME.part-...` behind, which nothing reads.
+    A file that was there stays as it is until the move, and gives the new one its permissions; a link keeps pointing
+    where it did; a device or a pipe is written to as it is. An error or Ctrl-C removes the hidden file. A killed
+    process leaves `.NAME.part-...` behind, which nothing reads and the next write of the same file removes.
 
     Arguments:
         write: called with the open binary file.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full; `path` is as before.
+        OSError: the folder cannot be written, or the disk is full; it names `path`, which is as before.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.part-", dir=path.parent or ".")
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, "wb") as file:
+            write(file)
+        return
+    for left, _ in leftovers(path, "part"):
+        remove_file(left)
+    temporary = hidden_name(path, "part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with create(temporary) as file:
             write(file)
             flush(file)
-        os.chmod(temporary, (os.stat(path).st_mode & 0o777) if path.exists() else 0o666 & ~umask())
+        if path.exists():
+            os.chmod(temporary, os.stat(path).st_mode & 0o777)
         replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            remove_file(temporary)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk names no file, others the hidden one
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """A file of these bytes, whole or not at all; see `write_whole`."""
+    write_whole(path, lambda file: file.write(content))
 
 
 def write_text(path: str | Path, text: str) -> None:
     """A UTF-8 text file, whole or not at all; see `write_whole`."""
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
@@ -232,11 +294,22 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def umask() -> int:
-    """The process's umask, which Python can only read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def create_sized(path: str | Path, size: int) -> None:
+    """A new file of that many zero bytes, whose room on the disk is taken now.
+
+    A file with holes fails later, when a page of its memory map finds no room, and that ends the process.
+
+    Raises:
+        OSError: no room, or the file is there already; it names `path`.
+    """
+    try:
+        with create(path) as file:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def copy_regular(source: str | Path, target: str | Path) -> bool:
@@ -247,43 +320,85 @@ def copy_regular(source: str | Path, target: str | Path) -> bool:
     """
     if not stat.S_ISREG(os.lstat(source).st_mode):
         return False
-    shutil.copyfile(source, target, follow_symlinks=False)
+    with open(source, "rb") as file:
+        write_whole(target, lambda out: shutil.copyfileobj(file, out, 1 << 20))
     return True
 
 
-# --- temporary folders ----------------------------------------------------------------------------------------
+# --- who made a hidden file, and whether that process still runs ------------------------------------------------
 
-_STALE = re.compile(r"qsim-(\d+)-")
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder for files of this process, removed at the end. Those that killed processes left are removed first.
-
-    Its name holds the process's number, by which a later process sees that nobody uses it any more.
-    """
-    remove_stale_folders()
-    with tempfile.TemporaryDirectory(prefix=f"qsim-{os.getpid()}-") as folder:
-        yield Path(folder)
+_TAG = r"(\d+)\.([0-9a-f]{6})\.([0-9a-f]{6})"
+_FOREIGN_S = 7 * 24 * 3600.0  # of another machine: nobody here can tell, so it counts as left behind after a week
 
 
-def remove_stale_folders() -> list[Path]:
-    """Remove the temporary folders of processes that no longer run; what was removed."""
-    removed = []
-    for path in Path(tempfile.gettempdir()).glob("qsim-*-*"):
-        found = _STALE.match(path.name)
-        if found is None or path.is_symlink() or not path.is_dir() or _runs(int(found[1])):
-            continue
-        with contextlib.suppress(OSError):
-            if not hasattr(os, "getuid") or path.stat().st_uid == os.getuid():
-                shutil.rmtree(path)
-                removed.append(path)
-    return removed
+def own_tag() -> str:
+    """This process: its number, its machine, and when it started, for names that a later process judges by."""
+    return f"{os.getpid()}.{_machine()}.{_life(os.getpid())}"
+
+
+def hidden_name(path: Path, role: str) -> Path:
+    """A name that nothing has, beside `path`, which says what for and by whom."""
+    return path.with_name(f"{_prefix(path, role)}{own_tag()}-{secrets.token_hex(4)}")
+
+
+def leftovers(path: Path, role: str) -> list[tuple[Path, float]]:
+    """What processes that no longer run left beside `path` in that role, with the time of change, newest first."""
+    prefix = _prefix(path, role)
+    pattern = re.compile(re.escape(prefix) + _TAG + r"-[0-9a-f]{8}")
+    found: list[tuple[Path, float]] = []
+    try:
+        names = [name for name in os.listdir(path.parent) if name.startswith(prefix)]
+    except OSError:  # no such folder
+        return []
+    for name in names:
+        match, left = pattern.fullmatch(name), path.with_name(name)
+        with contextlib.suppress(OSError):  # another process removes it meanwhile
+            if match is not None and is_left_behind(left, match):
+                found.append((left, os.lstat(left).st_mtime))
+    return sorted(found, key=lambda one: -one[1])
+
+
+def is_hidden_name(name: str, role: str) -> bool:
+    """Whether a name is one of `hidden_name` for that role, of whatever path and process."""
+    return re.fullmatch(rf"\..+\.{role}-{_TAG}-[0-9a-f]{{8}}", name) is not None
+
+
+def is_left_behind(path: Path, tag: re.Match[str]) -> bool:
+    """Whether the process of a tag (number, machine, start) runs no more."""
+    process, machine, life = int(tag[1]), tag[2], tag[3]
+    if machine != _machine():
+        return time.time() - os.lstat(path).st_mtime > _FOREIGN_S
+    return not _runs(process) or _life(process) != life
+
+
+def _prefix(path: Path, role: str) -> str:
+    name = path.name
+    if len(os.fsencode(name)) > 150:  # file systems take names of at most 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return f".{name}.{role}-"
+
+
+def _machine() -> str:
+    try:
+        space = os.readlink("/proc/self/ns/pid")  # containers may share a host's name, and not its process numbers
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:6]
+
+
+def _life(process: int) -> str:
+    """When a process started, as a digest: numbers are given again, after a restart even the same ones."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "000000"
+    if fields[0] in "ZX":  # ended, and its parent has not asked how
+        return ""
+    return hashlib.sha256(f"{boot} {fields[19]}".encode()).hexdigest()[:6]
 
 
 def _runs(process: int) -> bool:
-    if process == os.getpid():
-        return True
     if os.name != "posix":  # `os.kill` would end it there
         return True
     try:
@@ -293,3 +408,32 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+# --- temporary folders ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files of this process, removed at the end. Those that killed processes left are removed first."""
+    remove_stale_folders()
+    folder = Path(tempfile.mkdtemp(prefix=f"qsim-{own_tag()}-"))
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
+def remove_stale_folders() -> list[Path]:
+    """Remove the temporary folders of processes that no longer run; what was removed."""
+    removed = []
+    for path in Path(tempfile.gettempdir()).glob("qsim-*-*"):
+        found = re.match(rf"qsim-{_TAG}-", path.name)
+        if found is None or path.is_symlink() or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            own = not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+            if own and is_left_behind(path, found):
+                remove_tree(path)
+                removed.append(path)
+    return removed

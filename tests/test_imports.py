@@ -12,7 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # package -> what else of the project it may import (besides itself). Nothing imports upward or sideways against it.
-FLOOR = {"qsim.errors", "qsim.fields", "qsim.files", "qsim.former", "qsim.tables"}  # everybody may
+FLOOR = {
+    "qsim.errors",
+    "qsim.fields",
+    "qsim.files",
+    "qsim.folders",
+    "qsim.former",
+    "qsim.pieces",
+    "qsim.tables",
+}  # everybody may
 GROUND = {"qsim.formats", "qsim.scheme"}
 ALLOWED: dict[str, set[str]] = {
     "qsim.errors": set(),
@@ -20,6 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.files": set(),
     "qsim.former": set(),
     "qsim.tables": set(),
+    "qsim.folders": set(),
+    "qsim.pieces": set(),
     "qsim.formats": set(),
     "qsim.scheme": {"qsim.formats"},
     "qsim.tensorcore": {"qsim.formats"},

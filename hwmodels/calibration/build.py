@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.files import read_csv
+from qsim.files import read_csv, write_text
 
 from ..kernels import get_family
 from ..load import get_device
@@ -148,7 +148,7 @@ def _write(path: Path, provenance: str, kernels: dict[str, Parameters], attentio
     parts = [provenance, *(parameters_toml("kernels", p) for p in kernels.values())]
     for name, p in attention.items():
         parts.append(parameters_toml("attention", replace(p, kernel=f'"{name}"')))
-    path.write_text("\n".join([*parts, extra]).rstrip() + "\n", encoding="utf-8")
+    write_text(path, "\n".join([*parts, extra]).rstrip() + "\n")
 
 
 def build_grouped(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from qsim.errors import QsimError
@@ -115,13 +114,6 @@ def check_dtype(dtype: str | None) -> str | None:
     if dtype not in (None, *DTYPES):
         raise QsimError(f"dtype is {', '.join(DTYPES)} or None: got {dtype!r}")
     return dtype
-
-
-def check_apart(source: Path, target: Path) -> None:
-    """A target around the source would be replaced before it is read."""
-    a, b = source.resolve(), target.resolve()
-    if b == a or b in a.parents or a in b.parents:
-        raise QsimError(f"the target {target} and the source {source} must be folders apart")
 
 
 def fused_apart(facts: Mapping[str, Any], linears: Iterable[str]) -> str | None:

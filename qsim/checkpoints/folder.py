@@ -1,25 +1,24 @@
 """Checkpoint folders that come into being whole: shards, their index, and one move at the end.
 
-Everything is written to a hidden folder beside the target, `.<name>.partial-...`, and moved into place when it is
-complete; config.json and the index are written last. An error or Ctrl-C removes the hidden folder; a killed process
-leaves it behind, without the files that would make it a checkpoint. A checkpoint that is replaced lies in
-`.<name>.old-...` for the moment between two moves.
+Everything is written to a hidden folder beside the target and moved into place when it is complete, as `qsim.folders`
+does it; config.json and the index are written last. An error or Ctrl-C removes the hidden folder; a killed process
+leaves it behind, without the files that would make it a checkpoint, until the same target is written again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.files import copy_regular, replace, write_json, write_whole
+from qsim.folders import whole_folder
 
 from .stored import NUMPY_OF, Stored
 
@@ -41,34 +40,8 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ValueError: something is there already, and `overwrite` is False or it is not a checkpoint.
     """
-    target = Path(os.path.abspath(path))
-    check_target(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    try:
-        os.chmod(partial, 0o777 & ~_umask())
-        yield partial
-        check_target(target, overwrite=overwrite)
-        old = None
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-            os.replace(target, old)
-        try:
-            os.replace(partial, target)
-        except BaseException:
-            if old is not None:
-                os.replace(old, target)
-            raise
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_folder(path, lambda target: check_target(target, overwrite=overwrite)) as folder:
+        yield folder
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -126,11 +99,11 @@ class ShardWriter:
             self._flush()
         count = len(self._shards)
         if count == 1:
-            os.replace(self.folder / _shard_name(1, 0), self.folder / SINGLE)
+            replace(self.folder / _shard_name(1, 0), self.folder / SINGLE)
             return [SINGLE]
         files = [_shard_name(i + 1, count) for i in range(count)]
         for i, name in enumerate(files):
-            os.replace(self.folder / _shard_name(i + 1, 0), self.folder / name)
+            replace(self.folder / _shard_name(i + 1, 0), self.folder / name)
         places = {name: files[i] for i, names in enumerate(self._shards) for name in names}
         index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(places.items()))}
         write_json(self.folder / INDEX, index)
@@ -161,18 +134,14 @@ def write_file(path: Path, tensors: dict[str, Stored]) -> None:
         at += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+
+    def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             if tensor.nbytes:
                 file.write(tensor.bits.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
 
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file as Hugging Face writes it."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, write)
 
 
 def copy_beside(source: Path | None, target: Path) -> list[str]:
@@ -181,5 +150,5 @@ def copy_beside(source: Path | None, target: Path) -> list[str]:
         return []
     found = sorted({p for pattern in _BESIDE for p in source.glob(pattern) if p.is_file()})
     for path in found:
-        shutil.copyfile(path, target / path.name)
+        copy_regular(path, target / path.name)
     return [path.name for path in found]

@@ -12,12 +12,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.files import write_json
+from qsim.folders import check_apart, recover
 from qsim.models import Model
 from qsim.scheme import QuantizedTensor, TensorScheme
 
 from .checks import (
     HEAD,
-    check_apart,
     check_dtype,
     check_kv,
     check_layer,
@@ -30,7 +31,7 @@ from .checks import (
     outline_refusal,
     with_kv,
 )
-from .folder import SHARD_BYTES, ShardWriter, check_target, copy_beside, new_folder, write_json
+from .folder import SHARD_BYTES, ShardWriter, check_target, copy_beside, new_folder
 from .fp8 import Meaning
 from .layouts import QUANTIZED, refusal
 from .parts import Notes
@@ -74,6 +75,7 @@ def write(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    add_files: Callable[[Path], object] | None = None,
 ) -> Written:
     """Write a model as a Hugging Face folder.
 
@@ -87,13 +89,14 @@ def write(
             in the model's own dtype where that is exact, else in the narrowest that is.
         shard_bytes: the largest file, in bytes.
         progress: called with tensors done, tensors in all, and a name.
+        add_files: called with the folder before it appears, for what must be in it from the start.
 
     Codes, scales and zero points are stored exactly. The config's dtype becomes that of 16-bit scales, since engines
     cast scales to the model's dtype.
 
     Raises:
-        ValueError: something that the layout cannot hold (layer, rule, what to use instead), a target that exists. In
-            both cases nothing is written.
+        ValueError: something that the layout cannot hold (layer, rule, what to use instead), a target that exists, or
+            that the model was read from. In all cases nothing is written.
         OSError: the disk is full or the folder cannot be written; nothing is left that looks like a checkpoint.
     """
     quantized = {n: t for n, t in model.tensors.items() if isinstance(t, QuantizedTensor)}
@@ -112,9 +115,12 @@ def write(
         data["tie_word_embeddings"] = False
     job = _Job(layout=chosen, data=data, dtype=check_dtype(dtype), own_dtype=model.config.dtype, kv_cache=kv)
     job.linears = [layer_of(n) for n in linear_names(model.config)]
+    if model.path is not None:
+        check_apart(model.path, path)
     job.beside = model.path
     tensors = {n: t for n, t in model.tensors.items() if not (values_only and job.drops(n))}
-    return _run(job, path, tensors.items(), len(tensors), facts, True, overwrite, shard_bytes, progress)
+    return _run(job, path, tensors.items(), len(tensors), facts, True, overwrite, shard_bytes, progress,
+                add_files)  # fmt: skip
 
 
 def convert(
@@ -149,7 +155,7 @@ def convert(
     schemes = {name: opened.outline(name) for name in opened if opened.is_quantized(name)}
     chosen = choose_layout(layout, schemes.values(), kv)
     values_only = _values_only(chosen, dequantize)
-    check_apart(opened.folder, Path(target))
+    check_apart(opened.folder, target)
     for name, scheme in schemes.items():
         if not values_only:
             check_layer(chosen, name, outline_refusal(scheme, opened.expected[name], name, chosen), kv, scheme)
@@ -218,7 +224,9 @@ def _run(
     overwrite: bool,
     shard_bytes: int,
     progress: Progress | None,
+    add_files: Callable[[Path], object] | None = None,
 ) -> Written:
+    recover(path)
     check_target(Path(path), overwrite=overwrite)
     if job.layout != "plain" and not facts and job.kv_cache is None:
         raise QsimError(f"the model has no quantised layer for layout {job.layout!r}: quantise it, or use 'plain'")
@@ -250,6 +258,10 @@ def _run(
             legacy = {k: v for k, v in data["quantization_config"].items() if k != "quant_method"}
             write_json(folder / "quantize_config.json", {"quant_method": "gptq", **legacy})
             files.append("quantize_config.json")
+        if add_files is not None:
+            before = set(folder.iterdir())
+            add_files(folder)
+            files += [added.name for added in folder.iterdir() if added not in before]
         write_json(folder / "config.json", data)
         if progress is not None:
             progress(count, count, "")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qsim.errors import QsimError
+from qsim.files import write_text
 
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
 
@@ -68,7 +69,7 @@ def _host(out: Path | None, plot: Path | None, as_json: bool, as_csv: bool) -> N
     measured = measure_host(measure_kernels())
     rows = host_speedups(measured)
     if out is not None:
-        out.write_text(host_device_toml(measured), encoding="utf-8")
+        write_text(out, host_device_toml(measured))
         click.echo(f"wrote {out}", err=True)
     if plot is not None and rows:
         from qsim.plots.hardware import measured_figure

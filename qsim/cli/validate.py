@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from qsim.files import make_folder, write_text
+
 from .options import check_one_output, console, print_csv, print_json, show, table_options
 
 
@@ -35,10 +37,10 @@ def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -
     result = run(data)
     rows = group_rows(result)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         figures = _figures(result, out)
         command = "qsim validate" + (" --data DIR" if data is not None else "") + " --out reports"
-        (out / "validation.md").write_text(render(result, command, figures), encoding="utf-8")
+        write_text(out / "validation.md", render(result, command, figures))
         click.echo(f"wrote {out / 'validation.md'}", err=True)
     if as_json:
         print_json(rows)

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsim.files import make_folder, write_text
+
 TOKENS = 64  # the product of many tokens; decode's is compiled when it is called
 
 
@@ -61,8 +63,8 @@ def main() -> None:
     schemes = sys.argv[1:]
     compile_kernels(schemes)
     done = marker(schemes)
-    done.parent.mkdir(parents=True, exist_ok=True)
-    done.touch()
+    make_folder(done.parent)
+    write_text(done, "")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError, QsimTypeError
+from qsim.files import write_bytes, write_whole
 from qsim.formats import BlockFormat, IntFormat, get_format
 
 from .granularity import Granularity
@@ -192,13 +194,8 @@ class QuantizedTensor:
 
     # --- on disk ------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write to one file, `.safetensors` or `.npz`: packed codes, scales and zero points in their formats.
-
-        Raises:
-            ValueError: another suffix.
-        """
-        path = Path(path)
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """What is stored of it: packed codes, shape, scales and zero points in their formats, and a few texts."""
         arrays = {"codes": pack_bits(self.codes, self.element.bits), "shape": np.array(self.shape, dtype=np.int64)}
         arrays["scales"] = _store(self.scales, self.tensor_scheme.scale_format)
         if self.zeros is not None:
@@ -210,32 +207,11 @@ class QuantizedTensor:
         for key in ("tensor_scale", "input_scale"):
             if getattr(self, key) is not None:
                 arrays[key] = np.array([getattr(self, key)], dtype=np.float32)
-        meta = {"scheme": self.scheme.to_toml(), "part": self.part, "name": self.name}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
-            save_file(arrays, path, metadata=meta)
-        elif path.suffix == ".npz":
-            np.savez(path, **arrays, **{f"meta_{k}": np.array(v) for k, v in meta.items()})  # type: ignore[arg-type]
-        else:
-            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+        return arrays, {"scheme": self.scheme.to_toml(), "part": self.part, "name": self.name}
 
     @classmethod
-    def load(cls, path: str | Path) -> QuantizedTensor:
-        """The inverse of `save`: equal in codes, scales, zero points and scheme."""
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="numpy") as file:
-                meta = dict(file.metadata())
-                arrays = {key: file.get_tensor(key) for key in file.keys()}
-        elif path.suffix == ".npz":
-            with np.load(path) as file:
-                arrays = {k: file[k] for k in file.files if not k.startswith("meta_")}
-                meta = {k[5:]: str(file[k]) for k in file.files if k.startswith("meta_")}
-        else:
-            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> QuantizedTensor:
+        """The inverse of `to_arrays`: equal in codes, scales, zero points and scheme."""
         scheme = Scheme.from_toml(meta["scheme"])
         part: TensorScheme = getattr(scheme, meta["part"])
         assert part.granularity is not None
@@ -261,6 +237,43 @@ class QuantizedTensor:
             tensor_scale=scalars.get("tensor_scale"),
             input_scale=scalars.get("input_scale"),
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write to one file, `.safetensors` or `.npz`, which is there as a whole or not at all; see `to_arrays`.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: it cannot be written.
+        """
+        path = Path(path)
+        arrays, meta = self.to_arrays()
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save
+
+            write_bytes(path, save(arrays, metadata=meta))
+        elif path.suffix == ".npz":
+            texts: Any = {f"meta_{k}": np.array(v) for k, v in meta.items()}
+            write_whole(path, lambda file: np.savez(file, **arrays, **texts))
+        else:
+            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> QuantizedTensor:
+        """The inverse of `save`: equal in codes, scales, zero points and scheme."""
+        path = Path(path)
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="numpy") as file:
+                meta = dict(file.metadata())
+                arrays = {key: file.get_tensor(key) for key in file.keys()}
+        elif path.suffix == ".npz":
+            with np.load(path) as file:
+                arrays = {k: file[k] for k in file.files if not k.startswith("meta_")}
+                meta = {k[5:]: str(file[k]) for k in file.files if k.startswith("meta_")}
+        else:
+            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+        return cls.from_arrays(arrays, meta)
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
