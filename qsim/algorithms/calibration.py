@@ -7,6 +7,7 @@ micro-batch, and a Hessian, moments and a histogram for each input that is being
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numba import njit
 
 from qsim.errors import QsimError
+from qsim.files import create_sized, remove_file
 from qsim.formats._parallel import for_chunks
 from qsim.models import Model
 
@@ -257,7 +259,8 @@ class HiddenStates:
     def __init__(self, folder: Path, name: str, calibration: Calibration, size: int) -> None:
         shape = (*calibration.tokens.shape, size)
         self._path = folder / f"{name}.f32"
-        self._file = np.memmap(self._path, dtype=F32, mode="w+", shape=shape)
+        create_sized(self._path, 4 * math.prod(shape))
+        self._file = np.memmap(self._path, dtype=F32, mode="r+", shape=shape)
 
     def __getitem__(self, windows: slice | np.ndarray) -> np.ndarray:
         return np.array(self._file[windows])
@@ -268,4 +271,4 @@ class HiddenStates:
     def close(self) -> None:
         """Remove the file."""
         del self._file
-        self._path.unlink(missing_ok=True)
+        remove_file(self._path)

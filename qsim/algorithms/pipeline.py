@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,12 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qsim.errors import QsimError
+from qsim.files import temporary_folder
 from qsim.formats._parallel import one_blas_thread
 from qsim.models import Model
-from qsim.scheme import QuantizedTensor, Scheme
+from qsim.models.fingerprint import fingerprint
+from qsim.scheme import Scheme
 
 from .calibration import calibration_of
 from .kv import stores_kv
@@ -24,7 +22,7 @@ from .memory import MemoryEstimate, estimate_memory
 from .methods import get_recipe
 from .passes import is_small
 from .recipe import Recipe
-from .result import QuantizationResult
+from .result import QuantizationResult, version
 from .rotation import rotate_model
 from .run import Progress, Run
 from .store import Store
@@ -67,7 +65,9 @@ def quantize_model(
         n_jobs: Linears solved at a time, as joblib counts them. None is 1, or whatever `joblib.parallel_config` says,
             so that a cluster can be given from outside.
         work_dir: folder for finished layers. A run that was interrupted goes on from there when it is repeated with the
-            same arguments, and gives the same result. None keeps nothing.
+            same arguments, and gives the same result; a layer's file that was damaged meanwhile is set aside, solved
+            again and named in the result's notes. The run is recognised by every byte of the model, which a core
+            hashes at about 1 GB/s. None keeps nothing.
         progress: called as work gets done.
         announce: called with the memory estimate before the start.
         seed: of random signs in `rotate`.
@@ -93,11 +93,14 @@ def quantize_model(
         **recipe.settings, "rotate": rotate, "fp8_attention": fp8_attention, "ignore": list(ignore), "seed": seed,
         "true_sequential": true_sequential,
     }  # fmt: skip
-    identity = {
-        "method": method, "scheme": recipe.scheme.to_toml(), "settings": settings, "model": fingerprint(model),
-        "calibration": None if given is None else [given.digest, list(given.tokens.shape), given.micro_batch],
-    }  # fmt: skip
-    store = Store(None if work_dir is None else Path(work_dir), identity)
+    store = Store(None, {})
+    if work_dir is not None:  # only then is the model worth the time of a fingerprint
+        identity = {
+            "qsim": version(), "method": method, "scheme": recipe.scheme.to_toml(), "settings": settings,
+            "model": fingerprint(model),
+            "calibration": None if given is None else [given.digest, list(given.tokens.shape), given.micro_batch],
+        }  # fmt: skip
+        store = Store(Path(work_dir), identity)
     estimate = estimate_memory(source, recipe, given, true_sequential=true_sequential, jobs=n_jobs or 1)
     if announce is not None:
         announce(estimate)
@@ -105,30 +108,18 @@ def quantize_model(
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread(is_small(source)))
         if given is not None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qsim-")))
-            run.open(folder, stack)
+            run.open(stack.enter_context(temporary_folder()), stack)
         run.all_blocks()
     quantised = run.finish(fp8_attention)
     return QuantizationResult(
         model=quantised, layers=tuple(run.records[n] for n in names), method=method, scheme=recipe.scheme,
-        settings=settings, estimate=estimate, resumed=run.resumed, time_s=time.perf_counter() - started,
+        settings=settings, estimate=estimate, resumed=run.resumed, notes=store.notes,
+        time_s=time.perf_counter() - started,
         calibration={} if given is None else {
             "windows": given.windows, "window": given.tokens.shape[1], "tokens": given.token_count,
             "digest": given.digest,
         },
     )  # fmt: skip
-
-
-def fingerprint(model: Model) -> str:
-    """A digest of a model's config and of a spread of every tensor's values."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name in sorted(model.tensors):
-        value = model.tensors[name]
-        array = value.codes if isinstance(value, QuantizedTensor) else value
-        flat = array.reshape(-1)
-        digest.update(f"{name}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(flat[:: max(1, flat.size // 4096)]).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _prepare(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import QsimError
+from qsim.files import read_json, write_text
 from qsim.models import Model
 from qsim.scheme import Scheme
 
@@ -41,6 +42,7 @@ class QuantizationResult:
         calibration: windows, window, tokens and a digest of them; {} without.
         estimate: of the memory, as it was made before the start.
         resumed: layers that were found finished.
+        notes: what the run itself had to do, as layers that were kept, found damaged and solved again.
         time_s: of the whole run.
     """
 
@@ -52,6 +54,7 @@ class QuantizationResult:
     calibration: Mapping[str, Any]
     estimate: MemoryEstimate
     resumed: int = 0
+    notes: tuple[str, ...] = ()
     time_s: float = 0.0
 
     @property
@@ -75,7 +78,7 @@ class QuantizationResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "qsim": _version(),
+            "qsim": version(),
             "method": self.method,
             "scheme": self.scheme.to_dict(),
             "settings": dict(self.settings),
@@ -84,24 +87,26 @@ class QuantizationResult:
                        "parts_bytes": dict(self.estimate.parts)},
             "time_s": self.time_s,
             "resumed": self.resumed,
+            "notes": list(self.notes),
             "layers": [record.to_dict() for record in self.layers],
         }  # fmt: skip
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """JSON text, also written to `path` when one is given; a folder gets `quantization_record.json`."""
+        """JSON text, also written to `path`, whole or not at all; a folder gets `quantization_record.json`."""
         text = json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False)
         if path is not None:
             path = Path(path)
-            (path / RECORD_FILE if path.is_dir() else path).write_text(text + "\n")
+            write_text(path / RECORD_FILE if path.is_dir() else path, text + "\n")
         return text
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def version() -> str:
+    """This program's version, or `unknown`."""
+    from importlib import metadata
 
     try:
-        return version("qsim")
-    except PackageNotFoundError:  # run from a source folder
+        return metadata.version("qsim")
+    except metadata.PackageNotFoundError:  # run from a source folder
         return "unknown"
 
 
@@ -119,10 +124,17 @@ def read_records(path: str | Path) -> list[LayerRecord]:
 
     Raises:
         ValueError: not such a file.
+        OSError: it cannot be read.
     """
     path = Path(path)
     path = path / RECORD_FILE if path.is_dir() else path
-    data = json.loads(path.read_text())
-    if not isinstance(data, dict) or "layers" not in data:
-        raise QsimError(f"{path} is not the record of a quantisation")
-    return [LayerRecord.from_dict(one) for one in data["layers"]]
+    data = read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
+        raise QsimError(f"{path} is not the record of a quantisation: it has no list `layers`")
+    found = []
+    for i, one in enumerate(data["layers"]):
+        try:
+            found.append(LayerRecord.from_dict(one))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise QsimError(f"{path}: entry {i} of `layers` is not the record of a layer") from None
+    return found

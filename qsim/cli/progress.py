@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
+
+from qsim.errors import QsimError
 
 
 @contextmanager
@@ -20,6 +23,21 @@ def reporter(what: str) -> Iterator[Callable[[str], None]]:
     out = Console(stderr=True, highlight=False)
     with out.status(what) as status:
         yield lambda step: status.update(f"{what}: {step}")
+
+
+@contextmanager
+def says_what_is_kept(kept: Callable[[], str]) -> Iterator[None]:
+    """After Ctrl-C or on a full disk, at whatever moment: what is there, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {kept()}", err=True)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise QsimError(f"{where}{error.strerror}: free some space and repeat; {kept()}") from error
 
 
 @contextmanager

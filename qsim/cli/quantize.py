@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from qsim.errors import QsimError
 
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
+from .progress import says_what_is_kept
 
 if TYPE_CHECKING:
     from qsim.algorithms import MemoryEstimate, QuantizationResult
@@ -91,39 +93,16 @@ def quantize(
       qsim quantize FOLDER --method gptq --act-order on --static-groups --calibration TEXT --out DIR
     """
     check_one_output(as_json, as_csv)
-    from qsim.algorithms import quantize_model
-    from qsim.checkpoints import write
-    from qsim.checkpoints.folder import check_target
-    from qsim.models import load, with_outliers
-
-    if plot is not None:
-        from qsim.plots.style import check_path
-
-        check_path(plot)
-    check_target(out.absolute(), overwrite=overwrite)
-    given = _method_options(options)
-    source = load(model)
-    if outliers is not None:
-        source = with_outliers(source, magnitude=outliers)
-    text = calibration.read_bytes() if calibration is not None else _own_text(model)
-    _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given, text is not None)
-    part = out.with_name(f"{out.name}.part")
-    if restart and part.exists():
-        shutil.rmtree(part)
-    try:
-        with _bar() as progress:
-            result = quantize_model(
-                source, method, scheme, text, window=window, windows=windows, true_sequential=not one_pass,
-                rotate="offline" if rotate else None, ignore=ignore, n_jobs=jobs, work_dir=part, progress=progress,
-                announce=_announce, **given,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        done = len(list(part.glob("*.safetensors")))
-        click.echo(f"interrupted: {done} layers are finished in {part}; the same command goes on from there", err=True)
-        raise
-    written = write(result.model, out, layout, overwrite=overwrite)  # type: ignore[arg-type]
-    result.to_json(out)
-    shutil.rmtree(part)
+    place = Path(os.path.abspath(out))
+    if not place.name:
+        raise QsimError(f"--out must name a folder in another: got {out}")
+    part = place.with_name(f"{place.name}.part")
+    with says_what_is_kept(lambda: _kept(part, restart)):
+        result, layout = _run(
+            model, method, scheme, place, part, layout, overwrite, calibration, restart, plot, outliers, ignore,
+            options, window=window, windows=windows, true_sequential=not one_pass, rotate="offline" if rotate else None,
+            n_jobs=jobs,
+        )  # fmt: skip
     if plot is not None:
         _plot(result, plot)
     if as_json:
@@ -132,7 +111,88 @@ def quantize(
         print_csv({str(k): v for k, v in row.items()} for row in result.records.to_dict("records"))
     else:
         _print(result)
-        click.echo(f"wrote {out} ({written.layout})")
+        click.echo(f"wrote {out} ({layout})")
+
+
+def _run(
+    model: str, method: str, scheme: str | None, out: Path, part: Path, layout: str, overwrite: bool,
+    calibration: Path | None, restart: bool, plot: Path | None, outliers: float | None, ignore: tuple[str, ...],
+    options: Mapping[str, Any], **settings: Any,
+) -> tuple[QuantizationResult, str]:  # fmt: skip
+    """Quantise into the hidden folder that becomes `out`; the result and the layout."""
+    from qsim.algorithms import quantize_model
+    from qsim.algorithms.store import KIND
+    from qsim.checkpoints import write
+    from qsim.checkpoints.folder import check_target
+    from qsim.folders import check_apart, recover
+    from qsim.models import load, with_outliers
+    from qsim.pieces import Pieces, forget
+
+    if plot is not None:
+        from qsim.plots.style import check_path
+
+        check_path(plot)
+    for said in recover(out):
+        click.echo(f"note: {said}", err=True)
+    _clear_finished(out, part)
+    check_target(out, overwrite=overwrite)
+    if calibration is not None:
+        check_apart(calibration, out)
+        check_apart(calibration, part)
+    given = _method_options(options)
+    source = load(model)
+    if source.path is not None:
+        check_apart(source.path, out)
+        check_apart(source.path, part)
+    if outliers is not None:
+        source = with_outliers(source, magnitude=outliers)
+    text = calibration.read_bytes() if calibration is not None else _own_text(model)
+    _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given, text is not None)
+    if restart:
+        forget(part, KIND)
+    with _bar() as progress:
+        result = quantize_model(source, method, scheme, text, ignore=ignore, work_dir=part, progress=progress,
+                                announce=_announce, **settings, **given)  # fmt: skip
+    work = Pieces(part, KIND, None)
+
+    def add_record(folder: Path) -> None:
+        result.to_json(folder)
+        work.put(_WRITTEN, _digest(folder))
+
+    written = write(result.model, out, layout, overwrite=overwrite, add_files=add_record)  # type: ignore[arg-type]
+    work.remove()
+    return result, written.layout
+
+
+_WRITTEN = "written"  # the piece that says which record the finished checkpoint has
+
+
+def _digest(folder: Path) -> bytes:
+    from qsim.algorithms.result import RECORD_FILE
+
+    return hashlib.sha256((folder / RECORD_FILE).read_bytes()).hexdigest().encode()
+
+
+def _clear_finished(out: Path, part: Path) -> None:
+    """Remove the pieces of a run that was killed after its checkpoint was in place."""
+    from qsim.algorithms.result import RECORD_FILE
+    from qsim.algorithms.store import KIND
+    from qsim.pieces import Pieces, count
+
+    if count(part, _WRITTEN) and (out / RECORD_FILE).is_file():
+        work = Pieces(part, KIND, None)
+        if work.get(_WRITTEN) == _digest(out):
+            work.remove()
+
+
+def _kept(part: Path, restart: bool) -> str:
+    from qsim.algorithms.store import finished_layers
+
+    command = "the same command without --restart" if restart else "the same command"
+    done = finished_layers(part)
+    if not done:
+        return "no layer is finished; the same command starts again"
+    return f"{done} layers are finished in {part}; {command} goes on from there"
 
 
 def _method_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,7 +316,7 @@ def _print(result: QuantizationResult) -> None:
     ratio = f"; mean error ratio {frame.error_ratio.mean():.3f}, above 1 in {worse}" if calibrated else ""
     resumed = f"; {result.resumed} found finished" if result.resumed else ""
     click.echo(f"{len(frame)} layers in {result.time_s:.1f} s{ratio}{resumed}")
-    for note in result.model.notes:
+    for note in (*result.notes, *result.model.notes):
         click.echo(f"note: {note}")
 
 

@@ -230,24 +230,13 @@ def test_resuming_gives_the_same_model(method, scheme, options, tmp_path):
 
         with pytest.raises(KeyboardInterrupt):
             quantize_model(model, method, scheme, TOKENS, work_dir=folder, progress=interrupt, **options)
-        assert len(list(folder.glob("model.layers.*.json"))) == stop
+        assert len(list(folder.glob("layer.*.piece"))) == stop
         resumed = quantize_model(model, method, scheme, TOKENS, work_dir=folder, **options)
         assert resumed.resumed == stop
         assert_same(resumed, whole)
     finished = quantize_model(model, method, scheme, TOKENS, work_dir=folder, **options)
     assert finished.resumed == 14
     assert_same(finished, whole)
-
-
-def test_a_half_written_layer_is_not_finished(tmp_path):
-    model = random_model()
-    whole = quantize_model(model, "gptq", "w4a16-g32", TOKENS, work_dir=tmp_path / "a")
-    victim = tmp_path / "a" / "model.layers.1.self_attn.o_proj.json"
-    victim.unlink()
-    (tmp_path / "a" / "model.layers.1.self_attn.o_proj.safetensors").write_bytes(b"half")
-    again = quantize_model(model, "gptq", "w4a16-g32", TOKENS, work_dir=tmp_path / "a")
-    assert again.resumed == 13
-    assert_same(again, whole)
 
 
 def test_folders_of_other_runs(tmp_path):
@@ -264,7 +253,7 @@ def test_folders_of_other_runs(tmp_path):
             quantize_model(**given, work_dir=tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not empty and not an unfinished run"):
+    with pytest.raises(ValueError, match="not empty and not an unfinished quantisation"):
         quantize_model(model, "rtn", "w4a16-g32", work_dir=tmp_path / "b")
     assert (tmp_path / "b" / "notes.txt").read_text() == "mine"
 
