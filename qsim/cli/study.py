@@ -55,16 +55,18 @@ def study(ctx: click.Context, **given: Any) -> None:
         return
     as_json, as_csv = given.pop("as_json"), given.pop("as_csv")
     check_one_output(as_json, as_csv)
-    from .progress import steps
+    from .progress import says_what_is_kept, steps
     from .study_options import spec_from
 
     spec = spec_from(given)
     from qsim.study import run_study
 
-    with steps() as progress:
+    with says_what_is_kept(lambda: _kept(given["out"])), steps() as progress:
         run = run_study(
             spec, given["out"], quick=given["quick"], force=given["force"], compile_ahead=True, progress=progress
         )
+    for note in run.notes:
+        click.echo(f"note: {note}", err=True)
     table = run.result.frame("decisions")
     if as_json:
         print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
@@ -72,6 +74,16 @@ def study(ctx: click.Context, **given: Any) -> None:
         print_csv({str(k): v for k, v in row.items()} for row in table.to_dict("records"))
     else:
         _print_decisions(run, given["out"])
+
+
+def _kept(out: Path) -> str:
+    from qsim.pieces import count
+    from qsim.study.folder import PARTS
+
+    done = count(out / PARTS, "")
+    if not done:
+        return "no part of the study is finished; the same command starts again"
+    return f"{done} parts of the study are finished in {out / PARTS}; the same command goes on from there"
 
 
 def _print_decisions(run: Any, out: Path) -> None:
@@ -158,12 +170,12 @@ def render(source: Path, out: Path, force: bool) -> None:
     """
     from qsim.study.folder import Parts, prepare
     from qsim.study.report import write_study
-    from qsim.study.result import read_result
+    from qsim.study.result import read_result, to_json
 
     from .progress import reporter
 
     result = read_result(source)
-    prepare(out, force=force)
+    prepare(out, {"drawn again": to_json(result)}, force=force)
     with reporter("drawing") as say:
         write_study(result, out, say)
     Parts(out).done()

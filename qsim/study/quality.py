@@ -83,8 +83,11 @@ def model_hash(model: Model) -> str:
     for name in sorted(model.tensors):
         tensor = model.tensors[name]
         digest.update(name.encode())
-        for array in (tensor.codes, tensor.scales) if isinstance(tensor, QuantizedTensor) else (tensor,):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        parts: tuple[np.ndarray | None, ...] = (tensor,) if not isinstance(tensor, QuantizedTensor) else (
+            tensor.codes, tensor.scales, tensor.zeros, tensor.group_index)  # fmt: skip
+        for array in parts:
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -13,11 +13,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from qsim.files import make_folder, write_bytes, write_text
 from qsim.plots.style import styled
 
 from . import texts
 from .figures import FIGURES, drawings
-from .folder import write_whole
+from .folder import RESULT, whole_study
 from .looks import Drawing, case_rows, decided, titles
 from .result import TABLES, StudyResult, to_json
 from .rows import DecisionRow, SpeedRow
@@ -31,41 +32,39 @@ _COLORS = {"#ffffff": "var(--paper)", "#000000": "var(--plot)", "#e3e3e3": "var(
 def write_study(result: StudyResult, out: Path, progress: Callable[[str], None] = lambda _: None) -> None:
     """Write `index.html`, `study.json`, `study.toml`, `data/*.csv` and `figures/*` into a folder.
 
-    Files appear whole; `study.json` comes last, so its presence means that the rest is there. Tables and figures of an
-    earlier study that this one does not have are removed; nothing else is. A quick study has no PNG copies.
+    They take their places together; `study.json` comes last, so its presence means that the rest is there. Tables and
+    figures of an earlier study that this one does not have are removed; nothing else is. A quick study has no PNG
+    copies.
+
+    Raises:
+        OSError: a file cannot be written; the study before is as it was.
     """
-    written: set[Path] = set()
+    ours = [f"data/{name}.csv" for name in TABLES]
+    ours += [f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    with whole_study(out, ours) as folder:
+        _write_files(result, folder, progress)
 
-    def write(file: Path, content: bytes | str) -> None:
-        write_whole(file, content)
-        written.add(file)
 
+def _write_files(result: StudyResult, out: Path, progress: Callable[[str], None]) -> None:
+    for folder in ("data", "figures"):
+        make_folder(out / folder)
     for name, _ in result.tables():
-        write(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
+        write_text(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
     inlined = []
     for d in drawings(result):
         progress(f"figure: {d.title}")
         wide, narrow = d.draw(True), d.draw(False)
         svg = _svg(wide)
         wide.set_layout_engine("none")  # the places it has found serve the PNG too
-        write(out / "figures" / f"{d.name}.svg", svg)
+        write_text(out / "figures" / f"{d.name}.svg", svg)
         if not result.quick:
-            write(out / "figures" / f"{d.name}.png", _png(wide))
+            write_bytes(out / "figures" / f"{d.name}.png", _png(wide))
         inlined.append({"name": d.name, "section": d.section, "title": d.title, "says": d.says,
                         "wide": _inline(svg, d, "w"), "narrow": _inline(_svg(narrow), d, "n")})  # fmt: skip
-    _remove_older(out, written)
     progress("page")
-    write_whole(out / "index.html", render(result, inlined))
-    write_whole(out / "study.toml", to_toml(result.spec))
-    write_whole(out / "study.json", to_json(result))
-
-
-def _remove_older(out: Path, written: set[Path]) -> None:
-    """Remove the tables and figures that an earlier study left under names of ours."""
-    ours = [out / "data" / f"{name}.csv" for name in TABLES]
-    ours += [out / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
-    for file in set(ours) - written:
-        file.unlink(missing_ok=True)
+    write_text(out / "index.html", render(result, inlined))
+    write_text(out / "study.toml", to_toml(result.spec))
+    write_text(out / RESULT, to_json(result))
 
 
 def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:

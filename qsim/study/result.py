@@ -128,8 +128,12 @@ def read_result(path: str | Path) -> StudyResult:
         ValueError: not a study, one of another version, or a damaged one; the message names file and key.
         OSError: it cannot be read.
     """
+    from .folder import settle
+
     path = Path(path)
     file = path / "study.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        settle(path)
     if not file.is_file():
         raise QsimError(f"{path} holds no study: {file} does not exist")
     text = file.read_text(encoding="utf-8")

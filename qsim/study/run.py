@@ -74,11 +74,13 @@ class _Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished study: the result, how long each step took, and which steps an earlier run had finished."""
+    """A finished study: the result, how long each step took, which steps an earlier run had finished, and what of those
+    was damaged and made again."""
 
     result: StudyResult
     seconds: dict[str, float]
     resumed: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def run_study(
@@ -108,7 +110,7 @@ def run_study(
     spec = check(spec.quick() if quick else spec)
     folder = None if out is None else Path(out)
     if folder is not None:
-        prepare(folder, force=force)
+        prepare(folder, {"spec": to_table(spec), "quick": quick}, force=force)
     parts = Parts(folder)
     steps = _Steps(progress=progress, total=len(spec.methods) + (7 if folder is not None else 6))
     beside = _compile_ahead(spec) if compile_ahead else None
@@ -124,7 +126,7 @@ def run_study(
         steps.run("figures and page", lambda: write_study(result, folder))
         parts.done()
     progress(steps.total, steps.total, "done")
-    return Run(result=result, seconds=steps.seconds, resumed=tuple(parts.resumed))
+    return Run(result=result, seconds=steps.seconds, resumed=tuple(parts.resumed), notes=parts.notes)
 
 
 def _compile_ahead(spec: StudySpec) -> Any:
@@ -143,11 +145,13 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
         tuple(hardware.capacity_rows(spec)),
     ))  # fmt: skip
     subject: quality.Subject = steps.run("model and texts", lambda: quality.subject(spec))
-    inputs = {"spec": to_table(spec), "environment": _plain(env), **subject.fingerprint}
     from qsim.algorithms.passes import is_small
     from qsim.formats._parallel import one_blas_thread
     from qsim.models.evaluation import Reference
+    from qsim.models.fingerprint import fingerprint
 
+    inputs = {"spec": to_table(spec), "environment": _plain(env), **subject.fingerprint,
+              "exactly": fingerprint(subject.model)}  # fmt: skip
     reference = Reference(quality.in_sixteen_bit(subject.model))
     small = is_small(subject.model)  # its 16-bit products alternate with compiled loops too
     found: list[_MethodPart] = []
