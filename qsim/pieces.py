@@ -174,6 +174,17 @@ def forget(folder: Path, kind: str) -> None:
     _remove(folder)
 
 
+def drop_empty(folder: Path, kind: str) -> None:
+    """Remove a run's folder in which no piece is left, as a kill at the end of `Pieces.remove` leaves it.
+
+    Raises:
+        QsimError: it is a folder of something else.
+    """
+    if folder.is_dir() and not folder.is_symlink() and not foreign(folder) and not count(folder, ""):
+        read_manifest(folder, kind)
+        _remove(folder)
+
+
 def digest_of(value: Any) -> str:
     """A digest of plain values: 32 hexadecimal digits of SHA-256."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -177,8 +177,9 @@ def _clear_finished(out: Path, part: Path) -> None:
     """Remove the pieces of a run that was killed after its checkpoint was in place."""
     from qsim.algorithms.result import RECORD_FILE
     from qsim.algorithms.store import KIND
-    from qsim.pieces import Pieces, count
+    from qsim.pieces import Pieces, count, drop_empty
 
+    drop_empty(part, KIND)
     if count(part, _WRITTEN) and (out / RECORD_FILE).is_file():
         work = Pieces(part, KIND, None)
         if work.get(_WRITTEN) == _digest(out):

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qsim import files
 from qsim.errors import QsimError
-from qsim.pieces import Pieces, digest_of, foreign, read_manifest, write_manifest
+from qsim.pieces import Pieces, digest_of, drop_empty, foreign, read_manifest, write_manifest
 
 _T = TypeVar("_T")
 KIND = "study"
@@ -44,6 +44,7 @@ def prepare(out: Path, question: Any, *, force: bool) -> None:
         raise NotADirectoryError(f"{out} is a file: --out names a folder")
     settle(out)
     parts, digest = out / PARTS, digest_of(question)
+    drop_empty(parts, KIND)
     begun = read_manifest(parts, KIND)
     if begun is None and foreign(parts):
         raise QsimError(f"{parts} is not of an unfinished study: choose another folder with --out, or move it away")
