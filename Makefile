@@ -9,7 +9,7 @@ JOBS   ?= auto
 # Options of `make study`, e.g. ARGS="--quick --out quick" or ARGS=--force.
 ARGS   ?=
 
-.PHONY: study test lint pytest oracle exhaustive fuzz bench docs examples clean help
+.PHONY: study test lint pytest oracle exhaustive fuzz crash bench docs examples clean help
 
 help:           ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -54,6 +54,11 @@ exhaustive: $(VENV)/.test ## every float32 input, against ml_dtypes; minutes
 COUNT ?= 100000
 fuzz: $(VENV)/.test ## every way in with odd files and arrays, COUNT=100000 of them; about an hour
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --count $(COUNT)
+
+crash: export OPENBLAS_NUM_THREADS = 1
+crash: export NUMBA_NUM_THREADS = 1
+crash: $(VENV)/.test ## stop quantisation, conversion and study at every change to the disk; ARGS="--points 5" for some
+	$(BIN)/python -m tests.crash.driver $(ARGS)
 
 bench: $(VENV)/.test ## time the codecs and rewrite the report
 	$(BIN)/python -m pip install --quiet --editable '.[test,bench]'

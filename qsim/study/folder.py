@@ -133,20 +133,27 @@ def whole_study(out: Path, own: Iterable[str]) -> Iterator[Path]:
 
 
 def settle(out: Path) -> None:
-    """Finish the moves of a study whose files were all there when its process was killed; remove what others left."""
+    """Finish the moves of a study whose files were all there when its process was killed; remove what others left.
+
+    Raises:
+        QsimError: `.ready` holds other files than a study's.
+    """
     for left, _ in files.leftovers(out / READY, "partial"):
         files.remove_tree(left)
     ready = out / READY
     if not ready.is_dir() or not ((ready / _OBSOLETE).is_file() or not os.listdir(ready)):
         return  # not there, or not ours
     waiting = sorted(path.relative_to(ready) for path in ready.rglob("*") if path.is_file())
+    strange = [path for path in waiting if path.parts[0] not in (*OWN, _OBSOLETE)]
+    if strange:
+        raise QsimError(f"{ready} holds {strange[0]}, which no study writes: move it away")
     if Path(RESULT) in waiting:
         files.remove_file(out / RESULT)  # first: from here on it would stand beside another study's files
         for name in files.read_json(ready / _OBSOLETE):
             if Path(name).parts[0] in OWN and ".." not in Path(name).parts:
                 files.remove_file(out / name)
     for path in sorted(waiting, key=lambda path: (path == Path(RESULT), path)):
-        if path.parts[0] in OWN:
+        if path != Path(_OBSOLETE):
             files.make_folder((out / path).parent)
             files.replace(ready / path, out / path)
     files.flush_folder(out)

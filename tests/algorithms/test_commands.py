@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from qsim.algorithms import quantize_model, read_records
+from qsim.checkpoints import write
 from qsim.cli import main
+from qsim.errors import QsimError
 from qsim.models import ModelConfig, load
 from qsim.scheme import QuantizedTensor
 from tests.models.small import CONFIGS, random_tensors, write_folder
@@ -124,6 +128,140 @@ def test_going_on_after_an_interruption(folder, tmp_path, monkeypatch):
     assert whole.exit_code == 0
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
     assert files[0] == files[1]
+
+
+def stopped_after(count, monkeypatch, error=KeyboardInterrupt):
+    """Layers are kept as usual until that many are."""
+    import qsim.algorithms.store as store
+
+    kept, solved = store.Store.put_layer, []
+
+    def stop(self, name, q, record):
+        kept(self, name, q, record)
+        solved.append(name)
+        if len(solved) == count:
+            raise error
+
+    monkeypatch.setattr(store.Store, "put_layer", stop)
+
+
+def test_an_interruption_at_any_phase_says_what_is_kept(folder, tmp_path, monkeypatch):
+    base, part = arguments(folder, tmp_path / "out", "--scheme", "w4a16-g32"), tmp_path / "out.part"
+    with monkeypatch.context() as patch:
+        patch.setattr("qsim.models.load", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        result = run(*base)
+    assert result.exit_code == 1
+    assert "interrupted: no layer is finished; the same command starts again" in result.stderr
+    with monkeypatch.context() as patch:
+        stopped_after(3, patch)
+        result = run(*base, "--restart")
+    assert result.exit_code == 1
+    says = f"interrupted: 3 layers are finished in {part}; the same command without --restart goes on from there"
+    assert says in result.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr("qsim.checkpoints.write", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        result = run(*base)
+    assert result.exit_code == 1
+    assert f"interrupted: 14 layers are finished in {part}; the same command goes on from there" in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+    result = run(*base)
+    assert "; 14 found finished" in result.stdout
+
+
+def test_a_full_disk_is_one_sentence_that_says_what_is_kept(folder, tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device", "layer.x.piece")
+    stopped_after(2, monkeypatch, full)
+    result = run(*arguments(folder, tmp_path / "out", "--scheme", "w4a16-g32"))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        "qsim: layer.x.piece: No space left on device: free some space and repeat; 2 layers are finished in "
+        f"{tmp_path / 'out.part'}; the same command goes on from there"
+    )
+
+
+def test_restart_removes_a_run_and_nothing_else(folder, tmp_path, monkeypatch):
+    base, part = arguments(folder, tmp_path / "out", "--method", "rtn", "--scheme", "w4a16-g32"), tmp_path / "out.part"
+    part.mkdir()
+    (part / "model.safetensors").write_text("years of work")
+    for more in ((), ("--restart",)):
+        result = run(*base, *more)
+        assert result.exit_code == 2
+        assert f"{part} is not" in result.stderr
+        assert (part / "model.safetensors").read_text() == "years of work"
+    (part / "model.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        stopped_after(3, patch)
+        assert run(*base).exit_code == 1
+    result = run(*base, "--restart")
+    assert result.exit_code == 0, result.stderr
+    assert "found finished" not in result.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_the_source_is_never_replaced(folder, tmp_path, monkeypatch):
+    source = tmp_path / "model"
+    shutil.copytree(folder, source)
+    shutil.copy(folder.parent / "text.txt", source / "text.txt")
+    (tmp_path / "link").symlink_to(source)
+    before = {p: p.read_bytes() for p in source.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    part = tmp_path / "x.part"
+    shutil.copytree(folder, part)
+    for model, out in (("model", "model"), ("model", "./model/"), ("link", "model"), ("model", "model/new"),
+                       ("model", "link/new"), ("x.part", "x")):  # fmt: skip
+        result = run(
+            "quantize", model, "--method", "rtn", "--scheme", "w4a16-g32", "--out", out, "--force", "--restart"
+        )
+        assert result.exit_code == 2, (model, out)
+        assert "must be folders apart" in result.stderr, (model, out, result.stderr)
+    result = run("quantize", folder, "--calibration", "model/text.txt", "--out", "model", "--force")
+    assert "the source model/text.txt must be folders apart" in result.stderr
+    assert {p: p.read_bytes() for p in source.iterdir()} == before
+    assert (part / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="must be folders apart"):
+        write(load(source), source, overwrite=True)
+
+
+def test_the_record_appears_with_the_checkpoint(folder, tmp_path, monkeypatch):
+    from qsim.algorithms import QuantizationResult
+
+    base = arguments(folder, tmp_path / "out", "--method", "rtn", "--scheme", "w4a16-g32")
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device", "quantization_record.json")
+
+        patch.setattr(QuantizationResult, "to_json", full)
+        assert run(*base).exit_code == 2
+    assert not (tmp_path / "out").exists()
+    assert run(*base).exit_code == 0
+    assert len(read_records(tmp_path / "out")) == 14
+
+
+def test_what_is_damaged_is_said(folder, tmp_path, monkeypatch):
+    base, part = arguments(folder, tmp_path / "out", "--method", "rtn", "--scheme", "w4a16-g32"), tmp_path / "out.part"
+    with monkeypatch.context() as patch:
+        stopped_after(3, patch)
+        assert run(*base).exit_code == 1
+    piece = part / "layer.model.layers.0.self_attn.q_proj.piece"
+    piece.write_bytes(piece.read_bytes()[:-7])
+    result = run(*base)
+    assert result.exit_code == 0, result.stderr
+    assert "; 2 found finished" in result.stdout
+    assert f"note: {piece} was set aside as {piece.name}.damaged and its work done again: its checksum is wrong" in (
+        result.stdout)  # fmt: skip
+    assert not part.exists()
+    part.mkdir()
+    (part / "run.json").write_text("{")
+    result = run(*arguments(folder, tmp_path / "out", "--method", "rtn", "--scheme", "w4a16-g32", "--force"))
+    assert result.exit_code == 2
+    assert f"{part / 'run.json'} is not JSON" in result.stderr
+    record = tmp_path / "out" / "quantization_record.json"
+    for text in ("{", "[]", '{"layers": 3}', '{"layers": [{}]}', '{"layers": [3]}'):
+        record.write_text(text)
+        with pytest.raises(QsimError, match="quantization_record.json"):
+            read_records(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class Study(Scenario):
     def _run(self, title: str, out: Path) -> None:
         from qsim.study import StudySpec, run_study
 
-        with _given_numbers():
+        with given_numbers():
             run_study(StudySpec(title=title), out, force=self.replaces)
 
     def state(self, out: Path) -> dict[str, str] | None:
@@ -144,7 +144,8 @@ class Study(Scenario):
 
 
 @contextlib.contextmanager
-def _given_numbers() -> Iterator[None]:
+def given_numbers() -> Iterator[None]:
+    """Instead of a study's measurements: what it writes, and when, stays as it is."""
     from qsim.study import report, run
     from qsim.study.result import Environment, Measured, StudyResult
     from qsim.study.rows import MethodRow
