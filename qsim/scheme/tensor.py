@@ -252,8 +252,8 @@ class QuantizedTensor:
 
             write_bytes(path, save(arrays, metadata=meta))
         elif path.suffix == ".npz":
-            texts: Any = {f"meta_{k}": np.array(v) for k, v in meta.items()}
-            write_whole(path, lambda file: np.savez(file, **arrays, **texts))
+            both: Any = {**arrays, **{f"meta_{k}": np.array(v) for k, v in meta.items()}}
+            write_whole(path, lambda file: np.savez(file, **both))
         else:
             raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
 
