@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qsim import files
 from qsim.errors import QsimError
+from qsim.hidden import hidden_name, leftovers
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def whole_folder(path: str | Path, check: Callable[[Path], object]) -> Iterator[
     recover(target)
     check(target)
     files.make_folder(target.parent)
-    partial = files.hidden_name(target, "partial")
+    partial = hidden_name(target, "partial")
     try:
         files.make_folder(partial)
         yield partial
@@ -43,7 +44,7 @@ def whole_folder(path: str | Path, check: Callable[[Path], object]) -> Iterator[
 
 
 def _swap(partial: Path, target: Path) -> None:
-    old = files.hidden_name(target, "old")
+    old = hidden_name(target, "old")
     try:
         if os.path.lexists(target):
             files.replace(target, old)
@@ -63,14 +64,14 @@ def recover(path: str | Path) -> list[str]:
     A folder that was being replaced when the process was killed is moved back if nothing is in its place.
     """
     target, said = Path(os.path.abspath(path)), []
-    for old, _ in files.leftovers(target, "old"):
+    for old, _ in leftovers(target, "old"):
         with suppress(FileNotFoundError):  # another process does the same
             if os.path.lexists(target):
                 files.remove_tree(old)
             else:
                 files.replace(old, target)
                 said.append(f"{target} was being replaced when a process was killed: the folder before is back")
-    for partial, _ in files.leftovers(target, "partial"):
+    for partial, _ in leftovers(target, "partial"):
         files.remove_tree(partial)
     return said
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from qsim import files
 from qsim.errors import QsimError
+from qsim.hidden import is_hidden_name
 
 MANIFEST = "run.json"
 _SUFFIX, _ASIDE = ".piece", ".damaged"
@@ -211,7 +212,7 @@ def _ours(folder: Path) -> list[str]:
     return [
         name
         for name in os.listdir(folder)
-        if (name == MANIFEST or name.endswith((_SUFFIX, _SUFFIX + _ASIDE)) or files.is_hidden_name(name, "part"))
+        if (name == MANIFEST or name.endswith((_SUFFIX, _SUFFIX + _ASIDE)) or is_hidden_name(name, "part"))
         and not ((folder / name).is_dir() and not (folder / name).is_symlink())
     ]
 

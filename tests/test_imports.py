@@ -18,6 +18,7 @@ FLOOR = {
     "qsim.files",
     "qsim.folders",
     "qsim.former",
+    "qsim.hidden",
     "qsim.pieces",
     "qsim.tables",
 }  # everybody may
@@ -29,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.former": set(),
     "qsim.tables": set(),
     "qsim.folders": set(),
+    "qsim.hidden": set(),
     "qsim.pieces": set(),
     "qsim.formats": set(),
     "qsim.scheme": {"qsim.formats"},

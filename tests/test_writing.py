@@ -18,6 +18,7 @@ import pytest
 from qsim import files
 from qsim.errors import QsimError
 from qsim.folders import check_apart, recover, whole_folder
+from qsim.hidden import own_tag
 from qsim.pieces import MANIFEST, Pieces, forget
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +68,8 @@ def writes(path: Path) -> list[tuple[int, str]]:
         if name in ("open", "ZipFile"):
             given = [*node.args[:2], *(k.value for k in node.keywords if k.arg == "mode")]
             modes = [a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-            found += (
-                [(node.lineno, "open")] if any(re.fullmatch(r"[rwaxbt+]*[wax+][rwaxbt+]*", m) for m in modes) else []
-            )
+            if any(re.fullmatch(r"[rwaxbt+]*[wax+][rwaxbt+]*", m) for m in modes):
+                found.append((node.lineno, "open"))
     return found
 
 
@@ -111,7 +111,7 @@ def names(folder: Path) -> set[str]:
 
 def gone_tag() -> str:
     """The tag of a process of this machine that has ended."""
-    code = "from qsim.files import own_tag; print(own_tag())"
+    code = "from qsim.hidden import own_tag; print(own_tag())"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -173,7 +173,7 @@ def test_a_device_or_a_pipe_is_written_to_and_not_replaced(tmp_path):
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write_and_only_that(tmp_path):
-    target, gone, own = tmp_path / "a.txt", gone_tag(), files.own_tag()
+    target, gone, own = tmp_path / "a.txt", gone_tag(), own_tag()
     elsewhere = re.sub(r"\.\w{6}\.", ".000000.", gone, count=1)
     reused = own.rpartition(".")[0] + ".ffffff"  # the number of this process, given before to another
     old = left(target, "part", elsewhere, 1)
@@ -192,13 +192,13 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_only_that(tmp_pa
 
 def test_temporary_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in (f"qsim-{gone_tag()}-abc", f"qsim-{files.own_tag()}-live", "qsim-mine", "qsim-1-2"):
+    for name in (f"qsim-{gone_tag()}-abc", f"qsim-{own_tag()}-live", "qsim-mine", "qsim-1-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hidden.f32").write_bytes(bytes(100))
     with files.temporary_folder() as folder:
         assert folder.is_dir()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert names(tmp_path) == {f"qsim-{files.own_tag()}-live", "qsim-mine", "qsim-1-2", folder.name}
+        assert names(tmp_path) == {f"qsim-{own_tag()}-live", "qsim-mine", "qsim-1-2", folder.name}
     assert not folder.exists()
 
 
@@ -260,7 +260,7 @@ def test_a_kill_between_the_two_moves_loses_nothing(tmp_path):
     old.mkdir()
     (old / "weights").write_text("precious")
     left(target, "partial", gone).mkdir()
-    alive = left(target, "partial", files.own_tag())
+    alive = left(target, "partial", own_tag())
     alive.mkdir()
     (said,) = recover(target)
     assert said == f"{target} was being replaced when a process was killed: the folder before is back"
@@ -271,7 +271,7 @@ def test_a_kill_between_the_two_moves_loses_nothing(tmp_path):
     assert names(tmp_path) == {"out", alive.name}
     (target / "weights").unlink()
     target.rmdir()
-    left(target, "old", files.own_tag()).mkdir()  # its process is about to move the new one in
+    left(target, "old", own_tag()).mkdir()  # its process is about to move the new one in
     assert recover(target) == []
     assert not target.exists()
 

@@ -66,8 +66,8 @@ def quantize_model(
             so that a cluster can be given from outside.
         work_dir: folder for finished layers. A run that was interrupted goes on from there when it is repeated with the
             same arguments, and gives the same result; a layer's file that was damaged meanwhile is set aside, solved
-            again and named in the result's notes. The run is recognised by every byte of the model, which a core
-            hashes at about 1 GB/s. None keeps nothing.
+            again and named in the result's notes. The run is recognised by every byte of the model, whose SHA-256 is
+            taken first. None keeps nothing.
         progress: called as work gets done.
         announce: called with the memory estimate before the start.
         seed: of random signs in `rotate`.

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qsim import files
 from qsim.errors import QsimError
+from qsim.hidden import hidden_name, leftovers
 from qsim.pieces import Pieces, digest_of, drop_empty, foreign, read_manifest, write_manifest
 
 _T = TypeVar("_T")
@@ -118,7 +119,7 @@ def whole_study(out: Path, own: Iterable[str]) -> Iterator[Path]:
     """
     files.make_folder(out)
     settle(out)
-    staged = files.hidden_name(out / READY, "partial")
+    staged = hidden_name(out / READY, "partial")
     try:
         files.make_folder(staged)
         yield staged
@@ -138,7 +139,7 @@ def settle(out: Path) -> None:
     Raises:
         QsimError: `.ready` holds other files than a study's.
     """
-    for left, _ in files.leftovers(out / READY, "partial"):
+    for left, _ in leftovers(out / READY, "partial"):
         files.remove_tree(left)
     ready = out / READY
     if not ready.is_dir() or not ((ready / _OBSOLETE).is_file() or not os.listdir(ready)):
