@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from qsim.errors import QsimError
+from qsim.files import read_text
 
 from . import rows
 from .spec import StudySpec
@@ -136,7 +137,7 @@ def read_result(path: str | Path) -> StudyResult:
         settle(path)
     if not file.is_file():
         raise QsimError(f"{path} holds no study: {file} does not exist")
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     try:
         return _checked(_adapter().validate_json(text), file)
     except ValidationError as error:

@@ -6,7 +6,6 @@ The file and the value are one: `read_spec("study.toml")` gives a `StudySpec`, `
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from qsim.errors import QsimError
+from qsim.files import read_toml
 
 from .spec import DEFAULT_DEVICES, Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
 
@@ -32,11 +32,7 @@ def read_spec(path: str | Path) -> StudySpec:
         OSError: it cannot be read.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise QsimError(f"{path} is not TOML: {error}") from error
-    return _relative_to(spec_of(table, str(path)), path.parent)
+    return _relative_to(spec_of(read_toml(path), str(path)), path.parent)
 
 
 def spec_of(table: Mapping[str, Any], where: str = "study") -> StudySpec:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from qsim import files
 from qsim.cli import main
 from qsim.errors import QsimError
-from qsim.study import StudySpec, read_result, run_study
+from qsim.study import StudySpec, read_result, read_spec, run_study
 from qsim.study import folder as folder_module
 from qsim.study.folder import Parts, prepare, settle
 from tests.crash.scenarios import given_numbers, snapshot
@@ -168,3 +168,14 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     says = f"interrupted: 2 parts of the study are finished in {where}; the same command goes on from there"
     assert says in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"{", b"", b"a = [" + b"[" * 5000, b"title = 3"])
+def test_files_that_are_no_study_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    for name, read in (("study.json", read_result), ("study.toml", read_spec)):
+        (tmp_path / name).write_bytes(content)
+        if (name, content) == ("study.toml", b""):  # a study of defaults
+            continue
+        with pytest.raises(QsimError, match=name) as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
