@@ -250,7 +250,7 @@ from qsim.kernels import available_paths, linear, pack
 rng = np.random.default_rng(0)
 x, w = rng.standard_normal((40, 256)).astype('f4'), rng.standard_normal((64, 256)).astype('f4')
 for name in ('w4a16-g128', 'w8a8'):
-    q = qsim.scheme(w, name)
+    q = qsim.quantize(w, name)
     y = linear(x, pack(q))
     assert np.linalg.norm(y - x @ q.dequantize().T) < 0.02 * np.linalg.norm(y)
 print(*available_paths())
