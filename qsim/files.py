@@ -45,7 +45,7 @@ def read_text(path: str | Path, *, limit: int = JSON_LIMIT) -> str:
     if found.st_size > limit:
         raise QsimError(f"{path} has {found.st_size} bytes: at most {limit} are read")
     with open(path, "rb") as file:
-        raw = file.read(limit + 1)
+        raw = file.read(min(found.st_size, limit) + 1)  # a buffer of that size is made, however short the file is
     if len(raw) > limit:
         raise QsimError(f"{path} has more than {limit} bytes, which is all that is read")
     try:

@@ -25,11 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _machine import describe
 
 from qsim.checkpoints.folder import ShardWriter, write_json
-from qsim.checkpoints.stored import Stored, integers
 from qsim.models import ModelConfig
 from qsim.models.families import expected_tensors
 from qsim.models.model import quantizable
-from qsim.models.storage import open_folder
+from qsim.safetensors import Stored, integers, open_folder
 
 HERE = Path(__file__).resolve().parent
 GIB = 1 << 30

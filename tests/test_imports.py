@@ -22,7 +22,7 @@ FLOOR = {
     "qsim.pieces",
     "qsim.tables",
 }  # everybody may
-GROUND = {"qsim.formats", "qsim.scheme"}
+GROUND = {"qsim.formats", "qsim.scheme", "qsim.safetensors"}
 ALLOWED: dict[str, set[str]] = {
     "qsim.errors": set(),
     "qsim.fields": set(),
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.hidden": set(),
     "qsim.pieces": set(),
     "qsim.formats": set(),
+    "qsim.safetensors": {"qsim.formats"},
     "qsim.scheme": {"qsim.formats"},
     "qsim.tensorcore": {"qsim.formats"},
     "qsim.kernels": GROUND | {"qsim.tensorcore"},

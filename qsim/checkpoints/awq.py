@@ -17,11 +17,11 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
+from qsim.safetensors import Stored, exactly, words
 from qsim.scheme import QuantizedTensor, Scheme
 
 from .gptq import common_reason
 from .parts import Notes, Parts, signed_codes, with_scale_format
-from .stored import Stored, exactly, words
 from .words import pack_awq, transposed, unpack_awq
 
 PARTS = ("qweight", "qzeros", "scales")

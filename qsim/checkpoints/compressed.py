@@ -31,11 +31,11 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat, pack, unpack
+from qsim.safetensors import DTYPE_OF, Stored, exactly, integers, words
 from qsim.scheme import QuantizedTensor, Scheme
 from qsim.scheme.huggingface import compressed_layout, to_config
 
 from .parts import Notes, Parts, as_int8, from_int8, signed_codes, unsigned_codes, with_scale_format
-from .stored import DTYPE_OF, Stored, exactly, integers, words
 from .words import dense_count, pack_dense, pack_whole, unpack_dense, unpack_whole, whole_count
 
 Words: TypeAlias = Literal["dense", "whole"]

@@ -7,23 +7,16 @@ leaves it behind, without the files that would make it a checkpoint, until the s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
 
 from qsim.errors import QsimError
-from qsim.files import copy_regular, replace, write_json, write_whole
+from qsim.files import copy_regular, replace, write_json
 from qsim.folders import whole_folder
+from qsim.safetensors import INDEX, SINGLE, Stored, write_file
 
-from .stored import NUMPY_OF, Stored
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 SHARD_BYTES = 1 << 28  # a shard is held in memory until it is full: what conversion holds beside a layer
 # What belongs to a model beside its weights. Never config.json, weights, or configs of another layout.
 _BESIDE = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model",
@@ -117,31 +110,6 @@ class ShardWriter:
 
 def _shard_name(i: int, count: int) -> str:
     return f"model-{i:05d}-of-{count:05d}.safetensors"
-
-
-def write_file(path: Path, tensors: dict[str, Stored]) -> None:
-    """One safetensors file.
-
-    Tensors are in the order of the safetensors library, wide dtypes first, so that each starts at a multiple of its
-    item size: PyTorch refuses others.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: (-NUMPY_OF[item[1].dtype].itemsize, item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, tensor in ordered:
-        offsets = [at, at + tensor.nbytes]
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-        at += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            if tensor.nbytes:
-                file.write(tensor.bits.reshape(-1).view(np.uint8).data)
-
-    write_whole(path, write)
 
 
 def copy_beside(source: Path | None, target: Path) -> list[str]:

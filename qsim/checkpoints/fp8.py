@@ -16,11 +16,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.safetensors import Stored, exactly
 from qsim.scheme import Granularity, QuantizedTensor, Scheme
 from qsim.scheme.huggingface import to_config
 
 from .parts import Notes, Parts, with_scale_format
-from .stored import Stored, exactly
 
 Meaning: TypeAlias = Literal["multiply", "divide"]
 PARTS = ("weight", "weight_scale", "weight_scale_inv", "input_scale", "activation_scale")

@@ -18,10 +18,10 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
+from qsim.safetensors import Stored, exactly, integers, words
 from qsim.scheme import QuantizedTensor, Scheme
 
 from .parts import Notes, Parts, signed_codes, unsigned_codes, with_scale_format
-from .stored import Stored, exactly, integers, words
 from .words import dense_count, pack_dense, transposed, unpack_dense
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")

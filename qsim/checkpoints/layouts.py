@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from qsim.errors import QsimError
+from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, Scheme, get_scheme, list_schemes
 from qsim.tables import Table
 
 from . import awq, compressed, fp8, gptq
-from .stored import Stored
 
 
 @dataclass(frozen=True, kw_only=True)

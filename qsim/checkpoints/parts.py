@@ -10,9 +10,8 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import get_format
+from qsim.safetensors import FORMAT_OF, Stored
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
-
-from .stored import FORMAT_OF, Stored
 
 
 @dataclass(kw_only=True)

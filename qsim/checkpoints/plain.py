@@ -11,9 +11,8 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import cast
+from qsim.safetensors import DTYPE_OF, NUMPY_OF, Stored, exactly
 from qsim.scheme import QuantizedTensor
-
-from .stored import DTYPE_OF, NUMPY_OF, Stored, exactly
 
 DTYPES = ("float32", "float16", "bfloat16")
 _PIECE = 1 << 22  # values at a time

@@ -13,14 +13,13 @@ from qsim.models import Model, ModelConfig
 from qsim.models.families import block_names, expected_tensors
 from qsim.models.loading import config_notes, load_plain, read_config, read_json, read_tensor, resolve
 from qsim.models.model import quantizable
-from qsim.models.storage import Entry, TensorFiles, open_folder
 from qsim.models.tokenizer import load_tokenizer
+from qsim.safetensors import FORMAT_OF, Entry, Stored, TensorFiles, open_folder
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 from .fp8 import Meaning
 from .parts import Notes, Parts, with_scale_format
 from .quantization import LayerPlan, Plan, read_plan
-from .stored import FORMAT_OF, Stored
 
 LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's, before config.json had the keys
 _HEAD = "lm_head.weight"

@@ -15,6 +15,7 @@ from qsim.errors import QsimError
 from qsim.files import write_json
 from qsim.folders import check_apart, recover
 from qsim.models import Model
+from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, TensorScheme
 
 from .checks import (
@@ -38,7 +39,6 @@ from .parts import Notes
 from .plain import DTYPES, narrowest, rounded
 from .quantization import Fact, write_plan
 from .reader import Source
-from .stored import Stored
 
 LayoutName: TypeAlias = Literal["auto", "plain", "compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
 Progress: TypeAlias = Callable[[int, int, str], None]

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.safetensors import TensorFiles, open_folder
 
 from . import families
 from .config import ModelConfig
 from .model import Model
-from .storage import TensorFiles, open_folder
 from .tokenizer import load_tokenizer
 
 F32 = np.float32

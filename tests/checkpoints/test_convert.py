@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from qsim.checkpoints import convert, read, write
-from qsim.checkpoints.stored import Stored
-from qsim.models.storage import open_folder
+from qsim.safetensors import Stored, open_folder
 from qsim.scheme import QuantizedTensor
 
 from .test_folders import rewrite

@@ -14,9 +14,8 @@ import pytest
 
 from qsim.checkpoints import read, write
 from qsim.checkpoints import writer as writer_module
-from qsim.checkpoints.folder import INDEX, ShardWriter, write_file
-from qsim.checkpoints.stored import Stored, exactly, integers
-from qsim.models.storage import open_file, open_folder
+from qsim.checkpoints.folder import ShardWriter
+from qsim.safetensors import INDEX, Stored, exactly, integers, open_file, open_folder, write_file
 
 from .tiny import assert_same, config_of, quantized, tiny
 
@@ -312,7 +311,10 @@ def test_an_fp8_weight_without_a_scale(tmp_path):
         ({"checkpoint_format": "marlin"}, "formats gptq and gptq_v2: got 'marlin'"),
         ({"is_marlin_format": True}, "got 'marlin'"),
         ({"pack_dtype": "int16"}, "pack_dtype int32: got 'int16'"),
-        ({"quant_method": "bitsandbytes"}, "quant_method is one of gptq, awq, compressed-tensors, fp8: got 'bitsan"),
+        (
+            {"quant_method": "bitsandbytes"},
+            "quant_method is one of gptq, awq, compressed-tensors, fp8: got 'bitsan",
+        ),
         ({"quant_method": "awq", "version": "gemv"}, "read in version gemm: got 'gemv'"),
         ({"quant_method": "awq", "bits": 8}, "AWQ holds 4 bits: got bits=8"),
         ({"quant_method": "compressed-tensors"}, "'config_groups' is missing"),

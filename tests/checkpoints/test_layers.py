@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from qsim.checkpoints import awq, compressed, fp8, gptq
 from qsim.checkpoints.layouts import QUANTIZED, reason
 from qsim.checkpoints.parts import Notes, Parts
-from qsim.checkpoints.stored import Stored, integers
 from qsim.checkpoints.words import pack_dense, pack_whole
+from qsim.safetensors import Stored, integers
 from qsim.scheme import QuantizedTensor, get_scheme, quantize
 from qsim.scheme.huggingface import compressed_layout
 
