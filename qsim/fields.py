@@ -37,6 +37,7 @@ class Fields:
         self.where = where
         self.read: set[str] = set()
         """Keys that were asked for, whether present or not."""
+        self._inner: list[tuple[str, Fields]] = []
 
     def __contains__(self, key: str) -> bool:
         self.read.add(key)
@@ -140,7 +141,15 @@ class Fields:
         key, value = self._find(keys, default)
         if value is default:
             return value
-        return Fields(value, f"{self.where}: {key}")
+        found = Fields(value, f"{self.where}: {key if len(key) <= 80 else key[:77] + '...'}")
+        self._inner.append((key, found))
+        return found
+
+    def unread(self, ignored: Iterable[str] = ()) -> list[str]:
+        """Keys that nobody has asked for and that are not among `ignored`, sorted; those of tables within as `a.b`."""
+        known = self.read.union(ignored)
+        own = [key for key in self.table if key not in known]
+        return sorted({*own, *(f"{key}.{name}" for key, inner in self._inner for name in inner.unread())})
 
 
 def _short(value: Any) -> str:

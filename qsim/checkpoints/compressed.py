@@ -32,7 +32,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, IntFormat, pack, unpack
 from qsim.safetensors import DTYPE_OF, Stored, exactly, integers, words
-from qsim.scheme import QuantizedTensor, Scheme
+from qsim.scheme import QuantizedTensor, Scheme, encode_with, get_rule
 from qsim.scheme.huggingface import compressed_layout, to_config
 
 from .parts import Notes, Parts, as_int8, from_int8, signed_codes, unsigned_codes, with_scale_format
@@ -44,6 +44,7 @@ PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight
 PACKED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", *PACKED, "mxfp8-quantized")
 _SCALES = ("F32", "F16", "BF16")
+_VALUES = ("F32", "F16", "BF16", "F64")
 _NAMES_OF_BLOCKS = ("mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "nvfp4")
 
 
@@ -192,7 +193,7 @@ def remark(qt: QuantizedTensor) -> str | None:
 
 
 def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> QuantizedTensor:
-    """A layer's weight.
+    """A layer's weight. What is stored decides: codes, packed or not, or floats beside the scales to round them with.
 
     Arguments:
         parts: its tensors.
@@ -208,10 +209,18 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
         raise QsimError(f"tensor {parts.name}.input_zero_point is not 0: activations with a zero point are not read")
     whole = scheme.weight
     element = whole.format.element if isinstance(whole.format, BlockFormat) else whole.format
-    if isinstance(whole.format, BlockFormat):
+    stored_float = "weight" in parts and parts.stored["weight"].dtype in _VALUES
+    if stored_float and isinstance(whole.format, BlockFormat):
+        raise QsimError(
+            f"tensor {parts.name}.weight is {parts.stored['weight'].dtype} beside its scales: weights of "
+            f"{whole.format.name} are read as codes; save the checkpoint compressed"
+        )
+    if stored_float:
+        codes = np.zeros(parts.get("weight", _VALUES, 2).shape, np.uint8)  # found below, from the stored scales
+    elif isinstance(whole.format, BlockFormat):
         codes = _block_codes(parts, fmt, element.bits)
     elif whole.is_integer:
-        codes = _integer_codes(parts, fmt, whole.bits)
+        codes = _integer_codes(parts, whole.bits)
     else:
         codes = parts.get("weight", ("F8_E4M3",), 2).bits
     whole.check_shape(codes.shape, parts.name)
@@ -233,6 +242,9 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
             scheme = with_scale_format(scheme, stored_as, symmetric=False, format=unsigned, zero_point_format=unsigned)
         elif symmetric:
             zeros, codes = None, signed_codes(codes, whole.bits)
+    if stored_float:
+        codes = _rounded(parts, scheme, scales, zeros)
+        notes.add("weights are stored as floats beside their scales: rounded with these, as the library runs them")
     tensor_scale = _reciprocal(parts, "weight_global_scale") if whole.format.name == "nvfp4" else None
     return QuantizedTensor(
         codes=codes,
@@ -244,6 +256,29 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
         group_index=_group_index(parts, scheme, codes.shape[1]),
         name=parts.name,
     )
+
+
+def _rounded(parts: Parts, scheme: Scheme, scales: np.ndarray, zeros: np.ndarray | None) -> np.ndarray:
+    """Codes of a weight that is stored as floats beside its scales, which is how a model that was calibrated but not
+    compressed is saved (quantization_status `frozen`); the library rounds such a weight whenever it is used."""
+    values = parts.get("weight", _VALUES, 2).values()
+    if not np.isfinite(values).all():
+        raise QsimError(
+            f"tensor {parts.name}.weight has {int((~np.isfinite(values)).sum())} values that are NaN or Inf"
+        )
+    if not (scales > 0).all():
+        raise QsimError(
+            f"tensor {parts.name}.weight_scale must be positive to round the stored weight with: got {scales.min()}; "
+            "calibrate the checkpoint and save it compressed"
+        )
+    if _group_index(parts, scheme, values.shape[1]) is not None:
+        raise QsimError(
+            f"tensor {parts.name}.weight is stored as floats and has act order (weight_g_idx): such weights are read "
+            "as codes; save the checkpoint compressed"
+        )
+    rule = get_rule("compressed-tensors", scheme.weight)
+    with np.errstate(over="ignore"):  # beyond the format's range a code saturates
+        return encode_with(values, scheme.weight, scales, zeros, rule)
 
 
 def _input_scale(parts: Parts, scheme: Scheme) -> float | None:
@@ -271,9 +306,9 @@ def _block_codes(parts: Parts, fmt: str, bits: int) -> np.ndarray:
     return unpack(packed, bits)
 
 
-def _integer_codes(parts: Parts, fmt: str, bits: int) -> np.ndarray:
-    """Codes counted from the lowest."""
-    if fmt != "pack-quantized":
+def _integer_codes(parts: Parts, bits: int) -> np.ndarray:
+    """Codes counted from the lowest, packed or one to a byte, whichever is stored."""
+    if "weight_packed" not in parts:
         values = parts.get("weight", ("I8",), 2).bits
         half = 1 << (bits - 1)
         if bits < 8 and values.size and (int(values.min()) < -half or int(values.max()) >= half):

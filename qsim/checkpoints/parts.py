@@ -53,13 +53,15 @@ class Parts:
         """A tensor of one of these dtypes.
 
         Raises:
-            ValueError: it is missing, or has another dtype or number of axes.
+            QsimError: it is missing, is empty, or has another dtype or number of axes.
         """
         if key not in self.stored:
             raise QsimError(f"tensor {self.name}.{key} is missing; there are {', '.join(sorted(self.stored))}")
         found = self.stored[key]
         if found.dtype not in dtypes:
             raise QsimError(f"tensor {self.name}.{key} is {found.dtype}, expected {' or '.join(dtypes)}")
+        if found.bits.size == 0:
+            raise QsimError(f"tensor {self.name}.{key} has shape {found.shape}, which holds nothing")
         if ndim is not None and len(found.shape) != ndim:
             raise QsimError(f"tensor {self.name}.{key} has shape {found.shape}, expected {ndim} axes")
         return found

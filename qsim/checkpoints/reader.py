@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,17 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.models import Model, ModelConfig
-from qsim.models.families import block_names, expected_tensors
-from qsim.models.loading import config_notes, load_plain, read_config, read_json, read_tensor, resolve
+from qsim.models.families import block_names, expected_tensors, model_names
+from qsim.models.loading import (
+    check_unquantized,
+    config_notes,
+    load_plain,
+    quantization_of,
+    read_config,
+    read_json,
+    read_tensor,
+    resolve,
+)
 from qsim.models.model import quantizable
 from qsim.models.tokenizer import load_tokenizer
 from qsim.safetensors import FORMAT_OF, Entry, Stored, TensorFiles, open_folder
@@ -21,9 +30,7 @@ from .fp8 import Meaning
 from .parts import Notes, Parts, with_scale_format
 from .quantization import LayerPlan, Plan, read_plan
 
-LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's, before config.json had the keys
 _HEAD = "lm_head.weight"
-_MARKS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 
 
 class Source:
@@ -47,7 +54,7 @@ class Source:
             self.notes.add(note)
         self.plan = self._read_plan(scale_inv)
         if self.plan is None:
-            self._check_plain()
+            check_unquantized(self.files)
         self.expected = dict(expected_tensors(self.config))
         self.layers: dict[str, dict[str, Entry]] = self._find_layers()
         self.scales = self._find_kv_scales()
@@ -57,26 +64,14 @@ class Source:
         self._check()
 
     def _read_plan(self, scale_inv: Meaning | None) -> Plan | None:
-        where, config = self.folder / "config.json", self.data.get("quantization_config")
-        if config is None:
-            where = next((self.folder / name for name in LEGACY if (self.folder / name).is_file()), where)
-            config = read_json(where) if where.name in LEGACY else None
-        if config is None:
+        told = quantization_of(self.folder, self.data)
+        if told is None:
             return None
-        if not isinstance(config, Mapping):
-            raise QsimError(f"{where}: quantization_config is an object: got {config!r}")
+        where, config = told
         try:
             return read_plan(config, self.notes, scale_inv=scale_inv)
-        except (ValueError, TypeError) as error:
+        except QsimError as error:
             raise QsimError(f"{where}: {error}") from None
-
-    def _check_plain(self) -> None:
-        odd = next((name for name in self.files if name.endswith(_MARKS)), None)
-        if odd is not None:
-            raise QsimError(
-                f"{self.files[odd].path}: tensor {odd} belongs to a quantised checkpoint, but config.json has no "
-                "quantization_config that says how to read it"
-            )
 
     def _find_layers(self) -> dict[str, dict[str, Entry]]:
         """Quantised layers by name, with the entries of their parts."""
@@ -130,8 +125,7 @@ class Source:
         allowed = {name.removesuffix(".weight") for name in quantizable(self.config)}
         for layer, parts in self.layers.items():
             if layer not in allowed:
-                entry = next(iter(parts.values()))
-                raise QsimError(f"{entry.path}: tensor {entry.name} is of no Linear of {self.config.architecture}")
+                raise QsimError(_not_a_linear(layer, next(iter(parts.values())), self.config))
         used: set[str] = {entry.name for entry in self.scales.values()}
         for name, shape in self.expected.items():
             if not self.is_quantized(name) and name not in self.files:
@@ -200,7 +194,7 @@ class Source:
         shape = self.expected.get(name)
         if shape is not None and entry.shape != shape:
             raise QsimError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
-        tensor = Stored(dtype=entry.dtype, bits=entry.bits())
+        tensor = entry.stored()
         if not tensor.is_float:
             raise QsimError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, where a float is needed")
         return tensor
@@ -217,7 +211,7 @@ class Source:
             return read_tensor(self.files, name, self.expected[name])
         layer = name.removesuffix(".weight")
         plan, entries = self._layer_plan(layer), self.layers[layer]
-        parts = Parts(layer, {key: Stored(dtype=e.dtype, bits=e.bits()) for key, e in entries.items()})
+        parts = Parts(layer, {key: e.stored() for key, e in entries.items()})
         first = next(iter(entries.values()))
         try:
             qt = plan.decode(parts, plan.scheme, self.notes)
@@ -241,6 +235,17 @@ class Source:
         elif (values == 1).all():
             self.notes.add("a KV scale is exactly 1, as in an uncalibrated cache: values beyond the format clip", name)
         return values
+
+
+def _not_a_linear(layer: str, entry: Entry, config: ModelConfig) -> str:
+    """The sentence on a quantised tensor that is no weight of a Linear: what it is, and the rule."""
+    if layer == model_names(config).embedding:
+        what = "is of the embedding, stored quantised: only weights of Linears (and the head) are read quantised"
+        return f"{entry.path}: tensor {entry.name} {what}; store {layer}.weight as 16- or 32-bit floats"
+    return (
+        f"{entry.path}: tensor {entry.name} belongs to no Linear of {config.architecture}: it is quantised, and "
+        "only weights of Linears (and the head) are read quantised"
+    )
 
 
 def read(path: str | Path, *, scale_inv: Meaning | None = None) -> Model:

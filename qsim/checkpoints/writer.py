@@ -15,6 +15,7 @@ from qsim.errors import QsimError
 from qsim.files import write_json
 from qsim.folders import check_apart, recover
 from qsim.models import Model
+from qsim.models.loading import KEYS
 from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, TensorScheme
 
@@ -37,8 +38,8 @@ from .fp8 import Meaning
 from .layouts import QUANTIZED, refusal
 from .parts import Notes
 from .plain import DTYPES, narrowest, rounded
-from .quantization import Fact, write_plan
 from .reader import Source
+from .writing import Fact, write_plan
 
 LayoutName: TypeAlias = Literal["auto", "plain", "compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -277,7 +278,7 @@ def _run(
 
 def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
     """The whole config.json, and the dtype in it."""
-    data = {key: value for key, value in job.data.items() if key != "quantization_config"}
+    data = {key: value for key, value in job.data.items() if key not in KEYS}
     dtype = job.dtype or job.own_dtype
     if facts or (job.kv_cache is not None and job.layout == "compressed-tensors"):
         plain = [name for name in job.linears if name not in facts]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from qsim import files
 from qsim.errors import QsimError
 from qsim.safetensors import TensorFiles, open_folder
 
@@ -16,10 +17,11 @@ from .config import ModelConfig
 from .model import Model
 from .tokenizer import load_tokenizer
 
-F32 = np.float32
 TINY = Path(__file__).parent / "tiny"
-_LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own files
-_QUANTIZED = (".weight_scale", ".weight_scale_inv", ".weight_packed", ".qweight", ".qzeros", ".scales")
+KEYS = ("quantization_config", "compression_config")  # of config.json; the second is compressed-tensors' older name
+_LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own files, before there was a key
+_MARKS = (".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv",
+          ".weight_global_scale")  # fmt: skip
 
 
 def load(path: str | Path) -> Model:
@@ -39,9 +41,7 @@ def load(path: str | Path) -> Model:
         OSError: a file cannot be read.
     """
     folder = resolve(path)
-    data = read_json(folder / "config.json")
-    legacy = ("quantize_config.json", "quant_config.json")
-    if data.get("quantization_config") is not None or any((folder / name).is_file() for name in legacy):
+    if quantization_of(folder, read_json(folder / "config.json")) is not None:
         from qsim.checkpoints import read  # upward: `load` is the name for all folders
 
         return read(folder)
@@ -52,23 +52,18 @@ def load_plain(folder: str | Path) -> Model:
     """As `load`, for a folder without quantised weights."""
     folder = resolve(folder)
     config = read_config(folder)
-    files = open_folder(folder)
+    found = open_folder(folder)
+    check_unquantized(found)
     notes = config_notes(config)
     expected = dict(families.expected_tensors(config))
-    tensors = {name: read_tensor(files, name, shape) for name, shape in expected.items()}
+    tensors = {name: read_tensor(found, name, shape) for name, shape in expected.items()}
     head, embedding = "lm_head.weight", families.model_names(config).embedding + ".weight"
-    left = sorted(files.keys() - expected.keys() - {head})
-    if config.tie_word_embeddings and head in files:
-        own = read_tensor(files, head, (config.vocab_size, config.word_embed_proj_dim))
+    left = sorted(found.keys() - expected.keys() - {head})
+    if config.tie_word_embeddings and head in found:
+        own = read_tensor(found, head, (config.vocab_size, config.word_embed_proj_dim))
         if not np.array_equal(own, tensors[embedding]):  # transformers does not tie these either
             tensors[head] = own
             notes.append("config ties the head to the embedding, but lm_head.weight differs from it and is used")
-    odd = [name for name in left if name.endswith(_QUANTIZED)]
-    if odd:
-        raise QsimError(
-            f"{files[odd[0]].path}: tensor {odd[0]} belongs to a quantised checkpoint, but config.json has no "
-            "quantization_config that says how to read it"
-        )
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         notes.append(f"tensors that the architecture does not have were not used: {left[0]}{more}")
@@ -102,15 +97,45 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ValueError: it is not one.
+        QsimError: it is not one; as `qsim.files.read_json`.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise QsimError(f"{path} is not valid JSON: {error}") from None
+    data = files.read_json(path)
     if not isinstance(data, dict):
         raise QsimError(f"{path} is not a JSON object")
     return data
+
+
+def quantization_of(folder: Path, data: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]] | None:
+    """How the weights of a folder are quantised: the file that says it, and what it says; None when none does.
+
+    Arguments:
+        data: its config.json.
+
+    Raises:
+        QsimError: what says it is not an object.
+    """
+    where = folder / "config.json"
+    for key in KEYS:
+        if data.get(key) is not None:
+            if not isinstance(data[key], Mapping):
+                raise QsimError(f"{where}: {key} must be an object: got {type(data[key]).__name__}")
+            return where, data[key]
+    legacy = next((folder / name for name in _LEGACY if (folder / name).is_file()), None)
+    return None if legacy is None else (legacy, read_json(legacy))
+
+
+def check_unquantized(found: TensorFiles) -> None:
+    """Refuse parts of quantised weights in a folder that does not say how to read them.
+
+    Raises:
+        QsimError: the first such tensor.
+    """
+    odd = next((name for name in found if name.endswith(_MARKS)), None)
+    if odd is not None:
+        raise QsimError(
+            f"{found[odd].path}: tensor {odd} belongs to a quantised checkpoint, but config.json has no "
+            "quantization_config that says how to read it"
+        )
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -125,19 +150,19 @@ def read_config(folder: Path) -> ModelConfig:
 
 def config_notes(config: ModelConfig) -> list[str]:
     """What a reader must know of a config: its unknown keys, listed once."""
-    unknown = config.unknown_keys
+    unknown = [key for key in config.unknown_keys if key not in KEYS]
     return [f"unknown config keys were ignored: {', '.join(unknown)}"] if unknown else []
 
 
-def read_tensor(files: TensorFiles, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def read_tensor(found: TensorFiles, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A float32 tensor of that shape.
 
     Raises:
         ValueError: it is missing, of another shape, or has NaN or Inf.
     """
-    if name not in files:
-        raise QsimError(f"{files.path} has no tensor {name}, {shape} by config.json")
-    entry = files[name]
+    if name not in found:
+        raise QsimError(f"{found.path} has no tensor {name}, {shape} by config.json")
+    entry = found[name]
     if entry.shape != shape:
         raise QsimError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
     out = entry.float32()

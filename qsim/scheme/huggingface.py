@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsim.errors import QsimError
-from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
+from qsim.fields import Fields
+from qsim.formats import BlockFormat, IntFormat, get_format
 
 from .granularity import Granularity
 from .scheme import Scheme, TensorScheme
 
 METHODS = ("gptq", "awq", "compressed-tensors", "fp8")
+LARGEST = 1 << 24  # group, or block: more columns than any layer has
 
 _FLOAT16 = get_format("float16")
 _E4M3 = get_format("float8_e4m3fn")
@@ -56,19 +58,22 @@ def from_config(config: Mapping[str, Any]) -> Scheme:
     """A scheme from a `quantization_config`.
 
     Raises:
-        ValueError: no or an unknown `quant_method`, a missing key, or layers with different schemes.
+        QsimError: no or an unknown `quant_method`, a key that is missing, of another type or out of its range, layers
+            with different schemes.
     """
-    method = config.get("quant_method")
-    if method not in METHODS:
-        raise QsimError(f"quantization_config: quant_method is one of {', '.join(METHODS)}: got {method!r}")
-    read = {"gptq": _from_gptq, "awq": _from_awq, "compressed-tensors": _from_compressed, "fp8": _from_fp8}[method]
-    return read(config)
+    method = Fields(config, "quantization_config").text("quant_method", "", choices=("", *METHODS))
+    keys = Fields(config, f"quantization_config ({method})")
+    if not method:
+        raise QsimError(f"quantization_config: quant_method must be one of {', '.join(METHODS)}: got none")
+    read = {"gptq": read_gptq, "awq": read_awq, "compressed-tensors": _read_compressed, "fp8": read_fp8}[method]
+    return read(keys)
 
 
-def _need(config: Mapping[str, Any], key: str) -> Any:
-    if key not in config:
-        raise QsimError(f"quantization_config ({config.get('quant_method')}): key {key!r} is missing")
-    return config[key]
+def _group_size(keys: Fields) -> int:
+    size = keys.integer("group_size", -1, LARGEST)
+    if size == 0:
+        raise keys.refuse("group_size", "must be -1, for one scale per row, or at least 1")
+    return size
 
 
 def _grouped(bits: int, group_size: int, symmetric: bool) -> Scheme:
@@ -97,8 +102,9 @@ def _to_gptq(scheme: Scheme) -> dict[str, Any]:
     }
 
 
-def _from_gptq(config: Mapping[str, Any]) -> Scheme:
-    return _grouped(int(_need(config, "bits")), int(_need(config, "group_size")), bool(config.get("sym", True)))
+def read_gptq(keys: Fields) -> Scheme:
+    """The scheme of GPTQ's keys."""
+    return _grouped(keys.integer("bits", 2, 8), _group_size(keys), keys.flag("sym", True))
 
 
 def _to_awq(scheme: Scheme) -> dict[str, Any]:
@@ -114,10 +120,9 @@ def _to_awq(scheme: Scheme) -> dict[str, Any]:
     }
 
 
-def _from_awq(config: Mapping[str, Any]) -> Scheme:
-    return _grouped(
-        int(_need(config, "bits")), int(_need(config, "group_size")), not bool(config.get("zero_point", True))
-    )
+def read_awq(keys: Fields) -> Scheme:
+    """The scheme of AWQ's keys."""
+    return _grouped(keys.integer("bits", 2, 8), _group_size(keys), not keys.flag("zero_point", True))
 
 
 # --- FP8 ----------------------------------------------------------------------------------------------------
@@ -137,15 +142,20 @@ def _to_fp8(scheme: Scheme) -> dict[str, Any]:
     return config
 
 
-def _from_fp8(config: Mapping[str, Any]) -> Scheme:
-    dynamic = config.get("activation_scheme", "dynamic") == "dynamic"
-    block = config.get("weight_block_size")
+def read_fp8(keys: Fields) -> Scheme:
+    """The scheme of the keys of AutoFP8, vLLM and DeepSeek."""
+    dynamic = keys.text("activation_scheme", "dynamic", choices=("static", "dynamic")) == "dynamic"
+    block = _block_of(keys, "weight_block_size")
     if block:
-        weight = Granularity(kind="block", rows=int(block[0]), columns=int(block[1]))
-        activation = Granularity(kind="group", columns=int(block[1]))
+        weight = Granularity(kind="block", rows=block[0], columns=block[1])
+        activation = Granularity(kind="group", columns=block[1])
     else:
         weight = activation = Granularity(kind="tensor")
-    kv = config.get("kv_cache_scheme")
+    kv = keys.table.get("kv_cache_scheme")
+    if isinstance(kv, Mapping):  # as compressed-tensors says it
+        kv = "dynamic" if keys.inner("kv_cache_scheme").flag("dynamic", False) else "static"
+    else:
+        kv = keys.text("kv_cache_scheme", "")
     return Scheme(
         weight=TensorScheme(format=_E4M3, granularity=weight, ragged=bool(block)),
         activation=TensorScheme(format=_E4M3, granularity=activation, dynamic=dynamic, ragged=bool(block)),
@@ -153,6 +163,24 @@ def _from_fp8(config: Mapping[str, Any]) -> Scheme:
         if kv
         else TensorScheme(format=get_format("bfloat16")),
     )
+
+
+def _block_of(keys: Fields, name: str) -> tuple[int, int] | None:
+    """Rows and columns of a block: two numbers, or a text such as `128x128`."""
+    value = keys.table.get(name)
+    if isinstance(value, str):
+        keys.text(name)
+        parts = value.lower().split("x")
+        sizes = [int(part) for part in parts if part.isdecimal() and len(part) < 9]
+        if len(sizes) != 2 or len(parts) != 2:
+            raise keys.refuse(name, "must be two numbers, as in [128, 128] or 128x128")
+    else:
+        sizes = keys.items(name, int, (), most=2)
+        if value is not None and len(sizes) != 2:
+            raise keys.refuse(name, "must be two numbers")
+    if any(not 1 <= size <= LARGEST for size in sizes):
+        raise keys.refuse(name, f"must be two numbers from 1 to {LARGEST}")
+    return (sizes[0], sizes[1]) if sizes else None
 
 
 # --- compressed-tensors -------------------------------------------------------------------------------------
@@ -203,45 +231,61 @@ def compressed_args(part: TensorScheme) -> dict[str, Any] | None:
     return args
 
 
-def _from_args(args: Mapping[str, Any] | None, *, weight_only: bool, layout: str = "") -> TensorScheme:
-    if args is None:
-        return TensorScheme(format=get_format("bfloat16"))
-    bits, kind, strategy = int(args.get("num_bits", 8)), args.get("type", "int"), args.get("strategy", "tensor")
-    symmetric, dynamic, group = bool(args.get("symmetric", True)), args.get("dynamic", False), args.get("group_size")
-    scale = _FROM_TORCH.get(str(args.get("scale_dtype")), "")
+_UNQUANTIZED = TensorScheme(format=get_format("bfloat16"))
+_STRATEGIES = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
+_KEPT = ("actorder", "observer", "observer_kwargs")  # of the calibration; they do not say how tensors are stored
+
+
+def read_args(keys: Fields | None, *, weight_only: bool = False, layout: str = "") -> TensorScheme:
+    """`QuantizationArgs` of compressed-tensors; None is unquantised.
+
+    Arguments:
+        weight_only: activations are not quantised, so that scales of integers are in the model's dtype.
+        layout: the group's `format`, which says MX where the arguments do not.
+
+    Raises:
+        QsimError: a key of another type or out of its range, or what no scheme can say.
+    """
+    if keys is None:
+        return _UNQUANTIZED
+    keys.read.update(_KEPT)
+    bits, kind = keys.integer("num_bits", 1, 32, 8), keys.text("type", "int", choices=("int", "float"))
+    symmetric, group = keys.flag("symmetric", True), _group_size(keys) if "group_size" in keys else None
+    # the library infers a strategy that is left out from the group size
+    inferred = "tensor" if group is None else "channel" if group == -1 else "group"
+    strategy = keys.text("strategy", inferred, choices=_STRATEGIES)
+    keys.read.add("dynamic")
+    dynamic = keys.table.get("dynamic") == "local" or keys.flag("dynamic", False)
+    scale = _FROM_TORCH.get(keys.text("scale_dtype", ""), "")
+    zero_point = _FROM_TORCH.get(keys.text("zp_dtype", ""), "")
+    block = _block_of(keys, "block_structure")
     # an MX scale_dtype is uint8; configs that leave it out say MX by the bits or by the layout
     is_block = kind == "float" and (
         bits < 8 or strategy == "tensor_group" or scale == "float8_e8m0fnu" or layout in _LAYOUTS.values()
     )
     if is_block:
-        key = (bits, int(group or 0))
-        if key not in _BLOCKS:
-            raise QsimError(f"quantization_config: no block format of {bits} bits in groups of {group}")
-        return TensorScheme(format=get_format(_BLOCKS[key]), dynamic=bool(dynamic))
+        if (bits, group or 0) not in _BLOCKS:
+            raise QsimError(f"{keys.where}: there is no block format of {bits} bits in groups of {group}")
+        return TensorScheme(format=get_format(_BLOCKS[bits, group or 0]), dynamic=dynamic)
     if kind == "float":
         if (kind, bits) not in _FLOATS:
-            raise QsimError(f"quantization_config: floats have 8 or 4 bits: got num_bits={bits}")
+            raise keys.refuse("num_bits", "of floats must be 8 or 4")
         fmt = get_format(_FLOATS[kind, bits])
+    elif not 2 <= bits <= 8:
+        raise keys.refuse("num_bits", "of integers must be from 2 to 8")
     else:
         fmt = get_format(f"int{bits}" if symmetric else f"uint{bits}")
-    if strategy == "group" and int(group or -1) == -1:
+    if strategy == "group" and group in (None, -1):
         strategy = "channel"
-    block = args.get("block_structure")
-    if isinstance(block, str):
-        block = block.lower().split("x")
+    if strategy in ("tensor_group", "attn_head"):
+        raise keys.refuse("strategy", f"does not belong to {bits}-bit numbers of type {kind}")
+    if strategy == "block" and block is None:
+        raise QsimError(f"{keys.where}: block_structure is missing: strategy is block")
     granularity = Granularity(
-        kind=strategy,
-        columns=int(group)
-        if strategy == "group" and group
-        else int(block[1])
-        if strategy == "block" and block
-        else None,
-        rows=int(block[0]) if strategy == "block" and block else None,
+        kind=strategy,  # type: ignore[arg-type]
+        columns=group if strategy == "group" else block[1] if strategy == "block" and block else None,
+        rows=block[0] if strategy == "block" and block else None,
     )
-    zero: IntFormat | FloatFormat | None = None
-    zp = _FROM_TORCH.get(str(args.get("zp_dtype")), "")
-    if not symmetric and zp:
-        zero = get_format(zp)  # type: ignore[assignment]
     # the model's dtype is not in the config: scales that do not say are float16 beside weight-only integers, as on disk
     scale = scale or ("float16" if weight_only and kind == "int" else "float32")
     return TensorScheme(
@@ -249,8 +293,8 @@ def _from_args(args: Mapping[str, Any] | None, *, weight_only: bool, layout: str
         granularity=granularity,
         symmetric=symmetric,
         scale_format=get_format(scale),  # type: ignore[arg-type]
-        zero_point_format=zero,
-        dynamic=bool(dynamic),
+        zero_point_format=get_format(zero_point) if not symmetric and zero_point else None,  # type: ignore[arg-type]
+        dynamic=dynamic,
         ragged=strategy == "block" or (kind == "float" and strategy == "group"),
     )
 
@@ -302,33 +346,38 @@ class ConfigGroup:
     layout: str
 
 
-def compressed_groups(config: Mapping[str, Any]) -> list[ConfigGroup]:
+def compressed_groups(keys: Fields, *, kv_cache: TensorScheme = _UNQUANTIZED) -> list[ConfigGroup]:
     """The groups of a compressed-tensors config that quantise weights.
 
+    Arguments:
+        keys: of the config.
+        kv_cache: the scheme of the KV cache, which is that of every group.
+
     Raises:
-        ValueError: no `config_groups`, a group without `weights` key, or arguments that no scheme can say.
+        QsimError: no `config_groups`, a group without targets, a key of another type or out of its range, or arguments
+            that no scheme can say.
     """
-    common = str(config.get("format") or "")
+    common = keys.text("format", "")
+    table = keys.inner("config_groups")
     out = []
-    for name, group in _need(config, "config_groups").items():
-        if not isinstance(group, Mapping):
-            raise QsimError(f"quantization_config: config group {name!r} names a preset, whose meaning is not stored")
-        layout = str(group.get("format") or common)
-        activations = group.get("input_activations")
-        weight = _from_args(_need(group, "weights"), weight_only=activations is None, layout=layout)
+    for name, value in table.table.items():
+        if not isinstance(value, Mapping):
+            raise QsimError(f"{table.where}: group {name!r} names a preset, whose meaning is not stored")
+        group = table.inner(name)
+        layout = group.text("format", common)
+        targets = group.items("targets", str, most=1 << 16)
+        activations, outputs = group.inner("input_activations", None), group.inner("output_activations", None)
+        read_args(outputs)  # products do not round their outputs; the keys are checked all the same
+        weight = read_args(group.inner("weights", None), weight_only=activations is None, layout=layout)
         if not weight.is_quantized:
             continue
-        scheme = Scheme(
-            weight=weight,
-            activation=_from_args(activations, weight_only=False),
-            kv_cache=_from_args(config.get("kv_cache_scheme"), weight_only=False),
-        )
-        out.append(ConfigGroup(name=name, targets=tuple(group.get("targets") or ()), scheme=scheme, layout=layout))
+        scheme = Scheme(weight=weight, activation=read_args(activations), kv_cache=kv_cache)
+        out.append(ConfigGroup(name=name, targets=targets, scheme=scheme, layout=layout))
     return out
 
 
-def _from_compressed(config: Mapping[str, Any]) -> Scheme:
-    groups = compressed_groups(config)
+def _read_compressed(keys: Fields) -> Scheme:
+    groups = compressed_groups(keys, kv_cache=read_args(keys.inner("kv_cache_scheme", None)))
     if not groups or any(g.scheme != groups[0].scheme for g in groups):
         raise QsimError(
             f"quantization_config: one scheme for all layers is read here: got {len(groups)} config_groups "

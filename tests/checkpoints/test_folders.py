@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qsim.checkpoints import read, write
+from qsim.checkpoints import convert, read, write
 from qsim.checkpoints import writer as writer_module
 from qsim.checkpoints.folder import ShardWriter
+from qsim.errors import QsimError
+from qsim.models import load
 from qsim.safetensors import INDEX, Stored, exactly, integers, open_file, open_folder, write_file
 
 from .tiny import assert_same, config_of, quantized, tiny
@@ -293,7 +295,7 @@ def test_a_quantised_tensor_where_none_belongs(folder):
             tensors[f"model.norm.{last}"] = tensors[f"{Q}.{last}"]
 
     rewrite(folder, move)
-    with pytest.raises(ValueError, match=r"tensor model.norm.\w+ is of no Linear of llama"):
+    with pytest.raises(ValueError, match=r"tensor model.norm.\w+ belongs to no Linear of llama"):
         read(folder)
 
 
@@ -313,11 +315,11 @@ def test_an_fp8_weight_without_a_scale(tmp_path):
         ({"pack_dtype": "int16"}, "pack_dtype int32: got 'int16'"),
         (
             {"quant_method": "bitsandbytes"},
-            "quant_method is one of gptq, awq, compressed-tensors, fp8: got 'bitsan",
+            "quant_method must be one of gptq, awq, compressed-tensors, fp8: got 'bit",
         ),
         ({"quant_method": "awq", "version": "gemv"}, "read in version gemm: got 'gemv'"),
         ({"quant_method": "awq", "bits": 8}, "AWQ holds 4 bits: got bits=8"),
-        ({"quant_method": "compressed-tensors"}, "'config_groups' is missing"),
+        ({"quant_method": "compressed-tensors"}, "config_groups is missing"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "codes float8_e4m3fn: got 'e5m2'"),
     ],
 )
@@ -329,7 +331,7 @@ def test_a_config_that_is_not_read(folder, change, words):
 
 def test_a_config_without_a_key(folder):
     edit(folder, lambda config: config.pop("group_size"))
-    with pytest.raises(ValueError, match="config.json.*'group_size' is missing"):
+    with pytest.raises(ValueError, match="config.json.*group_size is missing"):
         read(folder)
 
 
@@ -367,6 +369,121 @@ def test_legacy_configs(tmp_path):
               "true_sequential": True, "model_name_or_path": None, "model_file_base_name": None}  # fmt: skip
     (tmp_path / "gptq" / "quantize_config.json").write_text(json.dumps(legacy))
     assert_same(read(tmp_path / "gptq"), quantized("w4a16-g32-sym"))
+
+
+@pytest.mark.parametrize("name", ["w4a16-g32-sym", "w4a16-g32", "w8a8", "fp8-rowwise", "w8a8-tensor-static"])
+@pytest.mark.parametrize("status", ["frozen", "calibration"])
+def test_floats_beside_their_scales_are_rounded_with_these(tmp_path, name, status):
+    """A checkpoint that was calibrated but not compressed: float weights, scales and zero points, status frozen."""
+    model = quantized(name)
+    write(model, tmp_path / "out", "compressed-tensors")
+    edit(tmp_path / "out", lambda config: config.update(quantization_status=status))
+    originals = tiny().tensors
+    half = 1 << (model.tensors[f"{Q}.weight"].element.bits - 1)
+
+    def thaw(tensors):
+        for layer in model.linears():
+            for last in ("weight", "weight_packed", "weight_shape", "weight_zero_point"):
+                tensors.pop(f"{layer}.{last}", None)
+            tensors[f"{layer}.weight"] = exactly(originals[f"{layer}.weight"], "bfloat16")
+            zeros = model.tensors[f"{layer}.weight"].zeros
+            if zeros is not None:
+                signed = (zeros.astype(np.int16) - half).astype(np.int8)
+                tensors[f"{layer}.weight_zero_point"] = Stored(dtype="I8", bits=signed)
+
+    rewrite(tmp_path / "out", thaw)
+    back = read(tmp_path / "out")
+    assert len(back.notes) == 1
+    assert back.notes[0].startswith("weights are stored as floats beside their scales: rounded with these")
+    for layer in model.linears():
+        got, written = back.tensors[f"{layer}.weight"], model.tensors[f"{layer}.weight"]
+        assert got.scheme == written.scheme
+        np.testing.assert_array_equal(got.scales, written.scales)
+        if name == "fp8-rowwise":
+            np.testing.assert_array_equal(got.codes, written.codes)
+            continue
+        # `_quantize` of compressed-tensors: round(clamp(x / scale + zero_point)) in signed integers
+        columns = written.tensor_scheme.group_size
+        scales = written.scales if columns is None else np.repeat(written.scales, columns, axis=1)
+        zeros = np.float32(0)
+        if written.zeros is not None:
+            zeros = np.repeat(written.zeros.astype(np.float32) - np.float32(half), columns, axis=1)
+        want = np.rint(np.clip(originals[f"{layer}.weight"] / scales + zeros, -half, half - 1)).astype(np.int32)
+        found = got.integers.astype(np.int32) - (0 if written.zeros is None else half)
+        np.testing.assert_array_equal(found, want)
+
+
+def test_scales_that_were_never_found_are_refused(tmp_path):
+    write(quantized("w8a8"), tmp_path / "out", "compressed-tensors")
+
+    def thaw(tensors):
+        tensors[f"{Q}.weight"] = exactly(tiny().tensors[f"{Q}.weight"], "bfloat16")
+        tensors[f"{Q}.weight_scale"] = Stored(dtype="F32", bits=np.zeros((256, 1), np.float32))
+
+    rewrite(tmp_path / "out", thaw)
+    with pytest.raises(QsimError, match=rf"tensor {Q}.weight_scale must be positive to round the stored weight with"):
+        read(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", [True, False])
+def test_the_older_key_of_compressed_tensors(tmp_path, method):
+    model = quantized("w4a16-g32")
+    write(model, tmp_path / "out", "compressed-tensors")
+    config = config_of(tmp_path / "out")
+    config["compression_config"] = config.pop("quantization_config")
+    if not method:
+        del config["compression_config"]["quant_method"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert_same(read(tmp_path / "out"), model)
+    assert read(tmp_path / "out").notes == ()
+    assert_same(load(tmp_path / "out"), model)
+    written = convert(tmp_path / "out", tmp_path / "other", "gptq_v2")
+    assert written.layout == "gptq_v2"
+    assert "compression_config" not in config_of(tmp_path / "other")
+    assert_same(read(tmp_path / "other"), model)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("value", [3, [], "gptq", True])
+def test_a_quantization_config_that_is_no_object(folder, key, value):
+    config = config_of(folder)
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    for reader in (read, load):
+        with pytest.raises(QsimError, match=f"config.json: {key} must be an object: got {type(value).__name__}"):
+            reader(folder)
+
+
+def test_configs_that_are_nested_too_deeply(folder):
+    deep = "[" * 100_000 + "]" * 100_000
+    config = json.dumps(config_of(folder))
+    (folder / "config.json").write_text(config[:-1] + f', "x": {deep}}}')
+    with pytest.raises(QsimError, match="config.json is nested too deeply"):
+        read(folder)
+    plain = json.loads(config)
+    del plain["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(plain))
+    broken = {f'{{"bits": {deep}}}': "is nested too deeply", "[]": "is not a JSON object", "": "is not JSON"}
+    for text, words in broken.items():
+        (folder / "quantize_config.json").write_text(text)
+        with pytest.raises(QsimError, match=f"quantize_config.json {words}"):
+            read(folder)
+
+
+def test_a_quantised_embedding_is_named(tmp_path):
+    write(quantized("w8a8"), tmp_path / "out", "compressed-tensors")
+    name = "model.embed_tokens"
+
+    def quantise(tensors):
+        tensors[f"{name}.weight"] = Stored(dtype="I8", bits=np.zeros((64, 128), np.int8))
+        tensors[f"{name}.weight_scale"] = Stored(dtype="F32", bits=np.ones((64, 1), np.float32))
+
+    rewrite(tmp_path / "out", quantise)
+    words = (
+        rf"tensor {name}.\w+ is of the embedding, stored quantised: only weights of Linears .*store {name}.weight as"
+    )
+    with pytest.raises(QsimError, match=words):
+        read(tmp_path / "out")
 
 
 def test_stored_and_configured_differ(folder):

@@ -9,7 +9,7 @@ import pytest
 
 from qsim.checkpoints import compressed, convert, read, write
 from qsim.checkpoints.parts import Notes, Parts
-from qsim.checkpoints.quantization import Fact, write_plan
+from qsim.checkpoints.writing import Fact, write_plan
 from qsim.safetensors import NUMPY_OF, Stored, open_folder
 from qsim.scheme import QuantizedTensor, get_scheme, quantize
 from qsim.scheme.huggingface import compressed_layout

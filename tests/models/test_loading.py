@@ -98,7 +98,7 @@ def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="is not a checkpoint: it has no config.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+    with pytest.raises(ValueError, match="config.json is not JSON"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="config.json is not a JSON object"):

@@ -179,7 +179,7 @@ def test_configs_as_they_are_on_disk():
     assert Scheme.from_quantization_config(compressed) == get_scheme("w4a16-g128-sym")
     with pytest.raises(ValueError, match="quant_method"):
         Scheme.from_quantization_config({"quant_method": "bitsandbytes"})
-    with pytest.raises(ValueError, match="'group_size' is missing"):
+    with pytest.raises(ValueError, match="group_size is missing"):
         Scheme.from_quantization_config({"quant_method": "gptq", "bits": 4})
 
 
