@@ -7,6 +7,7 @@ Scales per tensor, per row or per 128 x 128 block; activations with a stored sca
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,13 +16,24 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat
-from qsim.scheme import QuantizedTensor, Scheme, encode_with, get_rule, get_scheme, quantize
+from qsim.scheme import (
+    QuantizedTensor,
+    Scheme,
+    encode_with,
+    get_rule,
+    get_scheme,
+    quantize,
+    shared_scale,
+    tensor_scale_of,
+    with_tensor_scale,
+)
 
 from .activations import input_scale_of, joint_error, needs_input_scale, power_of_two_above
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
 from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
+from .scales import shared_details
 
 F32 = np.float32
 
@@ -37,6 +49,7 @@ def fp8(
     power_of_two: bool = False,
     mse: bool | float = False,
     tokens: int | None = None,
+    tensor_scale: float | None = None,
     name: str = "",
 ) -> tuple[QuantizedTensor, LayerRecord]:
     """Quantise one layer to FP8.
@@ -50,6 +63,8 @@ def fp8(
         scale_rule: `amax`, `autofp8` or `compressed-tensors`; None is `amax`.
         power_of_two: round scales up to powers of two, so that scaling is exact and nothing clips.
         mse: search for the range of least sum |q - x|^p instead of the largest value; True is p = 2.
+        tensor_scale: the scale that the layer shares with those that engines fuse it with, see `qsim.scheme.shared`;
+            None is its own.
         tokens, name: for the record and messages.
 
     Returns:
@@ -73,14 +88,16 @@ def fp8(
     q = quantize(w, scheme, scale_rule=scale_rule, clip=norm, input_scale=input_scale, name=name)
     if power_of_two:
         q = with_power_of_two_scales(q, w)
+    shared = shared_details(tensor_scale_of(q), tensor_scale)
+    q = with_tensor_scale(q, w, tensor_scale, scale_rule="amax" if power_of_two else scale_rule)
     time_s = time.perf_counter() - started
-    known: dict[str, Any] = {"details": {}}
+    known: dict[str, Any] = {"details": shared}
     if x is not None:
         error = joint_error(x, w, q)
         known |= {"joint_error": error, "rtn_joint_error": error}
         if input_scale is not None:
             top = F32(input_scale) * F32(scheme.activation.format.max)  # type: ignore[union-attr]
-            known["details"] = {"activation_clip_fraction": float((np.abs(x) > top).mean())}
+            known["details"] = {**shared, "activation_clip_fraction": float((np.abs(x) > top).mean())}
     record = measure(
         w, q, "fp8", hessian=None if hessian is None else check_hessian(hessian, w.shape[1], name), is_rtn=True,
         tokens=tokens, time_s=time_s, notes=unit_scales(q),
@@ -142,7 +159,15 @@ def recipe(
     return Recipe(
         method="fp8", scheme=scheme, settings={**options, "percentile": percentile}, moments=static,
         needs_calibration=static, quantize=partial(_layer, scheme, options, percentile),
+        shared_scale=partial(_shared_scale, scheme, options),
     )  # fmt: skip
+
+
+def _shared_scale(scheme: Scheme, options: dict[str, Any], weights: Sequence[np.ndarray]) -> float | None:
+    mse = options["mse"]
+    clip = None if not mse else 2.0 if mse is True else float(mse)
+    found = shared_scale(weights, scheme, scale_rule=options["scale_rule"], clip=clip)
+    return found if found is None or not options["power_of_two"] else float(power_of_two_above(F32(found)))
 
 
 def _layer(
@@ -153,7 +178,9 @@ def _layer(
     inputs: LayerInputs | None,
     scale: Any,
     name: str,
+    tensor_scale: float | None = None,
 ) -> LayerResult:
+    options = {**options, "tensor_scale": tensor_scale}
     if inputs is None:
         return fp8(weight, scheme, name=name, **options)
     peak = inputs.percentile(percentile) if needs_input_scale(scheme) else None

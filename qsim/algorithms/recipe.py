@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -57,7 +57,9 @@ class Recipe:
         method, scheme, settings: what it is, for records and for resuming.
         quantize: function (weight, inputs, scale, name) of one layer. `weight` is the float weight, `scale` the (K,)
             factor that a fold multiplies its columns by, or None. Module-level or a `partial` of such, so that it can
-            be sent to another process.
+            be sent to another process. With `shared_scale` it also takes `tensor_scale`, what that has returned.
+        shared_scale: finds the one tensor scale of weights that engines fuse, see `qsim.scheme.shared`; None when each
+            layer has scales of its own.
         fold: finds the factors of a block; None when the method has none.
         quantised_prefix: inputs come from the blocks as already quantised, not from the original ones.
         hessian, moments, sample: which statistics it needs; `sample` rows of the input.
@@ -69,7 +71,8 @@ class Recipe:
     method: str
     scheme: Scheme
     settings: Mapping[str, Any] = field(default_factory=dict)
-    quantize: Callable[[np.ndarray, LayerInputs | None, np.ndarray | None, str], LayerResult]
+    quantize: Callable[..., LayerResult]
+    shared_scale: Callable[[Sequence[np.ndarray]], float | None] | None = None
     fold: Callable[[BlockView], list[Fold]] | None = None
     quantised_prefix: bool = False
     hessian: bool = True

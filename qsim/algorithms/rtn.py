@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import (
+    QuantizedTensor,
+    Scheme,
+    get_scheme,
+    quantize,
+    shared_scale,
+    tensor_scale_of,
+    with_tensor_scale,
+)
 
 from .activations import needs_input_scale
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight
 from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
+from .scales import shared_details
 
 
 def rtn(
@@ -25,6 +34,7 @@ def rtn(
     scale_rule: str | None = None,
     mse: bool | float = False,
     tokens: int | None = None,
+    tensor_scale: float | None = None,
     name: str = "",
     **rounding: Any,
 ) -> tuple[QuantizedTensor, LayerRecord]:
@@ -36,6 +46,8 @@ def rtn(
         hessian: (K, K), sum of x x^T in any scaling; only for the errors in the record.
         scale_rule: see `qsim.scheme.quantize`, which does the rounding.
         mse: search for the range of least sum |q - x|^p; True is p = 2.4, gptq's.
+        tensor_scale: the scale that the layer shares with those that engines fuse it with, see `qsim.scheme.shared`;
+            None is its own.
         tokens, name: for the record and messages.
         rounding: other arguments of `qsim.scheme.quantize` (`clip_grid`, `scale_rounding`, `block_scale_rule`).
 
@@ -52,10 +64,12 @@ def rtn(
     if mse:
         rounding["clip"] = 2.4 if mse is True else float(mse)
     q = quantize(w, scheme, scale_rule=scale_rule, name=name, **rounding)
+    details = shared_details(tensor_scale_of(q), tensor_scale)
+    q = with_tensor_scale(q, w, tensor_scale, scale_rule=scale_rule, **rounding)
     time_s = time.perf_counter() - started
     record = measure(
         w, q, "rtn", hessian=h, is_rtn=True, tokens=tokens, time_s=time_s,
-        settings={"scale_rule": scale_rule, **rounding},
+        settings={"scale_rule": scale_rule, **rounding}, details=details,
         dead_columns=0 if h is None else int((h.diagonal() == 0).sum()),
     )  # fmt: skip
     return q, record
@@ -68,13 +82,19 @@ def recipe(scheme: str | Scheme, *, scale_rule: str | None = None, mse: bool | f
     """RTN for `quantize_model`. Calibration is only for records, and for a static activation's scale."""
     scheme = get_scheme(scheme)
     settings = {"scale_rule": scale_rule, "mse": mse}
-    return Recipe(method="rtn", scheme=scheme, settings=settings, needs_calibration=needs_input_scale(scheme),
-                  quantize=partial(_layer, scheme, settings))  # fmt: skip
+    clip = None if not mse else 2.4 if mse is True else float(mse)
+    return Recipe(
+        method="rtn", scheme=scheme, settings=settings, needs_calibration=needs_input_scale(scheme),
+        quantize=partial(_layer, scheme, settings), shared_scale=partial(shared_scale, scheme=scheme,
+                                                                         scale_rule=scale_rule, clip=clip),
+    )  # fmt: skip
 
 
 def _layer(
-    scheme: Scheme, options: dict[str, Any], weight: np.ndarray, inputs: LayerInputs | None, scale: Any, name: str
-) -> LayerResult:
+    scheme: Scheme, options: dict[str, Any], weight: np.ndarray, inputs: LayerInputs | None, scale: Any, name: str,
+    tensor_scale: float | None = None,
+) -> LayerResult:  # fmt: skip
+    options = {**options, "tensor_scale": tensor_scale}
     if inputs is None:
         return rtn(weight, scheme, name=name, **options)
     return rtn(weight, scheme, hessian=inputs.hessian, tokens=inputs.tokens, name=name, **options)

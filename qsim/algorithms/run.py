@@ -13,7 +13,7 @@ import numpy as np
 
 from qsim.formats._parallel import one_blas_thread
 from qsim.models import AttentionMath, Model
-from qsim.scheme import QuantizedTensor
+from qsim.scheme import QuantizedTensor, shares_scale
 
 from .activations import input_scale_of, joint_error, stores_input_scale
 from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs
@@ -46,6 +46,9 @@ class Run:
         self.kv: dict[str, float] = {}
         self.resumed = 0
         self.done = 0.0
+        self._block_of = {
+            n: i for i in range(source.config.num_hidden_layers) for g in source.block_linears(i) for n in g
+        }
         self.hidden: HiddenStates | None = None
         self.original: HiddenStates | None = None
         self.total = self._all_work()
@@ -160,7 +163,10 @@ class Run:
         scheme = self.recipe.scheme
         label = f"{self.recipe.method} {scheme.name or scheme.weight.format.name}"
         fallen = [r for r in self.records.values() if r.fallback]
-        notes = [f"quantised with {label}"] + [f"{r.layer}: {r.fallback} stood in for {r.method}" for r in fallen]
+        notes = [f"quantised with {label}"]
+        if any("shared_scale_ratio" in r.details for r in self.records.values()):
+            notes.append("layers that engines fuse (q k v, gate up) share one tensor scale, the largest of their own")
+        notes += [f"{r.layer}: {r.fallback} stood in for {r.method}" for r in fallen]
         settings: dict[str, Any] = {}
         if fp8_attention:
             settings["attention"] = AttentionMath(operand_format="float8_e4m3fn")
@@ -278,12 +284,32 @@ class Run:
         weights = {n: (divided or {}).get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in names}
         parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered")
         task = delayed(partial(_solve_layer, self.recipe, parallel.n_jobs != 1))
-        jobs = (task(weights[n], inputs.get(n), scales.get(n), n) for n in names)
+        shared = self._shared_scales(names, scales, divided or {})
+        jobs = (task(weights[n], inputs.get(n), scales.get(n), n, shared.get(n)) for n in names)
         out = {}
         for name, q, record in parallel(jobs):
             self.store.put_layer(name, q, record)
             out[name] = (q, record)
             self._report(self._layer_work(name), f"{name}: {_outcome(record)}")
+        return out
+
+    def _shared_scales(
+        self, names: Sequence[str], scales: Mapping[str, np.ndarray], divided: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """The tensor scales of layers that engines fuse, by layer. They follow from the source's weights alone, so
+        that a run that goes on finds the same ones for what is left."""
+        out: dict[str, float] = {}
+        if self.recipe.shared_scale is None or not shares_scale(self.recipe.scheme.weight):
+            return out
+        for i in {self._block_of[name] for name in names}:
+            for group in self.source.block_linears(i):
+                fused = [n for n in group if n in self.names]
+                if len(fused) < 2 or not any(n in names for n in fused):
+                    continue
+                weights = [divided.get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in fused]
+                found = self.recipe.shared_scale([w if n not in scales else w * scales[n]
+                                                  for n, w in zip(fused, weights, strict=True)])  # fmt: skip
+                out |= {} if found is None else dict.fromkeys(fused, found)
         return out
 
     def _put(
@@ -319,16 +345,18 @@ class Run:
 
 def _solve_layer(
     recipe: Recipe, side_by_side: bool, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None,
-    name: str,
+    name: str, tensor_scale: float | None = None,
 ) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
     with one_blas_thread(side_by_side or weight.shape[1] <= SMALL):
-        return _solve_alone(recipe, weight, inputs, scale, name)
+        return _solve_alone(recipe, weight, inputs, scale, name, tensor_scale)
 
 
 def _solve_alone(
-    recipe: Recipe, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None, name: str
-) -> tuple[str, QuantizedTensor, LayerRecord]:
-    q, record = recipe.quantize(weight, inputs, scale, name)
+    recipe: Recipe, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None, name: str,
+    tensor_scale: float | None,
+) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
+    shared = {} if tensor_scale is None else {"tensor_scale": tensor_scale}
+    q, record = recipe.quantize(weight, inputs, scale, name, **shared)
     scheme = q.scheme
     if inputs is None or not scheme.activation.is_quantized:
         return name, q, record

@@ -17,6 +17,11 @@ F32 = np.float32
 _PAD = 64
 
 
+def shared_details(own: float | None, shared: float | None) -> dict[str, float]:
+    """What a record says of a tensor scale that is shared with the layers that engines fuse: how much larger it is."""
+    return {} if own is None or shared is None else {"shared_scale_ratio": shared / own}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScaleFinder:
     """How scales are found.

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import (
+    QuantizedTensor,
+    Scheme,
+    get_scheme,
+    quantize,
+    shared_scale,
+    tensor_scale_of,
+    with_tensor_scale,
+)
 
 from .activations import input_scale_of, joint_error
 from .calibration import LayerInputs
@@ -25,6 +33,7 @@ from .checks import check_hessian, check_weight, where
 from .folding import Fold
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord, measure
+from .scales import shared_details
 
 F32 = np.float32
 LEVELS = {"O1": "w8a8-tensor-token", "O2": "w8a8-tensor-tensor", "O3": "w8a8-tensor-tensor-static"}
@@ -98,13 +107,15 @@ def smoothquant(
 def _quantize(
     w: np.ndarray, scheme: Scheme, s: np.ndarray, max_abs: np.ndarray, scale_rule: str | None, *,
     hessian: np.ndarray | None, inputs: np.ndarray | None, tokens: int | None, settings: dict[str, Any],
-    told: dict[str, Any] | None = None, name: str, started: float | None = None,
+    told: dict[str, Any] | None = None, name: str, started: float | None = None, tensor_scale: float | None = None,
 ) -> LayerResult:  # fmt: skip
     """Scale, find the activation's scale if it is stored, round."""
     started = time.perf_counter() if started is None else started
     scaled = w * s
     input_scale = input_scale_of(float((max_abs / s).max()), scheme, name)
     q = quantize(scaled, scheme, scale_rule=scale_rule, input_scale=input_scale, name=name)
+    shared = shared_details(tensor_scale_of(q), tensor_scale)
+    q = with_tensor_scale(q, scaled, tensor_scale, scale_rule=scale_rule)
     time_s = time.perf_counter() - started
     known: dict[str, Any] = {"original": (w, hessian)}
     if hessian is not None:
@@ -114,7 +125,7 @@ def _quantize(
                          input_scale=input_scale_of(float(max_abs.max()), scheme, name))  # fmt: skip
         known |= {"joint_error": joint_error(inputs / s, scaled, q), "rtn_joint_error": joint_error(inputs, w, plain)}
     return q, measure(scaled, q, "smoothquant", rounding={"scale_rule": scale_rule}, tokens=tokens, time_s=time_s,
-                      channel_scale=s, settings=settings, details=told or {}, **known)  # fmt: skip
+                      channel_scale=s, settings=settings, details={**shared, **(told or {})}, **known)  # fmt: skip
 
 
 def get_level(scheme: str | Scheme) -> Scheme:
@@ -214,6 +225,7 @@ def recipe(
         method="smoothquant", scheme=scheme, settings={"alpha": alpha, "scale_rule": scale_rule}, moments=True,
         sample=SAMPLE_ROWS, fold=partial(_fold, scheme, alpha, scale_rule),
         quantize=partial(_layer, scheme, alpha, scale_rule),
+        shared_scale=partial(shared_scale, scheme=scheme, scale_rule=scale_rule),
     )  # fmt: skip
 
 
@@ -243,9 +255,11 @@ def _layer(
     inputs: LayerInputs | None,
     scale: np.ndarray | None,
     name: str,
+    tensor_scale: float | None = None,
 ) -> LayerResult:
     assert inputs is not None
     assert inputs.max_abs is not None
     s = np.ones(weight.shape[1], F32) if scale is None else scale
     return _quantize(weight, scheme, s, inputs.max_abs, scale_rule, hessian=inputs.hessian, inputs=inputs.sample,
-                     tokens=inputs.tokens, settings={"alpha": alpha, "scale_rule": scale_rule}, name=name)  # fmt: skip
+                     tokens=inputs.tokens, settings={"alpha": alpha, "scale_rule": scale_rule}, name=name,
+                     tensor_scale=tensor_scale)  # fmt: skip

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qsim.errors import QsimError
-from qsim.formats import get_format
+from qsim.formats import BlockFormat, get_format
 from qsim.models import Model
-from qsim.models.families import model_names
+from qsim.models.families import block_names, model_names
 from qsim.models.model import quantizable
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 from .layouts import LAYOUTS, QUANTIZED, layouts_for, reason
 from .plain import DTYPES
+from .writing import Fact
 
 HEAD = "lm_head"
 
@@ -116,21 +117,68 @@ def check_dtype(dtype: str | None) -> str | None:
     return dtype
 
 
-def fused_apart(facts: Mapping[str, Any], linears: Iterable[str]) -> str | None:
+def fused_groups(config: Any) -> list[list[str]]:
+    """Layers that engines fuse into one product: q k v, gate up."""
+    groups = (g for i in range(config.num_hidden_layers) for g in block_names(config, i).groups)
+    return [group for group in groups if len(group) > 1]
+
+
+def fused_apart(facts: Mapping[str, Fact], fused: Iterable[Sequence[str]]) -> str | None:
     """The first layer that is stored otherwise than those that engines fuse it with; None when there is none."""
-    seen: dict[str, Any] = {}
-    for name in linears:
-        parent, _, last = name.rpartition(".")
-        together = {
-            "q_proj": "q k v",
-            "k_proj": "q k v",
-            "v_proj": "q k v",
-            "gate_proj": "gate up",
-            "up_proj": "gate up",
-        }
-        if last not in together:
-            continue
-        scheme = facts[name].scheme if name in facts else None
-        if seen.setdefault(f"{parent} {together[last]}", scheme) != scheme:
-            return name
+    for group in fused:
+        schemes = [facts[name].scheme if name in facts else None for name in group]
+        odd = next((i for i, scheme in enumerate(schemes) if scheme != schemes[0]), None)
+        if odd is not None:
+            return group[odd]
     return None
+
+
+def fused_scales(facts: Mapping[str, Fact], fused: Iterable[Sequence[str]]) -> list[str]:
+    """What engines make of fused layers whose tensor scales, or scales of static activations, differ; sentences.
+
+    Source: see `qsim.scheme.shared`.
+    """
+    weights, inputs = _Unequal(), _Unequal()
+    block = False
+    for group in fused:
+        known = [(name, facts[name]) for name in group if name in facts]
+        if len({fact.scheme for _, fact in known}) > 1:
+            continue  # `fused_apart` says that
+        weights.see([(name, fact.tensor_scale) for name, fact in known])
+        inputs.see([(name, fact.input_scale) for name, fact in known])
+        block = block or any(isinstance(fact.scheme.weight.format, BlockFormat) for _, fact in known)
+    out = []
+    if weights.groups:
+        does = (
+            f"vLLM applies the largest stored divisor to all, so that weights become up to {weights.ratio:.3g} times "
+            "too small; quantise the model again, or convert it for an engine that does not fuse"
+            if block
+            else f"vLLM requantises all to the largest, which rounds weights twice, under up to {weights.ratio:.3g} "
+            "times their own scale"
+        )
+        out.append(f"layers that engines fuse (q k v, gate up) have tensor scales of their own: {does} {weights.where}")
+    if inputs.groups:
+        out.append(
+            "layers that engines fuse (q k v, gate up) have static activation scales of their own: vLLM applies the "
+            f"largest to all, up to {inputs.ratio:.3g} times theirs {inputs.where}"
+        )
+    return out
+
+
+class _Unequal:
+    """Fused groups whose scales differ, and by how much at most."""
+
+    def __init__(self) -> None:
+        self.groups, self.ratio, self.first = 0, 1.0, ""
+
+    def see(self, scales: Sequence[tuple[str, float | None]]) -> None:
+        given = [(scale, name) for name, scale in scales if scale is not None]
+        if len(given) < 2 or min(given)[0] == max(given)[0]:
+            return
+        self.groups += 1
+        self.first = self.first or min(given)[1]
+        self.ratio = max(self.ratio, max(given)[0] / min(given)[0])
+
+    @property
+    def where(self) -> str:
+        return f"({self.first}{f' and {self.groups - 1} more groups' if self.groups > 1 else ''})"

@@ -184,14 +184,6 @@ def _packs_zeros(scheme: Scheme) -> bool:
     return granularity is not None and granularity.kind in ("group", "channel")
 
 
-def remark(qt: QuantizedTensor) -> str | None:
-    """What loaders make of it: vLLM's `w8a8_utils.requantize_with_max_scale`."""
-    granularity = qt.tensor_scheme.granularity
-    if granularity is not None and granularity.kind == "tensor" and not qt.tensor_scheme.is_integer:
-        return "one scale a tensor: vLLM requantises what it fuses (q k v, gate up) to the largest of their scales"
-    return None
-
-
 def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> QuantizedTensor:
     """A layer's weight. What is stored decides: codes, packed or not, or floats beside the scales to round them with.
 

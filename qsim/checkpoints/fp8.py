@@ -91,10 +91,7 @@ def remark(qt: QuantizedTensor) -> str | None:
     granularity = qt.tensor_scheme.granularity
     assert granularity is not None
     if granularity.kind == "tensor":
-        return (
-            "vLLM reads weight_scale, and requantises what it fuses (q k v, gate up) to the largest of their scales; "
-            "transformers 5 looks for weight_scale_inv instead and loads such layers wrongly"
-        )
+        return "transformers 5 wants weight_scale_inv and loads such layers wrongly; vLLM reads weight_scale"
     assert granularity.rows is not None
     assert granularity.columns is not None
     (n, k), (rows, columns) = qt.shape, (granularity.rows, granularity.columns)

@@ -52,7 +52,6 @@ QUANTIZED = {
             shape_reason=compressed.shape_reason,
             tensor_reason=compressed.tensor_reason,
             encode=compressed.encode,
-            remark=compressed.remark,
         ),
         *(
             Layout(

@@ -17,7 +17,7 @@ from qsim.folders import check_apart, recover
 from qsim.models import Model
 from qsim.models.loading import KEYS
 from qsim.safetensors import Stored
-from qsim.scheme import QuantizedTensor, TensorScheme
+from qsim.scheme import QuantizedTensor, TensorScheme, tensor_scale_of
 
 from .checks import (
     HEAD,
@@ -27,6 +27,8 @@ from .checks import (
     check_settings,
     choose_layout,
     fused_apart,
+    fused_groups,
+    fused_scales,
     kv_cache_of,
     layer_of,
     linear_names,
@@ -116,6 +118,7 @@ def write(
         data["tie_word_embeddings"] = False
     job = _Job(layout=chosen, data=data, dtype=check_dtype(dtype), own_dtype=model.config.dtype, kv_cache=kv)
     job.linears = [layer_of(n) for n in linear_names(model.config)]
+    job.fused = fused_groups(model.config)
     if model.path is not None:
         check_apart(model.path, path)
     job.beside = model.path
@@ -166,6 +169,7 @@ def convert(
     job = _Job(layout=chosen, data=dict(opened.data), dtype=check_dtype(dtype), own_dtype=opened.config.dtype,
                kv_cache=kv)  # fmt: skip
     job.linears = [layer_of(n) for n in linear_names(opened.config)]
+    job.fused = fused_groups(opened.config)
     job.beside = opened.folder
     job.notes = opened.notes
     names = [name for name in opened if not (values_only and job.drops(name))]
@@ -186,6 +190,7 @@ class _Job:
         self.layout, self.data, self.dtype, self.kv_cache = layout, data, dtype, kv_cache
         self.own_dtype = own_dtype if own_dtype in DTYPES else "float32"
         self.linears: list[str] = []
+        self.fused: list[list[str]] = []
         self.beside: Path | None = None
         self.notes = Notes()
 
@@ -287,9 +292,11 @@ def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
         except importlib.metadata.PackageNotFoundError:
             version = "unknown"
         data["quantization_config"] = write_plan(job.layout, facts, plain, job.kv_cache, version)
-        apart = fused_apart(facts, job.linears)
+        apart = fused_apart(facts, job.fused)
         if apart is not None:
             job.notes.add("engines fuse q k v and gate up, and want them stored alike", apart)
+        for sentence in fused_scales(facts, job.fused):
+            job.notes.add(sentence)
         scales = Counter(f.scheme.weight.scale_format.name for f in facts.values() if f.scheme.weight.scale_format)
         common = scales.most_common(1)[0][0] if scales else dtype
         if common in ("float16", "bfloat16") and common != dtype:
@@ -309,4 +316,9 @@ def _values_only(layout: str, dequantize: bool) -> bool:
 
 
 def _fact(qt: QuantizedTensor, kv: TensorScheme | None) -> Fact:
-    return Fact(scheme=with_kv(qt.scheme, kv), act_order=qt.group_index is not None)
+    return Fact(
+        scheme=with_kv(qt.scheme, kv),
+        act_order=qt.group_index is not None,
+        tensor_scale=tensor_scale_of(qt),
+        input_scale=qt.input_scale,
+    )

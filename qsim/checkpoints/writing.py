@@ -17,10 +17,19 @@ from .parts import with_scale_format
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """What the config must say of one quantised layer."""
+    """What the config must say of one quantised layer.
+
+    Arguments:
+        scheme: with the model's KV cache.
+        act_order: its columns are in groups that are not consecutive.
+        tensor_scale, input_scale: of the weight and of its static activation, where engines fuse them over layers and
+            the tensor was seen; None else.
+    """
 
     scheme: Scheme
     act_order: bool = False
+    tensor_scale: float | None = None
+    input_scale: float | None = None
 
 
 def write_plan(

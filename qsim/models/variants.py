@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import cast
-from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize
+from qsim.scheme import QuantizedTensor, Scheme, get_scheme, quantize, shared_scale, with_tensor_scale
 
 from .families import fold_groups
 from .model import Model
@@ -21,7 +21,8 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
     """The model with its block Linears rounded to the nearest codes of a scheme, and its KV cache as the scheme says.
 
     The plainest quantisation there is, the baseline of every method in `qsim.algorithms`. Embedding, norms and head
-    stay as they are. 16-bit weights are rounded to their format; 16-bit activations and caches stay float32 (see
+    stay as they are, and layers that engines fuse share one tensor scale where the scheme has one (see
+    `qsim.scheme.shared`). 16-bit weights are rounded to their format; 16-bit activations and caches stay float32 (see
     `Model.activation_format` and `Model.kv_cache` for models that round those).
 
     Arguments:
@@ -39,12 +40,16 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
             "(fp8-rowwise, fp8-tensor, w8a8), or calibrate with `qsim quantize --calibration`"
         )
     tensors: dict[str, Any] = {}
-    for name in model.linears():
-        weight = _float_weight(model, name)
-        if scheme.weight.is_quantized:
-            tensors[f"{name}.weight"] = quantize(weight, scheme, name=name, **rounding)
-        else:
-            tensors[f"{name}.weight"] = np.asarray(cast(weight, scheme.weight.format), dtype=F32)
+    for group in (g for i in range(model.config.num_hidden_layers) for g in model.block_linears(i)):
+        weights = {name: _float_weight(model, name) for name in group}
+        if not scheme.weight.is_quantized:
+            tensors |= {f"{n}.weight": np.asarray(cast(w, scheme.weight.format), F32) for n, w in weights.items()}
+            continue
+        rule, clip = rounding.get("scale_rule"), rounding.get("clip")
+        shared = shared_scale(list(weights.values()), scheme, scale_rule=rule, clip=clip) if len(group) > 1 else None
+        for name, weight in weights.items():
+            q = quantize(weight, scheme, name=name, **rounding)
+            tensors[f"{name}.weight"] = with_tensor_scale(q, weight, shared, scale_rule=rule)
     return model.replace(
         tensors=tensors,
         kv_cache=scheme.kv_cache if scheme.kv_cache.is_quantized else None,

@@ -5,6 +5,7 @@ from .presets import FIELD, get_scheme, list_schemes, preset_names
 from .quantizer import encode_with, find_parameters, quantize, region_range, round_scale
 from .rules import RULES, ScaleRule, default_rule, get_rule
 from .scheme import Scheme, TensorScheme
+from .shared import shared_scale, shares_scale, tensor_scale_of, with_tensor_scale
 from .tensor import QuantizedTensor
 
 __all__ = [
@@ -25,4 +26,8 @@ __all__ = [
     "quantize",
     "region_range",
     "round_scale",
+    "shared_scale",
+    "shares_scale",
+    "tensor_scale_of",
+    "with_tensor_scale",
 ]

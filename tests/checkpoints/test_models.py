@@ -1,13 +1,15 @@
 """Whole models: quantised, written, read; equal in every code, scale, zero point and logit."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import qsim.models
-from qsim.checkpoints import layouts_for, read, write
-from qsim.models import Model
+from qsim.checkpoints import convert, layouts_for, read, write
+from qsim.models import Model, with_scheme
 from qsim.scheme import TensorScheme, get_scheme, quantize
 
 from .tiny import assert_same, bfloat16, config_of, quantized, tiny
@@ -47,8 +49,6 @@ def test_write_and_read(tmp_path, layout, name):
 
 
 def without_zero(model: Model) -> Model:
-    from dataclasses import replace
-
     changed = {}
     for name, tensor in model.tensors.items():
         zeros = getattr(tensor, "zeros", None)
@@ -167,6 +167,37 @@ def test_layers_that_engines_fuse(tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     written = write(model.replace(tensors={name: tiny().tensors[name]}), tmp_path / "apart", "gptq_v2")
     assert "engines fuse q k v and gate up, and want them stored alike (model.layers.1.mlp.up_proj)" in written.notes
+
+
+@pytest.mark.parametrize(("name", "layout", "words"), [
+    ("nvfp4-weight-only", "compressed-tensors", r"vLLM applies the largest stored divisor to all, .* times too small"),
+    ("fp8", "compressed-tensors", r"vLLM requantises all to the largest, which rounds weights twice"),
+    ("fp8", "fp8", r"vLLM requantises all to the largest, which rounds weights twice"),
+])  # fmt: skip
+def test_tensor_scales_that_engines_would_not_apply_are_noted(tmp_path, name, layout, words):
+    model = quantized(name)  # every layer under a scale of its own
+    written = write(model, tmp_path / "apart", layout)
+    (note,) = [note for note in written.notes if "tensor scales of their own" in note]
+    assert re.search(words, note)
+    assert "and 3 more groups" in note
+    again = convert(tmp_path / "apart", tmp_path / "again", layout)
+    assert note in again.notes
+    shared = write(with_scheme(tiny(), name), tmp_path / "shared", layout)
+    assert not any("tensor scales of their own" in note for note in shared.notes)
+    plain = write(model, tmp_path / "plain", "plain", dequantize=True)
+    assert not any("tensor scales of their own" in note for note in plain.notes)
+
+
+def test_activation_scales_that_engines_would_not_apply_are_noted(tmp_path):
+    model = quantized("w8a8-tensor-static")
+    assert not any("static activation scales" in n for n in write(model, tmp_path / "alike").notes)
+    name = "model.layers.1.mlp.up_proj.weight"
+    other = replace(model.tensors[name], input_scale=4 * 0.03125)
+    written = write(model.replace(tensors={name: other}), tmp_path / "apart")
+    assert (
+        "layers that engines fuse (q k v, gate up) have static activation scales of their own: vLLM applies the "
+        "largest to all, up to 4 times theirs (model.layers.1.mlp.gate_proj)"
+    ) in written.notes
 
 
 def test_layers_that_differ_where_one_scheme_is_for_all(tmp_path):
