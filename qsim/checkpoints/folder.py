@@ -112,11 +112,30 @@ def _shard_name(i: int, count: int) -> str:
     return f"model-{i:05d}-of-{count:05d}.safetensors"
 
 
-def copy_beside(source: Path | None, target: Path) -> list[str]:
-    """Copy the files that belong to a model beside its weights: tokenizer, generation settings, licence, card."""
+def copy_beside(source: Path | None, target: Path) -> tuple[list[str], list[str]]:
+    """Copy the files that belong to a model beside its weights: tokenizer, generation settings, licence, card.
+
+    A link could point to any file of this computer, and a copy of it would be handed on with the model. Only regular
+    files are copied, and links of a Hugging Face cache that end in the blobs of the same repository.
+
+    Returns:
+        Names that were copied, and names that were not.
+    """
     if source is None or not source.is_dir():
-        return []
-    found = sorted({p for pattern in _BESIDE for p in source.glob(pattern) if p.is_file()})
-    for path in found:
-        copy_regular(path, target / path.name)
-    return [path.name for path in found]
+        return [], []
+    copied, left = [], []
+    for path in sorted({p for pattern in _BESIDE for p in source.glob(pattern) if p.is_symlink() or not p.is_dir()}):
+        real = path.resolve() if path.is_symlink() and _is_blob(path) else path
+        (copied if copy_regular(real, target / path.name) else left).append(path.name)
+    return copied, left
+
+
+def _is_blob(link: Path) -> bool:
+    """Whether a link ends in a file of its own Hugging Face cache: `snapshots/REVISION/NAME -> ../../blobs/HASH`."""
+    snapshot = link.parent.resolve()
+    blobs = snapshot.parent.parent / "blobs"
+    try:
+        real = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it points nowhere, or in a circle
+        return False
+    return snapshot.parent.name == "snapshots" and blobs.is_dir() and real.parent == blobs

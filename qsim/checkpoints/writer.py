@@ -257,7 +257,9 @@ def _run(
             else:
                 shards.add(name, job.plain(name, tensor))
             del tensor
-        beside = copy_beside(job.beside, folder)
+        beside, left = copy_beside(job.beside, folder)
+        if left:
+            job.notes.add(f"not copied, because they are links or no regular files: {', '.join(left)}")
         files = shards.close()
         data, dtype = _config(job, found)
         if job.layout in ("gptq", "gptq_v2"):

@@ -1,6 +1,7 @@
 """Whole models: quantised, written, read; equal in every code, scale, zero point and logit."""
 
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -313,6 +314,57 @@ def test_files_beside_are_copied(tmp_path):
     }  # fmt: skip
     legacy = json.loads((tmp_path / "b" / "quantize_config.json").read_text())
     assert legacy == config_of(tmp_path / "b")["quantization_config"]
+
+
+def test_links_beside_are_read_but_not_handed_on(tmp_path):
+    """A link to a private file must not become a readable copy in a folder that is published."""
+    (tmp_path / "private").write_text("secret")
+    write(tiny(), tmp_path / "a")
+    (tmp_path / "a" / "LICENSE").write_text("free")
+    (tmp_path / "a" / "README.md").symlink_to(tmp_path / "private")
+    (tmp_path / "a" / "NOTICE").symlink_to("LICENSE")
+    (tmp_path / "a" / "tokenizer_config.json").symlink_to("nowhere")
+    (tmp_path / "a" / "vocab.json").symlink_to("vocab.json")
+    os.mkfifo(tmp_path / "a" / "merges.txt")
+    (tmp_path / "a" / "tokenizer_files").mkdir()
+    for written in (write(quantized("w4a16-g32").replace(path=tmp_path / "a"), tmp_path / "b"),
+                    convert(tmp_path / "a", tmp_path / "c", "plain")):  # fmt: skip
+        assert {p.name for p in written.path.iterdir()} == {"config.json", "model.safetensors", "LICENSE"}
+        assert set(written.files) == {p.name for p in written.path.iterdir()}
+        assert (
+            "not copied, because they are links or no regular files: NOTICE, README.md, merges.txt, "
+            "tokenizer_config.json, vocab.json"
+        ) in written.notes
+
+
+def cache(tmp_path, folder):
+    """The folder as Hugging Face caches it: every file a blob, the snapshot a folder of links."""
+    root = tmp_path / "models--x--y"
+    (root / "blobs").mkdir(parents=True)
+    snapshot = root / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(root / "blobs" / f"{i:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{i:040x}")
+    return snapshot
+
+
+def test_the_cache_of_hugging_face_is_read_and_its_blobs_are_copied(tmp_path):
+    model = quantized("w4a16-g32")
+    write(model, tmp_path / "a", shard_bytes=60_000)
+    for name in ("LICENSE", "generation_config.json"):
+        (tmp_path / "a" / name).write_text("{}")
+    snapshot = cache(tmp_path, tmp_path / "a")
+    (tmp_path / "private").write_text("secret")
+    (snapshot / "README.md").symlink_to(tmp_path / "private")
+    (snapshot.parents[1] / "blobs" / "chained").symlink_to(tmp_path / "private")
+    (snapshot / "NOTICE").symlink_to("../../blobs/chained")
+    assert_same(read(snapshot), model)
+    written = convert(snapshot, tmp_path / "b", "gptq_v2")
+    assert {"LICENSE", "generation_config.json"} <= set(written.files)
+    assert not any(path.is_symlink() for path in written.path.iterdir())
+    assert "not copied, because they are links or no regular files: NOTICE, README.md" in written.notes
+    assert_same(read(tmp_path / "b"), model)
 
 
 def test_the_helper_makes_bfloat16_numbers():
