@@ -84,7 +84,10 @@ def calibration_of(
         text = text.decode("utf-8")
     if isinstance(text, str):
         if model.tokenizer is None:
-            raise QsimError(f"{model.name or 'the model'} has no tokenizer: give calibration as token ids")
+            raise QsimError(
+                f"{model.name or 'the model'} has no tokenizer: give calibration as token ids "
+                "(a .npy or .json file), or --tokenizer bytes"
+            )
         ids = model.tokenizer.encode(text)
     else:
         ids = np.asarray(text)

@@ -15,7 +15,8 @@ from .options import check_one_output, print_csv, print_json, table_options
 @click.command(short_help="Measure what a quantised model has lost.")
 @click.argument("model", default="tiny", metavar="[MODEL]")
 @click.option("--text", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
-              help="Text to measure on, UTF-8. Default: the embedded model's test text.")  # fmt: skip
+              help="Text to measure on, UTF-8, or token ids: .npy, or .json, a list of them. Default: the embedded "
+              "model's test text.")  # fmt: skip
 @click.option(
     "--reference",
     metavar="MODEL",
@@ -59,10 +60,11 @@ def eval(
     """
     check_one_output(as_json, as_csv)
     from qsim.models import evaluate, load, tiny_text
+    from qsim.models.tokens import text_or_ids
 
     measured, original = prepared_model(model, **how)
     against = load(reference) if reference is not None else None if measured is original else original
-    content = text.read_bytes() if text is not None else tiny_text("test")
+    content = text_or_ids(text, measured) if text is not None else tiny_text("test")
     result = evaluate(measured, content, window=window, stride=stride, protocol=protocol, reference=against,
                       max_bytes=max_bytes, progress=sys.stderr.isatty())  # fmt: skip
     row = {"text": str(text) if text is not None else "tiny test text", **result.to_dict()}
@@ -77,8 +79,9 @@ def eval(
 def _lines(r: dict[str, Any]) -> list[str]:
     how = {"windows": f"windows of {r['window']}", "gptq": f"GPTQ's windows of {r['window']}",
            "sliding": f"windows of {r['window']} every {r['stride']}"}[r["protocol"]]  # fmt: skip
+    size = "" if r["bytes"] is None else f"{r['bytes']} bytes of "
     out = [
-        f"{r['model']}: {r['bytes']} bytes of {r['text']}, {r['tokens']} tokens in {how}",
+        f"{r['model']}: {size}{r['text']}, {r['tokens']} tokens in {how}",
         f"  bits per byte    {_with_error(r, 'bits_per_byte', '.4f')}",
         f"  perplexity       {_with_error(r, 'perplexity', '.4g')} a token",
         f"  accuracy         {_with_error(r, 'accuracy', '.2%')} of tokens are the likeliest",

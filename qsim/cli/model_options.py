@@ -15,8 +15,23 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+def tokenizer_option(function: _F) -> _F:
+    """`--tokenizer`, for `with_tokenizer`."""
+    return click.option("--tokenizer", type=click.Choice(["own", "bytes"]), default="own", show_default=True,
+                        help="own: the model's tokenizer.json. bytes: each byte of a text is one token, for a folder "
+                        "without tokenizer.")(function)  # fmt: skip
+
+
+def with_tokenizer(model: Model, tokenizer: str) -> Model:
+    """The model with the tokenizer that the option names."""
+    from qsim.models.tokens import with_byte_tokens
+
+    return with_byte_tokens(model) if tokenizer == "bytes" else model
+
+
 def model_options(function: _F) -> _F:
-    """`--scheme --engine --instruction --outliers`, for `prepared_model`."""
+    """`--scheme --engine --instruction --outliers --tokenizer`, for `prepared_model`."""
+    function = tokenizer_option(function)
     for option in reversed(
         (
             click.option("--scheme", metavar="NAME", help="Round the weights to nearest by this scheme: w4a16-g128, "
@@ -35,12 +50,13 @@ def model_options(function: _F) -> _F:
 
 
 def prepared_model(
-    path: str, *, scheme: str | None, engine: str | None, instruction: str | None, outliers: float | None
-) -> tuple[Model, Model]:
+    path: str, *, scheme: str | None, engine: str | None, instruction: str | None, outliers: float | None,
+    tokenizer: str = "own",
+) -> tuple[Model, Model]:  # fmt: skip
     """The model as the options want it, and as it was loaded (the same object when no option changes it)."""
     from qsim.models import load, with_outliers, with_scheme
 
-    original = model = load(path)
+    original = model = with_tokenizer(load(path), tokenizer)
     if outliers is not None:
         model = with_outliers(model, magnitude=outliers)
     if scheme is not None:

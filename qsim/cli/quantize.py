@@ -13,6 +13,7 @@ import click
 
 from qsim.errors import QsimError
 
+from .model_options import tokenizer_option, with_tokenizer
 from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
 from .progress import says_what_is_kept
 
@@ -36,7 +37,9 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
               help="compressed-tensors, gptq, gptq_v2, awq, fp8; auto: the first that holds the scheme.")  # fmt: skip
 @click.option("--force", "--overwrite", "overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
-              help="Text, UTF-8. Default for the embedded model: its own, the first 64 KiB.")  # fmt: skip
+              help="Text, UTF-8, or token ids: .npy, (T,) or (windows, T), or .json, a list of them. Default for the "
+              "embedded model: its own, the first 64 KiB.")  # fmt: skip
+@tokenizer_option
 @click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. Default: 512.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows, spread over the text.")
 @click.option("--act-order", type=click.Choice(list(_FLAGS)), help="GPTQ: columns by descending Hessian diagonal.")
@@ -66,6 +69,7 @@ def quantize(
     layout: str,
     overwrite: bool,
     calibration: Path | None,
+    tokenizer: str,
     window: int | None,
     windows: int | None,
     one_pass: bool,
@@ -99,9 +103,9 @@ def quantize(
     part = place.with_name(f"{place.name}.part")
     with says_what_is_kept(lambda: _kept(part, restart)):
         result, layout = _run(
-            model, method, scheme, place, part, layout, overwrite, calibration, restart, plot, outliers, ignore,
-            options, window=window, windows=windows, true_sequential=not one_pass, rotate="offline" if rotate else None,
-            n_jobs=jobs,
+            model, method, scheme, place, part, layout, overwrite, calibration, tokenizer, restart, plot, outliers,
+            ignore, options, window=window, windows=windows, true_sequential=not one_pass,
+            rotate="offline" if rotate else None, n_jobs=jobs,
         )  # fmt: skip
     if plot is not None:
         _plot(result, plot)
@@ -116,8 +120,8 @@ def quantize(
 
 def _run(
     model: str, method: str, scheme: str | None, out: Path, part: Path, layout: str, overwrite: bool,
-    calibration: Path | None, restart: bool, plot: Path | None, outliers: float | None, ignore: tuple[str, ...],
-    options: Mapping[str, Any], **settings: Any,
+    calibration: Path | None, tokenizer: str, restart: bool, plot: Path | None, outliers: float | None,
+    ignore: tuple[str, ...], options: Mapping[str, Any], **settings: Any,
 ) -> tuple[QuantizationResult, str]:  # fmt: skip
     """Quantise into the hidden folder that becomes `out`; the result and the layout."""
     from qsim.algorithms import quantize_model
@@ -126,6 +130,7 @@ def _run(
     from qsim.checkpoints.folder import check_target
     from qsim.folders import check_apart, recover
     from qsim.models import load, with_outliers
+    from qsim.models.tokens import text_or_ids
     from qsim.pieces import Pieces, forget
 
     if plot is not None:
@@ -140,13 +145,13 @@ def _run(
         check_apart(calibration, out)
         check_apart(calibration, part)
     given = _method_options(options)
-    source = load(model)
+    source = with_tokenizer(load(model), tokenizer)
     if source.path is not None:
         check_apart(source.path, out)
         check_apart(source.path, part)
     if outliers is not None:
         source = with_outliers(source, magnitude=outliers)
-    text = calibration.read_bytes() if calibration is not None else _own_text(model)
+    text = text_or_ids(calibration, source) if calibration is not None else _own_text(model)
     _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given, text is not None)
     if restart:
         forget(part, KIND)

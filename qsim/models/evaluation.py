@@ -177,6 +177,8 @@ def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray,
     if isinstance(text, np.ndarray):
         if max_bytes is not None:
             raise QsimError("max_bytes cuts a text: got token ids, so cut them")
+        if text.ndim != 1:
+            raise QsimError(f"token ids of a text must be one list (T,): got shape {text.shape}")
         return model.check_tokens(text)[0], None
     raw = text.encode("utf-8") if isinstance(text, str) else bytes(text)
     cut = raw if max_bytes is None else raw[:max_bytes]

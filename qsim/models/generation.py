@@ -236,5 +236,5 @@ def require_tokenizer(model: Model) -> Tokenizer:
     """
     if model.tokenizer is None:
         raise QsimError(f"{model.path or model.name or 'the model'} has no tokenizer.json: text cannot become tokens; "
-                         "give token ids, or put the file there")  # fmt: skip
+                         "put it there, or give token ids (a .npy or .json file), or --tokenizer bytes")  # fmt: skip
     return model.tokenizer

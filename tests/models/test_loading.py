@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from qsim.errors import QsimError
 from qsim.models import ModelConfig, load
 from qsim.models.tokenizer import ByteTokenizer, byte_vocabulary
 
@@ -203,4 +206,45 @@ def test_hugging_face_tokenizers(tmp_path):
     assert isinstance(tokenizers.__version__, str)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer"):
+        load(tmp_path)
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it: no Exception."""
+
+
+@pytest.mark.parametrize("size", [1, 1 << 17])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is not JSON"),
+        ('{"model": ' + "[" * 5000 + "]" * 5000 + "}", "is nested too deeply"),
+        ('{"model": 1, "model": 2}', "has the key 'model' twice"),
+        ('{"model": []}', "is not a tokenizer that the library tokenizers can read"),
+        ('{"model": {"vocab": 3}}', "is not a tokenizer that the library tokenizers can read"),
+        ("[]", "is not a tokenizer that the library tokenizers can read"),
+    ],
+)
+def test_tokenizers_that_are_broken(tmp_path, monkeypatch, text, words, size):
+    """Whether they are looked at here or by the library, which may panic."""
+
+    class Tokenizer:
+        @staticmethod
+        def from_str(text):
+            raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=Tokenizer))
+    folder(tmp_path, vocab_size=256)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text + " " * size)
+    with pytest.raises(QsimError, match=words) as caught:
+        load(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_tokenizer_that_is_too_large_is_not_read(tmp_path):
+    folder(tmp_path)
+    with open(tmp_path / "tokenizer.json", "wb") as file:
+        file.truncate(1 << 33)  # sparse: takes no room
+    with pytest.raises(QsimError, match="tokenizer.json has 8589934592 bytes: at most"):
         load(tmp_path)
