@@ -306,7 +306,7 @@ class Run:
                 fused = [n for n in group if n in self.names]
                 if len(fused) < 2 or not any(n in names for n in fused):
                     continue
-                weights = [divided.get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in fused]
+                weights: list[Any] = [divided.get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in fused]
                 found = self.recipe.shared_scale([w if n not in scales else w * scales[n]
                                                   for n, w in zip(fused, weights, strict=True)])  # fmt: skip
                 out |= {} if found is None else dict.fromkeys(fused, found)

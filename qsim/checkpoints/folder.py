@@ -123,7 +123,8 @@ def copy_beside(source: Path | None, target: Path) -> tuple[list[str], list[str]
     """
     if source is None or not source.is_dir():
         return [], []
-    copied, left = [], []
+    copied: list[str] = []
+    left: list[str] = []
     for path in sorted({p for pattern in _BESIDE for p in source.glob(pattern) if p.is_symlink() or not p.is_dir()}):
         real = path.resolve() if path.is_symlink() and _is_blob(path) else path
         (copied if copy_regular(real, target / path.name) else left).append(path.name)

@@ -96,6 +96,16 @@ def encode(qt: QuantizedTensor, *, version: int = 1) -> dict[str, Stored]:
     }
 
 
+def remark(qt: QuantizedTensor) -> str | None:
+    """Which kernels read it: vLLM's `gptq_marlin.py` has 4 and 8 bits, each with sym=true, and nothing else."""
+    if qt.zeros is None and qt.element.bits in (4, 8):
+        return None
+    return (
+        "vLLM's Marlin kernels read GPTQ weights of 4 and 8 bits with sym=true only: these have "
+        f"{qt.element.bits} bits with sym={'true' if qt.zeros is None else 'false'} and run on its slower kernels"
+    )
+
+
 def decode(parts: Parts, scheme: Scheme, notes: Notes, *, version: int = 1) -> QuantizedTensor:
     """A layer's weight.
 

@@ -61,6 +61,7 @@ QUANTIZED = {
                 shape_reason=gptq.shape_reason,
                 tensor_reason=partial(gptq.tensor_reason, version=version),
                 encode=partial(gptq.encode, version=version),
+                remark=gptq.remark,
             )
             for name, version in (("gptq", 1), ("gptq_v2", 2))
         ),
@@ -167,6 +168,20 @@ def default_layout(scheme: str | Scheme, tensors: Iterable[QuantizedTensor] = ()
     scheme = get_scheme(scheme)
     label = scheme.name or scheme.weight.format.name
     raise QsimError(f"no checkpoint layout holds scheme {label}: {reason(scheme, next(iter(QUANTIZED)))}")
+
+
+def default_scheme(layout: str, usual: str) -> str:
+    """The scheme to quantise to when none is asked for.
+
+    Arguments:
+        layout: `auto` or one of `LAYOUTS`.
+        usual: the method's own default.
+
+    Returns:
+        `usual`, but for the GPTQ layouts its symmetric twin: the fast kernels of engines read no other (`gptq.remark`).
+    """
+    symmetric = layout not in QUANTIZED or QUANTIZED[layout].method != "gptq" or get_scheme(usual).weight.symmetric
+    return usual if symmetric else f"{usual}-sym"
 
 
 def refusal(qt: QuantizedTensor, layout: str, name: str = "") -> str | None:

@@ -19,6 +19,7 @@ from .progress import says_what_is_kept
 
 if TYPE_CHECKING:
     from qsim.algorithms import MemoryEstimate, QuantizationResult
+    from qsim.checkpoints import Written
     from qsim.models import Model
 
 TINY_BYTES = 65536
@@ -30,7 +31,9 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "smoothquant", "fp8"]), default="gptq",
               show_default=True, help="How the codes are found.")  # fmt: skip
 @click.option(
-    "--scheme", metavar="NAME", help="w4a16-g128, w8a8, fp8-block128, mxfp4, ... Default: the method's usual."
+    "--scheme",
+    metavar="NAME",
+    help="w4a16-g128, w8a8, fp8-block128, mxfp4, ... Default: the method's usual; w4a16-g128-sym for --layout gptq.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The new checkpoint.")
 @click.option("--layout", default="auto", show_default=True, metavar="NAME",
@@ -102,7 +105,7 @@ def quantize(
         raise QsimError(f"--out must name a folder in another: got {out}")
     part = place.with_name(f"{place.name}.part")
     with says_what_is_kept(lambda: _kept(part, restart)):
-        result, layout = _run(
+        result, written = _run(
             model, method, scheme, place, part, layout, overwrite, calibration, tokenizer, restart, plot, outliers,
             ignore, options, window=window, windows=windows, true_sequential=not one_pass,
             rotate="offline" if rotate else None, n_jobs=jobs,
@@ -115,15 +118,18 @@ def quantize(
         print_csv({str(k): v for k, v in row.items()} for row in result.records.to_dict("records"))
     else:
         _print(result)
-        click.echo(f"wrote {out} ({layout})")
+    for note in written.notes:
+        click.echo(f"note: {note}", err=as_json or as_csv)
+    if not (as_json or as_csv):
+        click.echo(f"wrote {out} ({written.layout})")
 
 
 def _run(
     model: str, method: str, scheme: str | None, out: Path, part: Path, layout: str, overwrite: bool,
     calibration: Path | None, tokenizer: str, restart: bool, plot: Path | None, outliers: float | None,
     ignore: tuple[str, ...], options: Mapping[str, Any], **settings: Any,
-) -> tuple[QuantizationResult, str]:  # fmt: skip
-    """Quantise into the hidden folder that becomes `out`; the result and the layout."""
+) -> tuple[QuantizationResult, Written]:  # fmt: skip
+    """Quantise into the hidden folder that becomes `out`; the result, and what was written."""
     from qsim.algorithms import quantize_model
     from qsim.algorithms.store import KIND
     from qsim.checkpoints import write
@@ -145,6 +151,7 @@ def _run(
         check_apart(calibration, out)
         check_apart(calibration, part)
     given = _method_options(options)
+    scheme = scheme or _scheme_for(method, layout)
     source = with_tokenizer(load(model), tokenizer)
     if source.path is not None:
         check_apart(source.path, out)
@@ -166,7 +173,7 @@ def _run(
 
     written = write(result.model, out, layout, overwrite=overwrite, add_files=add_record)  # type: ignore[arg-type]
     work.remove()
-    return result, written.layout
+    return result, written
 
 
 _WRITTEN = "written"  # the piece that says which record the finished checkpoint has
@@ -214,6 +221,22 @@ def _method_options(options: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError:
             raise QsimError(f"--alpha is a number from 0 to 1, or `search`: got {given['alpha']!r}") from None
     return given
+
+
+def _scheme_for(method: str, layout: str) -> str:
+    """The method's usual scheme, or what the layout wants instead, which is said."""
+    from qsim.algorithms.methods import DEFAULT_SCHEMES
+    from qsim.checkpoints.layouts import default_scheme
+
+    usual = DEFAULT_SCHEMES[method]
+    found = default_scheme(layout, usual)
+    if found != usual:
+        click.echo(
+            f"scheme {found}: layout {layout} is symmetric unless --scheme says otherwise, since the fast kernels of "
+            f"engines (Marlin) read sym=true only; the usual scheme of {method} is {usual}",
+            err=True,
+        )
+    return found
 
 
 def _own_text(model: str) -> str | None:

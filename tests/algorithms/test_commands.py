@@ -299,3 +299,28 @@ def test_targets(folder, tmp_path):
     result = run("quantize", folder, "--out", tmp_path / "new", "--method", "rtn", "--scheme", "nvfp4")
     assert "checkpoints with nvfp4 activations store their tensor scale" in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize(("layout", "symmetric"), [("gptq", True), ("gptq_v2", True), ("auto", False), ("awq", False)])
+def test_the_gptq_layout_is_symmetric_unless_asked(tmp_path, method, layout, symmetric):
+    """The kernels that serve it fast read nothing else."""
+    config = {**CONFIGS["llama"], "hidden_size": 128, "intermediate_size": 128, "vocab_size": 256}
+    write_folder(tmp_path / "m", config, random_tensors(ModelConfig.from_dict(config)))
+    np.save(tmp_path / "ids.npy", np.arange(256))
+    common = ("quantize", tmp_path / "m", "--method", method, "--layout", layout, "--calibration", tmp_path / "ids.npy",
+              "--window", 32)  # fmt: skip
+    result = run(*common, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    said = "scheme w4a16-g128-sym: layout" in result.stderr
+    assert said == symmetric
+    found = load(tmp_path / "out").tensors["model.layers.0.mlp.up_proj.weight"]
+    assert found.tensor_scheme.symmetric == symmetric
+    if symmetric:
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["sym"] is True
+        asked = run(*common, "--scheme", "w4a16-g128", "--out", tmp_path / "asked", "--layout", "gptq_v2")
+        assert asked.exit_code == 0, asked.stderr
+        assert "note: vLLM's Marlin kernels read GPTQ weights of 4 and 8 bits with sym=true only" in asked.stdout
+        assert "Marlin kernels read GPTQ weights" not in result.stdout
+        assert "scheme w4a16-g128-sym" not in asked.stderr
+        assert not load(tmp_path / "asked").tensors["model.layers.0.mlp.up_proj.weight"].tensor_scheme.symmetric

@@ -201,6 +201,18 @@ def test_activation_scales_that_engines_would_not_apply_are_noted(tmp_path):
     ) in written.notes
 
 
+@pytest.mark.parametrize("name", ["w4a16-g32-sym", "w8a16-g32-sym", "w4a16-g32", "w3a16-g32-sym", "w8a16-g32-asym"])
+def test_what_the_fast_kernels_do_not_read_is_noted(tmp_path, name):
+    scheme = get_scheme(name)
+    notes = [n for n in write(quantized(name), tmp_path / "out", "gptq_v2").notes if "Marlin" in n]
+    if scheme.weight.symmetric and scheme.weight.bits in (4, 8):
+        assert notes == []
+        return
+    sym = "true" if scheme.weight.symmetric else "false"
+    (note,) = notes
+    assert f"these have {scheme.weight.bits} bits with sym={sym} and run on its slower kernels" in note
+
+
 def test_layers_that_differ_where_one_scheme_is_for_all(tmp_path):
     model = quantized("w4a16-g32")
     name = "model.layers.1.mlp.down_proj"
