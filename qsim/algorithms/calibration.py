@@ -81,7 +81,12 @@ def calibration_of(
         return text
     context = model.config.max_position_embeddings
     if isinstance(text, bytes):
-        text = text.decode("utf-8")
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise QsimError(
+                f"a calibration text must be UTF-8: byte {error.start} is {text[error.start]:#04x}"
+            ) from None
     if isinstance(text, str):
         if model.tokenizer is None:
             raise QsimError(

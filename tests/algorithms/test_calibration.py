@@ -127,6 +127,7 @@ def test_windows():
         (np.arange(10), {}, "at least one window of 64 tokens: got 10; give more text or a shorter window"),
         (np.arange(10), {"window": 0}, "at least one window"),
         ("some text", {}, "llama has no tokenizer: give calibration as token ids"),
+        (b"caf\xe9", {}, "a calibration text must be UTF-8: byte 3 is 0xe9"),
         (np.zeros((2, 65), int), {}, "a calibration window of 65 tokens exceeds the model's context of 64"),
         (np.arange(90), {"windows": 0}, "windows must be at least 1"),
         (np.array([1, 96]), {}, "token ids are 0 to 95: got 96"),

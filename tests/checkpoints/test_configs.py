@@ -317,6 +317,23 @@ def test_dynamic_rules_of_gptq():
     assert plan.layer("model.layers.0.mlp.gate_proj").scheme == get_scheme("w4a16-g32-sym")
 
 
+def test_the_first_rule_of_gptq_that_matches_counts():
+    """`dynamic_get` of GPTQModel and `get_dynamic_override` of vLLM: file order, from the start of a name."""
+    rng = random.Random(0)
+    rules = {r"-:.*\.1\..*": {}, r"+:.*down_proj": {"bits": 8}, ".*up_proj": {"bits": 2}, r"-:.*up_proj$": None,
+             r"model\.layers\.2": {"bits": 3}, "layers": {"bits": 8}, ".*": {"group_size": 64}}  # fmt: skip
+    layers = [f"model.layers.{i}.mlp.{n}" for i in range(3) for n in ("up_proj", "down_proj", "gate_proj")]
+    for _ in range(40):
+        chosen = dict(rng.sample(list(rules.items()), rng.randint(1, len(rules))))
+        plan = read_plan({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": chosen}, Notes())
+        for layer in layers:
+            found = plan.layer(layer)
+            hit = next((p for p in chosen if re.match(p.removeprefix("-:").removeprefix("+:"), layer)), None)
+            assert found.skipped == (hit is not None and hit.startswith("-:"))
+            want = {"bits": 4, "group_size": 32} | ((chosen[hit] or {}) if hit is not None else {})
+            assert (found.scheme.weight.bits, found.scheme.weight.group_size) == (want["bits"], want["group_size"])
+
+
 def test_strategies_that_are_left_out():
     """compressed-tensors infers them from the group size."""
     for size, kind in ((None, "tensor"), (-1, "channel"), (64, "group")):
