@@ -212,7 +212,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
     elif isinstance(whole.format, BlockFormat):
         codes = _block_codes(parts, fmt, element.bits)
     elif whole.is_integer:
-        codes = _integer_codes(parts, whole.bits)
+        codes = _integer_codes(parts, fmt, whole.bits)
     else:
         codes = parts.get("weight", ("F8_E4M3",), 2).bits
     whole.check_shape(codes.shape, parts.name)
@@ -298,9 +298,9 @@ def _block_codes(parts: Parts, fmt: str, bits: int) -> np.ndarray:
     return unpack(packed, bits)
 
 
-def _integer_codes(parts: Parts, bits: int) -> np.ndarray:
+def _integer_codes(parts: Parts, fmt: str, bits: int) -> np.ndarray:
     """Codes counted from the lowest, packed or one to a byte, whichever is stored."""
-    if "weight_packed" not in parts:
+    if "weight_packed" not in parts and ("weight" in parts or fmt != "pack-quantized"):
         values = parts.get("weight", ("I8",), 2).bits
         half = 1 << (bits - 1)
         if bits < 8 and values.size and (int(values.min()) < -half or int(values.max()) >= half):

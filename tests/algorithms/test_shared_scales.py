@@ -44,10 +44,11 @@ def as_vllm_runs(group: list) -> list[np.ndarray]:
     return values
 
 
-CASES = [("rtn", "nvfp4", {}), ("rtn", "nvfp4-weight-only", {}), ("rtn", "fp8", {}), ("rtn", "fp8", {"mse": True}),
-         ("fp8", "fp8", {}), ("fp8", "fp8-static", {}), ("fp8", "fp8", {"power_of_two": True}),
-         ("fp8", "fp8", {"mse": True}), ("fp8", "fp8", {"scale_rule": "autofp8"}),
-         ("smoothquant", "fp8", {})]  # fmt: skip
+CASES = [("rtn", "nvfp4", {}), ("rtn", "nvfp4-weight-only", {}), ("rtn", "fp8-tensor", {}),
+         ("rtn", "fp8-tensor", {"mse": True}),
+         ("fp8", "fp8-tensor", {}), ("fp8", "fp8-static", {}), ("fp8", "fp8-tensor", {"power_of_two": True}),
+         ("fp8", "fp8-tensor", {"mse": True}), ("fp8", "fp8-tensor", {"scale_rule": "autofp8"}),
+         ("smoothquant", "fp8-tensor", {})]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "scheme", "options"), CASES)
@@ -99,7 +100,7 @@ def test_other_schemes_keep_their_own(scheme):
     assert all("shared_scale_ratio" not in r.details for r in result.layers)
 
 
-@pytest.mark.parametrize("scheme", ["nvfp4-weight-only", "fp8"])
+@pytest.mark.parametrize("scheme", ["nvfp4-weight-only", "fp8-tensor"])
 def test_a_layer_of_zeros_decides_nothing(scheme):
     """Its own scale is 1, the stand-in for none, which would wipe the others out."""
     zero = {"model.layers.0.self_attn.k_proj.weight": np.zeros((32, 64), np.float32)}
@@ -113,7 +114,7 @@ def test_a_layer_of_zeros_decides_nothing(scheme):
     assert shared_scale([np.zeros((2, 16), np.float32)] * 2, get_scheme(scheme)) is None
 
 
-@pytest.mark.parametrize("scheme", ["nvfp4", "fp8"])
+@pytest.mark.parametrize("scheme", ["nvfp4", "fp8-tensor"])
 def test_rounding_to_nearest_is_the_same_in_both_places(scheme):
     plain, run = with_scheme(uneven(), scheme), quantize_model(uneven(), "rtn", scheme, TOKENS).model
     for name in plain.linears():
@@ -138,7 +139,7 @@ class Stop(BaseException):
 
 def test_a_run_that_goes_on_shares_the_same_scales(tmp_path):
     """Stopped after every number of finished layers: the scale follows from the weights, not from who is left."""
-    whole = quantize_model(uneven(), "rtn", "fp8").model
+    whole = quantize_model(uneven(), "rtn", "fp8-tensor").model
     for stop_at in (1, 2, 5):
         count = 0
 
@@ -150,14 +151,14 @@ def test_a_run_that_goes_on_shares_the_same_scales(tmp_path):
 
         folder = tmp_path / str(stop_at)
         with pytest.raises(Stop):
-            quantize_model(uneven(), "rtn", "fp8", work_dir=folder, progress=progress)
-        result = quantize_model(uneven(), "rtn", "fp8", work_dir=folder)
+            quantize_model(uneven(), "rtn", "fp8-tensor", work_dir=folder, progress=progress)
+        result = quantize_model(uneven(), "rtn", "fp8-tensor", work_dir=folder)
         assert result.resumed == stop_at
         for name in whole.linears():
             assert result.model.tensors[f"{name}.weight"] == whole.tensors[f"{name}.weight"]
 
 
 def test_the_granularity_decides_not_the_name():
-    scheme = get_scheme("fp8").replace(weight=get_scheme("fp8-rowwise").weight)
+    scheme = get_scheme("fp8-tensor").replace(weight=get_scheme("fp8-rowwise").weight)
     assert scheme.weight.granularity == Granularity(kind="channel")
     assert shared_scale([np.ones((2, 16), np.float32)], scheme) is None

@@ -279,7 +279,8 @@ def wrong(part: Stored):
 
 @pytest.mark.parametrize(("name", "layout"), [
     ("w4a16-g32", "gptq"), ("w3a16-g32", "gptq_v2"), ("w4a16-g32", "awq"), ("w4a16-g32", "compressed-tensors"),
-    ("w8a8-tensor-static", "compressed-tensors"), ("w5a16", "compressed-tensors"), ("fp8-static", "compressed-tensors"),
+    ("w8a8-tensor-static", "compressed-tensors"), ("w5a16-channel", "compressed-tensors"),
+    ("fp8-static", "compressed-tensors"),
     ("nvfp4", "compressed-tensors"), ("mxfp4", "compressed-tensors"), ("mxfp8", "compressed-tensors"),
     ("fp8-block128", "fp8"), ("fp8-static", "fp8"),
 ])  # fmt: skip

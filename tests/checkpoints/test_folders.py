@@ -413,6 +413,15 @@ def test_floats_beside_their_scales_are_rounded_with_these(tmp_path, name, statu
         np.testing.assert_array_equal(found, want)
 
 
+def test_codes_that_are_not_packed_as_the_format_says(tmp_path):
+    """One to a byte under pack-quantized, and packed under int-quantized: read as they are stored."""
+    for name, other in (("w4a16-g32", "int-quantized"), ("w8a8", "pack-quantized")):
+        model = quantized(name)
+        write(model, tmp_path / name, "compressed-tensors")
+        edit(tmp_path / name, lambda config, other=other: config.update(format=other))
+        assert_same(read(tmp_path / name), model)
+
+
 def test_scales_that_were_never_found_are_refused(tmp_path):
     write(quantized("w8a8"), tmp_path / "out", "compressed-tensors")
 

@@ -172,8 +172,8 @@ def test_layers_that_engines_fuse(tmp_path):
 
 @pytest.mark.parametrize(("name", "layout", "words"), [
     ("nvfp4-weight-only", "compressed-tensors", r"vLLM applies the largest stored divisor to all, .* times too small"),
-    ("fp8", "compressed-tensors", r"vLLM requantises all to the largest, which rounds weights twice"),
-    ("fp8", "fp8", r"vLLM requantises all to the largest, which rounds weights twice"),
+    ("fp8-tensor", "compressed-tensors", r"vLLM requantises all to the largest, which rounds weights twice"),
+    ("fp8-tensor", "fp8", r"vLLM requantises all to the largest, which rounds weights twice"),
 ])  # fmt: skip
 def test_tensor_scales_that_engines_would_not_apply_are_noted(tmp_path, name, layout, words):
     model = quantized(name)  # every layer under a scale of its own
