@@ -1,0 +1,16 @@
+"""Families of decoders as plain values: what a `config.json` describes, and what it weighs.
+
+`read_config` turns the config of any known family into a `Shape`: every layer's mixers and MLPs, embeddings and head,
+from which parameters, cache and state are counted exactly. What is not known is refused. A family is one value in a
+file of `known/`; a new one is a new file.
+"""
+
+from .config import Config
+from .family import Family
+from .read import families, model_types, read_config
+from .shape import Attention, Experts, Latent, Layer, Linear, Mlp, Recurrent, Shape
+
+__all__ = [
+    "Attention", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mlp", "Recurrent", "Shape", "families",
+    "model_types", "read_config",
+]  # fmt: skip

@@ -1,0 +1,35 @@
+"""OPT: learned positions, LayerNorm, ReLU; OPT-350m has narrow embeddings and its norms after the blocks."""
+
+from ..config import Config
+from ..family import Family
+from ..parts import attention, decoder, mlp
+from ..shape import Layer, Linear, Shape
+
+
+def _shape(c: Config) -> Shape:
+    h, bias = c.hidden, c.flag("enable_bias")
+    width = c.optional("word_embed_proj_dim") or h
+    affine = c.flag("layer_norm_elementwise_affine")
+    removed = c.flag("_remove_final_layer_norm")
+    last = c.flag("do_layer_norm_before") and not removed
+    mixer = attention(c, kv_heads=c.heads, head_dim=c.even_heads(), qkv_bias=bias, out_bias=bias)
+    wide = mlp(c, gated=False, bias=bias)
+    layer = Layer(mixers=(mixer,), mlps=(wide,), norm_weight=affine, norm_bias=affine)
+    ends = () if width == h else (
+        Linear(name="project_in", n=h, k=width), Linear(name="project_out", n=width, k=h)
+    )  # fmt: skip
+    positions = (c.size("max_position_embeddings") + 2) * h  # the first two rows are never used
+    normed = affine and last
+    return decoder(c, layer, norm_weight=normed, norm_bias=normed, positions=positions, width=width,
+                   linears=ends)  # fmt: skip
+
+
+OPT = Family(
+    name="opt", model_types=("opt",), architectures=("OPTForCausalLM",), shape=_shape,
+    aliases={"intermediate_size": ("ffn_dim",)},
+    defaults={
+        "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,
+        "num_attention_heads": 12, "max_position_embeddings": 2048, "do_layer_norm_before": True,
+        "enable_bias": True, "layer_norm_elementwise_affine": True, "tie_word_embeddings": True,
+    },
+)  # fmt: skip

@@ -1,0 +1,161 @@
+"""One reader of `config.json`: a family is found by its model type and says what the decoder is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import MappingProxyType
+from typing import Any
+
+from qsim.errors import QsimError, nearest
+from qsim.files import check_depth, read_json
+
+from .config import Config
+from .family import Family
+from .keys import is_harmless, repeats
+from .shape import Shape
+
+_TEXT_PARTS = ("text_config", "llm_config", "language_config")
+"""Where a model of several modalities keeps the config of its language model."""
+_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@lru_cache(maxsize=1)
+def families() -> Mapping[str, Family]:
+    """Every family by name, from the files of `qsim.families.known`."""
+    from . import known
+
+    found: dict[str, Family] = {}
+    for module in sorted(m.name for m in iter_modules(known.__path__)):
+        values = vars(import_module(f"{known.__name__}.{module}")).values()
+        found |= {f.name: f for f in values if isinstance(f, Family)}
+    return MappingProxyType(found)
+
+
+@lru_cache(maxsize=1)
+def model_types() -> Mapping[str, Family]:
+    """Every family by each of the model types that its configs name."""
+    return MappingProxyType({kind: family for family in families().values() for kind in family.model_types})
+
+
+def load_config(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """A config and how messages name it, from a mapping, a `config.json`, or a folder that holds one.
+
+    Raises:
+        QsimError: the file is not a JSON object, or nested too deep.
+        OSError: it cannot be opened.
+    """
+    if isinstance(source, Mapping):
+        check_depth(source, "config")
+        return source, "config"
+    path = Path(source)
+    path = path / "config.json" if path.is_dir() else path
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise QsimError(f"{path} must hold a JSON object")
+    return table, str(path)
+
+
+def text_part(table: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str]:
+    """The language model's part of a config; `table` itself where it has only one.
+
+    What the part leaves open and the whole says is taken from the whole: the model type, and whether the head is tied.
+    """
+    for key in _TEXT_PARTS:
+        part = table.get(key)
+        if part is None:
+            continue
+        if not isinstance(part, Mapping):
+            raise QsimError(f"{where}: {key} must be a table: got {type(part).__name__}")
+        outer = {k: table[k] for k in ("model_type", "tie_word_embeddings") if table.get(k) is not None}
+        return {**outer, **{k: v for k, v in part.items() if v is not None or k not in outer}}, f"{where}: {key}"
+    return table, where
+
+
+def family_of(table: Mapping[str, Any], where: str) -> Family:
+    """The family that a config's `model_type` names.
+
+    Raises:
+        QsimError: no model type, or one that is not known; the nearest known ones are listed.
+    """
+    kind = table.get("model_type")
+    if not isinstance(kind, str):
+        raise QsimError(f"{where}: model_type must be a text: got {kind!r:.80}")
+    family = model_types().get(kind)
+    if family is None:
+        raise QsimError(f"{where}: {nearest('model_type', kind, model_types())}")
+    return family
+
+
+def config_of(table: Mapping[str, Any], where: str, family: Family) -> Config:
+    """A config with a family's defaults and older names."""
+    return Config(table, where, family.defaults, family.aliases)
+
+
+def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = True) -> Shape:
+    """What the decoder of a `config.json` is made of.
+
+    Arguments:
+        source: the parsed config, its path, or a folder that holds a `config.json`. Of a model of several modalities
+            the language model is read.
+        strict: refuse a key that nothing here understands, as it may change the structure. Otherwise the first note
+            of the result names what was ignored.
+
+    Raises:
+        QsimError: an unknown model type, a value that is missing, mistyped or out of range, values that contradict each
+            other, and, with `strict`, keys that are not understood.
+        OSError: the file cannot be opened.
+    """
+    whole, where = load_config(source)
+    table, where = text_part(whole, where)
+    family = family_of(table, where)
+    c = config_of(table, where, family)
+    _check_class(table, family, where)
+    shape = replace(family.shape(c), family=family.name)
+    unknown = _not_understood(c, family, shape)
+    if not unknown:
+        return shape
+    named = ", ".join(f"{key} = {_brief(table[key])}" for key in unknown)
+    if strict:
+        raise QsimError(
+            f"{where}: {named} is not understood for {family.name} and may change the structure; "
+            "remove it if it does not, or read with strict=False"
+        )
+    return replace(shape, notes=(f"not understood and ignored: {named}", *shape.notes))
+
+
+def _check_class(table: Mapping[str, Any], family: Family, where: str) -> None:
+    """A class of another family, or one that is no language model, contradicts the model type."""
+    names = table.get("architectures")
+    if names is None:
+        return
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise QsimError(f"{where}: architectures must be a list of texts: got {names!r:.80}")
+    if not names or any(name in family.architectures for name in names):
+        return
+    if not any(name.endswith(_SUFFIXES) for name in names):
+        raise QsimError(f"{where}: architectures = {names[0]!r:.80} is not a model with a language head")
+    owner = next((f.name for f in families().values() if names[0] in f.architectures), None)
+    if owner is not None:
+        raise QsimError(f"{where}: architectures = {names[0]!r} is of {owner}, but model_type is of {family.name}")
+
+
+def _not_understood(c: Config, family: Family, shape: Shape) -> list[str]:
+    """Keys that were not read, are not harmless, and do not only repeat what the shape says."""
+    return [
+        key
+        for key, value in c.fields.table.items()
+        if key not in c.fields.read
+        and key not in family.harmless
+        and not is_harmless(key)
+        and not repeats(key, value, shape)
+    ]
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
