@@ -19,6 +19,8 @@ _LAZY = {
     "list_models": "hwmodels.listing",
     "Roofline": "hwmodels.limits",
     "roofline": "hwmodels.limits",
+    "kv_cache_bytes": "hwmodels.footprint",
+    "state_bytes": "hwmodels.footprint",
     "gemm": "hwmodels.timing",
     "gemm_time": "hwmodels.timing",
     "attention": "hwmodels.timing",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from hwmodels.architecture import Architecture, architecture_names, get_architecture
     from hwmodels.calibration.build import fit
     from hwmodels.device import Device
+    from hwmodels.footprint import kv_cache_bytes, state_bytes
     from hwmodels.limits import Roofline, roofline
     from hwmodels.listing import list_devices, list_models
     from hwmodels.load import device_names, get_device
@@ -48,8 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Architecture", "Device", "Prediction", "Roofline", "architecture_names", "attention", "attention_time",
-    "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "list_devices",
-    "list_models", "pareto", "predict", "predict_request", "roofline", "speedup", "sweep", "throughput", "tornado",
+    "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "kv_cache_bytes",
+    "list_devices", "list_models", "pareto", "predict", "predict_request", "roofline", "speedup", "state_bytes",
+    "sweep", "throughput", "tornado",
 ]  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from .grouped import GROUPED, grouped
 from .kernels import get_family
 from .operators import Operator
 from .profiles import Choice, Profile
-from .step import attention_shape
 from .timing import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 
 if TYPE_CHECKING:
@@ -76,8 +75,7 @@ class Runner:
             if op.kind == "attention":
                 est = attention(
                     self.device, phase, batch, context, kernel=self.attention_kernel, fidelity=self.fidelity,
-                    new=None if phase == "decode" else new,
-                    **attention_shape(self.arch, phase, self.scheme, self.tensor_parallel),
+                    new=None if phase == "decode" else new, **op.attention,
                 )  # fmt: skip
             elif op.kind == "small":
                 est = small(self.device, self._moved(op), row=op.row, fidelity=self.fidelity)
@@ -135,7 +133,7 @@ class Runner:
     def _row(self, op: Operator, est: Estimate) -> OperatorTime:
         time, low, high = est.time_s, est.low_s, est.high_s
         if self.fidelity != "ideal":
-            further = self.profile.further_launches(op.name, op.row > 0) if op.kind == "small" else 0
+            further = self.profile.further_launches(op.role or op.name, op.row > 0) if op.kind == "small" else 0
             if further:
                 gap = further * launch_gap_s(self.device)
                 time, low, high = time + gap, low + gap * 0.75, high + gap * 1.25

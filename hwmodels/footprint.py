@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.families import Attention, Experts, Latent, Mixer, Mlp, Recurrent
+
+from .architecture import Architecture, get_architecture
 from .operators import _kv_bytes, weight_nbytes
+from .timing import check_positive
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
-    from .architecture import Architecture
     from .device import Device
 
 RESERVE_BYTES = 3.5e9
@@ -46,9 +51,9 @@ class Footprint:
 
 def model_weight_bytes(architecture: Architecture, scheme: Scheme) -> float:
     """Bytes of all weights: linear layers of the blocks as the scheme packs them, everything else in 16 bit."""
-    counts, total = architecture.linear_counts, 0
-    for name, (n, k) in architecture.linear_shapes.items():
-        total += counts[name] * (2 * n * k if name == "router" else weight_nbytes(scheme, n, k))
+    total = 0
+    for part in architecture.parts:
+        total += part.count * (2 * part.n * part.k if part.router else weight_nbytes(scheme, part.n, part.k))
     rest = architecture.parameters - architecture.block_parameters
     return float(total + 2 * rest)
 
@@ -56,19 +61,71 @@ def model_weight_bytes(architecture: Architecture, scheme: Scheme) -> float:
 def _device_weight_bytes(architecture: Architecture, scheme: Scheme, tp: int) -> float:
     """Bytes of weights on each device. Latent attention: the projection to latent vectors is on every device, and a
     quantised expansion is there twice, the second time in 16 bit for `absorb`."""
-    a, share = architecture, model_weight_bytes(architecture, scheme) / tp
-    if not a.is_latent:
-        return share
-    shapes = a.linear_shapes
-    replicated = sum(weight_nbytes(scheme, *shapes[name]) for name in ("qkv_a", "kv_a") if name in shapes)
-    n, k = shapes["kv_b"]
-    absorbed = 2 * n * k / tp if scheme.weight.is_quantized else 0.0
-    return share + a.layers * (replicated * (1 - 1 / tp) + absorbed)
+    share = model_weight_bytes(architecture, scheme) / tp
+    for _, mixer, count in architecture.mixers:
+        if isinstance(mixer, Latent):
+            shapes = {item.name: (item.n, item.k) for item in mixer.linears}
+            replicated = sum(weight_nbytes(scheme, *shapes[name]) for name in ("qkv_a", "kv_a") if name in shapes)
+            n, k = shapes["kv_b"]
+            absorbed = 2 * n * k / tp if scheme.weight.is_quantized else 0.0
+            share = share + count * (replicated * (1 - 1 / tp) + absorbed)
+    return share
 
 
 def kv_bytes_per_token(architecture: Architecture, scheme: Scheme) -> float:
-    """Bytes that one token adds to the KV cache over all layers, with scales."""
-    return architecture.kv_elements_per_token * _kv_bytes(scheme, architecture)
+    """Bytes that one token adds to the KV cache over all layers, with scales, beyond every window and chunk."""
+    total = 0.0
+    for mixer, count in architecture.shape.mixers:
+        if mixer.window is None and mixer.cache_widths:
+            total = total + _cache_row_bytes(mixer, count, scheme)
+    return total
+
+
+def _cache_row_bytes(mixer: Mixer, layers: int, scheme: Scheme) -> float:
+    """Bytes that one cached token takes in layers of one kind, with scales."""
+    widths = mixer.cache_widths
+    if len(set(widths)) == 1:  # K and V are alike: whole numbers first, so that the product is rounded once
+        return layers * sum(widths) * _kv_bytes(scheme, widths[0])
+    return sum(layers * width * _kv_bytes(scheme, width) for width in widths)
+
+
+def _cache_bytes(architecture: Architecture, scheme: Scheme, context: Any, batch: Any, tp: int) -> Any:
+    """Bytes of the KV cache on each of `tp` devices."""
+    total: Any = 0.0
+    for mixer, count in architecture.shape.mixers:
+        if mixer.cache_widths:
+            kept = context if mixer.window is None else np.minimum(context, mixer.window)
+            shards = min(tp, mixer.kv_heads) if isinstance(mixer, Attention) else 1
+            total = total + np.asarray(batch, np.float64) * kept * _cache_row_bytes(mixer, count, scheme) / shards
+    return total
+
+
+def kv_cache_bytes(
+    architecture: str | Path | Mapping[str, Any] | Architecture, scheme: str | Scheme, context: Any, batch: Any = 1
+) -> Any:
+    """Bytes of the KV cache (or of latent vectors) of `batch` sequences of `context` tokens, with scales.
+
+    Arguments:
+        architecture, scheme: names or values, as in `predict`.
+        context, batch: tokens of each sequence, and sequences. Arrays broadcast.
+
+    A layer with a window or chunk keeps min(context, window) tokens; one that shares another's cache keeps none. The
+    state of recurrent layers does not grow and is not in it: see `state_bytes`.
+
+    Raises:
+        QsimError: unknown names, or sizes that are not positive.
+    """
+    from qsim.scheme import get_scheme
+
+    check_positive(context=context, batch=batch)
+    total = _cache_bytes(get_architecture(architecture), get_scheme(scheme), np.asarray(context, np.float64), batch, 1)
+    return float(total) if np.ndim(total) == 0 else total
+
+
+def state_bytes(architecture: str | Path | Mapping[str, Any] | Architecture, batch: Any = 1) -> Any:
+    """Bytes of the state of recurrent layers of `batch` sequences at 16 bit, whatever their length; a convolution
+    keeps its kernel's columns but one."""
+    return get_architecture(architecture).shape.state_bytes * batch
 
 
 def footprint(
@@ -84,17 +141,27 @@ def footprint(
     """Memory of a step on each of `tensor_parallel` devices; `tokens` are those in flight (default the batch)."""
     a, tp = architecture, tensor_parallel
     tokens = batch if tokens is None else tokens
-    width = 6 * a.hidden + (3 if a.gated else 2) * max(a.ffn * a.experts_per_token, a.dense_ffn)
-    shards = 1 if a.is_latent else min(tp, a.kv_heads)
+    parts = [part for _, part, _ in (*a.mlps, *a.mixers)]
+    width = 6 * a.hidden + max((_inner_width(part) for part in parts), default=0)
     capacity = device.memory.capacity_bytes
     chips = sram_chips(device, architecture, scheme) if device.kind == "asic-sram" else 1
     return Footprint(
         weights_bytes=_device_weight_bytes(a, scheme, tp) / chips,
-        kv_cache_bytes=np.asarray(batch, np.float64) * context * kv_bytes_per_token(a, scheme) / shards / chips,
+        kv_cache_bytes=(_cache_bytes(a, scheme, context, batch, tp) + a.shape.state_bytes * np.asarray(batch)) / chips,
         activations_bytes=np.asarray(tokens, np.float64) * width * 2.0 / tp / chips,
         reserve_bytes=0.0 if chips > 1 else min(RESERVE_BYTES, 0.1 * capacity),
         capacity_bytes=capacity,
     )
+
+
+def _inner_width(part: Mlp | Experts | Mixer) -> int:
+    """Elements of a token between the products of a part, as far as they count beside the hidden state."""
+    if isinstance(part, Recurrent):
+        return 2 * part.linears[-1].k
+    if isinstance(part, Attention | Latent):
+        return 0
+    per_token = part.per_token if isinstance(part, Experts) else 1
+    return (3 if part.gated else 2) * part.width * per_token
 
 
 def sram_chips(device: Device, architecture: Architecture, scheme: Scheme) -> int:
@@ -108,7 +175,8 @@ def largest_batch(
     """The largest decode batch that fits at this context; 0 when not even one sequence does."""
     one = footprint(device, architecture, scheme, batch=1, context=context, tensor_parallel=tensor_parallel)
     free = one.capacity_bytes - one.weights_bytes - one.reserve_bytes
-    return max(0, int(free // (one.kv_cache_bytes + one.activations_bytes)))
+    each = one.kv_cache_bytes + one.activations_bytes
+    return max(0, int(free // each))
 
 
 def what_would_fit(

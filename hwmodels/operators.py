@@ -7,14 +7,14 @@ with a weight (N, K) does 2 M N K operations; bytes are all operands read and th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsim.errors import QsimError
-
-from .architecture import Architecture
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
@@ -48,7 +48,8 @@ class Operator:
     """One operator of a step.
 
     Attributes:
-        name: `qkv`, `attention`, `norm_qkv`, ...
+        name: `qkv`, `attention`, `norm_qkv`, ...; of models with several kinds of layers with the kind before it.
+        role: the name without the kind.
         kind: `gemm`, `attention`, `small` (element-wise or a row reduction) or `all_reduce`.
         cost: of one call.
         calls: how often it runs in the step.
@@ -58,6 +59,7 @@ class Operator:
         groups: products of this shape that the kernel does at once, each with rows and a weight of its own (experts);
             None for a single product.
         weight_bytes: of the packed weights of all groups.
+        attention: of an attention operator, the arguments of `timing.attention` that depend on the layer.
         reread_bytes: input that a quantising kernel reads a second time (largest value first, codes second); it costs
             traffic only when it is larger than the on-chip memory.
     """
@@ -74,6 +76,8 @@ class Operator:
     groups: Any = None
     weight_bytes: Any = 0.0
     reread_bytes: Any = 0.0
+    role: str = ""
+    attention: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def weight_nbytes(scheme: Scheme, n: int, k: int) -> int:
@@ -133,6 +137,8 @@ def attention_cost(
     shared_kv: bool = False,
     kv_bytes_per_element: float = 2.0,
     activation_bytes: float = 2.0,
+    window: int | None = None,
+    chunked: bool = False,
 ) -> Cost:
     """Scaled dot-product attention over a KV cache, without its projections.
 
@@ -143,6 +149,9 @@ def attention_cost(
         value_dim: of a head's V and output; None is head_dim.
         shared_kv: V is a part of what was read as K (multi-head latent attention in decode).
         kv_bytes_per_element: of the cache, with its scales.
+        window: a query sees at most that many of the last tokens, itself included; None means all.
+        chunked: it sees those of its own chunk of `window` tokens. A decode step reads the whole window or chunk that
+            is kept: the most that it can be.
 
     Returns:
         Prefill: 2 B h (d + d_v) (S L - S^2/2 + S/2) operations: causal, half of the square. Each of K and V is read
@@ -159,9 +168,16 @@ def attention_cost(
         s = context if seq is None else np.asarray(seq, dtype=np.float64)
         pairs = s * context - s * s / 2 + s / 2
         tile_work: Any = 1 + s * CAUSAL_TILE / 2 / pairs
-        past = batch * (context - s) * kv_heads * stored * kv_bytes_per_element
+        kept = context - s
+        if window is not None:
+            pairs = _pairs(context, window, chunked) - _pairs(kept, window, chunked)
+            # the mask cuts tiles at both ends of a window
+            tile_work = 1 + s * CAUSAL_TILE / np.where(context > window, 1, 2) / pairs
+            kept = np.minimum(kept, window)
+        past = batch * kept * kv_heads * stored * kv_bytes_per_element
         traffic = activation_bytes * batch * s * (q_heads * wide + kv_heads * stored) + past
     elif phase == "decode":
+        context = context if window is None else np.minimum(context, window)
         pairs, tile_work = context, 1.0
         traffic = batch * context * kv_heads * stored * kv_bytes_per_element
         traffic = traffic + batch * q_heads * wide * activation_bytes
@@ -171,14 +187,23 @@ def attention_cost(
     return Cost(flop=2 * heads * wide, traffic_bytes=traffic, exp=heads, tile_work=tile_work)
 
 
+def _pairs(tokens: Any, window: int, chunked: bool) -> Any:
+    """Pairs of a query and a key that a mask leaves over the first `tokens` positions."""
+    if chunked:
+        whole, rest = tokens // window, tokens % window
+        return whole * (window * (window + 1) / 2) + rest * (rest + 1) / 2
+    short = np.minimum(tokens, window)
+    return short * (short + 1) / 2 + (tokens - short) * window
+
+
 def _operand_bytes(scheme: Scheme) -> float:
     return float(scheme.activation.bits) / 8 if scheme.activation.is_quantized else 2.0
 
 
-def _kv_bytes(scheme: Scheme, architecture: Architecture) -> float:
-    """Bytes per KV element with its scales, for a token's K of all KV heads (or its latent vector)."""
+def _kv_bytes(scheme: Scheme, width: int) -> float:
+    """Bytes per KV element with its scales, for a token's K (or V) of all KV heads, `width` elements."""
     part = scheme.kv_cache
-    row = (4096, architecture.cache_row)
+    row = (4096, width)
     if part.granularity is not None and part.granularity.columns and row[1] % part.granularity.columns:
         from dataclasses import replace
 

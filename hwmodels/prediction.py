@@ -214,7 +214,7 @@ def predict(
         raise QsimError(f"phase is prefill or decode: got {phase!r}")
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, strict)
-    notes = [choice.note] if choice.note else []
+    notes = [*arch.notes, *([choice.note] if choice.note else [])]
     notes += _ragged(arch, quant)
     family = get_family(choice.kernel)
     quantizes = choice.quantizes_activation
@@ -257,7 +257,7 @@ def _ragged(arch: Architecture, quant: Scheme) -> list[str]:
     group = quant.weight.group_size
     if group is None or quant.weight.ragged:
         return []
-    odd = sorted({k for name, (_, k) in arch.linear_shapes.items() if name != "router" and k % group})
+    odd = sorted({part.k for part in arch.parts if not part.router and part.k % group})
     return [f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"] if odd else []
 
 
@@ -273,8 +273,7 @@ def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tens
             raise QsimError(f"{name} must be at least 1: got {value!r}")
     if seq is not None and np.any(np.asarray(seq) > np.asarray(context)):
         raise QsimError(f"seq counts the new tokens of the context: got seq={seq!r} > context={context!r}")
-    if tensor_parallel < 1 or arch.heads % tensor_parallel:
-        raise QsimError(f"tensor_parallel must divide the {arch.heads} heads of {arch.name}: got {tensor_parallel}")
+    arch.check_split(tensor_parallel)
 
 
 def _kernel_choice(dev: Device, quant: Scheme, how: Profile, kernel: str | None, strict: bool) -> Choice:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from qsim.families import Attention, Experts, Latent, Mixer, Mlp, Recurrent
 
 from .architecture import Architecture
 from .operators import Cost, Operator, _kv_bytes, _operand_bytes, attention_cost, gemm_cost, grouped_cost, weight_nbytes
@@ -29,7 +31,7 @@ def step_operators(
     separate_quantize: bool = True,
     unfused_quantize: bool = False,
 ) -> Iterator[Operator]:
-    """The operators of one step, in order; `calls` counts all layers.
+    """The operators of one step; `calls` counts all layers. Equal layers are one group, in the order of appearance.
 
     Arguments:
         phase: `prefill` (batch sequences of `seq` new tokens, default all of `context`) or `decode`.
@@ -43,8 +45,16 @@ def step_operators(
 
     Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1) keeps one latent vector a token. A prefill expands
     it to the K and V of every head (`kv_b`); a decode step absorbs the expansion into the query and the output
-    (`absorb`, in 16 bit as engines do it) and reads the latent vectors as keys and values of a single head.
+    (`absorb`, in 16 bit as engines do it) and reads the latent vectors as keys and values of a single head. Where an
+    indexer chooses the tokens (DeepSeek-V3.2), it reads a key of every token, and attention reads the chosen ones.
+
+    A recurrent layer is its products, and one pass over its state and its channels at the rate of the memory: in decode
+    the state is read and written once for each sequence, in prefill it stays on the chip and is written once.
+
+    Raises:
+        QsimError: devices that do not divide the heads, or several for recurrent layers, whose split is not priced.
     """
+    architecture.check_split(tensor_parallel)
     batch = np.asarray(batch, dtype=np.float64)
     context = np.asarray(context, dtype=np.float64)
     new = np.float64(1.0) if phase == "decode" else (context if seq is None else np.asarray(seq, np.float64))
@@ -56,9 +66,10 @@ def step_operators(
         quantizes=quantized and separate_quantize and scheme.activation.dynamic,
         rereads=scheme.activation.dynamic and separate_quantize, alone=quantized and unfused_quantize,
     )  # fmt: skip
-    yield from step.latent_projections() if architecture.is_latent else step.projections()
-    yield from step.attention()
+    for prefix, mixer, count in architecture.mixers:
+        yield from step.mixer(prefix, mixer, float(count))
     yield from step.feed_forward()
+    yield from step.others()
     yield from step.head()
 
 
@@ -67,6 +78,7 @@ class _Step:
     """What the operators of a step share.
 
     Attributes:
+        a: the architecture; tp: devices that share every layer.
         act, stored, out: bytes of an element of a product's operand, as the element-wise kernel before it writes it,
             and of its result.
         quantizes: a kernel of its own finds scales at run time; rereads: fused with one that reads its input twice;
@@ -92,9 +104,9 @@ class _Step:
         return self.batch * self.new
 
     def product(
-        self, name: str, n: int, k: int, rows: Any, *, calls: Any = None, groups: Any = None, sixteen: bool = False
+        self, name: str, n: int, k: int, rows: Any, *, calls: float, groups: Any = None, sixteen: bool = False
     ) -> Operator:
-        """x[rows,K] w[N,K]^T, in every layer unless `calls` says otherwise; `sixteen` leaves it in 16 bit."""
+        """x[rows,K] w[N,K]^T; `sixteen` leaves it in 16 bit."""
         weight = np.asarray(2 * n * k if sixteen else weight_nbytes(self.scheme, n, k), dtype=np.float64)
         weight = weight if groups is None else groups * weight
         operand, output = (2.0, 2.0) if sixteen else (self.act, self.out)
@@ -103,99 +115,173 @@ class _Step:
         else:
             cost = grouped_cost(rows, n, k, groups, weight_bytes=weight, operand=operand, output=output)
         return Operator(
-            name=name, kind="gemm", cost=cost, calls=float(self.a.layers) if calls is None else calls, m=rows, n=n, k=k,
-            head=sixteen, groups=groups, weight_bytes=weight,
+            name=name, kind="gemm", cost=cost, calls=calls, m=rows, n=n, k=k, head=sixteen, groups=groups,
+            weight_bytes=weight,
         )  # fmt: skip
 
     def small(
-        self, name: str, traffic: Any, *, row: int = 0, flop: Any = 0.0, calls: Any = None, reread: Any = 0.0
+        self, name: str, traffic: Any, *, calls: float, row: int = 0, flop: Any = 0.0, reread: Any = 0.0, role: str = ""
     ) -> Operator:
         cost = Cost(flop=flop, traffic_bytes=np.asarray(traffic, dtype=np.float64))
         return Operator(
-            name=name, kind="small", cost=cost, calls=float(self.a.layers) if calls is None else calls, row=row,
-            reread_bytes=reread if self.rereads else 0.0,
+            name=name, kind="small", cost=cost, calls=calls, row=row, reread_bytes=reread if self.rereads else 0.0,
+            role=role,
         )  # fmt: skip
 
-    def quantize(self, name: str, width: int, calls: Any = None) -> Iterator[Operator]:
+    def quantize(self, name: str, width: int, calls: float) -> Iterator[Operator]:
         if self.alone:
             yield self.small(name, self.tokens * width * (2 + self.act), row=width, calls=calls)
 
-    def all_reduce(self, name: str) -> Iterator[Operator]:
-        if self.tp > 1:
+    def all_reduce(self, name: str, calls: float) -> Iterator[Operator]:
+        if self.tp > 1 and calls:
             cost = Cost(flop=0.0, traffic_bytes=self.tokens * self.a.hidden * 2.0)
-            yield Operator(name=name, kind="all_reduce", cost=cost, calls=float(self.a.layers))
+            yield Operator(name=name, kind="all_reduce", cost=cost, calls=calls)
 
-    def norm_qkv(self) -> Iterator[Operator]:
+    def norm(self, name: str, calls: float) -> Iterator[Operator]:
+        """A norm of the hidden state whose result a product reads."""
         h, tokens = self.a.hidden, self.tokens
-        yield self.small(
-            "norm_qkv", tokens * h * (2 + self.stored), row=h, flop=5.0 * tokens * h, reread=tokens * h * 2.0
-        )
-        yield from self.quantize("quantize_qkv", h)
+        if calls:
+            yield self.small(
+                name, tokens * h * (2 + self.stored), row=h, flop=5.0 * tokens * h, reread=tokens * h * 2.0, calls=calls
+            )
 
-    def projections(self) -> Iterator[Operator]:
+    def mixer(self, prefix: str, mixer: Mixer, calls: float) -> Iterator[Operator]:
+        """Everything between the norm before a mixer and its output, for all layers that have it."""
+        normed = sum(count for layer, count in self.a.shape.groups if layer.mixers[:1] == (mixer,))
+        yield from self.norm(prefix + "norm_qkv", float(normed))
+        yield from self.quantize(prefix + "quantize_qkv", mixer.linears[0].k, calls)
+        if isinstance(mixer, Recurrent):
+            yield from self.recurrence(prefix, mixer, calls)
+            return
+        if isinstance(mixer, Latent):
+            yield from self.latent_projections(prefix, mixer, calls)
+        else:
+            yield from self.projections(prefix, mixer, calls)
+        yield from self.attention(prefix, mixer, calls)
+
+    def projections(self, prefix: str, m: Attention, calls: float) -> Iterator[Operator]:
         """Queries, keys and values, rotated and written to the cache."""
-        a, tokens, out = self.a, self.tokens, self.out
-        heads, kv_heads, d = a.heads // self.tp, max(1, a.kv_heads // self.tp), a.head_dim
-        yield from self.norm_qkv()
-        yield self.product("qkv", (heads + 2 * kv_heads) * d, a.hidden, tokens)
+        tokens, out = self.tokens, self.out
+        heads, kv_heads, d = m.heads // self.tp, 0 if m.shares_kv else max(1, m.kv_heads // self.tp), m.head_dim
+        values = 0 if m.keys_are_values else m.value_dim
+        n = (heads + kv_heads) * d + kv_heads * values + m.gate // self.tp
+        yield self.product(prefix + ("q" if m.shares_kv else "qkv"), n, m.inputs, tokens, calls=calls)
         # consumers read a product's result in the format that it was written in
         rotated = tokens * (heads + kv_heads) * d
-        yield self.small("rope", rotated * (out + 2), flop=6.0 * rotated)
-        yield self.small("kv_write", tokens * kv_heads * d * (2 + out + 2 * _kv_bytes(self.scheme, a)))
+        yield self.small(prefix + "rope", rotated * (out + 2), flop=6.0 * rotated, calls=calls, role="rope")
+        if kv_heads:
+            both = _kv_bytes(self.scheme, m.kv_heads * d) + _kv_bytes(self.scheme, m.kv_heads * m.value_dim)
+            mean = (d + m.value_dim) / 2
+            yield self.small(prefix + "kv_write", tokens * kv_heads * mean * (2 + out + both), calls=calls)
 
-    def latent_projections(self) -> Iterator[Operator]:
+    def latent_projections(self, prefix: str, m: Latent, calls: float) -> Iterator[Operator]:
         """Multi-head latent attention: every device makes all latent vectors, and the heads that are its own."""
-        a, tokens, out = self.a, self.tokens, self.out
-        heads, rope, rank = a.heads // self.tp, a.rope_dim, a.kv_lora_rank
-        yield from self.norm_qkv()
-        if a.q_lora_rank:
-            yield self.product("qkv_a", a.q_lora_rank + a.cache_row, a.hidden, tokens)
+        tokens, out = self.tokens, self.out
+        heads, rope, rank = m.heads // self.tp, m.rope_dim, m.kv_rank
+        row = rank + rope
+        if m.q_rank:
+            yield self.product(prefix + "qkv_a", m.q_rank + row, m.inputs, tokens, calls=calls)
         else:
-            yield self.product("q", heads * a.head_dim, a.hidden, tokens)
-            yield self.product("kv_a", a.cache_row, a.hidden, tokens)
-        normed = a.q_lora_rank + rank
-        yield self.small("norm_latent", tokens * normed * (out + self.stored), row=normed, flop=5.0 * tokens * normed)
-        if a.q_lora_rank:
-            yield self.product("q_b", heads * a.head_dim, a.q_lora_rank, tokens)
-        yield self.small("rope", tokens * (heads + 1) * rope * (out + 2), flop=6.0 * tokens * (heads + 1) * rope)
-        yield self.small("kv_write", tokens * a.cache_row * (2 + _kv_bytes(self.scheme, a)))
-        expanded = heads * (a.head_dim - rope + a.value_dim)
-        if self.phase == "prefill":
-            yield self.product("kv_b", expanded, rank, self.batch * self.context)
-        else:
-            yield self.product("absorb", expanded, rank, tokens, sixteen=True)
-
-    def attention(self) -> Iterator[Operator]:
-        a, tokens = self.a, self.tokens
-        cost = attention_cost(
-            self.phase, batch=self.batch, context=self.context, seq=self.new if self.phase == "prefill" else None,
-            **attention_shape(a, self.phase, self.scheme, self.tp),
+            yield self.product(prefix + "q", heads * m.head_dim, m.inputs, tokens, calls=calls)
+            yield self.product(prefix + "kv_a", row, m.inputs, tokens, calls=calls)
+        normed = m.q_rank + rank
+        yield self.small(
+            prefix + "norm_latent", tokens * normed * (out + self.stored), row=normed, flop=5.0 * tokens * normed,
+            calls=calls,
         )  # fmt: skip
-        yield Operator(name="attention", kind="attention", cost=cost, calls=float(a.layers))
-        width = a.heads // self.tp * a.value_dim
+        if m.q_rank:
+            yield self.product(prefix + "q_b", heads * m.head_dim, m.q_rank, tokens, calls=calls)
+        rotated = tokens * (heads + 1) * rope
+        yield self.small(prefix + "rope", rotated * (out + 2), flop=6.0 * rotated, calls=calls, role="rope")
+        yield self.small(prefix + "kv_write", tokens * row * (2 + _kv_bytes(self.scheme, row)), calls=calls)
+        if m.index_heads:
+            yield from self.indexer(prefix, m, calls)
+        expanded = heads * (m.nope_dim + m.value_dim)
+        if self.phase == "prefill":
+            yield self.product(prefix + "kv_b", expanded, rank, self.batch * self.context, calls=calls)
+        else:
+            yield self.product(prefix + "absorb", expanded, rank, tokens, sixteen=True, calls=calls)
+
+    def indexer(self, prefix: str, m: Latent, calls: float) -> Iterator[Operator]:
+        """The indexer's queries, key and head weights, and its scores: one key of every token for all its heads."""
+        for item in m.linears:
+            if item.name.startswith("index_"):
+                yield self.product(prefix + item.name, item.n, item.k, self.tokens, calls=calls)
+        kv = _kv_bytes(self.scheme, m.index_dim)
+        yield self.small(prefix + "index_write", self.tokens * m.index_dim * (2 + kv), calls=calls)
+        yield self.scores(prefix + "index_scores", calls, {
+            "q_heads": m.index_heads, "kv_heads": 1, "head_dim": m.index_dim, "value_dim": 0, "shared_kv": True,
+            "kv_bytes_per_element": kv,
+        })  # fmt: skip
+
+    def scores(self, name: str, calls: float, how: Mapping[str, Any]) -> Operator:
+        """An attention operator."""
+        seq = self.new if self.phase == "prefill" else None
+        cost = attention_cost(self.phase, batch=self.batch, context=self.context, seq=seq, **how)
+        return Operator(name=name, kind="attention", cost=cost, calls=calls, attention=how)
+
+    def attention(self, prefix: str, m: Attention | Latent, calls: float) -> Iterator[Operator]:
+        tokens = self.tokens
+        yield self.scores(prefix + "attention", calls, attention_shape(m, self.phase, self.scheme, self.tp))
+        width = m.heads // self.tp * m.value_dim
+        if m.gate:
+            yield self.small(prefix + "gate", tokens * (m.gate // self.tp * self.out + width * 4.0), calls=calls)
+        if isinstance(m, Latent) and m.gate:
+            yield self.product(prefix + "gate_proj", m.gate // self.tp, m.inputs, tokens, calls=calls)
         if self.quantizes:  # a static scale is applied where the operand is made
-            yield self.small("quantize_o", tokens * width * (2 + self.act), row=width, reread=tokens * width * 2.0)
-        yield self.product("o", a.hidden, width, tokens)
-        yield from self.all_reduce("all_reduce_o")
+            yield self.small(
+                prefix + "quantize_o", tokens * width * (2 + self.act), row=width, reread=tokens * width * 2.0,
+                calls=calls,
+            )  # fmt: skip
+        yield self.product(prefix + "o", self.a.hidden, width, tokens, calls=calls)
+        yield from self.all_reduce(prefix + "all_reduce_o", calls)
+
+    def recurrence(self, prefix: str, m: Recurrent, calls: float) -> Iterator[Operator]:
+        """The products of a recurrent layer, and its convolution and state in between."""
+        *first, last = m.linears
+        for item in first:
+            yield self.product(prefix + item.name, item.n, item.k, self.tokens, calls=calls)
+        moves = 2 if self.phase == "decode" else 1
+        made = sum(item.n for item in first) * self.out + last.k * 2.0
+        yield self.small(
+            prefix + "state", self.tokens * made + self.batch * m.state_elements * 2.0 * moves, calls=calls,
+            flop=self.tokens * (6.0 * m.state + 2.0 * m.conv_channels * m.conv_kernel),
+        )  # fmt: skip
+        if self.quantizes:
+            width = last.k
+            yield self.small(
+                prefix + "quantize_o", self.tokens * width * (2 + self.act), row=width,
+                reread=self.tokens * width * 2.0, calls=calls,
+            )  # fmt: skip
+        yield self.product(prefix + last.name, last.n, last.k, self.tokens, calls=calls)
 
     def feed_forward(self) -> Iterator[Operator]:
         a, h, tokens = self.a, self.a.hidden, self.tokens
-        yield self.small(
-            "norm_mlp", tokens * h * (self.out + 2 + 2 + self.stored), row=h, flop=5.0 * tokens * h,
-            reread=tokens * h * 2.0,
-        )  # fmt: skip
-        yield from self.quantize("quantize_gate_up", h)
-        if a.experts > 1:
-            yield from self.experts()
-            if a.dense_layers:
-                yield from self.dense("dense_", a.dense_ffn, float(a.dense_layers))
-        else:
-            yield from self.dense("", a.ffn, float(a.layers))
-        yield from self.all_reduce("all_reduce_down")
-        yield self.small("residual", tokens * h * (self.out + 4.0))
+        groups = [(layer, float(count)) for layer, count in a.shape.groups if layer.mlps]
+        layers = sum(count for _, count in groups)
+        # side by side with attention, one norm can serve both
+        normed = sum(count for layer, count in groups if not (layer.parallel and layer.norms < 2))
+        if normed:
+            yield self.small(
+                "norm_mlp", tokens * h * (self.out + 2 + 2 + self.stored), row=h, flop=5.0 * tokens * h,
+                reread=tokens * h * 2.0, calls=normed,
+            )  # fmt: skip
+        further = sum(count * max(0, layer.norms - len(layer.mixers[:1]) - 1) for layer, count in groups)
+        if further:  # norms after the blocks
+            yield self.small("norm_post", tokens * h * 4.0, row=h, flop=5.0 * tokens * h, calls=further)
+        if layers:
+            yield from self.quantize("quantize_gate_up", h, layers)
+        for prefix, mlp, count in a.mlps:
+            if isinstance(mlp, Experts):
+                yield from self.experts(prefix, mlp, float(count))
+            else:
+                yield from self.dense(prefix, mlp, float(count))
+        yield from self.all_reduce("all_reduce_down", layers)
+        if layers:
+            yield self.small("residual", tokens * h * (self.out + 4.0), calls=layers)
 
-    def dense(self, prefix: str, ffn: int, calls: float) -> Iterator[Operator]:
-        h, tokens, gate, ffn = self.a.hidden, self.tokens, 2 if self.a.gated else 1, ffn // self.tp
+    def dense(self, prefix: str, mlp: Mlp, calls: float) -> Iterator[Operator]:
+        h, tokens, gate, ffn = mlp.inputs, self.tokens, 2 if mlp.gated else 1, mlp.width // self.tp
         yield self.product(f"{prefix}gate_up", gate * ffn, h, tokens, calls=calls)
         yield self.small(
             f"{prefix}activation", tokens * ffn * (gate * self.out + self.stored), row=ffn if self.quantizes else 0,
@@ -204,48 +290,69 @@ class _Step:
         yield from self.quantize(f"{prefix}quantize_down", ffn, calls)
         yield self.product(f"{prefix}down", h, ffn, tokens, calls=calls)
 
-    def experts(self) -> Iterator[Operator]:
+    def experts(self, prefix: str, mlp: Experts, calls: float) -> Iterator[Operator]:
         """Routed experts, each with the tokens that go to it, all in one grouped kernel; and the shared one."""
-        a, h, tokens, gate, ffn = self.a, self.a.hidden, self.tokens, 2 if self.a.gated else 1, self.a.ffn // self.tp
-        layers = float(a.layers - a.dense_layers)
-        active = _active_experts(a, tokens)
-        rows, assigned = np.maximum(tokens * a.experts_per_token / active, 1.0), tokens * a.experts_per_token
-        yield self.product("router", a.experts, h, tokens, calls=layers, sixteen=True)
-        yield self.product("gate_up", gate * ffn, h, rows, calls=layers, groups=active)
+        h, tokens, gate, ffn = mlp.inputs, self.tokens, 2 if mlp.gated else 1, mlp.width // self.tp
+        inner = mlp.latent or h
+        active = _active_experts(mlp, tokens)
+        rows, assigned = np.maximum(tokens * mlp.per_token / active, 1.0), tokens * mlp.per_token
+        yield self.product(prefix + "router", mlp.experts, h, tokens, calls=calls, sixteen=True)
+        if mlp.latent:
+            yield self.product(prefix + "latent_in", mlp.latent, h, tokens, calls=calls)
+        yield self.product(prefix + "gate_up", gate * ffn, inner, rows, calls=calls, groups=active)
         yield self.small(
-            "activation", assigned * ffn * (gate * 2 + self.stored), row=ffn if self.quantizes else 0, calls=layers
-        )
-        yield self.product("down", h, ffn, rows, calls=layers, groups=active)
-        yield self.small("combine", assigned * h * 2.0 + tokens * h * 2.0, calls=layers)
-        shared = a.shared_ffn // self.tp
+            prefix + "activation", assigned * ffn * (gate * 2 + self.stored), row=ffn if self.quantizes else 0,
+            calls=calls,
+        )  # fmt: skip
+        yield self.product(prefix + "down", inner, ffn, rows, calls=calls, groups=active)
+        yield self.small(prefix + "combine", assigned * inner * 2.0 + tokens * inner * 2.0, calls=calls)
+        if mlp.latent:
+            yield self.product(prefix + "latent_out", h, mlp.latent, tokens, calls=calls)
+        shared = mlp.shared // self.tp
         if shared:
-            yield self.product("shared_gate_up", gate * shared, h, tokens, calls=layers)
-            yield self.product("shared_down", h, shared, tokens, calls=layers)
+            yield self.product(prefix + "shared_gate_up", gate * shared, h, tokens, calls=calls)
+            yield self.product(prefix + "shared_down", h, shared, tokens, calls=calls)
+
+    def others(self) -> Iterator[Operator]:
+        """Products beside mixers and MLPs; small ones, which every device does whole."""
+        for item, count in self.a.further:
+            yield self.product(
+                item.name, item.n, item.k, self.tokens, calls=float(count * item.count), sixteen=item.router
+            )
 
     def head(self) -> Iterator[Operator]:
         """Logits of the last token of every sequence."""
-        h, vocab = self.a.hidden, -(-self.a.vocab // self.tp)
+        h, head = self.a.hidden, self.a.shape.head
+        vocab = -(-head.n // self.tp)
         yield self.small("norm_head", self.batch * h * 2.0 * 2, row=h, calls=1.0)
-        yield self.product("lm_head", vocab, h, self.batch, calls=1.0, sixteen=True)
+        yield self.product("lm_head", vocab, head.k, self.batch, calls=1.0, sixteen=True)
         yield self.small("sample", self.batch * vocab * 2.0, row=vocab, calls=1.0)
 
 
-def attention_shape(architecture: Architecture, phase: str, scheme: Scheme, tensor_parallel: int = 1) -> dict[str, Any]:
-    """The arguments of `attention_cost` and `timing.attention` that depend on the architecture."""
-    a, tp = architecture, tensor_parallel
-    heads = a.heads // tp
-    if not a.is_latent:
-        kv = max(1, a.kv_heads // tp)
-        return {"q_heads": heads, "kv_heads": kv, "head_dim": a.head_dim, "kv_bytes_per_element": _kv_bytes(scheme, a)}
+def attention_shape(m: Attention | Latent, phase: str, scheme: Scheme, tensor_parallel: int = 1) -> dict[str, Any]:
+    """The arguments of `attention_cost` and `timing.attention` that depend on the layer."""
+    heads = m.heads // tensor_parallel
+    if isinstance(m, Attention):
+        kv = max(1, m.kv_heads // tensor_parallel)
+        how: dict[str, Any] = {
+            "q_heads": heads, "kv_heads": kv, "head_dim": m.head_dim,
+            "kv_bytes_per_element": _kv_bytes(scheme, m.kv_heads * m.head_dim),
+        }  # fmt: skip
+        if m.value_dim != m.head_dim:
+            how["value_dim"] = m.value_dim
+        if m.window is not None:
+            how |= {"window": m.window, "chunked": m.kind == "chunked"}
+        return how
+    chosen = {"window": m.index_topk} if m.index_heads else {}
     if phase == "prefill":  # K and V were expanded, in 16 bit
-        return {"q_heads": heads, "kv_heads": heads, "head_dim": a.head_dim, "value_dim": a.value_dim}
-    return {"q_heads": heads, "kv_heads": 1, "head_dim": a.cache_row, "value_dim": a.kv_lora_rank, "shared_kv": True,
-            "kv_bytes_per_element": _kv_bytes(scheme, a)}  # fmt: skip
+        return {"q_heads": heads, "kv_heads": heads, "head_dim": m.head_dim, "value_dim": m.value_dim, **chosen}
+    row = m.kv_rank + m.rope_dim
+    return {"q_heads": heads, "kv_heads": 1, "head_dim": row, "value_dim": m.kv_rank, "shared_kv": True,
+            "kv_bytes_per_element": _kv_bytes(scheme, row), **chosen}  # fmt: skip
 
 
-def _active_experts(architecture: Architecture, tokens: Any) -> Any:
+def _active_experts(mlp: Experts, tokens: Any) -> Any:
     """Experts that at least one token goes to, in the mean, with uniform routing."""
-    e, k = architecture.experts, architecture.experts_per_token
-    if e == 1:
+    if mlp.experts == 1:
         return 1.0
-    return e * (1 - (1 - k / e) ** tokens)
+    return mlp.experts * (1 - (1 - mlp.per_token / mlp.experts) ** tokens)

@@ -229,6 +229,8 @@ def attention(
     shared_kv: bool = False,
     kv_bytes_per_element: float = 2.0,
     new: Any = None,
+    window: int | None = None,
+    chunked: bool = False,
 ) -> Estimate:
     """Time of attention over a KV cache, with its band.
 
@@ -238,6 +240,7 @@ def attention(
         new: queries of a prefill that continues a cache of `seq` tokens; None means all of them.
         value_dim, shared_kv: see `operators.attention_cost`; with either the estimate is `transferred`, as no kernel of
             such heads was measured; `shared_kv` has the efficiencies that FlashMLA publishes.
+        window, chunked: see `operators.attention_cost`; a prefill with a window is `transferred` too.
 
     Raises:
         ValueError: an unknown phase or kernel, sizes that are not positive, heads that do not divide.
@@ -247,7 +250,8 @@ def attention(
     check_positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
     cost = attention_cost(
         phase, batch=batch, context=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, seq=new,
-        value_dim=value_dim, shared_kv=shared_kv, kv_bytes_per_element=kv_bytes_per_element,
+        value_dim=value_dim, shared_kv=shared_kv, kv_bytes_per_element=kv_bytes_per_element, window=window,
+        chunked=chunked,
     )  # fmt: skip
     peak = device.peak_flop_per_s("bfloat16") or device.peak_flop_per_s("float16")
     assert peak is not None
@@ -258,8 +262,10 @@ def attention(
     p = attention_parameters(device, phase, kernel, fidelity, wide)
     if shared_kv:
         p = generic("flash_mla", FLASH_MLA)
-    elif value_dim is not None:
+    elif value_dim is not None or (window is not None and phase == "prefill"):
         p = transferred(p, p.origin or p.kernel)
+    if window is not None and phase == "decode":
+        seq = np.minimum(seq, window)
     surface = (seq, batch * (q if phase == "prefill" else kv), q / kv)
     return estimate(device, cost, peak, p, seq, surface)
 

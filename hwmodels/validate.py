@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from .architecture import Architecture, get_architecture
+from .architecture import Architecture, from_table
 from .calibration import sources
 from .calibration.build import attention_parts
 from .calibration.fit import Settings, band_of, bands, coverage, fit_parameters, held_out, judge, predict_rows
 from .load import get_device
 from .prediction import predict
+from .table import shipped_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,9 +70,8 @@ class Validation:
 def measured_architecture(name: str) -> Architecture:
     """The model of a measured step: `llama3-70b-16l` is Llama-3-70B cut to 16 layers; biases were left out."""
     cut = {"llama3-8b": "llama-3-8b", "llama2-7b": "llama-2-7b", "qwen2.5-7b": "qwen2.5-7b"}
-    if name in cut:
-        return replace(get_architecture(cut[name]), qkv_bias=False)
-    return replace(get_architecture("llama-3-70b"), layers=16)
+    table, change = ("llama-3-70b", {"layers": 16}) if name not in cut else (cut[name], {"qkv_bias": False})
+    return from_table({**shipped_table(table), **change}, f"{table}.toml", table)
 
 
 def validate(data: str | Path | None = None, *, layers: bool = True) -> Validation:

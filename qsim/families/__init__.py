@@ -7,10 +7,10 @@ file of `known/`; a new one is a new file.
 
 from .config import Config
 from .family import Family
-from .read import families, model_types, read_config
-from .shape import Attention, Experts, Latent, Layer, Linear, Mlp, Recurrent, Shape
+from .read import families, load_config, model_types, read_config
+from .shape import Attention, Experts, Latent, Layer, Linear, Mixer, Mlp, Recurrent, Shape
 
 __all__ = [
-    "Attention", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mlp", "Recurrent", "Shape", "families",
-    "model_types", "read_config",
+    "Attention", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mixer", "Mlp", "Recurrent", "Shape",
+    "families", "load_config", "model_types", "read_config",
 ]  # fmt: skip

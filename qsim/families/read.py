@@ -96,7 +96,7 @@ def config_of(table: Mapping[str, Any], where: str, family: Family) -> Config:
     return Config(table, where, family.defaults, family.aliases)
 
 
-def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = True) -> Shape:
+def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = True, where: str | None = None) -> Shape:
     """What the decoder of a `config.json` is made of.
 
     Arguments:
@@ -104,14 +104,15 @@ def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = True) 
             the language model is read.
         strict: refuse a key that nothing here understands, as it may change the structure. Otherwise the first note
             of the result names what was ignored.
+        where: how messages name the config; None takes its path.
 
     Raises:
         QsimError: an unknown model type, a value that is missing, mistyped or out of range, values that contradict each
             other, and, with `strict`, keys that are not understood.
         OSError: the file cannot be opened.
     """
-    whole, where = load_config(source)
-    table, where = text_part(whole, where)
+    whole, path = load_config(source)
+    table, where = text_part(whole, where or path)
     family = family_of(table, where)
     c = config_of(table, where, family)
     _check_class(table, family, where)

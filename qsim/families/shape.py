@@ -110,8 +110,8 @@ class Latent:
             share.
         value_dim: width of a head's V.
         kv_rank, q_rank: width of the latent vectors of K and V, and of the queries (0: queries come from the input).
-        index_heads, index_dim: of the indexer that chooses the tokens to attend to (sparse attention, DeepSeek-V3.2); 0
-            without. It caches a key of `index_dim` for each token.
+        index_heads, index_dim, index_topk: of the indexer that chooses the `index_topk` tokens to attend to (sparse
+            attention, DeepSeek-V3.2); 0 without. It caches a key of `index_dim` for each token.
         gate: columns that gate the output.
         bias: the products that read the hidden state, and the output, have biases.
         other: parameters beside projections and the norms of the latent vectors.
@@ -126,6 +126,7 @@ class Latent:
     q_rank: int = 0
     index_heads: int = 0
     index_dim: int = 0
+    index_topk: int = 0
     gate: int = 0
     bias: bool = False
     norms: bool = True
@@ -291,7 +292,6 @@ class Layer:
         norm_weight, norm_bias: what each of them learns.
         parallel: mixers and MLPs read the same input, side by side.
         linears, other: products and parameters beside all this.
-        weights_elsewhere: the weights of mixers and MLPs are those of an earlier layer and are counted there.
     """
 
     mixers: tuple[Mixer, ...] = ()
@@ -302,17 +302,16 @@ class Layer:
     parallel: bool = False
     linears: tuple[Linear, ...] = ()
     other: int = 0
-    weights_elsewhere: bool = False
 
     @property
     def own_linears(self) -> tuple[Linear, ...]:
         """Products whose weights belong to this layer."""
-        parts: tuple[Mixer | Mlp | Experts, ...] = () if self.weights_elsewhere else (*self.mixers, *self.mlps)
+        parts = (*self.mixers, *self.mlps)
         return (*(item for part in parts for item in part.linears), *self.linears)
 
     def own_other(self, hidden: int) -> int:
         """Parameters of this layer that are neither weights of products nor of routers."""
-        parts: tuple[Mixer | Mlp | Experts, ...] = () if self.weights_elsewhere else (*self.mixers, *self.mlps)
+        parts = (*self.mixers, *self.mlps)
         total = self.norms * hidden * (self.norm_weight + self.norm_bias) + self.other
         total += sum(part.other for part in parts)
         total += sum(p.kv_rank + p.q_rank for p in parts if isinstance(p, Latent) and p.norms)
@@ -348,6 +347,9 @@ class Shape:
     other: int = 0
     max_positions: int | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Shape({self.family}, {len(self.layers)} layers, {self.parameters} parameters)"
 
     @cached_property
     def groups(self) -> tuple[tuple[Layer, int], ...]:

@@ -12,7 +12,7 @@ import hwmodels
 from hwmodels.architecture import Architecture
 from hwmodels.describe import operator_rows, prediction_row, roofs
 from hwmodels.device import Device
-from hwmodels.footprint import footprint, kv_bytes_per_token, largest_batch, model_weight_bytes
+from hwmodels.footprint import footprint, kv_cache_bytes, largest_batch, model_weight_bytes
 from hwmodels.prediction import Prediction
 from hwmodels.profiles import choose_kernel, get_profile
 from hwmodels.request import Request
@@ -243,7 +243,7 @@ def capacity_rows(spec: StudySpec) -> Iterator[CapacityRow]:
                 yield CapacityRow(
                     model=arch.name, device=title, scheme=scheme, context=context,
                     weights_gbytes=model_weight_bytes(arch, quant) / 1e9,
-                    kv_cache_gbytes_per_sequence=context * kv_bytes_per_token(arch, quant) / 1e9,
+                    kv_cache_gbytes_per_sequence=kv_cache_bytes(arch, quant, context) / 1e9,
                     capacity_gbytes=device.memory.capacity_bytes / 1e9, devices_needed=needed,
                     largest_batch=largest_batch(device, arch, quant, context=context),
                 )  # fmt: skip

@@ -139,16 +139,17 @@ def test_gemm_cost_writes_the_output_once() -> None:
 
 def test_config_json_of_hugging_face(tmp_path) -> None:  # type: ignore[no-untyped-def]
     llama = {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
-             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+             "tie_word_embeddings": False}  # fmt: skip
     assert from_config(llama).parameters == get_architecture("llama-3-8b").parameters
     opt = {"model_type": "opt", "num_hidden_layers": 40, "hidden_size": 5120, "ffn_dim": 20480,
            "num_attention_heads": 40, "vocab_size": 50272, "max_position_embeddings": 2048}  # fmt: skip
-    assert from_config(opt).parameters == pytest.approx(get_architecture("opt-13b").parameters, rel=1e-6)
+    assert from_config(opt).parameters == get_architecture("opt-13b").parameters
     moe = {**llama, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000}
     assert from_config(moe).block_parameters == get_architecture("mixtral-8x7b").block_parameters
     path = tmp_path / "config.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match="cannot be parsed"):
+    with pytest.raises(ValueError, match="is not JSON"):
         get_architecture(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         get_architecture(tmp_path / "other.json")
@@ -156,8 +157,8 @@ def test_config_json_of_hugging_face(tmp_path) -> None:  # type: ignore[no-untyp
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"hidden_size": None}, "hidden_size"), ({"num_key_value_heads": 5}, "kv_heads must divide"),
-     ({"kv_lora_rank": 512}, "qk_rope_head_dim"), ({"intermediate_size": -1}, "positive integer")],
+    [({"hidden_size": None}, "hidden_size"), ({"num_key_value_heads": 5}, "key_value_heads must divide"),
+     ({"kv_lora_rank": 512}, "kv_lora_rank = 512"), ({"intermediate_size": -1}, "must be from 1")],
 )  # fmt: skip
 def test_configs_that_do_not_fit_are_refused(change: dict[str, object], says: str) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,

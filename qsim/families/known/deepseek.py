@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..config import Config
+from ..config import POSITIONS, Config
 from ..family import Family
 from ..parts import attention, decoder, experts, latent, mlp, sizes
 from ..shape import Experts, Layer, Linear, Mixer, Mlp, Recurrent, Shape
@@ -55,8 +55,9 @@ def _sparse_attention(c: Config) -> Shape:
     for key in ("index_topk_pattern", "index_topk_freq", "indexer_types"):
         if key in c.fields and c.fields.table[key] not in (1, ["full"] * c.layers, "F" * c.layers):
             raise c.refuse(key, "must leave every layer its own indexer")
-    c.ignore("index_topk", "index_skip_topk_offset")
-    return mixed(c, latent(c, bias=c.flag("attention_bias"), index_heads=heads, index_dim=width))
+    c.ignore("index_skip_topk_offset")
+    topk = c.size("index_topk", POSITIONS)
+    return mixed(c, latent(c, bias=c.flag("attention_bias"), index_heads=heads, index_dim=width, index_topk=topk))
 
 
 def _lite(c: Config) -> Shape:
@@ -134,7 +135,7 @@ DEEPSEEK_V3 = Family(
 )  # fmt: skip
 DEEPSEEK_V32 = Family(
     name="deepseek_v32", model_types=("deepseek_v32",), architectures=("DeepseekV32ForCausalLM",), aliases=_COUNTS,
-    shape=_sparse_attention, defaults={**_V3, "index_n_heads": 64, "index_head_dim": 128},
+    shape=_sparse_attention, defaults={**_V3, "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048},
 )  # fmt: skip
 GLM_MOE_DSA = Family(
     name="glm_moe_dsa", model_types=("glm_moe_dsa",), architectures=("GlmMoeDsaForCausalLM",), aliases=_COUNTS,
@@ -142,7 +143,7 @@ GLM_MOE_DSA = Family(
     defaults={
         **_V3, "vocab_size": 154880, "hidden_size": 6144, "intermediate_size": 12288, "num_hidden_layers": 78,
         "num_attention_heads": 64, "q_lora_rank": 2048, "qk_nope_head_dim": 192, "v_head_dim": 256, "index_n_heads": 32,
-        "index_head_dim": 128,
+        "index_head_dim": 128, "index_topk": 2048,
     },
 )  # fmt: skip
 GLM4_MOE_LITE = Family(
