@@ -6,11 +6,13 @@ file of `known/`; a new one is a new file.
 """
 
 from .config import Config
-from .family import Family
-from .read import families, load_config, model_types, read_config
+from .family import BlockTensors, Family, Tensors
+from .keys import is_harmless
+from .read import Reading, families, load_config, model_types, open_config, read_config
 from .shape import Attention, Experts, Latent, Layer, Linear, Mixer, Mlp, Recurrent, Shape
 
 __all__ = [
-    "Attention", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mixer", "Mlp", "Recurrent", "Shape",
-    "families", "load_config", "model_types", "read_config",
+    "Attention", "BlockTensors", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mixer", "Mlp", "Reading",
+    "Recurrent", "Shape", "Tensors", "families", "is_harmless", "load_config", "model_types", "open_config",
+    "read_config",
 ]  # fmt: skip

@@ -39,11 +39,12 @@ class Config:
         self.fields = Fields(table, where)
         self.defaults = defaults
         self.aliases = aliases
+        self.inners: dict[str, Config] = {}
 
     def _names(self, key: str) -> tuple[str, ...]:
         names = (key, *self.aliases.get(key, ()))
         given = {repr(self.fields.table[n]): n for n in names if self.fields.table.get(n) is not None}
-        if len(given) > 1:
+        if len(given) > 1 and key != "max_position_embeddings":  # of several lengths the first counts
             raise QsimError(f"{self.fields.where}: {' and '.join(given.values())} mean the same and differ")
         return names
 
@@ -109,9 +110,9 @@ class Config:
     def inner(self, key: str, defaults: Mapping[str, Any]) -> Config:
         """A table within, as a config of its own; an empty one when it is absent."""
         found = self.fields.inner(key, None)
-        if found is None:
-            return Config({}, f"{self.fields.where}: {key}", defaults, {})
-        return Config(found.table, found.where, defaults, {})
+        where = f"{self.fields.where}: {key}"
+        self.inners[key] = Config({} if found is None else found.table, where, defaults, {})
+        return self.inners[key]
 
     def refuse(self, key: str, rule: str) -> QsimError:
         """The error for a key whose value breaks a rule; to be raised by the caller."""

@@ -46,7 +46,9 @@ HARMLESS = frozenset(
     torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
     use_cache use_flash_attention use_mrope use_return_dict pipeline_parallel_stages unk_token
     key_multiplier attention_in_multiplier attention_out_multiplier ssm_in_multiplier ssm_out_multiplier
-    ssm_multipliers num_nextn_predict_layers num_mtp_layers use_parallel_embedding bos_token eos_token pad_token
+    ssm_multipliers layernorm_epsilon layer_norm_eps inference_runner pad_key_length pre_allocate_kv_cache
+    validate_runner_input output_projection alibi_bias_max attn_impl attn_uses_sequence_id softmax_scale
+    uniform_expert_assignment moe_normalize_expert_weights use_parallel_embedding bos_token eos_token pad_token
     special_tokens language text_config vision_config audio_config mamba_ssm_dtype ssm_dtype
     """.split()
 )
@@ -54,8 +56,13 @@ _ENDINGS = ("_token_id", "_token_ids", "_token_index", "_dropout", "_pdrop", "_d
             "_dropout_p")  # fmt: skip
 
 
+_BEGINNINGS = ("rope_", "rotary_", "mrope_", "summary_", "mtp_")  # of MTP layers, which are left out
+
+
 def is_harmless(key: str) -> bool:
     """Whether a key changes no shape in any family."""
+    if key.startswith(_BEGINNINGS):
+        return True
     return key in HARMLESS or key.endswith(_ENDINGS) or key in ("dropout", "dropout_rate", "hidden_dropout")
 
 
@@ -118,6 +125,8 @@ FACTS: Mapping[str, Callable[[Shape], set[Any] | None]] = {
          lambda s: {m.experts for m in _experts(s)} or {0, 1}),
         (("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k", "moe_top_k"),
          lambda s: {m.per_token for m in _experts(s)} or {0, 1}),
+        (("num_shared_experts", "n_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
+         lambda s: {m.shared // m.width for m in _experts(s)} or {0, 1}),
         (("sliding_window", "attention_window_size"), lambda s: {m.window for m, _ in s.mixers if m.window} | {0}),
         (("attention_bias", "qkv_bias", "use_qkv_bias", "add_qkv_bias", "attn_qkv_bias"),
          lambda s: _all([m.qkv_bias for m in _attentions(s)] + [m.bias for m in _latents(s)])),

@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from .config import Config
+from .family import BlockTensors, Tensors
 from .shape import Attention, Experts, Latent, Layer, Linear, Mlp, Recurrent, Shape
+
+TENSORS = Tensors(
+    embedding="model.embed_tokens", norm="model.norm", prefix="model.layers.{i}.",
+    block=BlockTensors(
+        attention_norm="input_layernorm", mlp_norm="post_attention_layernorm", gate="mlp.gate_proj", up="mlp.up_proj",
+        down="mlp.down_proj",
+    ),
+)  # fmt: skip
+"""The names that Llama's checkpoints and those of its kin have."""
 
 
 def sizes(
@@ -119,7 +129,7 @@ def mamba2(
 def decoder(
     c: Config, layer: Layer | Callable[[int], Layer] | Sequence[Layer], *, norm_weight: bool = True,
     norm_bias: bool = False, head_bias: bool = False, positions: int = 0, embedding: int = 0, other: int = 0,
-    linears: tuple[Linear, ...] = (), width: int | None = None, tied: bool | None = None, notes: tuple[str, ...] = (),
+    linears: tuple[Linear, ...] = (), width: int | None = None, tied: bool | None = None
 ) -> Shape:  # fmt: skip
     """The whole decoder: token embeddings, the layers, a last norm, and the head.
 
@@ -141,5 +151,5 @@ def decoder(
         family="", vocab=vocab, hidden=h, layers=layers, embedding=vocab * wide + embedding, positions=positions,
         head=Linear(name="lm_head", n=vocab, k=wide, bias=head_bias),
         tied=c.flag("tie_word_embeddings") if tied is None else tied, linears=linears,
-        other=h * (norm_weight + norm_bias) + other, max_positions=c.max_positions, notes=notes,
+        other=h * (norm_weight + norm_bias) + other, max_positions=c.max_positions,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from .shape import Shape
 
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 """Where a model of several modalities keeps the config of its language model."""
+_NEXT_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 _SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -96,6 +97,15 @@ def config_of(table: Mapping[str, Any], where: str, family: Family) -> Config:
     return Config(table, where, family.defaults, family.aliases)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A config that was read: its family, the shape, and the values with those that are left to read."""
+
+    family: Family
+    config: Config
+    shape: Shape
+
+
 def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = True, where: str | None = None) -> Shape:
     """What the decoder of a `config.json` is made of.
 
@@ -111,22 +121,33 @@ def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = True, 
             other, and, with `strict`, keys that are not understood.
         OSError: the file cannot be opened.
     """
+    return open_config(source, strict=strict, where=where).shape
+
+
+def open_config(source: str | Path | Mapping[str, Any], *, strict: bool = True, where: str | None = None) -> Reading:
+    """As `read_config`, for a caller that reads further values of the same config.
+
+    Raises:
+        QsimError, OSError: as `read_config`.
+    """
     whole, path = load_config(source)
     table, where = text_part(whole, where or path)
     family = family_of(table, where)
     c = config_of(table, where, family)
     _check_class(table, family, where)
     shape = replace(family.shape(c), family=family.name)
+    if any(c.count(key) for key in _NEXT_TOKENS):
+        shape = replace(shape, notes=("layers that predict further tokens are left out", *shape.notes))
     unknown = _not_understood(c, family, shape)
-    if not unknown:
-        return shape
-    named = ", ".join(f"{key} = {_brief(table[key])}" for key in unknown)
-    if strict:
-        raise QsimError(
-            f"{where}: {named} is not understood for {family.name} and may change the structure; "
-            "remove it if it does not, or read with strict=False"
-        )
-    return replace(shape, notes=(f"not understood and ignored: {named}", *shape.notes))
+    if unknown:
+        named = ", ".join(f"{key} = {_brief(value)}" for key, value in unknown.items())
+        if strict:
+            raise QsimError(
+                f"{where}: {named} is not understood for {family.name} and may change the structure; "
+                "remove it if it does not, or read with strict=False"
+            )
+        shape = replace(shape, notes=(f"not understood and ignored: {named}", *shape.notes))
+    return Reading(family=family, config=c, shape=shape)
 
 
 def _check_class(table: Mapping[str, Any], family: Family, where: str) -> None:
@@ -145,16 +166,19 @@ def _check_class(table: Mapping[str, Any], family: Family, where: str) -> None:
         raise QsimError(f"{where}: architectures = {names[0]!r} is of {owner}, but model_type is of {family.name}")
 
 
-def _not_understood(c: Config, family: Family, shape: Shape) -> list[str]:
-    """Keys that were not read, are not harmless, and do not only repeat what the shape says."""
-    return [
-        key
+def _not_understood(c: Config, family: Family, shape: Shape) -> dict[str, Any]:
+    """Keys that were not read, are not harmless, and do not only repeat what the shape says, with their values."""
+    found = {
+        key: value
         for key, value in c.fields.table.items()
         if key not in c.fields.read
         and key not in family.harmless
         and not is_harmless(key)
         and not repeats(key, value, shape)
-    ]
+    }
+    for name, inner in c.inners.items():
+        found |= {f"{name}.{key}": value for key, value in _not_understood(inner, family, shape).items()}
+    return found
 
 
 def _brief(value: Any) -> str:

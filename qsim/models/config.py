@@ -5,32 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from qsim.errors import QsimError
+from qsim.families import families, is_harmless
 
 from .rope import RopeScaling
 
 Architecture: TypeAlias = Literal["llama", "mistral", "qwen2", "qwen3", "opt"]
 
-_CLASSES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "OPTForCausalLM": "opt",
-}
-ARCHITECTURES: tuple[str, ...] = tuple(_CLASSES.values())
-
-# Keys that change nothing here: training, generation defaults, bookkeeping. Kept, and written back by `to_dict`.
-_WITHOUT_EFFECT = frozenset(
-    "_name_or_path _attn_implementation _attn_implementation_autoset activation_dropout attention_dropout "
-    "attn_implementation auto_map classifier_dropout do_sample dropout embd_pdrop hidden_dropout init_std "
-    "initializer_range layerdrop max_length pretraining_tp resid_pdrop rope_interleaved sep_token_id "
-    "transformers.js_config transformers_version use_cache prefix chunk_size_feed_forward output_attentions "
-    "output_hidden_states pad_token_id return_dict torchscript is_decoder is_encoder_decoder id2label label2id "
-    "problem_type use_bfloat16 tf_legacy_loss pruned_heads use_mrope".split()
-)
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,38 +105,49 @@ class ModelConfig:
     @property
     def unknown_keys(self) -> tuple[str, ...]:
         """Keys of the config that this project does not know; they were ignored."""
-        return tuple(k for k in self.extra if k not in _WITHOUT_EFFECT)
+        harmless = families()[self.architecture].harmless
+        return tuple(k for k in self.extra if not is_harmless(k) and k not in harmless)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Read the values of a `config.json`.
 
         Accepts the spellings of transformers 4 and 5: `rope_theta` beside `rope_scaling` (with `type` or `rope_type`)
         or all in `rope_parameters`; `torch_dtype` or `dtype`; `sliding_window` with `use_sliding_window` and
         `max_window_layers`, or `layer_types`. Missing optional keys take the family's defaults in transformers.
 
+        Arguments:
+            data: the parsed config.
+            where: how messages name it, e.g. its path.
+
         Raises:
-            ValueError: an architecture or a rope scaling that is not supported, a missing or impossible size.
+            QsimError: an architecture or a rope scaling that is not supported; a value that is missing, mistyped, out
+                of range or contradicts another.
         """
         from .hf_config import read_config
 
-        return cls(**read_config(data, _architecture(data)))
+        values = read_config(data, _architecture(data, where), where)
+        try:
+            return cls(**values)
+        except QsimError as error:
+            raise QsimError(f"{where}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` that transformers and the serving engines read; `from_dict` is the inverse."""
         from .hf_config import write_config
 
-        head = {"architectures": [k for k, v in _CLASSES.items() if v == self.architecture]}
+        head = {"architectures": list(families()[self.architecture].architectures[:1])}
         return {**head, **write_config(self), **self.extra}
 
 
-def _architecture(data: Mapping[str, Any]) -> str:
+def _architecture(data: Mapping[str, Any], where: str) -> str:
+    known = {name: a for a in ARCHITECTURES for name in families()[a].architectures}
     classes, kind = data.get("architectures"), data.get("model_type")
-    if classes:
-        known = [_CLASSES[c] for c in classes if c in _CLASSES]
-        if known and (kind is None or kind == known[0]):
-            return known[0]
-    elif kind in ARCHITECTURES:
+    if isinstance(classes, list | tuple) and classes:
+        found = [known[name] for name in classes if isinstance(name, str) and name in known]
+        if found and (kind is None or kind == found[0]):
+            return found[0]
+    elif not classes and kind in ARCHITECTURES:
         return str(kind)
-    given = f"architectures={classes}, model_type={kind!r}" if classes else f"model_type={kind!r}"
-    raise QsimError(f"supported architectures are {', '.join(_CLASSES)}: got {given}")
+    given = f"architectures={classes!r:.80}, model_type={kind!r:.80}" if classes else f"model_type={kind!r:.80}"
+    raise QsimError(f"{where}: supported architectures are {', '.join(known)}: got {given}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from qsim.families import Tensors, families
 
 from .config import ModelConfig
 
@@ -53,39 +56,32 @@ class ModelNames:
     head: str = "lm_head"
 
 
+def _tensors(config: ModelConfig) -> Tensors:
+    found = families()[config.architecture].tensors
+    assert found is not None  # ModelConfig knows only families that have them
+    return found
+
+
 def model_names(config: ModelConfig) -> ModelNames:
     """Names outside the blocks."""
-    if config.architecture != "opt":
-        return ModelNames(embedding="model.embed_tokens", positions=None, project_in=None, project_out=None,
-                          norm="model.norm")  # fmt: skip
-    base = "model.decoder."
+    t = _tensors(config)
     projected = config.word_embed_proj_dim != config.hidden_size
     return ModelNames(
-        embedding=base + "embed_tokens",
-        positions=base + "embed_positions",
-        project_in=base + "project_in" if projected else None,
-        project_out=base + "project_out" if projected else None,
-        norm=base + "final_layer_norm" if config.final_layer_norm else None,
+        embedding=t.embedding,
+        positions=t.positions,
+        project_in=t.project_in if projected else None,
+        project_out=t.project_out if projected else None,
+        norm=t.norm if config.final_layer_norm else None,
+        head=t.head,
     )
 
 
 def block_names(config: ModelConfig, i: int) -> BlockNames:
     """Names of block `i`."""
-    if config.architecture == "opt":
-        p = f"model.decoder.layers.{i}."
-        return BlockNames(
-            prefix=p, attention_norm=p + "self_attn_layer_norm", mlp_norm=p + "final_layer_norm",
-            query=p + "self_attn.q_proj", key=p + "self_attn.k_proj", value=p + "self_attn.v_proj",
-            output=p + "self_attn.out_proj", gate=None, up=p + "fc1", down=p + "fc2",
-        )  # fmt: skip
-    p = f"model.layers.{i}."
-    normed = config.architecture == "qwen3"
-    return BlockNames(
-        prefix=p, attention_norm=p + "input_layernorm", mlp_norm=p + "post_attention_layernorm",
-        query=p + "self_attn.q_proj", key=p + "self_attn.k_proj", value=p + "self_attn.v_proj",
-        output=p + "self_attn.o_proj", gate=p + "mlp.gate_proj", up=p + "mlp.up_proj", down=p + "mlp.down_proj",
-        query_norm=p + "self_attn.q_norm" if normed else None, key_norm=p + "self_attn.k_norm" if normed else None,
-    )  # fmt: skip
+    t = _tensors(config)
+    prefix = t.prefix.format(i=i)
+    named: dict[str, Any] = {key: None if name is None else prefix + name for key, name in vars(t.block).items()}
+    return BlockNames(prefix=prefix, **named)
 
 
 def fold_groups(config: ModelConfig, i: int) -> list[tuple[str, list[str]]]:

@@ -1,152 +1,100 @@
-"""Hugging Face's `config.json`, key by key, with the defaults of each family in transformers."""
+"""Hugging Face's `config.json` for the families that the decoder runs; `qsim.families` reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qsim.errors import QsimError
+from qsim.families import Attention, Config, Mlp, Shape, open_config
+from qsim.families.config import POSITIONS, SIZE
+from qsim.fields import Fields
 
 from .rope import RopeScaling
 
 if TYPE_CHECKING:
     from .config import ModelConfig
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048, "rope_theta": 10000.0},
-    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28},
-    "qwen3": {"max_position_embeddings": 32768, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
-    "opt": {"max_position_embeddings": 2048},
-}
+THETA = (2.0, 1e18)
+"""Bases of rotary embeddings that are read; published ones go from 1e4 to 1e11."""
 
 
-class _Reader:
-    """Takes keys out of a config and remembers which are left."""
+def read_config(data: Mapping[str, Any], architecture: str, where: str) -> dict[str, Any]:
+    """The arguments of `ModelConfig` from a config; what is not used ends in `extra`.
 
-    def __init__(self, data: Mapping[str, Any], architecture: str) -> None:
-        self.left = dict(data)
-        self.defaults = _DEFAULTS[architecture]
-
-    def take(self, key: str, default: Any = None) -> Any:
-        value = self.left.pop(key, None)
-        return self.defaults.get(key, default) if value is None else value
-
-    def size(self, key: str) -> int:
-        value = self.take(key)
-        if value is None:
-            raise QsimError(f"config.json has no {key!r}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise QsimError(f"{key} is a whole number of at least 1: got {value!r}")
-        return value
-
-
-def read_config(data: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """The arguments of `ModelConfig` from a config; what is not used ends in `extra`."""
-    reader = _Reader(data, architecture)
-    take = reader.take
-    for key in ("architectures", "model_type"):
-        take(key)
-    hidden, heads, layers = (reader.size(k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    head_dim = take("head_dim") if architecture != "opt" else None
-    if head_dim is None and hidden % heads:
-        raise QsimError(f"num_attention_heads must divide hidden_size: got {heads} and {hidden}")
+    Raises:
+        QsimError: a value that is missing, mistyped, out of range or contradicts another; the message begins with
+            `where`.
+    """
+    reading = open_config({**data, "model_type": architecture}, strict=False, where=where)
+    c, shape = reading.config, reading.shape
+    f = c.fields
+    mixers = [mixer for layer in shape.layers for mixer in layer.mixers if isinstance(mixer, Attention)]
+    mlps = [mlp for layer in shape.layers for mlp in layer.mlps if isinstance(mlp, Mlp)]
+    quantization = f.inner("quantization_config", None)
     out: dict[str, Any] = {
         "architecture": architecture,
-        "vocab_size": reader.size("vocab_size"),
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "head_dim": head_dim or hidden // heads,
-        "max_position_embeddings": reader.size("max_position_embeddings"),
-        "bos_token_id": take("bos_token_id"),
-        "eos_token_ids": _ids(take("eos_token_id")),
-        "dtype": str(take("dtype") or take("torch_dtype") or "float32").removeprefix("torch."),
-        "quantization_config": take("quantization_config"),
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": mlps[0].width,
+        "num_hidden_layers": len(shape.layers),
+        "num_attention_heads": mixers[0].heads,
+        "num_key_value_heads": mixers[0].kv_heads,
+        "head_dim": mixers[0].head_dim,
+        "max_position_embeddings": c.size("max_position_embeddings", POSITIONS),
+        "attention_bias": mixers[0].qkv_bias,
+        "attention_out_bias": mixers[0].out_bias,
+        "mlp_bias": mlps[0].bias,
+        "tie_word_embeddings": shape.tied,
+        "sliding_windows": tuple(mixer.window for mixer in mixers),
+        "bos_token_id": f.integer("bos_token_id", -1, SIZE, None),
+        "eos_token_ids": _ids(f, "eos_token_id"),
+        "dtype": f.text(("dtype", "torch_dtype"), "float32").removeprefix("torch."),
+        "quantization_config": None if quantization is None else quantization.table,
     }
-    reader.left.pop("torch_dtype", None)
-    read = _read_opt if architecture == "opt" else _read_llama
-    out |= read(reader, architecture, heads, layers)
-    return {**out, "extra": dict(reader.left)}
+    out |= _read_opt(c, shape) if architecture == "opt" else _read_llama(f)
+    f.read.update(("architectures", "model_type"))
+    return {**out, "extra": {key: value for key, value in data.items() if key not in f.read}}
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _ids(f: Fields, key: str) -> tuple[int, ...]:
+    if isinstance(f.table.get(key), list | tuple):
+        return tuple(f.items(key, int, most=1024))
+    one = f.integer(key, -1, SIZE, None)
+    return () if one is None else (one,)
 
 
-def _read_llama(reader: _Reader, architecture: str, heads: int, layers: int) -> dict[str, Any]:
-    take = reader.take
-    theta, scaling = _read_rope(reader)
-    asked = bool(take("attention_bias", False)) and architecture in ("llama", "qwen3")  # the others have no choice
+def _read_llama(f: Fields) -> dict[str, Any]:
+    theta, scaling = _read_rope(f)
     return {
-        "intermediate_size": reader.size("intermediate_size"),
-        "num_key_value_heads": take("num_key_value_heads", heads),
-        "norm_eps": float(take("rms_norm_eps", 1e-6)),
-        "hidden_act": take("hidden_act", "silu"),
+        "norm_eps": f.number("rms_norm_eps", 0.0, 1.0, 1e-6),
+        "hidden_act": f.text("hidden_act", "silu"),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "attention_bias": asked or architecture == "qwen2",
-        "attention_out_bias": asked,
-        "mlp_bias": bool(take("mlp_bias", False)) if architecture == "llama" else False,
-        "tie_word_embeddings": bool(take("tie_word_embeddings", False)),
-        "sliding_windows": _read_windows(reader, architecture, layers),
     }
 
 
-def _read_rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
+def _read_rope(f: Fields) -> tuple[float, RopeScaling | None]:
     """Base and scaling; `rope_parameters` (transformers 5) wins over the keys of transformers 4."""
-    theta, old, new = reader.take("rope_theta"), reader.take("rope_scaling"), reader.take("rope_parameters")
-    given = dict(new or old or {})
-    theta = float(given.pop("rope_theta", None) or theta or 10000.0)
-    partial = given.pop("partial_rotary_factor", None) or reader.take("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        raise QsimError(f"partial_rotary_factor must be 1 in the families read here: got {partial}")
-    return theta, RopeScaling.from_dict(given)
+    new, old = f.inner("rope_parameters", None), f.inner("rope_scaling", None)
+    given = new if new is not None and new.table else old
+    outer = f.number("rope_theta", *THETA, 10000.0)
+    for table in (f, given):
+        if table is not None and table.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1:
+            raise table.refuse("partial_rotary_factor", "must be 1 in the families read here")
+    if given is None:
+        return outer, None
+    return given.number("rope_theta", *THETA, outer), RopeScaling.from_dict(given.table, given.where)
 
 
-def _read_windows(reader: _Reader, architecture: str, layers: int) -> tuple[int | None, ...]:
-    if architecture == "llama":
-        return (None,) * layers
-    stated = "sliding_window" in reader.left
-    window = reader.left.pop("sliding_window", None) if stated else reader.defaults.get("sliding_window")
-    if architecture == "mistral":
-        return (window,) * layers
-    used = bool(reader.take("use_sliding_window", False))
-    first = reader.take("max_window_layers", 28)
-    types = reader.take("layer_types")
-    if not used:
-        window = None
-    if types is None:
-        types = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(layers)]
-    odd = [t for t in types if t not in ("full_attention", "sliding_attention")]
-    if odd or len(types) != layers:
-        raise QsimError(
-            f"layer_types names full_attention or sliding_attention for each of {layers} layers: got "
-            f"{odd[0] if odd else f'{len(types)} entries'!r}"
-        )
-    return tuple(window if t == "sliding_attention" else None for t in types)
-
-
-def _read_opt(reader: _Reader, architecture: str, heads: int, layers: int) -> dict[str, Any]:
-    take = reader.take
-    before = bool(take("do_layer_norm_before", True))
-    removed = bool(take("_remove_final_layer_norm", False))
-    bias = bool(take("enable_bias", True))
+def _read_opt(c: Config, shape: Shape) -> dict[str, Any]:
+    before, removed = c.flag("do_layer_norm_before"), c.flag("_remove_final_layer_norm")
     return {
-        "intermediate_size": reader.size("ffn_dim"),
-        "num_key_value_heads": heads,
         "norm_eps": 1e-5,
-        "hidden_act": take("activation_function", "relu"),
-        "attention_bias": bias,
-        "attention_out_bias": bias,
-        "mlp_bias": bias,
-        "tie_word_embeddings": bool(take("tie_word_embeddings", True)),
+        "hidden_act": c.fields.text("activation_function", "relu"),
         "do_layer_norm_before": before,
-        "word_embed_proj_dim": take("word_embed_proj_dim", 0),
+        "word_embed_proj_dim": shape.head.k,
         "final_layer_norm": before and not removed,
-        "layer_norm_affine": bool(take("layer_norm_elementwise_affine", True)),
+        "layer_norm_affine": c.flag("layer_norm_elementwise_affine"),
     }
 
 

@@ -141,11 +141,7 @@ def check_unquantized(found: TensorFiles) -> None:
 def read_config(folder: Path) -> ModelConfig:
     """The config of a folder; what is wrong with it is said with the file's name."""
     path = folder / "config.json"
-    try:
-        return ModelConfig.from_dict(read_json(path))
-    except (ValueError, TypeError) as error:
-        text = str(error)
-        raise QsimError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    return ModelConfig.from_dict(read_json(path), str(path))
 
 
 def config_notes(config: ModelConfig) -> list[str]:

@@ -10,15 +10,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.fields import Fields
 
 RopeType: TypeAlias = Literal["linear", "llama3", "yarn"]
 
-_KEYS: dict[str, tuple[str, ...]] = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
-             "mscale_all_dim", "truncate"),
-}  # fmt: skip
+FACTOR = 1e6
+"""The largest stretching factor that is read; the largest published one is 128."""
 _REQUIRED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor"), "yarn": ("factor",)}
 
 
@@ -47,24 +44,40 @@ class RopeScaling:
     truncate: bool | None = None
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RopeScaling | None:
+    def from_dict(cls, data: Mapping[str, Any], where: str = "rope_scaling") -> RopeScaling | None:
         """From `rope_scaling` or `rope_parameters`; None when they ask for plain rotary embeddings.
 
+        Arguments:
+            data: the table.
+            where: how messages name it.
+
         Raises:
-            ValueError: a type that is not supported (`dynamic` and `longrope` change frequencies with the length of the
-                text, so cached keys would no longer fit), or a missing factor.
+            QsimError: a type that is not supported (`dynamic` and `longrope` change frequencies with the length of the
+                text, so cached keys would no longer fit), a missing factor, or a value out of type or range.
         """
-        given = {k: v for k, v in data.items() if v is not None}
-        legacy = given.pop("type", None)
-        kind: Any = given.pop("rope_type", None) or legacy or "default"
+        f = Fields(data, where)
+        kind: Any = f.text(("rope_type", "type"), "default")
         if kind == "default":
             return None
-        if kind not in _KEYS:
-            raise QsimError(f"rope types are default, {', '.join(_KEYS)}: got {kind!r}")
-        missing = [k for k in _REQUIRED[kind] if k not in given]
+        if kind not in _REQUIRED:
+            raise QsimError(f"{where}: rope types are default, {', '.join(_REQUIRED)}: got {kind!r:.80}")
+        missing = [key for key in _REQUIRED[kind] if key not in f]
         if missing:
-            raise QsimError(f"rope type {kind!r} needs {missing[0]!r}: got {sorted(given)}")
-        return cls(rope_type=kind, **{k: given[k] for k in _KEYS[kind] if k in given})
+            raise QsimError(f"{where}: rope type {kind!r} needs {missing[0]!r}: got {sorted(data)}")
+        if kind == "linear":
+            return cls(rope_type=kind, factor=f.number("factor", 1.0, FACTOR))
+        trained = f.integer("original_max_position_embeddings", 1, 1 << 40, None)
+        factor = f.number("factor", 1.0, FACTOR)
+        if kind == "llama3":
+            low, high = (f.number(key, 1e-6, 1e6) for key in ("low_freq_factor", "high_freq_factor"))
+            if not low < high:
+                raise f.refuse("low_freq_factor", f"must be less than high_freq_factor = {high:g}")
+            return cls(rope_type=kind, factor=factor, original_max_position_embeddings=trained, low_freq_factor=low,
+                       high_freq_factor=high)  # fmt: skip
+        positive = {key: f.number(key, 1e-6, 1e6, None) for key in ("attention_factor", "beta_fast", "beta_slow")}
+        scales = {key: f.number(key, 0.0, 1e6, None) for key in ("mscale", "mscale_all_dim")}
+        return cls(rope_type=kind, factor=factor, original_max_position_embeddings=trained,
+                   truncate=f.flag("truncate", None), **positive, **scales)  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """As Hugging Face writes it."""

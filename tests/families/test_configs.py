@@ -176,3 +176,51 @@ def test_a_recurrent_state_does_not_grow_and_a_window_stops_growing():
     assert all(isinstance(mixer, Recurrent) for mixer, _ in falcon.mixers)
     starcoder = read_config(config("starcoder2-7b"))
     assert starcoder.cache_bytes(1 << 20) == starcoder.cache_bytes(4096)
+
+
+@pytest.mark.parametrize(
+    ("table", "published"),
+    [  # configs as published, where a class differs from every one above; the counts are those of the model pages
+        ({"model_type": "falcon", "bias": False, "multi_query": True, "new_decoder_architecture": False,
+          "parallel_attn": True}, 6921720704),
+        ({"model_type": "falcon", "hidden_size": 8192, "num_attention_heads": 128, "num_hidden_layers": 60,
+          "num_kv_heads": 8, "new_decoder_architecture": True, "parallel_attn": True}, 41303293952),
+        ({"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "no_bias": True, "vocab_size": 50432,
+          "attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "qk_ln": False}}, 6649286656),
+        ({"model_type": "qwen", "seq_length": 8192, "max_position_embeddings": 32768}, 7721324544),
+        ({"model_type": "baichuan", "model_max_length": 4096, "z_loss_weight": 0}, 7505973248),
+        ({"model_type": "chatglm", "add_qkv_bias": True, "multi_query_attention": True, "multi_query_group_num": 2,
+          "layernorm_epsilon": 1e-5}, 6243584000),
+        ({"model_type": "minimax_text_01", "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10, "head_dim": 128,
+          "hidden_size": 6144, "intermediate_size": 9216, "num_attention_heads": 64, "num_hidden_layers": 80,
+          "num_local_experts": 32, "vocab_size": 200064, "postnorm": True}, 456089655296),
+        ({"model_type": "lfm2", "block_ff_dim": 12288, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "hidden_size": 2048,
+          "num_hidden_layers": 16, "use_pos_enc": True}, 1170340608),
+        ({"model_type": "cohere2", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+          "num_hidden_layers": 32, "num_key_value_heads": 8, "layer_switch": 4}, 8028033024),
+        ({"model_type": "bloom", "n_embed": 4096, "n_layer": 30, "num_attention_heads": 32}, 7069016064),
+        ({"model_type": "gpt_bigcode", "n_embd": 6144, "n_head": 48, "n_inner": 24576, "n_layer": 40,
+          "n_positions": 8192, "vocab_size": 49152, "inference_runner": 0}, 15517456384),
+        ({"model_type": "phi3", "num_attention_heads": 24, "num_key_value_heads": 8, "tie_word_embeddings": True,
+          "vocab_size": 200064, "full_attn_mod": 1}, 3836021760),
+    ],
+    ids=["falcon-7b", "falcon-40b", "mpt-7b", "qwen-7b", "baichuan-2-7b", "chatglm3-6b", "minimax-text-01", "lfm2-1.2b",
+         "command-r7b", "bloom-7b1", "starcoder", "phi-4-mini"],
+)  # fmt: skip
+def test_further_published_counts_are_met_to_the_digit(table, published):
+    assert read_config(table).parameters == published
+
+
+def test_keys_within_inner_tables_are_held_to_the_same_rule():
+    table = config("dbrx")
+    table["ffn_config"]["moe_shared_experts"] = 2
+    with pytest.raises(QsimError, match=r"ffn_config\.moe_shared_experts = 2 is not understood"):
+        read_config(table)
+
+
+def test_a_text_model_within_a_larger_one_takes_what_it_leaves_open():
+    whole = config("ministral-3-3b")
+    inner = {k: v for k, v in whole["text_config"].items() if k not in ("model_type", "tie_word_embeddings")}
+    open_ended = {"model_type": "ministral3", "tie_word_embeddings": True, "text_config": inner}
+    assert read_config(open_ended).parameters == read_config(whole).parameters
+    assert not read_config({**open_ended, "tie_word_embeddings": False}).tied

@@ -45,7 +45,6 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "linear_head_dim": (8, 16), "linear_num_heads": (4,), "global_attn_every_n_layers": (2, 4), "window_size": (16,),
     "sliding_window_pattern": (2, 3), "full_attention_interval": (2, 3), "max_window_layers": (0, 2),
 }  # fmt: skip
-DROP = object()
 # values that a class needs beside the random ones, or cannot take
 FIXED: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "hidden_size": 64, "num_heads": 4},
@@ -55,7 +54,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 3, "expansion_ratio": 4, "no_bias": True},
-    "cohere2": {"head_dim": DROP}, "recurrent_gemma": {"head_dim": DROP}, "bamba": {"attn_layer_indices": [0]},
+    "bamba": {"attn_layer_indices": [0]}, "kimi_linear": {"q_lora_rank": None, "tie_word_embeddings": False},
     "gemma3_text": {"use_bidirectional_attention": False},
     "helium": {"head_dim": 16, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
     "internlm3": {"head_dim": 16},
@@ -81,12 +80,15 @@ SHORT = {
     "n_inner": "intermediate_size",
     "ffn_dim": "intermediate_size",
 }
+UNLISTED_HEAD_DIM = ("qwen2", "qwen2_moe", "cohere2", "phi", "lfm2", "olmo2", "granite", "phi3", "phimoe", "mixtral")
+"""Classes that take a head_dim though their config does not list one."""
 NESTED = ("gemma3", "gemma3n", "gemma4", "llama4", "qwen3_5", "qwen3_5_moe")
 """Types of configs with a part of their own for the text model, which is tested under its own type."""
 NOT_IN_TRANSFORMERS = (  # remote classes; the published counts in test_configs.py stand for them
     "qwen", "internlm", "internlm2", "baichuan", "Yi", "xverse", "skywork", "orion", "minicpm", "chatglm", "deepseek",
     "RefinedWeb", "RefinedWebModel", "stablelm_epoch", "kimi_k2", "nemotron-nas", "deci", "minimax_text_01",
-    "minimax_m1", "cohere2_text", "youtu_llm",
+    "minimax_m1", "cohere2_text", "youtu_llm", "mimo", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text",
+    "qwen3_vl", "qwen3_vl_text", "qwen3_vl_moe", "qwen3_vl_moe_text",
 )  # fmt: skip
 
 
@@ -105,6 +107,8 @@ def draw(kind: str, seed: int, known: dict[str, Any]) -> dict[str, Any]:
     """A random small config under the names of transformers' class."""
     rng = random.Random(f"{kind}{seed}")
     config: dict[str, Any] = {"model_type": kind}
+    if kind in UNLISTED_HEAD_DIM:
+        known = {**known, "head_dim": None}
     old = {key for key, kinds in OLD.items() if kind in kinds}
     keys = sorted((keys_of(kind) | set(VALUES)) & set(known) | old)
     for key in keys:
@@ -116,8 +120,7 @@ def draw(kind: str, seed: int, known: dict[str, Any]) -> dict[str, Any]:
             config[key] = rng.random() < 0.5
     if "num_key_value_heads" in known:
         config.setdefault("num_key_value_heads", 4)
-    config |= {"pad_token_id": 0, **FIXED.get(kind, {})}
-    return {k: v for k, v in config.items() if v is not DROP}
+    return config | {"pad_token_id": 0, **FIXED.get(kind, {})}
 
 
 def build(config: dict[str, Any]) -> int:

@@ -15,7 +15,7 @@ def _cohere(c: Config) -> Shape:
 
 def _cohere2(c: Config) -> Shape:
     bias = c.flag("attention_bias")
-    base, wide = attention(c, head_dim=c.even_heads(), qkv_bias=bias, out_bias=bias), mlp(c)
+    base, wide = attention(c, qkv_bias=bias, out_bias=bias), mlp(c)
     kinds = c.layer_types(c.every(c.size("sliding_window_pattern")), ("full_attention", "sliding_attention"))
     return decoder(
         c, [Layer(mixers=(windowed(c, base, kind),), mlps=(wide,), norms=1, parallel=True) for kind in kinds]
@@ -31,7 +31,7 @@ COHERE = Family(
 COHERE2 = Family(
     name="cohere2", model_types=("cohere2", "cohere2_text"), architectures=("Cohere2ForCausalLM",), shape=_cohere2,
     defaults={**_DEFAULTS, "sliding_window": 4096, "sliding_window_pattern": 4},
-    aliases={"sliding_window_pattern": ("_sliding_window_pattern",)},
+    aliases={"sliding_window_pattern": ("_sliding_window_pattern", "layer_switch")},
     harmless=frozenset({"logit_scale", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
                         "use_parallel_embedding"}),
 )  # fmt: skip

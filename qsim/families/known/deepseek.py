@@ -7,13 +7,6 @@ from ..family import Family
 from ..parts import attention, decoder, experts, latent, mlp, sizes
 from ..shape import Experts, Layer, Linear, Mixer, Mlp, Recurrent, Shape
 
-NEXT_TOKENS = "layers that predict further tokens (num_nextn_predict_layers) are left out"
-
-
-def notes(c: Config) -> tuple[str, ...]:
-    """What is said about layers for multi-token prediction."""
-    return (NEXT_TOKENS,) if c.count("num_nextn_predict_layers") else ()
-
 
 def routed(c: Config, shared_bias: bool = False) -> Experts:
     """Routed and shared experts under DeepSeek's names."""
@@ -34,7 +27,7 @@ def mixed(c: Config, mixers: Mixer | Sequence[Mixer], first: int | None = None, 
         "intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size"
     )
     layers = [Layer(mixers=(mixer,), mlps=(kinds[s],)) for mixer, s in zip(each, sparse, strict=True)]
-    return decoder(c, layers, notes=notes(c))
+    return decoder(c, layers)
 
 
 def _v1(c: Config) -> Shape:
@@ -109,7 +102,7 @@ def _kimi_linear(c: Config) -> Shape:
     sparse = c.sparse_layers(1)
     return decoder(c, [
         Layer(mixers=(made[kind],), mlps=(mixture if s else dense,)) for kind, s in zip(kinds, sparse, strict=True)
-    ], notes=notes(c))  # fmt: skip
+    ])  # fmt: skip
 
 
 _RANKS = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}

@@ -17,7 +17,8 @@ def _shape(c: Config) -> Shape:
     if c.heads % kv_heads:
         raise c.refuse("num_key_value_heads", f"must divide the {c.heads} attention heads")
     mixer = attention(c, kv_heads=kv_heads, head_dim=c.even_heads(), qkv_bias=bias, out_bias=bias)
-    width = c.optional("ffn_hidden_size") or 4 * c.hidden
+    width = c.optional("ffn_hidden_size") or (c.optional("ff_factor") or 4) * c.hidden
+    c.ignore("ff_factor")
     before = c.optional("num_ln_in_parallel_attn", 2) or (2 if new else 1)
     norms = before if parallel else 2
     wide = mlp(c, width=width, gated=False, bias=bias)

@@ -71,7 +71,7 @@ def _griffin(c: Config) -> Shape:
         conv_kernel=kernel,
     )  # fmt: skip
     local = attention(
-        c, head_dim=c.even_heads(), qkv_bias=c.flag("attention_bias"), out_bias=True, kind="sliding",
+        c, qkv_bias=c.flag("attention_bias"), out_bias=True, kind="sliding",
         window=c.size("attention_window_size", 1 << 40),
     )  # fmt: skip
     width = c.size("intermediate_size")
@@ -101,7 +101,7 @@ def _lfm2_kinds(c: Config) -> tuple[str, ...]:
 
 
 def _lfm2_mixers(c: Config) -> dict[str, Mixer]:
-    return {"full_attention": attention(c, head_dim=c.even_heads(), qk_norm=True), "conv": _conv(c)}
+    return {"full_attention": attention(c, qk_norm=True), "conv": _conv(c)}
 
 
 def _lfm2(c: Config) -> Shape:
@@ -152,9 +152,14 @@ RECURRENT_GEMMA = Family(
     harmless=frozenset({"logits_soft_cap", "w_init_variance_scale", "final_w_init_variance_scale",
                         "embeddings_scale_by_sqrt_dim"}),
 )  # fmt: skip
+_LFM_HARMLESS = frozenset({
+    "block_mlp_init_scale", "block_out_init_scale", "block_norm_eps", "block_use_xavier_init", "conv_use_xavier_init",
+    "use_pos_enc", "theta",
+})  # fmt: skip
 _LFM = {"intermediate_size": ("block_ff_dim",), "tie_word_embeddings": ("tie_embedding",)}
 LFM2 = Family(
     name="lfm2", model_types=("lfm2",), architectures=("Lfm2ForCausalLM",), shape=_lfm2, aliases=_LFM,
+    harmless=_LFM_HARMLESS,
     defaults=sizes(65536, 2560, 12288, 32, 32, 8, tie_word_embeddings=True, conv_L_cache=3, block_multiple_of=256,
                    block_auto_adjust_ff_dim=True),
 )  # fmt: skip
@@ -164,5 +169,5 @@ LFM2_MOE = Family(
         65536, 2048, 7168, 32, 32, 8, tie_word_embeddings=True, conv_L_cache=3, moe_intermediate_size=1792,
         num_dense_layers=2, num_experts=32, num_experts_per_tok=4,
     ),
-    harmless=frozenset({"use_expert_bias"}),
+    harmless=_LFM_HARMLESS | {"use_expert_bias"},
 )  # fmt: skip

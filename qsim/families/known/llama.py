@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..family import Family
-from ..parts import attention, decoder, maybe_sliding, mlp, sizes, windowed
+from ..parts import TENSORS, attention, decoder, maybe_sliding, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
 
@@ -108,7 +108,7 @@ _N = {"num_hidden_layers": ("num_layers",)}
 
 LLAMA = Family(
     name="llama", model_types=("llama",), architectures=("LlamaForCausalLM",), shape=_llama,
-    defaults=sizes(32000, 4096, 11008, 32, 32, max_position_embeddings=2048),
+    defaults=sizes(32000, 4096, 11008, 32, 32, max_position_embeddings=2048), tensors=TENSORS,
 )  # fmt: skip
 ARCEE = Family(
     name="arcee", model_types=("arcee",), architectures=("ArceeForCausalLM",), shape=_arcee,

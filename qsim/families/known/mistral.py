@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..family import Family
-from ..parts import attention, decoder, experts, maybe_sliding, mlp, sizes, windowed
+from ..parts import TENSORS, attention, decoder, experts, maybe_sliding, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
 
@@ -24,6 +24,7 @@ def _mixtral(c: Config) -> Shape:
 MISTRAL = Family(
     name="mistral", model_types=("mistral",), architectures=("MistralForCausalLM",), shape=_mistral,
     defaults=sizes(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, max_position_embeddings=131072),
+    tensors=TENSORS,
 )  # fmt: skip
 MINISTRAL3 = Family(
     name="ministral3", model_types=("ministral3",), shape=_mistral,

@@ -1,7 +1,7 @@
 """OPT: learned positions, LayerNorm, ReLU; OPT-350m has narrow embeddings and its norms after the blocks."""
 
 from ..config import Config
-from ..family import Family
+from ..family import BlockTensors, Family, Tensors
 from ..parts import attention, decoder, mlp
 from ..shape import Layer, Linear, Shape
 
@@ -24,6 +24,8 @@ def _shape(c: Config) -> Shape:
                    linears=ends)  # fmt: skip
 
 
+_BASE = "model.decoder."
+
 OPT = Family(
     name="opt", model_types=("opt",), architectures=("OPTForCausalLM",), shape=_shape,
     aliases={"intermediate_size": ("ffn_dim",)},
@@ -32,4 +34,12 @@ OPT = Family(
         "num_attention_heads": 12, "max_position_embeddings": 2048, "do_layer_norm_before": True,
         "enable_bias": True, "layer_norm_elementwise_affine": True, "tie_word_embeddings": True,
     },
+    tensors=Tensors(
+        embedding=_BASE + "embed_tokens", positions=_BASE + "embed_positions", project_in=_BASE + "project_in",
+        project_out=_BASE + "project_out", norm=_BASE + "final_layer_norm", prefix=_BASE + "layers.{i}.",
+        block=BlockTensors(
+            attention_norm="self_attn_layer_norm", mlp_norm="final_layer_norm", output="self_attn.out_proj", up="fc1",
+            down="fc2",
+        ),
+    ),
 )  # fmt: skip

@@ -7,9 +7,8 @@ from ..shape import Layer, Shape
 
 
 def _phi(c: Config) -> Shape:
-    head_dim = c.even_heads()
-    norms = 4 * head_dim if c.flag("qk_layernorm") else 0
-    mixer = attention(c, head_dim=head_dim, qkv_bias=True, out_bias=True, other=norms)
+    norms = 4 * (c.hidden // c.heads) if c.flag("qk_layernorm") else 0
+    mixer = attention(c, qkv_bias=True, out_bias=True, other=norms)
     layer = Layer(mixers=(mixer,), mlps=(mlp(c, gated=False, bias=True),), norms=1, norm_bias=True, parallel=True)
     return decoder(c, layer, norm_bias=True, head_bias=True)
 
@@ -32,7 +31,7 @@ PHI = Family(
 )  # fmt: skip
 PHI3 = Family(
     name="phi3", model_types=("phi3",), architectures=("Phi3ForCausalLM",), shape=_phi3,
-    defaults=sizes(32064, 3072, 8192, 32, 32),
+    defaults=sizes(32064, 3072, 8192, 32, 32), harmless=frozenset({"full_attn_mod", "interpolate_factor"}),
 )  # fmt: skip
 PHIMOE = Family(
     name="phimoe", model_types=("phimoe",), architectures=("PhimoeForCausalLM", "PhiMoEForCausalLM"), shape=_phimoe,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ..config import Config
 from ..family import Family
-from ..parts import attention, decoder, experts, mlp, sizes, windowed
+from ..parts import TENSORS, attention, decoder, experts, mlp, sizes, windowed
 from ..shape import Experts, Layer, Linear, Mixer, Mlp, Recurrent, Shape
 
 _KINDS = ("full_attention", "sliding_attention")
@@ -34,7 +34,7 @@ def _windows(c: Config) -> tuple[str, ...]:
 
 
 def _qwen2(c: Config) -> Shape:
-    base, wide = attention(c, head_dim=c.even_heads(), qkv_bias=True), mlp(c)
+    base, wide = attention(c, qkv_bias=True), mlp(c)
     return decoder(c, [Layer(mixers=(windowed(c, base, kind),), mlps=(wide,)) for kind in _windows(c)])
 
 
@@ -57,7 +57,7 @@ def _shared(c: Config) -> Experts:
 
 
 def _qwen2_moe(c: Config) -> Shape:
-    base = attention(c, head_dim=c.even_heads(), qkv_bias=c.flag("qkv_bias"))
+    base = attention(c, qkv_bias=c.flag("qkv_bias"))
     used, most = c.flag("use_sliding_window"), c.count("max_window_layers")
     c.ignore("sliding_window")
     kinds = c.layer_types(
@@ -127,6 +127,7 @@ def _qwen3_5_moe(c: Config) -> Shape:
     return _hybrid(c, [_shared(c)] * c.layers)
 
 
+_NORMED = replace(TENSORS, block=replace(TENSORS.block, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"))
 _LINEAR = {
     "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
     "linear_conv_kernel_dim": 4, "full_attention_interval": 4, "head_dim": 256,
@@ -136,19 +137,24 @@ _MTP = frozenset({"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"})
 QWEN = Family(
     name="qwen", model_types=("qwen",), architectures=("QWenLMHeadModel",), shape=_qwen,
     defaults=sizes(151936, 4096, 22016, 32, 32, kv_channels=128, no_bias=True),
-    aliases={"max_position_embeddings": ("seq_length",)},
-    harmless=frozenset({
+        harmless=frozenset({
         "bf16", "fp16", "fp32", "use_flash_attn", "use_dynamic_ntk", "use_logn_attn", "onnx_safe", "use_cache_kernel",
         "use_cache_quantization", "softmax_in_fp32",
     }),
 )  # fmt: skip
 QWEN2 = Family(
-    name="qwen2", model_types=("qwen2",), architectures=("Qwen2ForCausalLM",), shape=_qwen2,
-    defaults=sizes(151936, 4096, 22016, 32, 32, 32, max_window_layers=28, sliding_window=4096),
+    name="qwen2", shape=_qwen2, tensors=TENSORS,
+    model_types=("qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "mimo"),
+    architectures=("Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration",
+                   "MiMoForCausalLM"),
+    defaults=sizes(151936, 4096, 22016, 32, 32, 32, max_window_layers=28, sliding_window=4096,
+                   max_position_embeddings=32768),
 )  # fmt: skip
 QWEN3 = Family(
-    name="qwen3", model_types=("qwen3",), architectures=("Qwen3ForCausalLM",), shape=_qwen3,
-    defaults=sizes(151936, 4096, 22016, 32, 32, 32, head_dim=128, max_window_layers=28, sliding_window=4096),
+    name="qwen3", model_types=("qwen3", "qwen3_vl", "qwen3_vl_text"), shape=_qwen3, tensors=_NORMED,
+    architectures=("Qwen3ForCausalLM", "Qwen3VLForConditionalGeneration"),
+    defaults=sizes(151936, 4096, 22016, 32, 32, 32, head_dim=128, max_window_layers=28, sliding_window=4096,
+                   max_position_embeddings=32768),
 )  # fmt: skip
 _COUNTS = {"num_experts": ("num_local_experts", "n_routed_experts")}
 QWEN2_MOE = Family(
@@ -160,7 +166,8 @@ QWEN2_MOE = Family(
     ),
 )  # fmt: skip
 QWEN3_MOE = Family(
-    name="qwen3_moe", model_types=("qwen3_moe",), architectures=("Qwen3MoeForCausalLM",), shape=_qwen3_moe,
+    name="qwen3_moe", model_types=("qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"), shape=_qwen3_moe,
+    architectures=("Qwen3MoeForCausalLM", "Qwen3VLMoeForConditionalGeneration"),
     aliases=_COUNTS,
     defaults=sizes(
         151936, 2048, 6144, 24, 32, 4, decoder_sparse_step=1, moe_intermediate_size=768, num_experts_per_tok=8,
