@@ -138,29 +138,29 @@ def fused_scales(facts: Mapping[str, Fact], fused: Iterable[Sequence[str]]) -> l
 
     Source: see `qsim.scheme.shared`.
     """
-    weights, inputs = _Unequal(), _Unequal()
-    block = False
+    blocks, floats, inputs = _Unequal(), _Unequal(), _Unequal()
     for group in fused:
         known = [(name, facts[name]) for name in group if name in facts]
-        if len({fact.scheme for _, fact in known}) > 1:
+        if not known or len({fact.scheme for _, fact in known}) > 1:
             continue  # `fused_apart` says that
-        weights.see([(name, fact.tensor_scale) for name, fact in known])
+        is_block = isinstance(known[0][1].scheme.weight.format, BlockFormat)
+        (blocks if is_block else floats).see([(name, fact.tensor_scale) for name, fact in known])
         inputs.see([(name, fact.input_scale) for name, fact in known])
-        block = block or any(isinstance(fact.scheme.weight.format, BlockFormat) for _, fact in known)
-    out = []
-    if weights.groups:
-        does = (
-            f"vLLM applies the largest stored divisor to all, so that weights become up to {weights.ratio:.3g} times "
-            "too small; quantise the model again, or convert it for an engine that does not fuse"
-            if block
-            else f"vLLM requantises all to the largest, which rounds weights twice, under up to {weights.ratio:.3g} "
-            "times their own scale"
+    who, out = "layers that engines fuse (q k v, gate up) have", []
+    if blocks.groups:
+        out.append(
+            f"{who} tensor scales of their own: vLLM applies the largest stored divisor to all, so that weights become "
+            f"up to {blocks.ratio:.3g} times too small; quantise the model again {blocks.where}"
         )
-        out.append(f"layers that engines fuse (q k v, gate up) have tensor scales of their own: {does} {weights.where}")
+    if floats.groups:
+        out.append(
+            f"{who} tensor scales of their own: vLLM requantises all to the largest, which rounds weights twice, under "
+            f"up to {floats.ratio:.3g} times their own scale {floats.where}"
+        )
     if inputs.groups:
         out.append(
-            "layers that engines fuse (q k v, gate up) have static activation scales of their own: vLLM applies the "
-            f"largest to all, up to {inputs.ratio:.3g} times theirs {inputs.where}"
+            f"{who} static activation scales of their own: vLLM applies one of them to all, and they differ by a "
+            f"factor of up to {inputs.ratio:.3g} {inputs.where}"
         )
     return out
 

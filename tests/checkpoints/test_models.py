@@ -196,8 +196,8 @@ def test_activation_scales_that_engines_would_not_apply_are_noted(tmp_path):
     other = replace(model.tensors[name], input_scale=4 * 0.03125)
     written = write(model.replace(tensors={name: other}), tmp_path / "apart")
     assert (
-        "layers that engines fuse (q k v, gate up) have static activation scales of their own: vLLM applies the "
-        "largest to all, up to 4 times theirs (model.layers.1.mlp.gate_proj)"
+        "layers that engines fuse (q k v, gate up) have static activation scales of their own: vLLM applies one "
+        "of them to all, and they differ by a factor of up to 4 (model.layers.1.mlp.gate_proj)"
     ) in written.notes
 
 
