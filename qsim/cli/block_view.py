@@ -12,15 +12,15 @@ from rich.text import Text
 from qsim.formats.explain import hex_code, number
 from qsim.formats.explain_blocks import BlockExplanation
 
-from .format_view import new_table
-from .options import show
+from .format_view import gap_of
+from .table import Column, print_table, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def rows(explanations: Sequence[BlockExplanation]) -> list[dict[str, Any]]:
-    """One row a value and rule, for CSV."""
+    """One row per value and rule, for CSV."""
     return [
         {
             "format": e.format.name,
@@ -46,7 +46,7 @@ def print_blocks(explanations: Sequence[BlockExplanation], out: Console) -> None
     tensor_scale = explanations[0].tensor_scale
     if tensor_scale is not None:
         largest = f"amax / ({number(fmt.scale.max)} x {number(fmt.element.max)})"
-        show(out, f"Tensor scale {tensor_scale:.9g} = {largest}, in float32.")
+        say(f"Tensor scale {tensor_scale:.9g} = {largest}, in float32.")
     for block, group in groupby(explanations, key=lambda e: e.block):
         _print_block(block, list(group), out)
 
@@ -57,19 +57,21 @@ def _print_block(block: int, same: list[BlockExplanation], out: Console) -> None
     mantissa, exponent = math.frexp(amax)
     of = "" if not math.isfinite(amax) or amax == 0 else f" = {2 * mantissa:.6g} x 2^{exponent - 1}"
     out.print(Text.assemble((f"Block {block}", "bold"), f"  amax {number(amax)}{of}"))
-    table = new_table(out, "rule", "scale", "code", "clips", "rms error", "how", left=("rule", "code", "how"))
-    for e in same:
-        table.add_row(
-            _rule(e), _scale(e), hex_code(e.scale_code, e.format.scale), str(e.clipped or "-"), f"{e.rms_error:.4g}",
-            e.decision,
-        )  # fmt: skip
-    table.columns[-1].no_wrap = False
-    show(out, table)
+    print_table(_SCALES, [
+        {"rule": _rule(e), "scale": _scale(e), "code": hex_code(e.scale_code, e.format.scale),
+         "clips": e.clipped or "-", "rms error": e.rms_error, "how": e.decision} for e in same
+    ], lined=True, gap=gap_of(out))  # fmt: skip
     out.print()
-    table = new_table(out, "value", *(_rule(e) for e in same))
-    for i, value in enumerate(same[0].values):
-        table.add_row(number(value), *(_result(e, i) for e in same))
-    show(out, table)
+    columns = [Column("value", "value", number), *(Column(_rule(e), _rule(e)) for e in same)]
+    print_table(columns, [
+        {"value": value, **{_rule(e): _result(e, i) for e in same}} for i, value in enumerate(same[0].values)
+    ], lined=True, gap=gap_of(out))  # fmt: skip
+
+
+_SCALES = (
+    Column("rule", "rule", left=True), Column("scale", "scale"), Column("code", "code", left=True),
+    Column("clips", "clips"), Column("rms error", "rms error"), Column("how", "how", left=True, fold=True),
+)  # fmt: skip
 
 
 def _result(e: BlockExplanation, i: int) -> Text:

@@ -10,10 +10,13 @@ import click
 from qsim.errors import QsimError
 from qsim.files import write_text
 
-from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
+from .options import draw, plot_option, wrote
+from .progress import reporter
+from .table import Column, Form, deliver, print_table, table_options
+from .verbs import verb
 
 
-@click.command(short_help="Fit a device's kernel parameters to measured timings.")
+@verb("calibrate")
 @click.argument("csv", required=False, metavar="[CSV]", type=click.Path(path_type=Path))
 @click.option("--device", metavar="NAME", help="Device that CSV was measured on; its peaks set the scale.")
 @click.option("--host", is_flag=True, help="Measure this computer instead, and make it a device.")
@@ -21,26 +24,23 @@ from .options import check_one_output, console, plot_option, print_csv, print_js
 @plot_option
 @table_options
 def calibrate(
-    csv: Path | None, device: str | None, host: bool, out: Path | None, plot: Path | None, as_json: bool, as_csv: bool
+    csv: Path | None, device: str | None, host: bool, out: Path | None, plot: Path | None, form: Form
 ) -> None:
-    """Fit a device's kernel parameters to measured timings.
+    """CSV has the columns kernel, m, n, k and latency_s (or median_s): one row per measured product. The result is a
+    TOML with parameters, held-out errors and bands; a device file uses it with calibration = "PATH".
 
-    CSV has the columns kernel, m, n, k and latency_s (or median_s): one row a measured product. The result is a TOML
-    with parameters, held-out errors and bands; a device file uses it with calibration = "PATH".
-
-    With --host: measures memory bandwidth, matrix rate and, where they can be imported, the fused kernels of this
-    package, and compares the speed-ups with what bandwidth allows. Takes about a minute.
+    With --host: measures memory bandwidth, matrix rate and the fused kernels of this package, and compares the
+    speed-ups with what bandwidth allows. Takes about a minute.
 
     \b
     Examples:
       qsim calibrate timings.csv --device h100-sxm --out h100.mine.toml
       qsim calibrate --host --out host.toml --plot host.png
     """
-    check_one_output(as_json, as_csv)
     if host == (csv is not None):
         raise QsimError("calibrate takes a CSV or --host: give one of them")
     if host:
-        _host(out, plot, as_json, as_csv)
+        _host(out, plot, form)
         return
     if device is None:
         raise QsimError("--device names the device that the CSV was measured on")
@@ -49,64 +49,52 @@ def calibrate(
     assert csv is not None
     if not csv.is_file():
         raise QsimError(f"{csv} does not exist")
-    fitted = hwmodels.fit(csv, device, out=out)
+    with reporter("calibrating") as say:
+        say(f"fitting the kernels of {csv}")
+        fitted = hwmodels.fit(csv, device, out=out)
     rows = [
         {"kernel": name, "rows": p.rows, "shapes": p.shapes, "t0_us": p.t0_s * 1e6, "eta_compute": p.eta_compute,
          "eta_memory": p.eta_memory, "p": p.p, "held_out_mape": p.held_out_mape.get("all"),
          "band_low": p.band["all"][0], "band_high": p.band["all"][1]}
         for name, p in fitted.items()
     ]  # fmt: skip
-    _table(rows, as_json, as_csv)
+    deliver(form, rows, lambda: _table(rows))
     if out is not None:
-        click.echo(f"wrote {out}", err=True)
+        wrote(out)
 
 
-def _host(out: Path | None, plot: Path | None, as_json: bool, as_csv: bool) -> None:
+def _host(out: Path | None, plot: Path | None, form: Form) -> None:
     from hwmodels.host import host_device_toml, host_speedups, measure_host
 
     from .host_kernels import measure_kernels
 
-    measured = measure_host(measure_kernels())
+    with reporter("calibrating") as say:
+        kernels = measure_kernels(progress=say)
+        say("memory bandwidth, matrix rate and float32 products")
+        measured = measure_host(kernels)
     rows = host_speedups(measured)
     if out is not None:
         write_text(out, host_device_toml(measured))
-        click.echo(f"wrote {out}", err=True)
+        wrote(out)
     if plot is not None and rows:
         from qsim.plots.hardware import measured_figure
-        from qsim.plots.style import save
 
         labels = [f"{r['scheme']}\n{r['N']}x{r['K']}, M={r['M']}" for r in rows]
-        save(measured_figure("Speed-up over float32 on this computer", labels, [r["predicted"] for r in rows],
+        draw(measured_figure("Speed-up over float32 on this computer", labels, [r["predicted"] for r in rows],
                              [r["measured"] for r in rows]), plot)  # fmt: skip
-        click.echo(f"wrote {plot}", err=True)
     head = {
         "processor": measured.processor, "threads": measured.threads,
         "bandwidth_gbytes_per_s": measured.bandwidth_bytes_per_s / 1e9,
         "float32_gflop_per_s": measured.float32_flop_per_s / 1e9,
     }  # fmt: skip
-    if as_json:
-        print_json({**head, "kernels": rows})
-        return
-    if not as_csv:
+
+    def table() -> None:
         click.echo(f"{head['processor']}, {head['threads']} threads: reads {head['bandwidth_gbytes_per_s']:.3g} GB/s, "
                    f"float32 {head['float32_gflop_per_s']:.4g} GFLOP/s")  # fmt: skip
-        if not rows:
-            click.echo("no fused kernels could be imported: speed-ups are left out")
-            return
-    _table(rows, False, as_csv)
+        _table(rows)
+
+    deliver(form, rows, table, whole={**head, "kernels": rows})
 
 
-def _table(rows: list[dict[str, Any]], as_json: bool, as_csv: bool) -> None:
-    if as_json:
-        print_json(rows)
-    elif as_csv:
-        print_csv(rows)
-    else:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in rows[0]:
-            table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
-        for row in rows:
-            table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-        show(console(), table)
+def _table(rows: list[dict[str, Any]]) -> None:
+    print_table([Column(name, name, left=isinstance(value, str)) for name, value in rows[0].items()], rows)

@@ -13,14 +13,15 @@ from qsim.formats.rounding import NAN_POLICIES, OVERFLOWS, ROUNDINGS
 from qsim.formats.spec import BlockFormat, ElementFormat
 
 from .numbers import NumbersCommand, NumberType
-from .options import check_one_output, console, emit, print_json, table_options
+from .table import Form, console, deliver, table_options
+from .verbs import verb
 
 
 def _split_names(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]) -> list[str]:
     return [name for part in value for name in part.split(",") if name]
 
 
-@click.command(cls=NumbersCommand, short_help="Round numbers to a format and see every step of the decision.")
+@verb("cast", cls=NumbersCommand)
 @click.argument("values", nargs=-1, required=True, type=NumberType(), metavar="NUMBER...")
 @click.option("--to", "names", multiple=True, required=True, callback=_split_names, metavar="FORMAT",
               help="Where to: e4m3, int8, bfloat16, mxfp4, ... Repeat it, or separate by commas.")  # fmt: skip
@@ -36,12 +37,10 @@ def _split_names(_ctx: click.Context, _param: click.Parameter, value: tuple[str,
               help="Random bits of --rounding stochastic, as an integer; drawn from --seed without it.")  # fmt: skip
 @click.option("--random-bits", type=click.IntRange(1, 32), default=32, show_default=True, metavar="N",
               help="How many random bits.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the random bits.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
 @table_options
-def cast(values: tuple[float, ...], names: list[str], as_json: bool, as_csv: bool, **choices: Any) -> None:
-    """Round NUMBERs to a format and see every step of the decision.
-
-    One number and one format: the bits of the code, both neighbours, which of them was taken and why, and the
+def cast(values: tuple[float, ...], names: list[str], form: Form, **choices: Any) -> None:
+    """One number and one format: the bits of the code, both neighbours, which of them was taken and why, and the
     error. Several: a table. A block format (mxfp4, nvfp4) takes the numbers as one tensor and shows the scale that
     each rule chooses.
 
@@ -53,21 +52,20 @@ def cast(values: tuple[float, ...], names: list[str], as_json: bool, as_csv: boo
       qsim cast 1.0630 --to e4m3 --via bfloat16
       qsim cast 0.1 -2.7 7.5 0.01 --to mxfp4
     """
-    check_one_output(as_json, as_csv)
     formats = [get_format(name) for name in names]
     blocks = [f for f in formats if isinstance(f, BlockFormat)]
     elements = [f for f in formats if not isinstance(f, BlockFormat)]
     if blocks and elements:
         raise QsimError(f"{blocks[0].name} is a block format and {elements[0].name} is not: cast to them in two calls")
     if blocks:
-        _cast_blocks(values, blocks, as_json, as_csv, choices)
+        _cast_blocks(values, blocks, form, choices)
     else:
-        _cast_elements(values, elements, as_json, as_csv, choices)
+        _cast_elements(values, elements, form, choices)
 
 
 def _cast_blocks(
-    values: tuple[float, ...], formats: list[BlockFormat], as_json: bool, as_csv: bool, choices: dict[str, Any]
-) -> None:
+    values: tuple[float, ...], formats: list[BlockFormat], form: Form, choices: dict[str, Any]
+) -> None:  # fmt: skip
     if choices["via"]:
         raise QsimError(f"--via is for element formats, not for the block format {formats[0].name}")
     if choices["nan"] != "canonical":
@@ -76,36 +74,33 @@ def _cast_blocks(
 
     rules = {k: choices[k] for k in ("rounding", "overflow")}
     found = [explain_blocks(values, f, **rules) for f in formats]
-    if as_json:
-        print_json([e.as_dict() for explanations in found for e in explanations])
-        return
     from . import block_view
 
-    if emit((row for e in found for row in block_view.rows(e)), as_json=False, as_csv=as_csv):
-        return
-    out = console()
-    for i, explanations in enumerate(found):
-        if i:
-            out.print()
-        block_view.print_blocks(explanations, out)
+    def table() -> None:
+        out = console()
+        for i, explanations in enumerate(found):
+            if i:
+                out.print()
+            block_view.print_blocks(explanations, out)
+
+    deliver(
+        form, (row for e in found for row in block_view.rows(e)), table,
+        whole=[e.as_dict() for explanations in found for e in explanations],
+    )  # fmt: skip
 
 
 def _cast_elements(
-    values: tuple[float, ...], formats: list[ElementFormat], as_json: bool, as_csv: bool, choices: dict[str, Any]
-) -> None:
+    values: tuple[float, ...], formats: list[ElementFormat], form: Form, choices: dict[str, Any]
+) -> None:  # fmt: skip
     explanations = [explain(x, f, **_chance(choices, i)) for i, x in enumerate(values) for f in formats]
-    if as_json:
-        print_json([e.as_dict() for e in explanations])
-        return
     from . import cast_view
 
-    if emit((cast_view.row(e) for e in explanations), as_json=False, as_csv=as_csv):
-        return
-    out = console()
-    if len(explanations) == 1:
-        cast_view.print_one(explanations[0], out)
-    else:
-        cast_view.print_table(explanations, out)
+    deliver(
+        form, (cast_view.row(e) for e in explanations),
+        lambda: cast_view.print_one(explanations[0], console()) if len(explanations) == 1
+        else cast_view.print_several(explanations),
+        whole=[e.as_dict() for e in explanations],
+    )  # fmt: skip
 
 
 def _chance(choices: dict[str, Any], index: int) -> dict[str, Any]:

@@ -6,11 +6,9 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
-from qsim.cli.options import show
+from qsim.cli.table import Column, print_table
 from qsim.formats.explain import BitField, CastExplanation, Neighbour, hex_code, number
 
 if TYPE_CHECKING:
@@ -171,16 +169,21 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def print_table(explanations: list[CastExplanation], out: Console) -> None:
+_COLUMNS = tuple(
+    Column(name, name, left=name not in ("value", "result", "error"))
+    for name in ("value", "format", "code", "bits", "result", "error", "decided by")
+)
+
+
+def print_several(explanations: list[CastExplanation]) -> None:
     """Several casts, one line each."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for name in ("value", "format", "code", "bits", "result", "error", "decided by"):
-        table.add_column(name, justify="right" if name in ("value", "result", "error") else "left", no_wrap=True)
-    last = None
+    rows, last = [], None
     for e in explanations:
-        bits = Text(" ").join(Text(f.bits, FIELD_STYLES[f.name]) for f in e.fields if f.name != "padding")
-        error = "" if not math.isfinite(e.relative_error) else percent(e.relative_error) if e.error else "0"
-        first = "" if e.value == last else number(e.value)
-        table.add_row(first, e.format.name, hex_code(e.code, e.format), bits, number(e.result), error, e.case)
+        rows.append({
+            "value": "" if e.value == last else number(e.value), "format": e.format.name,
+            "code": hex_code(e.code, e.format), "decided by": e.case, "result": number(e.result),
+            "bits": Text(" ").join(Text(f.bits, FIELD_STYLES[f.name]) for f in e.fields if f.name != "padding"),
+            "error": "" if not math.isfinite(e.relative_error) else percent(e.relative_error) if e.error else "0",
+        })  # fmt: skip
         last = e.value
-    show(out, table)
+    print_table(_COLUMNS, rows, lined=True, gap=3, indent=1)

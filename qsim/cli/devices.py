@@ -5,18 +5,33 @@ from __future__ import annotations
 import click
 
 from .hardware_options import set_option
-from .options import console, emit, show, table_options
+from .table import Column, Form, deliver, print_table, table_options
+from .verbs import verb
 
 
-@click.command(short_help="List GPUs and ASICs with their peaks, bandwidths and sources.")
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+_NUMBERS = ("16 bit", "fp8", "int8", "4 bit", "GB", "GB/s", "link GB/s", "W", "ridge")
+_COLUMNS = (
+    Column("device", "device", left=True), *(Column(name, name, _number) for name in _NUMBERS),
+    Column("kernels", "kernels", left=True, fold=True), Column("kind", "kind", left=True),
+)  # fmt: skip
+_SOURCES = (
+    Column("device", "device", left=True), Column("field", "field", left=True), Column("value", "value", left=True),
+    Column("instruction", "instruction", left=True), Column("source", "source", left=True, fold=True),
+)  # fmt: skip
+
+
+@verb("devices")
 @click.argument("names", nargs=-1, metavar="[DEVICE...]")
 @click.option("--sources", is_flag=True, help="Where every number comes from.")
 @set_option
 @table_options
-def devices(names: tuple[str, ...], sources: bool, overrides: tuple[str, ...], as_json: bool, as_csv: bool) -> None:
-    """List GPUs and ASICs with their peaks, bandwidths and sources.
-
-    Peaks are dense, in TFLOP/s or TOP/s; absent means that the device has no such arithmetic. Without DEVICE: all.
+def devices(names: tuple[str, ...], sources: bool, overrides: tuple[str, ...], form: Form) -> None:
+    """Peaks are dense, in TFLOP/s or TOP/s; an empty cell means that the device has no such arithmetic. Without DEVICE:
+    all of them.
 
     \b
     Examples:
@@ -29,17 +44,4 @@ def devices(names: tuple[str, ...], sources: bool, overrides: tuple[str, ...], a
 
     found = [get_device(name, overrides or None) for name in names or device_names()]
     rows = [row for d in found for row in device_sources(d)] if sources else [device_row(d) for d in found]
-    if emit(rows, as_json=as_json, as_csv=as_csv):
-        return
-    from rich.table import Table
-
-    out = console()
-    if not sources and out.width < 100:  # what 80 columns hold; --csv has everything
-        rows = [{k: v for k, v in row.items() if k not in ("kind", "link GB/s")} for row in rows]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if not sources else (0, 1))
-    for i, name in enumerate(rows[0]):
-        left = isinstance(rows[0][name], str)
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not sources or i == 0)
-    for row in rows:
-        table.add_row(*("" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values()))
-    show(out, table)
+    deliver(form, rows, lambda: print_table(_SOURCES if sources else _COLUMNS, rows, names=1 + sources))

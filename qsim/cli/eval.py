@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .model_options import model_options, prepared_model
-from .options import check_one_output, print_csv, print_json, table_options
+from .progress import steps
+from .table import Form, deliver, table_options
+from .verbs import verb
 
 
-@click.command(short_help="Measure what a quantised model has lost.")
+@verb("eval")
 @click.argument("model", default="tiny", metavar="[MODEL]")
 @click.option("--text", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
               help="Text to measure on, UTF-8, or token ids: .npy, or .json, a list of them. Default: the embedded "
@@ -42,14 +43,12 @@ def eval(
     window: int,
     stride: int | None,
     max_bytes: int | None,
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
     **how: Any,
 ) -> None:
-    """Measure bits per byte and perplexity of a text, with standard errors.
-
-    MODEL is `tiny`, the embedded model, or a folder of Hugging Face files, quantised or not. With --scheme its weights
-    are rounded to nearest first and the model before it is the reference.
+    """Bits per byte and perplexity of a text, with standard errors. MODEL is `tiny`, the embedded model, or a folder of
+    Hugging Face files, quantised or not. With --scheme its weights are rounded to nearest first and the model before
+    it is the reference.
 
     \b
     Examples:
@@ -58,22 +57,19 @@ def eval(
       qsim eval DIR --reference tiny
       qsim eval --scheme fp8-rowwise --instruction hopper.wgmma.f32.e4m3 --max-bytes 4096
     """
-    check_one_output(as_json, as_csv)
     from qsim.models import evaluate, load, tiny_text
     from qsim.models.tokens import text_or_ids
 
     measured, original = prepared_model(model, **how)
     against = load(reference) if reference is not None else None if measured is original else original
     content = text_or_ids(text, measured) if text is not None else tiny_text("test")
-    result = evaluate(measured, content, window=window, stride=stride, protocol=protocol, reference=against,
-                      max_bytes=max_bytes, progress=sys.stderr.isatty())  # fmt: skip
+    with steps() as progress:
+        result = evaluate(
+            measured, content, window=window, stride=stride, protocol=protocol, reference=against, max_bytes=max_bytes,
+            progress=lambda done, total: progress(done, total, "windows of text"),
+        )  # fmt: skip
     row = {"text": str(text) if text is not None else "tiny test text", **result.to_dict()}
-    if as_json:
-        print_json(row)
-    elif as_csv:
-        print_csv([{**row, "notes": "; ".join(row["notes"])}])
-    else:
-        click.echo("\n".join(_lines(row)))
+    deliver(form, [row], lambda: click.echo("\n".join(_lines(row))), whole=row)
 
 
 def _lines(r: dict[str, Any]) -> list[str]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
-from qsim.cli.options import show
+from qsim.cli.table import Column, print_table, say
 from qsim.formats import reference
 from qsim.formats.describe import binades, nan_count, special_codes
 from qsim.formats.explain import hex_code, number
@@ -26,16 +24,9 @@ if TYPE_CHECKING:
 _SUBNORMAL, _SPECIAL, _HEAD = "yellow", "magenta", "cyan"
 
 
-def new_table(out: Console, *columns: str, left: Iterable[str] = (), title: str = "", gap: int | None = None) -> Table:
-    """A table with a line under its head; `gap` blanks between columns, 2 or 3 by the width of the terminal."""
-    gap = gap or (3 if out.width >= 100 else 2)
-    # the box has a blank between columns
-    table = Table(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), show_edge=False, header_style="bold")
-    if title:
-        table.title, table.title_justify, table.title_style = title, "left", "bold"
-    for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
-    return table
+def gap_of(out: Console) -> int:
+    """Blanks between columns, by the width of the terminal."""
+    return 3 if out.width >= 100 else 2
 
 
 def power(x: float | None) -> str:
@@ -52,46 +43,41 @@ def _count(n: int) -> str:
     return str(n) if n < 10**6 else f"{n:.1e}".replace("e+0", "e")
 
 
+def _special(has_inf: bool, nan_codes: int) -> str:
+    return ("Inf " if has_inf else "") + ("NaN" if nan_codes else "") or "-"
+
+
+_FLOATS = (
+    Column("format", "name", left=True), Column("bits", "bits"), Column("s-e-m", "layout"), Column("bias", "bias"),
+    Column("max", "max", power), Column("normal", "smallest_normal", power),
+    Column("subn.", "smallest_subnormal", power), Column("eps", "eps", power),
+    Column("special", ("has_inf", "nan_codes"), _special, left=True), Column("finite", "finite_values", _count),
+)  # fmt: skip
+_ALIASES = Column("also called", "aliases", left=True)
+_INTEGERS = (
+    Column("format", "name", left=True), Column("bits", "bits"), Column("coding", "layout", left=True),
+    Column("min", "min", number), Column("max", "max", number), Column("step", "eps", power),
+    Column("finite", "finite_values"),
+)  # fmt: skip
+_BLOCKS = (
+    Column("format", "name", left=True), Column("element", "element", left=True), Column("scale", "scale", left=True),
+    Column("block", "block_size"), Column("bits/element", "bits_per_element", "{:g}".format),
+    Column("tensor scale", "tensor_scale", lambda has: "float32" if has else "-"),
+)  # fmt: skip
+
+
 def print_catalogue(rows: list[dict[str, Any]], out: Console) -> None:
-    """All formats, one table a kind."""
+    """All formats, one table for each kind."""
     wide = out.width >= 110
-    table = new_table(
-        out, "format", "bits", "s-e-m", "bias", "max", "normal", "subn.", "eps", "special", "finite",
-        *(["also called"] if wide else []), left=("format", "special", "also called"), title="Floating point",
-        gap=2 if wide else 1,
-    )  # fmt: skip
-    for row in (r for r in rows if r["kind"] == "float"):
-        special = ("Inf " if row["has_inf"] else "") + ("NaN" if row["nan_codes"] else "")
-        cells = [
-            row["name"], str(row["bits"]), row["layout"], str(row["bias"]), power(row["max"]),
-            power(row["smallest_normal"]), power(row["smallest_subnormal"]), power(row["eps"]),
-            special or "-", _count(row["finite_values"]),
-        ]  # fmt: skip
-        table.add_row(*cells, *([row["aliases"]] if wide else []))
-    show(out, table)
-    show(out, "s-e-m: sign, exponent, mantissa bits; normal, subn.: the smallest of each; finite: how many values.")
+    print_table((*_FLOATS, _ALIASES) if wide else _FLOATS, [r for r in rows if r["kind"] == "float"],
+                title="Floating point", lined=True, gap=2 if wide else 1)  # fmt: skip
+    say("s-e-m: sign, exponent, mantissa bits; normal, subn.: the smallest of each; finite: how many values.")
     out.print()
-    table = new_table(
-        out, "format", "bits", "coding", "min", "max", "step", "finite", left=("format", "coding"),
-        title="Integers and tables",
-    )  # fmt: skip
-    for row in (r for r in rows if r["kind"] in ("int", "codebook")):
-        table.add_row(
-            row["name"], str(row["bits"]), row["layout"], number(row["min"]), number(row["max"]), power(row["eps"]),
-            str(row["finite_values"]),
-        )  # fmt: skip
-    show(out, table)
+    print_table(_INTEGERS, [r for r in rows if r["kind"] in ("int", "codebook")], title="Integers and tables",
+                lined=True, gap=gap_of(out))  # fmt: skip
     out.print()
-    table = new_table(
-        out, "format", "element", "scale", "block", "bits/element", "tensor scale",
-        left=("format", "element", "scale"), title="Blocks that share a scale",
-    )  # fmt: skip
-    for row in (r for r in rows if r["kind"] == "block"):
-        table.add_row(
-            row["name"], row["element"], row["scale"], str(row["block_size"]), f"{row['bits_per_element']:g}",
-            "float32" if row["tensor_scale"] else "-",
-        )  # fmt: skip
-    show(out, table)
+    print_table(_BLOCKS, [r for r in rows if r["kind"] == "block"], title="Blocks that share a scale", lined=True,
+                gap=gap_of(out))  # fmt: skip
     out.print()
     out.print("qsim formats NAME shows one in full.")
 
@@ -206,16 +192,17 @@ def _print_values(fmt: FloatFormat, out: Console) -> None:
         if start:
             out.print()
         heads = [f"{k:0{m}b}" for k in range(start, start + per_row)]
-        table = new_table(out, "code", "exponent", *heads, left=("code", "exponent"), gap=gap)
+        columns = [Column(name, name, left=True) for name in ("code", "exponent")] + [Column(h, h) for h in heads]
+        rows = []
         for e_field in range(1 << fmt.exponent_bits):
             first = (e_field << m) + start
             subnormal = fmt.has_subnormals and e_field == 0
             scale = fmt.min_exponent if subnormal else e_field - fmt.bias
             cells = [_cell(values[w], width, _SUBNORMAL if subnormal else "") for w in range(first, first + per_row)]
-            table.add_row(
-                Text(hex_code(first, fmt), "dim"), Text(f"{e_field:0{fmt.exponent_bits}b} 2^{scale}", _HEAD), *cells
-            )
-        show(out, table)
+            field = Text(f"{e_field:0{fmt.exponent_bits}b} 2^{scale}", _HEAD)
+            rows.append({"code": Text(hex_code(first, fmt), "dim"), "exponent": field,
+                         **dict(zip(heads, cells, strict=True))})  # fmt: skip
+        print_table(columns, rows, lined=True, gap=gap)
     notes = ["Mantissa bits across, exponent bits down; code is that of the first column."]
     if fmt.has_subnormals:
         notes.append("The first row is zero and the subnormals.")
@@ -225,7 +212,7 @@ def _print_values(fmt: FloatFormat, out: Console) -> None:
     if widest > width:
         notes.append("What does not fit is rounded: a wider terminal or --csv has every digit.")
     out.print()
-    show(out, " ".join(notes))
+    say(" ".join(notes))
 
 
 def _print_codes(fmt: ElementFormat, out: Console) -> None:
@@ -237,12 +224,14 @@ def _print_codes(fmt: ElementFormat, out: Console) -> None:
         digits = 7 if isinstance(fmt, CodebookFormat) else 17
         cells = [_cell(v, digits + 3) for v in values]
     widest = max(len(c.plain) for c in cells)
-    gap = 3 if out.width >= 100 else 2
+    gap = gap_of(out)
     per_row = next((n for n in (16, 8, 4) if n <= len(values) and (widest + gap) * n + 9 <= out.width), 2)
-    table = new_table(out, "code", *(f"+{i:X}" for i in range(per_row)), left=("code",))
-    for start in range(0, len(values), per_row):
-        table.add_row(Text(hex_code(start, fmt), "dim"), *cells[start : start + per_row])
-    show(out, table)
+    heads = [f"+{i:X}" for i in range(per_row)]
+    rows = [
+        {"code": Text(hex_code(start, fmt), "dim"), **dict(zip(heads, cells[start : start + per_row], strict=True))}
+        for start in range(0, len(values), per_row)
+    ]
+    print_table([Column("code", "code", left=True), *(Column(h, h) for h in heads)], rows, lined=True, gap=gap)
     if isinstance(fmt, CodebookFormat):
         out.print()
         out.print("Rounded to fit; --csv has every digit.")
@@ -250,46 +239,51 @@ def _print_codes(fmt: ElementFormat, out: Console) -> None:
 
 def _print_wide(fmt: FloatFormat, out: Console) -> None:
     """Too many values to list: the landmarks, and binades from the subnormals to the top."""
-    with_bits = fmt.bits <= 20 or out.width >= 100
-    table = new_table(out, "landmark", "code", "value", *(["bits"] * with_bits), left=("landmark", "bits"))
-    for row in special_codes(fmt):
-        table.add_row(row["landmark"], row["code"], number(row["value"]), *([row["bits"]] * with_bits))
-    show(out, table)
+    columns = _LANDMARKS if fmt.bits <= 20 or out.width >= 100 else _LANDMARKS[:3]
+    print_table(columns, special_codes(fmt), lined=True, gap=gap_of(out))
     rows = binades(fmt)
     picks = sorted(
         {0, 1, 2, len(rows) - 2, len(rows) - 1} | {i for i, r in enumerate(rows) if -3 <= r["exponent"] <= 3}
     )
-    picks = [i for i in picks if 0 <= i < len(rows)]
-    out.print()
-    table = new_table(out, "binade", "values", "first", "last", "spacing", left=("binade",), title="Some binades")
+    shown: list[dict[str, Any]] = []
     last = -1
-    for i in picks:
+    for i in (i for i in picks if 0 <= i < len(rows)):
         if i != last + 1:
-            table.add_row("...")
+            shown.append({"binade": "..."})
         row, last = rows[i], i
-        name = "subnormal" if row["class"] == "subnormal" else f"2^{row['exponent']}"
-        table.add_row(name, str(row["values"]), f"{row['first']:.9g}", f"{row['last']:.9g}", power(row["spacing"]))
-    show(out, table)
+        shown.append({"binade": "subnormal" if row["class"] == "subnormal" else f"2^{row['exponent']}", **row})
+    out.print()
+    print_table(_BINADES, shown, title="Some binades", lined=True, gap=gap_of(out))
+
+
+_LANDMARKS = (
+    Column("landmark", "landmark", left=True), Column("code", "code"), Column("value", "value", number),
+    Column("bits", "bits", left=True),
+)  # fmt: skip
+_BINADES = (
+    Column("binade", "binade", left=True), Column("values", "values"), Column("first", "first", "{:.9g}".format),
+    Column("last", "last", "{:.9g}".format), Column("spacing", "spacing", power),
+)  # fmt: skip
 
 
 def print_comparison(found: Sequence[FormatError], out: Console) -> None:
-    """Relative error per octave, worst and rms, one column a format."""
+    """Relative error per octave, worst and rms, one column per format."""
     lows = sorted({float(v) for e in found for v in e.curve.low})
     at = [{float(v): i for i, v in enumerate(e.curve.low)} for e in found]
-    table = new_table(
-        out, "from", *(e.format.name for e in found), left=("from",), title="Relative error: worst case (rms)"
-    )
     cells = [[_error_cell(e, rows.get(low)) for e, rows in zip(found, at, strict=True)] for low in lows]
+    names = [e.format.name for e in found]
+    shown: list[dict[str, str]] = []
     last: list[str] | None = None
     for i, (low, row) in enumerate(zip(lows, cells, strict=True)):
         # rows that repeat their neighbours say nothing new
         if row == last and i + 1 < len(cells) and cells[i + 1] == row:
             if cells[i - 2] != row or i < 2:
-                table.add_row("...")
+                shown.append({"from": "..."})
             continue
-        table.add_row(power(low), *row)
+        shown.append({"from": power(low), **dict(zip(names, row, strict=True))})
         last = row
-    show(out, table)
+    print_table([Column("from", "from", left=True), *(Column(name, name) for name in names)], shown, lined=True,
+                title="Relative error: worst case (rms)", gap=gap_of(out))  # fmt: skip
     out.print()
     for e in found:
         if e.scale != 1:

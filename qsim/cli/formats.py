@@ -12,13 +12,15 @@ from qsim.formats.catalogue import get_element_format, get_format, list_formats
 from qsim.formats.describe import binades, codes, describe, special_codes
 from qsim.formats.spec import BlockFormat, FloatFormat
 
-from .options import check_one_output, console, emit, plot_option, print_json, table_options
+from .options import draw, plot_option, wrote
+from .table import Form, console, deliver, table_options
+from .verbs import verb
 
 if TYPE_CHECKING:
     from qsim.analysis.formats import FormatError
 
 
-@click.command(short_help="List number formats, show one in full, compare their errors.")
+@verb("formats")
 @click.argument("names", nargs=-1, metavar="[FORMAT...]")
 @click.option("--compare", is_flag=True, help="Relative error against magnitude of the FORMATs, side by side.")
 @click.option("--scaled-max", type=float, metavar="X",
@@ -34,12 +36,9 @@ def formats(
     scaled_max: float | None,
     align: bool,
     plot: Path | None,
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
 ) -> None:
-    """List number formats, show one in full, compare their errors.
-
-    Without FORMAT: all of them, with their limits. With one: its limits and the table of its values, and with
+    """Without FORMAT: all of them, with their limits. With one: its limits and the table of its values, and with
     --plot its number line and spacing. Names are those of ml_dtypes and OCP (float8_e4m3fn, e4m3, mxfp4), and any
     by their grammar (float7_e3m3fn, binary8p4se).
 
@@ -50,35 +49,30 @@ def formats(
       qsim formats e4m3 --plot e4m3.svg
       qsim formats --compare e4m3 e5m2 int8 --plot error.png
     """
-    check_one_output(as_json, as_csv)
     if not compare and (scaled_max is not None or align):
         raise QsimError("--scaled-max and --align belong to --compare")
-    if plot is not None:
-        from qsim.plots.style import check_path
-
-        check_path(plot)
     if compare:
-        _compare(names, scaled_max, align, plot, as_json, as_csv)
+        _compare(names, scaled_max, align, plot, form)
     elif not names:
         if plot is not None:
             raise QsimError("--plot draws one format, or several with --compare: name them")
-        _list(as_json, as_csv)
+        _list(form)
     elif len(names) == 1:
-        _show(names[0], plot, as_json, as_csv)
+        _show(names[0], plot, form)
     else:
         raise QsimError(f"one format is shown at a time: got {' '.join(names)}; use --compare for several")
 
 
-def _list(as_json: bool, as_csv: bool) -> None:
-    rows = [describe(f) for f in list_formats()]
-    if emit(rows, as_json=as_json, as_csv=as_csv):
-        return
+def _list(form: Form) -> None:
     from .format_view import print_catalogue
 
-    print_catalogue(rows, console())
+    rows = [describe(f) for f in list_formats()]
+    deliver(form, rows, lambda: print_catalogue(rows, console()))
 
 
-def _show(name: str, plot: Path | None, as_json: bool, as_csv: bool) -> None:
+def _show(name: str, plot: Path | None, form: Form) -> None:
+    from .format_view import print_format
+
     fmt = get_format(name)
     limits = describe(fmt)
     if plot is not None:
@@ -89,14 +83,10 @@ def _show(name: str, plot: Path | None, as_json: bool, as_csv: bool) -> None:
             table = {"codes": codes(fmt)}
         elif isinstance(fmt, FloatFormat):
             table = {"special_codes": special_codes(fmt), "binades": binades(fmt)}
-    if as_json:
-        print_json(limits | table)
-    elif not emit(next(iter(table.values()), [limits]), as_json=False, as_csv=as_csv):
-        from . import format_view
-
-        format_view.print_format(fmt, limits, console())
+    rows = next(iter(table.values()), [limits])
+    deliver(form, rows, lambda: print_format(fmt, limits, console()), whole=limits | table)
     if plot is not None:
-        click.echo(f"wrote {plot}", err=True)
+        wrote(plot)
 
 
 def _plot_one(fmt: Any, plot: Path) -> None:
@@ -116,8 +106,8 @@ def _plot_one(fmt: Any, plot: Path) -> None:
 
 
 def _compare(
-    names: tuple[str, ...], scaled_max: float | None, align: bool, plot: Path | None, as_json: bool, as_csv: bool
-) -> None:
+    names: tuple[str, ...], scaled_max: float | None, align: bool, plot: Path | None, form: Form
+) -> None:  # fmt: skip
     if not names:
         raise QsimError("--compare needs formats: for instance qsim formats --compare e4m3 e5m2 int8")
     for name in names:  # a wrong name is said before Numba is loaded
@@ -127,19 +117,16 @@ def _compare(
     found = compare(names, scaled_max=scaled_max, align=align)
     if plot is not None:
         from qsim.plots.formats import ErrorSeries, error_figure
-        from qsim.plots.style import save
 
         series = [
             ErrorSeries(label=e.label, magnitude=e.curve.magnitude, worst=e.curve.worst, rms=e.curve.rms, max=e.max)
             for e in found
         ]
-        save(error_figure(series), plot)
-        click.echo(f"wrote {plot}", err=True)
-    if emit(_curve_rows(found), as_json=as_json, as_csv=as_csv) or plot is not None:
-        return
+        draw(error_figure(series), plot)
     from .format_view import print_comparison
 
-    print_comparison(found, console())
+    if form != "table" or plot is None:
+        deliver(form, _curve_rows(found), lambda: print_comparison(found, console()))
 
 
 def _curve_rows(found: list[FormatError]) -> list[dict[str, Any]]:

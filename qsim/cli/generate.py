@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from .model_options import model_options, prepared_model
-from .options import json_option, print_json
+from .table import json_option, print_json
+from .verbs import verb
 
 
-@click.command(short_help="Generate text with a quantised model.")
+@verb("generate")
 @click.argument("prompt")
 @click.option("--model", default="tiny", show_default=True, metavar="MODEL",
               help="The embedded model, or a folder of Hugging Face files.")  # fmt: skip
@@ -19,7 +20,7 @@ from .options import json_option, print_json
 @click.option("--temperature", default=0.0, show_default=True, metavar="T", help="0 takes the likeliest token.")
 @click.option("--top-p", default=1.0, show_default=True, metavar="P",
               help="Draw among the likeliest tokens that have this probability together.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the draws.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Random seed.")
 @model_options
 @json_option
 def generate(

@@ -104,7 +104,7 @@ def how_options(function: _F) -> _F:
     for option in reversed(
         (
             click.option("--tp", "tensor_parallel", default=1, show_default=True, metavar="N",
-                         help="Devices a layer is shared by."),
+                         help="Tensor-parallel size."),
             click.option("--profile", default="cuda_graph", show_default=True, metavar="NAME",
                          help="How the stack runs: cuda_graph, eager, trtllm, torch_compile, serving, ..."),
             click.option("--fidelity", type=click.Choice(["ideal", "calibrated", "transferred"]), default="calibrated",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from .numbers import NumberType
-from .options import check_one_output, console, emit, print_json, table_options
+from .table import Form, console, deliver, table_options
+from .verbs import verb
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
@@ -14,7 +15,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     return [NumberType().convert(part, param, ctx) for part in value.replace(",", " ").split()]
 
 
-@click.command(short_help="Multiply as a given tensor core does, bit for bit.")
+@verb("mma")
 @click.argument("instructions", nargs=-1, metavar="[INSTRUCTION]...")
 @click.option("-a", "a", callback=_numbers, metavar="NUMBERS", help='Row of A: "1, -0.5, 2". Give B as well.')
 @click.option("-b", "b", callback=_numbers, metavar="NUMBERS", help="Row of B, as long as A.")
@@ -31,12 +32,9 @@ def mma(
     c: list[float] | None,
     example: str | None,
     prefix: str | None,
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
 ) -> None:
-    """Multiply as a given tensor core does, bit for bit, and see every step.
-
-    One INSTRUCTION: how its terms are aligned to the largest exponent, what is cut off below, the sum, the rounding.
+    """One INSTRUCTION: how its terms are aligned to the largest exponent, what is cut off below, the sum, the rounding.
     Several: their results for the same numbers, in a table. None: the list of instructions.
 
     \b
@@ -47,20 +45,17 @@ def mma(
       qsim mma hopper.wgmma.f32.e4m3 --example stops-at-64
       qsim mma --list hopper
     """
-    check_one_output(as_json, as_csv)
     from . import mma_view
 
     if prefix is not None or not instructions:
         rows = mma_view.instruction_rows(prefix or "")
-        if not emit(rows, as_json=as_json, as_csv=as_csv):
-            mma_view.print_list(rows, console())
+        deliver(form, rows, lambda: mma_view.print_list(rows, console()))
         return
     explanations, says = mma_view.explain_all(instructions, a, b, c, example)
-    if as_json:
-        print_json([e.as_dict() for e in explanations])
-    elif not emit((mma_view.row(e) for e in explanations), as_json=False, as_csv=as_csv):
-        out = console()
-        if len(explanations) == 1:
-            mma_view.print_one(explanations[0], says, out)
-        else:
-            mma_view.print_table(explanations, says, out)
+    out = console()
+    deliver(
+        form, (mma_view.row(e) for e in explanations),
+        lambda: mma_view.print_one(explanations[0], says, out) if len(explanations) == 1
+        else mma_view.print_several(explanations, says, out),
+        whole=[e.as_dict() for e in explanations],
+    )  # fmt: skip

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
-from qsim.cli.options import show
+from qsim.cli.table import Column, print_table, say
 from qsim.errors import QsimError
 from qsim.formats.explain import number
 from qsim.tensorcore.explain import EXAMPLES, Explanation, StepView, TermView, explain_dot
@@ -89,37 +87,47 @@ def instruction_rows(prefix: str) -> list[dict[str, Any]]:
 
 
 def print_list(rows: Sequence[dict[str, Any]], out: Console) -> None:
-    """The instructions, one a line."""
-    columns = ["instruction", "L", "F", "e0", "rounding", "status"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("L", "F", "e0") else "left", no_wrap=True)
-    for r in rows:
-        cells = [r[c] for c in columns]
-        if r["arithmetic"] not in ("truncated", "scaled", "grouped"):
-            cells[4] = f"{r['arithmetic']}" + (f", {cells[4]}" if cells[4] else "")
-        table.add_row(*("" if v is None else str(v) for v in cells))
-    show(out, table)
-    out.print(
-        Text("L products a step, F fraction bits kept, e0 exponent of a zero term; status: how it is known.", "dim")
-    )
+    """The instructions, one per line."""
+    print_table(_INSTRUCTIONS, rows, lined=True, gap=3, indent=1)
+    out.print()
+    say("L products per step, F fraction bits kept, e0 exponent of a zero term; status: how it is known.")
 
 
-def print_table(explanations: Sequence[Explanation], says: str, out: Console) -> None:
+def _arithmetic(arithmetic: str, rounding: str | None) -> str:
+    if arithmetic in ("truncated", "scaled", "grouped"):
+        return rounding or ""
+    return arithmetic + (f", {rounding}" if rounding else "")
+
+
+_INSTRUCTIONS = (
+    Column("instruction", "instruction", left=True), Column("L", "L"), Column("F", "F"), Column("e0", "e0"),
+    Column("rounding", ("arithmetic", "rounding"), _arithmetic, left=True), Column("status", "status", left=True),
+)  # fmt: skip
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else "exact" if error == 0 else f"{error:+.4g}"
+
+
+_RESULTS = (
+    Column("instruction", "instruction", left=True), Column("result", "result", number), Column("bits", "bits"),
+    Column("error", "error", _error),
+)  # fmt: skip
+_TERMS = (
+    Column("term", "term", left=True), Column("product", "product"), Column("value", "value"), Column("E", "E"),
+    Column("units", "units"), Column("lost", "lost", lambda lost: Text(lost, "bold red")),
+)  # fmt: skip
+
+
+def print_several(explanations: Sequence[Explanation], says: str, out: Console) -> None:
     """Several instructions on the same numbers."""
     first = explanations[0]
     if says:
         _paragraph(says[0].upper() + says[1:] + ".", out)
     exact = first.exact
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("instruction", no_wrap=True)
-    for name in ("result", "bits", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for e in explanations:
-        r = row(e)
-        error = "" if r["error"] is None else ("exact" if r["error"] == 0 else f"{r['error']:+.4g}")
-        table.add_row(e.instruction.name, number(e.result), r["bits"], error)
-    show(out, table)
+    out.print()
+    print_table(_RESULTS, [row(e) for e in explanations], lined=True, gap=3, indent=1)
+    out.print()
     if exact is not None:
         out.print(Text(f"Exact sum of {first.instruction.name}'s operands: {number(float(exact))}"))
     seen = set()
@@ -175,18 +183,17 @@ def _print_step(step: StepView, rounding: str, steps: int, out: Console) -> None
         return
     spread = f"largest exponent Emax = {step.max_exponent}, unit 2^{step.unit_exponent}"
     out.print(Text.assemble((title, "bold"), f"  k = {_range(step.k)}: {spread}"))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column, justify in (("term", "left"), ("product", "right"), ("value", "right"), ("E", "right"),
-                            ("units", "right"), ("lost", "right")):  # fmt: skip
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    rows = []
     for terms in _runs(step.terms):
         t = terms[0]
         label = t.label if len(terms) == 1 else f"{t.label}..{terms[-1].label.removeprefix('k=')}"
         product = "" if t.a is None or t.b is None else f"{number(t.a)} · {number(t.b)}"
-        lost = Text(_fraction(t.lost), "bold red") if t.lost else Text("")
         times = f" ×{len(terms)}" if len(terms) > 1 else ""
-        table.add_row(label, product, _fraction(t.value), str(t.exponent), f"{t.aligned}{times}", lost)
-    show(out, table)
+        rows.append({"term": label, "product": product, "value": _fraction(t.value), "E": t.exponent,
+                     "units": f"{t.aligned}{times}", "lost": _fraction(t.lost) if t.lost else ""})  # fmt: skip
+    out.print()
+    print_table(_TERMS, rows, lined=True, gap=3, indent=1)
+    out.print()
     if step.zeros:
         out.print(Text(f"  and {step.zeros} zero {'term' if step.zeros == 1 else 'terms'}", "dim"))
     how = _ROUNDINGS.get(rounding.split("_")[0], "")

@@ -8,10 +8,20 @@ from typing import Any
 import click
 
 from .hardware_options import device_option, how_options, milliseconds, model_argument, scheme_option, set_option
-from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
+from .options import draw, plot_option
+from .table import Column, Form, deliver, print_table, table_options
+from .verbs import verb
+
+_COLUMNS = (
+    Column("operator", "operator", left=True), Column("calls", "calls"), Column("time", "time_s", milliseconds),
+    Column("share", "share", "{:.1%}".format), Column("FLOP/B", "flop_per_byte", "{:.3g}".format),
+    Column("bound", "bound", left=True), Column("kernel", "kernel", left=True),
+    Column("fidelity", "fidelity", left=True), Column("GFLOP", "gflop", "{:.4g}".format),
+    Column("MB", "mbytes", "{:.4g}".format),
+)  # fmt: skip
 
 
-@click.command(short_help="Predict the time, memory and throughput of inference.")
+@verb("predict")
 @model_argument
 @device_option()
 @scheme_option()
@@ -44,13 +54,10 @@ def predict(
     baseline: str | None,
     plot: Path | None,
     overrides: tuple[str, ...],
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
     **how: Any,
 ) -> None:
-    """Predict the time, memory and throughput of inference.
-
-    MODEL is a name (llama-3-70b, mixtral-8x7b, ...) or a path to a Hugging Face config.json. Times come with an 80 %
+    """MODEL is a name (llama-3-70b, mixtral-8x7b, ...) or a path to a Hugging Face config.json. Times come with an 80 %
     band: of the measured cases, about four in five lay inside theirs.
 
     \b
@@ -60,7 +67,6 @@ def predict(
       qsim predict llama-3-8b --device l40s --phase request --batch 32 --new-tokens 500
       qsim predict llama-3-8b --device asic --set memory.bandwidth_gbytes_per_s=6000
     """
-    check_one_output(as_json, as_csv)
     import hwmodels
     from hwmodels.describe import operator_rows, prediction_row
 
@@ -69,7 +75,7 @@ def predict(
     if phase == "request":
         _request(hwmodels.predict_request(
             device, model, scheme, batch=batch, prompt=context, new_tokens=new_tokens, overrides=chips, **options
-        ), as_json, as_csv)  # fmt: skip
+        ), form)  # fmt: skip
         return
     p = hwmodels.predict(device, model, scheme, phase, batch, context, overrides=chips, **options)
     gain = None
@@ -83,25 +89,14 @@ def predict(
                  "speedup_high": float(gain.high)}  # fmt: skip
     if plot is not None:
         from qsim.plots.hardware import breakdown_figure
-        from qsim.plots.style import save
 
         parts = {str(r["operator"]): [float(r["time_s"])] for r in rows}
-        save(
-            breakdown_figure(f"{p.architecture.name}, {phase}, batch {batch}", [f"{p.device.name} {scheme}"], parts),
-            plot,
-        )
-        click.echo(f"wrote {plot}", err=True)
-    if as_json:
-        print_json({**head, "operators": rows})
-    elif as_csv:
-        print_csv(rows)
-    else:
-        _print(head, rows)
+        title = f"{p.architecture.name}, {phase}, batch {batch}"
+        draw(breakdown_figure(title, [f"{p.device.name} {scheme}"], parts), plot)
+    deliver(form, rows, lambda: _print(head, rows), whole={**head, "operators": rows})
 
 
 def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
     notes = head["notes"]
     if not head["fits"]:
         click.echo(notes[0])
@@ -129,45 +124,24 @@ def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     click.echo("\n".join(lines))
     if head["energy_at_most_j"] is not None:
         per = head["energy_at_most_j"] / (head["tokens_per_s"] * head["time_s"])
-        click.echo(f"  energy      at most {per:.3g} J a token (board power throughout)")
+        click.echo(f"  energy      at most {per:.3g} J per token (board power throughout)")
     for note in notes:
         click.echo(f"  note        {note}")
     click.echo()
-    out = console()
-    columns: dict[str, Any] = {
-        "operator": lambda r: r["operator"], "calls": lambda r: str(r["calls"]),
-        "time": lambda r: milliseconds(r["time_s"]), "share": lambda r: f"{r['share']:.1%}",
-        "GFLOP": lambda r: f"{r['gflop']:.4g}", "MB": lambda r: f"{r['mbytes']:.4g}",
-        "FLOP/B": lambda r: f"{r['flop_per_byte']:.3g}", "bound": lambda r: r["bound"],
-        "kernel": lambda r: r["kernel"], "fidelity": lambda r: r["fidelity"],
-    }  # fmt: skip
-    if out.width < 104:  # what a narrow terminal can do without
-        columns = {name: get for name, get in columns.items() if name not in ("GFLOP", "MB", "fidelity")}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        left = name in ("operator", "bound", "kernel", "fidelity")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for r in rows:
-        table.add_row(*(get(r) for get in columns.values()))
-    show(out, table)
+    print_table(_COLUMNS, rows)
 
 
-def _request(r: Any, as_json: bool, as_csv: bool) -> None:
+def _request(r: Any, form: Form) -> None:
     from dataclasses import asdict
 
-    row = asdict(r)
-    if as_json:
-        print_json(row)
-    elif as_csv:
-        print_csv([{**row, "notes": "; ".join(row["notes"])}])
-    else:
-        click.echo(f"  TTFT        {milliseconds(r.ttft_s)}")
-        click.echo(f"  TPOT        {milliseconds(r.tpot_s)} in the mean over the growing context")
-        click.echo(
-            f"  latency     {r.latency_s:.4g} s a request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})"
-        )
-        click.echo(
-            f"  throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({r.running_batch} at once, {r.waves} waves)"
-        )
-        for note in r.notes:
-            click.echo(f"  note        {note}")
+    def table() -> None:
+        for line in (
+            f"TTFT        {milliseconds(r.ttft_s)}",
+            f"TPOT        {milliseconds(r.tpot_s)} in the mean over the growing context",
+            f"latency     {r.latency_s:.4g} s per request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})",
+            f"throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({r.running_batch} at once, {r.waves} waves)",
+            *(f"note        {note}" for note in r.notes),
+        ):
+            click.echo(f"  {line}")
+
+    deliver(form, [asdict(r)], table, whole=asdict(r))

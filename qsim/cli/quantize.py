@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,10 @@ import click
 from qsim.errors import QsimError
 
 from .model_options import tokenizer_option, with_tokenizer
-from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
-from .progress import says_what_is_kept
+from .options import draw, plot_option
+from .progress import says_what_is_kept, work
+from .table import Column, Form, deliver, print_table, records, table_options
+from .verbs import verb
 
 if TYPE_CHECKING:
     from qsim.algorithms import MemoryEstimate, QuantizationResult
@@ -26,7 +27,7 @@ TINY_BYTES = 65536
 _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 
 
-@click.command(short_help="Quantise a checkpoint with RTN, GPTQ, AWQ, SmoothQuant or FP8.")
+@verb("quantize")
 @click.argument("model", metavar="MODEL")
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "smoothquant", "fp8"]), default="gptq",
               show_default=True, help="How the codes are found.")  # fmt: skip
@@ -46,7 +47,8 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 @click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. Default: 512.")
 @click.option("--windows", type=int, metavar="N", help="At most so many windows, spread over the text.")
 @click.option("--act-order", type=click.Choice(list(_FLAGS)), help="GPTQ: columns by descending Hessian diagonal.")
-@click.option("--static-groups", is_flag=True, default=None, help="GPTQ: scales from the weights as they were.")
+@click.option("--static-groups", is_flag=True, default=None,
+              help="GPTQ: compute all group scales from the original weights first.")  # fmt: skip
 @click.option("--percdamp", type=float, metavar="P", help="GPTQ: damping, a fraction of the mean diagonal.")
 @click.option("--gptaq", "correction", is_flag=True, default=None, help="GPTQ: correct towards the original inputs.")
 @click.option("--one-pass", is_flag=True, help="GPTQ: all inputs of a block at once instead of group by group.")
@@ -61,7 +63,7 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 @click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers first.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Linears to leave as they are. Repeatable.")
 @click.option("--jobs", type=int, metavar="N", help="Linears solved at a time.")
-@click.option("--restart", is_flag=True, help="Forget what an interrupted run has finished.")
+@click.option("--restart", is_flag=True, help="Discard partial results and start over.")
 @plot_option
 @table_options
 def quantize(
@@ -82,8 +84,7 @@ def quantize(
     jobs: int | None,
     restart: bool,
     plot: Path | None,
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
     **options: Any,
 ) -> None:
     """Quantise the Linears of MODEL, `tiny` or a folder of Hugging Face files, and write a checkpoint to DIR.
@@ -99,34 +100,36 @@ def quantize(
       qsim quantize tiny --method smoothquant --outliers 100 --out DIR
       qsim quantize FOLDER --method gptq --act-order on --static-groups --calibration TEXT --out DIR
     """
-    check_one_output(as_json, as_csv)
     place = Path(os.path.abspath(out))
     if not place.name:
         raise QsimError(f"--out must name a folder in another: got {out}")
     part = place.with_name(f"{place.name}.part")
     with says_what_is_kept(lambda: _kept(part, restart)):
         result, written = _run(
-            model, method, scheme, place, part, layout, overwrite, calibration, tokenizer, restart, plot, outliers,
-            ignore, options, window=window, windows=windows, true_sequential=not one_pass,
+            model, method, scheme, place, part, layout, overwrite, calibration, tokenizer, restart, outliers, ignore,
+            options, window=window, windows=windows, true_sequential=not one_pass,
             rotate="offline" if rotate else None, n_jobs=jobs,
         )  # fmt: skip
     if plot is not None:
-        _plot(result, plot)
-    if as_json:
-        print_json(result.to_dict())
-    elif as_csv:
-        print_csv({str(k): v for k, v in row.items()} for row in result.records.to_dict("records"))
-    else:
+        from qsim.plots.algorithms import record_figure
+
+        draw(record_figure(result.model.name, [r.to_dict() for r in result.layers]), plot)
+
+    def table() -> None:
         _print(result)
-    for note in written.notes:
-        click.echo(f"note: {note}", err=as_json or as_csv)
-    if not (as_json or as_csv):
+        for note in written.notes:
+            click.echo(f"note: {note}")
         click.echo(f"wrote {out} ({written.layout})")
+
+    for note in written.notes if form != "table" else ():
+        click.echo(f"note: {note}", err=True)
+
+    deliver(form, records(result.records), table, whole=result.to_dict())
 
 
 def _run(
     model: str, method: str, scheme: str | None, out: Path, part: Path, layout: str, overwrite: bool,
-    calibration: Path | None, tokenizer: str, restart: bool, plot: Path | None, outliers: float | None,
+    calibration: Path | None, tokenizer: str, restart: bool, outliers: float | None,
     ignore: tuple[str, ...], options: Mapping[str, Any], **settings: Any,
 ) -> tuple[QuantizationResult, Written]:  # fmt: skip
     """Quantise into the hidden folder that becomes `out`; the result, and what was written."""
@@ -139,10 +142,6 @@ def _run(
     from qsim.models.tokens import text_or_ids
     from qsim.pieces import Pieces, forget
 
-    if plot is not None:
-        from qsim.plots.style import check_path
-
-        check_path(plot)
     for said in recover(out):
         click.echo(f"note: {said}", err=True)
     _clear_finished(out, part)
@@ -162,17 +161,17 @@ def _run(
     _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given, text is not None)
     if restart:
         forget(part, KIND)
-    with _bar() as progress:
+    with work() as progress:
         result = quantize_model(source, method, scheme, text, ignore=ignore, work_dir=part, progress=progress,
                                 announce=_announce, **settings, **given)  # fmt: skip
-    work = Pieces(part, KIND, None)
+    pieces = Pieces(part, KIND, None)
 
     def add_record(folder: Path) -> None:
         result.to_json(folder)
-        work.put(_WRITTEN, _digest(folder))
+        pieces.put(_WRITTEN, _digest(folder))
 
     written = write(result.model, out, layout, overwrite=overwrite, add_files=add_record)  # type: ignore[arg-type]
-    work.remove()
+    pieces.remove()
     return result, written
 
 
@@ -296,62 +295,37 @@ def _mib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-class _bar:
-    """A progress bar with the time left, on a terminal only."""
+def _block_and_name(layer: str) -> str:
+    block = next((part for part in layer.split(".") if part.isdigit()), "")
+    return f"{block} {layer.rpartition('.')[2]}"
 
-    def __enter__(self) -> Callable[[float, float, str], None] | None:
-        if not sys.stderr.isatty():
-            return None
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._progress = Progress(
-            BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        self._progress.start()
-        task = self._progress.add_task("starting", total=None)
-        return lambda done, total, what: self._progress.update(task, completed=done, total=total, description=what)
+def _notes(fallback: str | None, notes: str) -> str:
+    return "; ".join(filter(None, [f"fell back to {fallback}" if fallback else "", notes]))
 
-    def __exit__(self, *_: Any) -> None:
-        if hasattr(self, "_progress"):
-            self._progress.stop()
+
+_ERRORS = (
+    Column("RTN error", "rtn_output_error", "{:.3g}".format), Column("error", "output_error", "{:.3g}".format),
+    Column("ratio", "error_ratio", "{:.2f}".format), Column("SQNR dB", "sqnr_db", "{:.1f}".format),
+)  # fmt: skip
+_WEIGHT_ERRORS = (
+    Column("RTN MSE", "rtn_weight_mse", "{:.3g}".format), Column("MSE", "weight_mse", "{:.3g}".format),
+)  # fmt: skip
 
 
 def _print(result: QuantizationResult) -> None:
-    from rich.table import Table
-
     frame = result.records
     calibrated = frame.output_error.notna().all()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("layer", no_wrap=True)
-    heads = ["RTN error", "error", "ratio", "SQNR dB"] if calibrated else ["RTN MSE", "MSE"]
-    for head in [*heads, "scale", "clipped", "time s"]:
-        table.add_column(head, justify="right")
-    table.add_column("notes", overflow="fold")
-    rows: Any = frame.itertuples(index=False)
-    for row in rows:
-        errors = (
-            [f"{row.rtn_output_error:.3g}", f"{row.output_error:.3g}", f"{row.error_ratio:.2f}", f"{row.sqnr_db:.1f}"]
-            if calibrated
-            else [f"{row.rtn_weight_mse:.3g}", f"{row.weight_mse:.3g}"]
-        )
-        notes = "; ".join(filter(None, [f"fell back to {row.fallback}" if row.fallback else "", row.notes]))
-        block = next((part for part in row.layer.split(".") if part.isdigit()), "")
-        short = f"{block} {row.layer.rpartition('.')[2]}"
-        table.add_row(short, *errors, f"{row.scale_median:.3g}", f"{row.clip_fraction:.2%}", f"{row.time_s:.2f}", notes)
-    show(console(), table)
+    columns = (
+        Column("layer", "layer", _block_and_name, left=True), *(_ERRORS if calibrated else _WEIGHT_ERRORS),
+        Column("scale", "scale_median", "{:.3g}".format), Column("clipped", "clip_fraction", "{:.2%}".format),
+        Column("time s", "time_s", "{:.2f}".format),
+        Column("notes", ("fallback", "notes"), _notes, left=True, fold=True),
+    )  # fmt: skip
+    print_table(columns, records(frame))
     worse = int((frame.error_ratio > 1).sum()) if calibrated else 0
     ratio = f"; mean error ratio {frame.error_ratio.mean():.3f}, above 1 in {worse}" if calibrated else ""
     resumed = f"; {result.resumed} found finished" if result.resumed else ""
     click.echo(f"{len(frame)} layers in {result.time_s:.1f} s{ratio}{resumed}")
     for note in (*result.notes, *result.model.notes):
         click.echo(f"note: {note}")
-
-
-def _plot(result: QuantizationResult, plot: Path) -> None:
-    from qsim.plots.algorithms import record_figure
-    from qsim.plots.style import save
-
-    save(record_figure(result.model.name, [r.to_dict() for r in result.layers]), plot)
-    click.echo(f"wrote {plot}", err=True)

@@ -7,10 +7,18 @@ from pathlib import Path
 import click
 
 from .hardware_options import device_option, how_options, milliseconds, model_argument, scheme_option, set_option
-from .options import console, emit, plot_option, show, table_options
+from .options import draw, plot_option
+from .table import Column, Form, deliver, print_table, table_options
+from .verbs import verb
+
+_COLUMNS = (
+    *(Column(name, name, left=True) for name in ("device", "scheme", "operator")),
+    Column("FLOP/B", "flop_per_byte", "{:.3g}".format), Column("TFLOP/s", "tflop_per_s", "{:.3g}".format),
+    Column("time", "time_s", milliseconds), Column("bound", "bound", left=True),
+)  # fmt: skip
 
 
-@click.command(short_help="Place a model's operators on a device's roofline.")
+@verb("roofline")
 @model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
@@ -32,17 +40,14 @@ def roofline(
     context: int,
     overrides: tuple[str, ...],
     plot: Path | None,
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
     tensor_parallel: int,
     profile: str,
     fidelity: str,
     strict: bool,
 ) -> None:
-    """Place a model's operators on a device's roofline.
-
-    Each operator has an intensity (operations a byte) and the rate it reaches; left of the ridge point it is bound by
-    memory, right of it by arithmetic. MODEL is a name (llama-3-70b, ...) or a path to a Hugging Face config.json.
+    """Each operator has an intensity (operations per byte) and the rate it reaches; left of the ridge point it is bound
+    by memory, right of it by arithmetic. MODEL is a name (llama-3-70b, ...) or a path to a Hugging Face config.json.
 
     \b
     Examples:
@@ -64,7 +69,6 @@ def roofline(
     ]
     if plot is not None:
         from qsim.plots.hardware import Ceiling, Placed, roofline_figure
-        from qsim.plots.style import save
 
         ceilings = [Ceiling(**c) for c in roofs(cases)]
         points = [
@@ -72,20 +76,13 @@ def roofline(
                    flop_per_s=r["tflop_per_s"] * 1e12)
             for r in rows if r["kernel"] or r["operator"] == "attention"
         ]  # fmt: skip
-        save(roofline_figure(f"{model}, {phase}, batch {batch}, context {context}", ceilings, points), plot)
-        click.echo(f"wrote {plot}", err=True)
-    if emit(rows, as_json=as_json, as_csv=as_csv) or plot is not None:
-        return
-    from rich.table import Table
+        draw(roofline_figure(f"{model}, {phase}, batch {batch}, context {context}", ceilings, points), plot)
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("device", "scheme", "operator", "FLOP/B", "TFLOP/s", "time", "bound"):
-        table.add_column(name, justify="left" if name in ("device", "scheme", "operator", "bound") else "right")
-    for r in rows:
-        table.add_row(r["device"], r["scheme"], r["operator"], f"{r['flop_per_byte']:.3g}", f"{r['tflop_per_s']:.3g}",
-                      milliseconds(r["time_s"]), r["bound"])  # fmt: skip
-    out = console()
-    for roof in roofs(cases):
-        ridge = roof["peak_flop_per_s"] / roof["bandwidth_bytes_per_s"]
-        click.echo(f"{roof['label']}: ridge at {ridge:.0f} operations a byte")
-    show(out, table)
+    def table() -> None:
+        for roof in roofs(cases):
+            ridge = roof["peak_flop_per_s"] / roof["bandwidth_bytes_per_s"]
+            click.echo(f"{roof['label']}: ridge at {ridge:.0f} operations per byte")
+        print_table(_COLUMNS, rows, names=3)
+
+    if form != "table" or plot is None:
+        deliver(form, rows, table)

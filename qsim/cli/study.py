@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from .hardware_options import complete, device_names, scheme_names
-from .options import check_one_output, console, print_csv, print_json, show, table_options
+from .table import Column, Form, deliver, print_table, records, table_options
+from .verbs import verb, verbose_option
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.group(invoke_without_command=True, short_help="Quality against speed, for every method on every device.")
+@verb("study", click.group, invoke_without_command=True)
 @click.option("--out", type=_FOLDER, default=Path("study"), show_default=True, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a study that is there.")
 @click.option("--quick", is_flag=True, help="Less text and wider intervals; about a minute once kernels are compiled.")
@@ -28,18 +29,16 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Change a field of the devices named with --device. Repeatable.")  # fmt: skip
 @click.option("--scheme", multiple=True, metavar="NAME", shell_complete=complete(scheme_names),
-              help="Scheme, by every method that fits it. Repeatable.")  # fmt: skip
+              help="Study this scheme with every compatible method. Repeatable.")  # fmt: skip
 @click.option("--method", multiple=True, metavar="METHOD:SCHEME", help="As gptq:w4a16-g64. Repeatable.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="A case of your own: sequences ...")
-@click.option("--context", type=click.IntRange(min=1), metavar="L", help="... and tokens of each.")
-@click.option("--max-loss", type=float, metavar="BITS", help="Bits a byte that a recommended method may lose.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Batch size of a custom case.")
+@click.option("--context", type=click.IntRange(min=1), metavar="L", help="Context length of a custom case, in tokens.")
+@click.option("--max-loss", type=float, metavar="BITS", help="Largest loss of a recommended method, in bits per byte.")
 @click.option("--profile", metavar="NAME", help="How the stack runs, as in qsim predict.")
 @table_options
 @click.pass_context
-def study(ctx: click.Context, **given: Any) -> None:
-    """Quality against speed, for every method on every device.
-
-    Without options: the embedded model through 15 methods, Llama-3-8B and 70B on six devices, into the folder study;
+def study(ctx: click.Context, form: Form, **given: Any) -> None:
+    """Without options: the embedded model through 15 methods, Llama-3-8B and 70B on six devices, into the folder study;
     open study/index.html. An interrupted study goes on where it stopped.
 
     \b
@@ -53,8 +52,6 @@ def study(ctx: click.Context, **given: Any) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    as_json, as_csv = given.pop("as_json"), given.pop("as_csv")
-    check_one_output(as_json, as_csv)
     from .progress import says_what_is_kept, steps
     from .study_options import spec_from
 
@@ -68,12 +65,8 @@ def study(ctx: click.Context, **given: Any) -> None:
     for note in run.notes:
         click.echo(f"note: {note}", err=True)
     table = run.result.frame("decisions")
-    if as_json:
-        print_json(table.astype(object).where(table.notna(), None).to_dict("records"))
-    elif as_csv:
-        print_csv({str(k): v for k, v in row.items()} for row in table.to_dict("records"))
-    else:
-        _print_decisions(run, given["out"])
+    rows = records(table.astype(object).where(table.notna(), None))
+    deliver(form, rows, lambda: _print_decisions(run, given["out"]))
 
 
 def _kept(out: Path) -> str:
@@ -87,19 +80,16 @@ def _kept(out: Path) -> str:
 
 
 def _print_decisions(run: Any, out: Path) -> None:
-    from rich.table import Table
-
     result = run.result
     titles = {m.method: m.title for m in result.methods}
     devices = [d.title for d in result.spec.speed.devices]
     for model in dict.fromkeys(d.model for d in result.decisions):
-        table = Table(box=None, pad_edge=False, header_style="bold", title=model, title_justify="left")
-        for name in ("case", *devices):
-            table.add_column(name, overflow="fold")
-        for case in result.spec.cases:
-            found = {d.device: d for d in result.decisions if (d.model, d.case) == (model, case.name)}
-            table.add_row(case.title or case.name, *(titles.get(found[d].method or "", "none fits") for d in devices))
-        show(console(), table)
+        rows = [
+            {"case": case.title or case.name, **{d.device: titles.get(d.method or "", "none fits")
+             for d in result.decisions if (d.model, d.case) == (model, case.name)}}
+            for case in result.spec.cases
+        ]  # fmt: skip
+        print_table([Column(n, n, left=True, fold=True) for n in ("case", *devices)], rows, title=model)
         click.echo()
     seconds = sum(run.seconds.values())
     resumed = f", {len(run.resumed)} parts from an earlier run" if run.resumed else ""
@@ -107,10 +97,12 @@ def _print_decisions(run: Any, out: Path) -> None:
 
 
 @study.command(short_help="What differs between two studies.")
+@verbose_option
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @table_options
-def diff(a: Path, b: Path, as_json: bool, as_csv: bool) -> None:
+@click.pass_context
+def diff(ctx: click.Context, a: Path, b: Path, form: Form) -> None:
     """What differs between two studies: question, environment, answers, losses and times.
 
     A and B are folders or study.json files. Exit code 0 when they agree, 1 when they differ. `sure` marks differences
@@ -120,44 +112,41 @@ def diff(a: Path, b: Path, as_json: bool, as_csv: bool) -> None:
     Example:
       qsim study diff study asic-8
     """
-    check_one_output(as_json, as_csv)
     from dataclasses import asdict
 
     from qsim.study import diff_studies, read_result
 
     changes = diff_studies(read_result(a), read_result(b))
     rows = [asdict(c) for c in changes]
-    if as_json:
-        print_json(rows)
-    elif as_csv:
-        print_csv(rows)
-    elif not rows:
-        click.echo("no difference")
-    else:
-        _print_changes(changes)
-    if rows:
-        raise SystemExit(1)
+    deliver(form, rows, lambda: _print_changes(changes) if rows else click.echo("no difference"))
+    ctx.exit(1 if rows else 0)
+
+
+def _sure(sure: bool | None) -> str:
+    return "" if sure is None else "yes" if sure else "within errors"
+
+
+_CHANGES = (
+    Column("what", "what", left=True, fold=True), Column("A", "before", left=True, fold=True),
+    Column("B", "after", left=True, fold=True),
+    Column("change", "relative", lambda v: "" if v is None else f"{v:+.1%}"), Column("sure", "sure", _sure, left=True),
+)  # fmt: skip
 
 
 def _print_changes(changes: Any, at_most: int = 20) -> None:
-    from rich.table import Table
+    from dataclasses import asdict
 
     for part in dict.fromkeys(c.part for c in changes):
         mine = [c for c in changes if c.part == part]
         mine.sort(key=lambda c: -abs(c.relative or 0.0))
-        table = Table(box=None, pad_edge=False, header_style="bold", title=part, title_justify="left")
-        for name in ("what", "A", "B", "change", "sure"):
-            table.add_column(name, justify="right" if name == "change" else "left", overflow="fold")
-        for c in mine[:at_most]:
-            sure = "" if c.sure is None else "yes" if c.sure else "within errors"
-            table.add_row(c.what, c.before, c.after, "" if c.relative is None else f"{c.relative:+.1%}", sure)
-        show(console(), table)
+        print_table(_CHANGES, [asdict(c) for c in mine[:at_most]], title=part)
         if len(mine) > at_most:
             click.echo(f"... {len(mine) - at_most} more; --csv prints all")
         click.echo()
 
 
 @study.command(short_help="Draw the report of a study again.")
+@verbose_option
 @click.argument("source", metavar="STUDY", type=click.Path(path_type=Path))
 @click.option("--out", type=_FOLDER, required=True, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a study that is there.")

@@ -18,10 +18,12 @@ from .hardware_options import (
     scheme_option,
     set_option,
 )
-from .options import check_one_output, console, plot_option, print_csv, print_json, show, table_options
+from .options import draw, plot_option
+from .table import Column, Form, deliver, print_table, records, table_options, text_of
+from .verbs import verb
 
 
-@click.command(short_help="Predict over devices, schemes, batches and contexts.")
+@verb("sweep")
 @model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
@@ -36,7 +38,7 @@ from .options import check_one_output, console, plot_option, print_csv, print_js
 )
 @click.option("--context", type=Numbers(), default="2048", show_default=True, help="Tokens in the cache, as --batch.")
 @click.option("--field", multiple=True, metavar="KEY=V,V,...", help="Device field and the values to try. Repeatable.")
-@click.option("--pareto", is_flag=True, help="Only the cases that no other beats in time a step and tokens/s.")
+@click.option("--pareto", is_flag=True, help="Show only the Pareto front of step time and throughput.")
 @click.option("--tornado", is_flag=True, help="Sensitivity of the first case to every device field instead.")
 @how_options
 @set_option
@@ -54,13 +56,11 @@ def sweep(
     tornado: bool,
     overrides: tuple[str, ...],
     plot: Path | None,
-    as_json: bool,
-    as_csv: bool,
+    form: Form,
     **how: Any,
 ) -> None:
-    """Predict over devices, schemes, batches and contexts: one row a combination.
-
-    MODEL is a name (llama-3-70b, mixtral-8x7b, ...) or a path to a Hugging Face config.json.
+    """One row for each combination. MODEL is a name (llama-3-70b, mixtral-8x7b, ...) or a path to a Hugging Face
+    config.json.
 
     \b
     Examples:
@@ -69,7 +69,6 @@ def sweep(
       qsim sweep llama-3-8b --device asic --field memory.bandwidth_gbytes_per_s=2000,4000,8000
       qsim sweep llama-3-8b --device h100-sxm --tornado
     """
-    check_one_output(as_json, as_csv)
     import hwmodels
 
     changed = [hwmodels.get_device(name, overrides or None) for name in device]
@@ -86,12 +85,7 @@ def sweep(
         if plot is not None:
             _pareto_figure(table, front, model, plot)
         table = front if pareto else table
-    if as_json:
-        print_json(table.to_dict("records"))
-    elif as_csv:
-        print_csv({str(k): v for k, v in row.items()} for row in table.to_dict("records"))
-    else:
-        _print(table)
+    deliver(form, records(table), lambda: _print(table))
 
 
 def _field(text: str) -> tuple[str, list[float]]:
@@ -107,38 +101,21 @@ def _field(text: str) -> tuple[str, list[float]]:
 
 def _print(table: Any) -> None:
     """What is the same in every row goes above the table, once."""
-    from rich.table import Table
-
     if "base" in table:  # the sensitivity table
-        rows = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
-        shown = Table(box=None, pad_edge=False, header_style="bold")
-        for name in rows[0]:
-            shown.add_column(name, justify="left" if name == "field" else "right", no_wrap=True)
-        for row in rows:
-            shown.add_row(*(_cell(name, value) for name, value in row.items()))
-        show(console(), shown)
+        print_table([_column(str(name), str(name)) for name in table.columns], records(table))
         return
     said = ("device", "model", "scheme", "phase", "batch", "context", "kernel", "fidelity")
     same = [name for name in said if table[name].nunique() == 1]
     if same:
         click.echo(", ".join(_said(name, table[name].iloc[0]) for name in same))
     hidden = {"low_s", "high_s", *same, *(("fits",) if table["fits"].all() else ())}
-    columns = [str(c) for c in table.columns if c not in hidden]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    heads = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB"}
-    for name in columns:
-        left = name in said and name not in ("batch", "context")
-        shown.add_column(heads.get(name, name.rpartition(".")[2]), justify="left" if left else "right", no_wrap=True)
+    columns = []
+    for name in (str(c) for c in table.columns if c not in hidden):
+        columns.append(_column(_HEADS.get(name, name.rpartition(".")[2]), name))
         if name == "time_s":
-            shown.add_column("80 % band", justify="right", no_wrap=True)
-    for row in table.head(200).to_dict("records"):
-        cells = []
-        for name in columns:
-            cells.append(_cell(name, row[name]))
-            if name == "time_s":
-                cells.append(f"{milliseconds(row['low_s'])} to {milliseconds(row['high_s'])}")
-        shown.add_row(*cells)
-    show(console(), shown)
+            columns.append(Column("80 % band", ("low_s", "high_s"), _band))
+    names = sum(c.head in said or "." in str(c.keys) for c in columns)  # what was varied comes first
+    print_table(columns, records(table.head(200)), names=max(1, names))
     if len(table) > 200:
         click.echo(f"... {len(table) - 200} more rows; --csv prints all")
 
@@ -147,37 +124,37 @@ def _said(name: str, value: Any) -> str:
     return f"{name} {value:g}" if name in ("batch", "context") else str(value)
 
 
-def _cell(name: str, value: Any) -> str:
-    if name in ("time_s", "low", "high", "base"):
-        return milliseconds(value)
-    if name == "effect":
-        return f"{value:.1%}"
-    if name == "fits":
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+_HEADS = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB"}
+_LEFT = {"device", "model", "scheme", "phase", "kernel", "fidelity", "field"}
+_TIMES = {"time_s", "low", "high", "base"}
+
+
+def _column(head: str, name: str) -> Column:
+    form = milliseconds if name in _TIMES else "{:.1%}".format if name == "effect" else text_of
+    return Column(head, name, form, left=name in _LEFT)
+
+
+def _band(low_s: float, high_s: float) -> str:
+    return f"{milliseconds(low_s)} to {milliseconds(high_s)}"
 
 
 def _pareto_figure(table: Any, front: Any, model: str, plot: Path) -> None:
     import numpy as np
 
     from qsim.plots.hardware import pareto_figure
-    from qsim.plots.style import save
 
     rate, step = table.tokens_per_s.to_numpy(), table.time_s.to_numpy()
     on = np.isin(step, front.time_s.to_numpy()) & table.fits.to_numpy()
     labels = [f"{r.device} {r.scheme} b{r.batch:g}" for r in table.itertuples()]
     figure = pareto_figure(f"{model}: latency against throughput", 1e3 * step, rate, labels, on,
-                           xlabel="time a step (ms)", ylabel="tokens/s")  # fmt: skip
-    save(figure, plot)
-    click.echo(f"wrote {plot}", err=True)
+                           xlabel="time of a step (ms)", ylabel="tokens/s")  # fmt: skip
+    draw(figure, plot)
 
 
 def _tornado_figure(table: Any, title: str, plot: Path) -> None:
     from qsim.plots.hardware import tornado_figure
-    from qsim.plots.style import save
 
     figure = tornado_figure(title, list(table.field), 1e3 * table.low, 1e3 * table.high,
                             1e3 * float(table.base.iloc[0]),
-                            xlabel="time a step (ms)")  # fmt: skip
-    save(figure, plot)
-    click.echo(f"wrote {plot}", err=True)
+                            xlabel="time of a step (ms)")  # fmt: skip
+    draw(figure, plot)

@@ -9,20 +9,21 @@ import click
 
 from qsim.files import make_folder, write_text
 
-from .options import check_one_output, console, print_csv, print_json, show, table_options
+from .options import wrote
+from .progress import reporter
+from .table import Column, Form, deliver, print_table, table_options
+from .verbs import verb
 
 
-@click.command(short_help="Hold predictions against measured and published numbers.")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+@verb("validate")
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with measured_gemm.csv, measured_attention.csv and published.csv; without it, our own "
               "tables only.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Write validation.md and its figures into this folder.")  # fmt: skip
 @table_options
-def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -> None:
-    """Hold predictions against measured and published numbers.
-
-    Fits again without every shape that it then predicts: no row of the report has been seen by the fit behind it.
+def validate(data: Path | None, out: Path | None, form: Form) -> None:
+    """Each shape is predicted by a fit that excluded it, so every error is out of sample.
     Our own tables take some ten seconds; with --data the published ones too, which takes a minute.
 
     \b
@@ -30,47 +31,44 @@ def validate(data: Path | None, out: Path | None, as_json: bool, as_csv: bool) -
       qsim validate
       qsim validate --data DIR --out reports
     """
-    check_one_output(as_json, as_csv)
     from hwmodels.report import group_rows, render
     from hwmodels.validate import validate as run
 
-    result = run(data)
-    rows = group_rows(result)
     if out is not None:
         make_folder(out)
-        figures = _figures(result, out)
+    with reporter("validating") as say:
+        say("fitting again without each measured shape" + (", and the published tables" if data is not None else ""))
+        result = run(data)
+        if out is not None:
+            say("drawing")
+            figures = _figures(result, out)
+    rows = group_rows(result)
+    if out is not None:
         command = "qsim validate" + (" --data DIR" if data is not None else "") + " --out reports"
         write_text(out / "validation.md", render(result, command, figures))
-        click.echo(f"wrote {out / 'validation.md'}", err=True)
-    if as_json:
-        print_json(rows)
-    elif as_csv:
-        print_csv(rows)
-    else:
-        _print(rows)
+        wrote(out / "validation.md")
+    deliver(form, rows, lambda: _print(rows))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    out = console()
     for section in dict.fromkeys(r["section"] for r in rows):
         click.echo(f"\n{section}")
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("group", "rows", "error", "required", "met", "in band"):
-            left = name in ("group", "met")
-            table.add_column(
-                name, justify="left" if left else "right", no_wrap=True, min_width=24 if name == "group" else 7
-            )
-        for r in rows:
-            if r["section"] == section:
-                table.add_row(
-                    r["group"], str(r["rows"]), f"{r['mape_percent']:.1f} %",
-                    "" if r["required_percent"] is None else f"{r['required_percent']:g} %",
-                    "" if r["passed"] is None else "yes" if r["passed"] else "NO",
-                    "" if r["band_coverage"] is None else f"{r['band_coverage']:.0%}",
-                )  # fmt: skip
-        show(out, table)
+        print_table(_COLUMNS, [r for r in rows if r["section"] == section])
+
+
+def _met(passed: bool | None) -> str:
+    return "" if passed is None else "yes" if passed else "NO"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+_COLUMNS = (
+    Column("group", "group", left=True), Column("rows", "rows"), Column("error", "mape_percent", "{:.1f} %".format),
+    Column("required", "required_percent", lambda v: "" if v is None else f"{v:g} %"),
+    Column("met", "passed", _met, left=True), Column("in band", "band_coverage", _share),
+)  # fmt: skip
 
 
 def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:

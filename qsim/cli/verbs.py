@@ -1,0 +1,68 @@
+"""The verbs of the command, each declared once: its section, where it lives, and the line that says what it does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """`qsim NAME`: the click command of that name in the module `qsim.cli.NAME`."""
+
+    section: str
+    name: str
+    says: str
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(section="Learn", name="formats", says="List number formats, show one in full, compare their errors."),
+        Verb(section="Learn", name="schemes", says="List quantisation schemes, or show one in full."),
+        Verb(section="Learn", name="cast", says="Round numbers to a format and see every step of the decision."),
+        Verb(section="Learn", name="mma", says="Multiply as a given tensor core does, bit for bit."),
+        Verb(section="Quantise", name="quantize",
+             says="Quantise a checkpoint with RTN, GPTQ, AWQ, SmoothQuant or FP8."),
+        Verb(section="Quantise", name="eval", says="Measure what a quantised model has lost."),
+        Verb(section="Quantise", name="generate", says="Generate text with a quantised model."),
+        Verb(section="Predict", name="devices", says="List GPUs and ASICs with their peaks, bandwidths and sources."),
+        Verb(section="Predict", name="predict", says="Predict the time, memory and throughput of inference."),
+        Verb(section="Predict", name="roofline", says="Place a model's operators on a device's roofline."),
+        Verb(section="Predict", name="sweep", says="Predict over devices, schemes, batches and contexts."),
+        Verb(section="Predict", name="calibrate", says="Fit a device's kernel parameters to measured timings."),
+        Verb(section="Prove", name="validate", says="Compare predictions with measured and published numbers."),
+        Verb(section="Prove", name="bench", says="Time this computer's kernels against their limits and peers."),
+        Verb(section="Decide", name="study", says="Quality against speed, for every method on every device."),
+    )
+}  # fmt: skip
+"""By name, in the order of `qsim --help`."""
+
+
+def verbose_option(function: _F) -> _F:
+    """`--verbose`, which the guard reads from the command line itself: a mistake may come before options are read."""
+    return click.option(
+        "--verbose", is_flag=True, expose_value=False, help="On an error, show the traceback too."
+    )(function)  # fmt: skip
+
+
+def verb(name: str, make: Callable[..., Any] = click.command, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
+    """The decorator of a verb: its help is the line in `VERBS`, then the function's docstring.
+
+    Arguments:
+        make: `click.command` or `click.group`.
+        settings: for click.
+    """
+    says = VERBS[name].says
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        details = inspect.cleandoc(function.__doc__ or "")
+        return make(name, short_help=says, help=f"{says}\n\n{details}", **settings)(verbose_option(function))
+
+    return decorate
