@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .result import StudyResult
+from .result import TABLES, StudyResult
 from .study_file import to_table
 
 SAME = 1e-9
-"""Relative difference below which two numbers are one: rounding of decimal text, no more."""
+"""Relative difference below which two finite numbers are one: rounding of decimal text, no more."""
+
+
+def same(x: Any, y: Any) -> bool:
+    """Whether two values of a study are one: NaN is NaN, an infinity is itself, and a text, a truth value or nothing at
+    all is never a number."""
+    if isinstance(x, tuple | list) and isinstance(y, tuple | list):
+        return len(x) == len(y) and all(map(same, x, y))
+    if isinstance(x, Mapping) and isinstance(y, Mapping):
+        return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)
+    numbers = [isinstance(v, int | float) and not isinstance(v, bool) for v in (x, y)]
+    if not all(numbers):
+        return bool(type(x) is type(y) and x == y)
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return bool(x == y or (math.isnan(x) and math.isnan(y)))
+    return abs(y - x) <= SAME * max(abs(x), abs(y))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """One difference. `sure` says whether it is more than the errors of both allow; None where no error is known."""
 
-    part: str  # question, environment, quality, speed, decision
+    part: str  # question, environment, quality, speed, decision, or the name of another table
     what: str
     before: str
     after: str
@@ -26,30 +42,91 @@ class Change:
 
 
 def diff_studies(a: StudyResult, b: StudyResult) -> tuple[Change, ...]:
-    """Every difference between two studies: question, environment, answers, losses, times; empty when they agree."""
-    return (*_question(a, b), *_environment(a, b), *_decisions(a, b), *_quality(a, b), *_speed(a, b))
+    """Every difference between two studies: question, environment, answers, losses, times; empty when they agree.
+
+    A row whose main number is the same is compared in its other columns. Of the tables behind the figures, the first
+    difference of each is told, and in how many rows there is one.
+    """
+    main = (*_question(a, b), *_environment(a, b), *_decisions(a, b), *_quality(a, b), *_speed(a, b))
+    return (*main, *(change for name in TABLES if name not in _TOLD for change in _table(name, a, b)))
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+_TOLD = ("decisions", "quality", "speed")
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list):
         if all(not isinstance(item, Mapping | list) for item in value):
-            yield path, ", ".join(map(str, value))
+            yield path, value
         else:
             for item in value:
                 name = item.get("label") or item.get("name") or f"{item.get('algorithm')}:{item.get('scheme')}"
                 yield from _flat(item, f"{path}[{name}]")
     else:
-        yield path, str(value)
+        yield path, value
 
 
-def _tables(part: str, one: Mapping[str, str], two: Mapping[str, str]) -> Iterator[Change]:
+def _tables(part: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[Change]:
     for key in dict.fromkeys((*one, *two)):
-        before, after = one.get(key, "absent"), two.get(key, "absent")
-        if before != after:
+        if key not in one or key not in two or not same(one[key], two[key]):
+            before, after = _texts(*(table[key] if key in table else _ABSENT for table in (one, two)))
             yield Change(part=part, what=key, before=before, after=after)
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _texts(x: Any, y: Any) -> tuple[str, str]:
+    """Two different values as different texts."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value))
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    for say in (short, str, repr):
+        if say(x) != say(y):
+            return say(x), say(y)
+    return f"{x!r} ({type(x).__name__})", f"{y!r} ({type(y).__name__})"
+
+
+def _columns(part: str, what: str, x: Any, y: Any) -> Iterator[Change]:
+    """What differs between two rows, column by column."""
+    for field in fields(x):
+        before, after = getattr(x, field.name), getattr(y, field.name)
+        if not same(before, after):
+            texts = _texts(before, after)
+            yield Change(part=part, what=f"{field.name} of {what}", before=texts[0], after=texts[1],
+                         relative=_relative(before, after))  # fmt: skip
+
+
+def _relative(x: Any, y: Any) -> float | None:
+    """y over x less one, where both are numbers and there is one."""
+    if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in (x, y)) or x == 0:
+        return None
+    return float(y / x - 1)
+
+
+def _table(name: str, a: StudyResult, b: StudyResult) -> Iterator[Change]:
+    """A table whose rows have no name: its size, or its first difference."""
+    one, two = getattr(a, name), getattr(b, name)
+    if len(one) != len(two):
+        yield Change(part=name, what="rows", before=str(len(one)), after=str(len(two)))
+        return
+    found = [(i, change) for i, (x, y) in enumerate(zip(one, two, strict=True)) for change in _columns(name, "", x, y)]
+    if found:
+        at, first = found[0]
+        rows = len({i for i, _ in found})
+        what = f"{first.what.removesuffix(' of ')} of row {at + 1}; {rows} of {len(one)} rows differ"
+        yield replace(first, what=what)
 
 
 def _question(a: StudyResult, b: StudyResult) -> Iterator[Change]:
@@ -86,12 +163,17 @@ def _decisions(a: StudyResult, b: StudyResult) -> Iterator[Change]:
 def _quality(a: StudyResult, b: StudyResult) -> Iterator[Change]:
     keys = ("method", "variant")
     for key, x, y in _pairs(_keyed(a.quality, *keys), _keyed(b.quality, *keys)):
+        what = " ".join(key)
         if x is None or y is None:
-            yield _absent("quality", " ".join(key), x, y, "loss")
-        elif abs(y.loss - x.loss) > SAME * max(1.0, abs(x.loss)):
+            yield _absent("quality", what, x, y, "loss")
+        elif abs(y.loss - x.loss) <= SAME or same(x.loss, y.loss):  # 1e-9 bits per byte are nothing beside a loss of 0
+            yield from _columns("quality", what, x, replace(y, loss=x.loss))
+        else:
             spread = (x.loss_se**2 + y.loss_se**2) ** 0.5
-            yield Change(part="quality", what=f"loss of {' '.join(key)}", before=f"{x.loss:.5f}", after=f"{y.loss:.5f}",
-                         sure=abs(y.loss - x.loss) > 1.96 * spread)  # fmt: skip
+            finite = math.isfinite(x.loss) and math.isfinite(y.loss)
+            texts = _texts(*(round(v, 5) if math.isfinite(v) else v for v in (x.loss, y.loss)))
+            yield Change(part="quality", what=f"loss of {what}", before=texts[0], after=texts[1],
+                         sure=abs(y.loss - x.loss) > 1.96 * spread if finite else True)  # fmt: skip
 
 
 def _speed(a: StudyResult, b: StudyResult) -> Iterator[Change]:
@@ -100,10 +182,13 @@ def _speed(a: StudyResult, b: StudyResult) -> Iterator[Change]:
         what = f"{key[3]}: {key[0]} {key[2]} on {key[4]} {key[1]}"
         if x is None or y is None:
             yield _absent("speed", what, x, y, "value")
-        elif abs(y.value - x.value) > SAME * abs(x.value) or x.fits != y.fits:
-            apart = y.low > x.high or x.low > y.high
-            yield Change(part="speed", what=f"{x.measure} of {what}", before=f"{x.value:.6g}", after=f"{y.value:.6g}",
-                         relative=y.value / x.value - 1, sure=apart)  # fmt: skip
+        elif same(x.value, y.value):
+            yield from _columns("speed", what, x, y)
+        else:
+            texts, finite = _texts(x.value, y.value), math.isfinite(x.value) and math.isfinite(y.value)
+            yield Change(part="speed", what=f"{x.measure} of {what}", before=texts[0], after=texts[1],
+                         relative=_relative(x.value, y.value),
+                         sure=y.low > x.high or x.low > y.high if finite else True)  # fmt: skip
 
 
 def _absent(part: str, what: str, x: Any, y: Any, column: str) -> Change:

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qsim.errors import QsimError
 from qsim.files import read_text
@@ -61,6 +61,8 @@ class Measured:
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
     """Everything that a report is drawn from. Every table is a tuple of one row type of `qsim.study.rows`."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")  # null would not be read back as a number
 
     schema_version: int = SCHEMA
     spec: StudySpec
