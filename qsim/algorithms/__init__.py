@@ -7,6 +7,8 @@
 One file each: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`; `salient` is the lesson that AWQ starts from.
 """
 
+import qsim._cache  # noqa: F401  (before Numba is imported)
+
 from .awq import awq
 from .calibration import Calibration, InputStatistics, LayerInputs, calibration_of
 from .folding import Fold, apply_folds

@@ -6,12 +6,15 @@ answers): one sentence and exit code 2. Every other exception is a fault of qsim
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import platform
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -35,7 +38,7 @@ def guarded(run: Callable[[], object], arguments: Sequence[str]) -> int:
         run: the command; what it returns is the exit code when it is an integer.
         arguments: the command line, for `--verbose` and for a bug's report.
     """
-    with any_text():
+    with any_text(), _notes():
         try:
             code = run()
             sys.stdout.flush()  # a full disk must not wait for the end of the interpreter, which hides it
@@ -51,6 +54,22 @@ def guarded(run: Callable[[], object], arguments: Sequence[str]) -> int:
             except OSError:
                 give_up_output()
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings that are meant for the user as one line, without the place in the code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if category is UserWarning:
+                click.echo(f"qsim: note: {_one_line(message)}", err=True)
+            else:
+                usual(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def answer(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:

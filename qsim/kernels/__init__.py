@@ -6,6 +6,8 @@
 `QSIM_KERNELS=portable` (or `vnni`) keeps to the paths up to that one; see `features`.
 """
 
+import qsim._cache  # noqa: F401  (before Numba is imported)
+
 from .features import available_paths
 from .linear import linear
 from .packing import PackedWeight, has_fused_kernel, pack

@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import qsim._cache  # noqa: F401  (before Numba is imported)
+
 _LAZY = {
     "AttentionMath": "attention",
     "Evaluation": "evaluation",

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import qsim._cache  # noqa: F401  (before Numba is imported)
+
 _LAZY = {
     "Instruction": "model",
     "Rounding": "model",

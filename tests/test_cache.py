@@ -1,0 +1,110 @@
+"""A read-only installation without a home folder: compiled code goes to a temporary folder, and that is said once."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qsim._cache as cache
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package in which no cache can be kept: root writes where others may not, but not into a file."""
+    root = tmp_path_factory.mktemp("frozen")
+    shutil.copytree(ROOT / "qsim", root / "qsim", ignore=shutil.ignore_patterns("__pycache__", "tiny"))
+    for folder in [p.parent for p in (root / "qsim").rglob("*.py")]:
+        (folder / "__pycache__").touch()
+    (root / "home").touch()
+    (root / "tmp").mkdir()
+    return root
+
+
+def python(frozen: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    given = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    given |= {"HOME": str(frozen / "home"), "TMPDIR": str(frozen / "tmp"), "PYTHONDONTWRITEBYTECODE": "1",
+              "PYTHONPATH": str(frozen), **env}  # fmt: skip
+    return subprocess.run([sys.executable, *args], cwd=frozen, env=given, capture_output=True, text=True)
+
+
+def test_it_computes_says_where_and_finds_the_code_again(frozen: Path) -> None:
+    code = "from qsim.formats import pack; print(pack([1, 2], 4))"
+    done = python(frozen, "-c", code)
+    assert done.stdout == "[33]\n", done.stderr
+    assert done.stderr.count("compiled code is kept in ") == 1
+    folder = next((frozen / "tmp").glob("qsim-numba-*"))
+    assert str(folder) in done.stderr
+    kept = sorted(folder.rglob("*.nbc"))
+    assert kept
+    assert python(frozen, "-c", code).stdout == "[33]\n"
+    assert sorted(folder.rglob("*.nbc")) == kept
+    assert list((frozen / "tmp").iterdir()) == [folder]
+
+
+def test_the_command_says_it_in_one_line(frozen: Path) -> None:
+    done = python(frozen, "-m", "qsim", "cast", "1", "--to", "e4m3", "--csv")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("qsim: note: compiled code is kept in ")
+
+
+def test_a_folder_that_the_user_named_is_used_in_silence(frozen: Path, tmp_path: Path) -> None:
+    done = python(frozen, "-c", "import qsim.formats.packing", NUMBA_CACHE_DIR=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_import_of_qsim_alone_looks_at_nothing() -> None:
+    code = "import sys, qsim; print('qsim._cache' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_nothing_changes_where_the_sources_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert cache.ensure() is None
+    assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+def test_a_folder_of_somebody_else_is_not_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    usual = tmp_path / f"qsim-numba-{os.getuid()}"
+    assert cache._temporary() == usual == cache._temporary()
+    usual.chmod(0o777)
+    assert cache._temporary() != usual
+    usual.rmdir()
+    usual.symlink_to(tmp_path)
+    assert cache._temporary() != usual
+    usual.unlink()
+    usual.touch()
+    assert cache._temporary() != usual
+
+
+def test_folders_that_can_and_cannot_hold_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert cache.can_hold_files(tmp_path)
+    assert cache.can_hold_files(tmp_path / "a" / "b")
+    assert not cache.can_hold_files(tmp_path / "file")
+    assert not cache.can_hold_files(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert not cache.can_hold_files(tmp_path / "a")
+
+
+def test_every_package_that_compiles_looks_first() -> None:
+    """Whoever imports Numba outside functions lives in a package whose `__init__` imports the module."""
+    homes = set()
+    for path in (ROOT / "qsim").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == "numba" for name in names):
+                homes.add(path.relative_to(ROOT / "qsim").parts[0])
+    assert homes <= set(cache.PACKAGES)
+    for home in cache.PACKAGES:
+        assert "import qsim._cache" in (ROOT / "qsim" / home / "__init__.py").read_text(encoding="utf-8")
