@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qsim.errors import QsimError
+from qsim.files import parse_toml, read_toml
 
 from .device import Compute, Device, Link, Memory, OnChip, Peak, Power
 
@@ -86,7 +86,7 @@ def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequenc
         path = Path(text)
         if not path.is_file():
             raise QsimError(f"device file {text} does not exist")
-        return _build(path.stem, text, _read(path.read_text(encoding="utf-8"), text), changes)
+        return _build(path.stem, text, read_toml(path), changes)
     key = text.strip().lower().replace("_", "-")
     key = _ALIASES.get(key, key)
     if key not in device_names():
@@ -115,10 +115,7 @@ def _shipped_table(key: str) -> dict[str, Any]:
 
 
 def _read(text: str, file: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise QsimError(f"{file} is not TOML: {error}") from error
+    return parse_toml(text, file)
 
 
 def _parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
@@ -132,8 +129,8 @@ def _parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dic
         if not sep or not key.strip() or not value.strip():
             raise QsimError(f"an override is key=value, like memory.bandwidth_gbytes_per_s=6000: got {item!r}")
         try:
-            out[key.strip()] = tomllib.loads(f"v = {value.strip()}")["v"]
-        except tomllib.TOMLDecodeError:
+            out[key.strip()] = parse_toml(f"v = {value.strip()}", key)["v"]
+        except QsimError:
             out[key.strip()] = value.strip()
     return out
 

@@ -85,7 +85,9 @@ def _print_completion(ctx: click.Context, _param: click.Parameter, shell: str | 
     "--completion", type=click.Choice(["bash", "zsh", "fish"]), expose_value=False, is_eager=True,
     callback=_print_completion, help='Print the completion script of a shell: eval "$(qsim --completion bash)".',
 )  # fmt: skip
-@verbose_option
 @click.version_option(version=__version__, message="%(prog)s %(version)s")
 def main() -> None:
     """What low-precision LLM inference computes, bit for bit, and how long it takes."""
+
+
+main.params.append(verbose_option())

@@ -10,7 +10,7 @@ import click
 from qsim.errors import QsimError
 from qsim.files import write_text
 
-from .options import draw, plot_option, wrote
+from .options import draw, out_file_option, plot_option, wrote
 from .progress import reporter
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
@@ -20,7 +20,7 @@ from .verbs import verb
 @click.argument("csv", required=False, metavar="[CSV]", type=click.Path(path_type=Path))
 @click.option("--device", metavar="NAME", help="Device that CSV was measured on; its peaks set the scale.")
 @click.option("--host", is_flag=True, help="Measure this computer instead, and make it a device.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the TOML here.")
+@out_file_option("Write the TOML here.")
 @plot_option
 @table_options
 def calibrate(

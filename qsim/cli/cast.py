@@ -12,7 +12,7 @@ from qsim.formats.explain import explain
 from qsim.formats.rounding import NAN_POLICIES, OVERFLOWS, ROUNDINGS
 from qsim.formats.spec import BlockFormat, ElementFormat
 
-from .numbers import NumbersCommand, NumberType
+from .numbers import NumbersCommand, NumberType, WholeNumber
 from .table import Form, console, deliver, table_options
 from .verbs import verb
 
@@ -33,11 +33,11 @@ def _split_names(_ctx: click.Context, _param: click.Parameter, value: tuple[str,
               help="What becomes of a NaN.")  # fmt: skip
 @click.option("--via", multiple=True, callback=_split_names, metavar="FORMAT",
               help="A format in between, as in a pipeline that holds bfloat16; repeat for more.")  # fmt: skip
-@click.option("--random-value", type=click.IntRange(min=0), metavar="R",
+@click.option("--random-value", type=WholeNumber(min=0), metavar="R",
               help="Random bits of --rounding stochastic, as an integer; drawn from --seed without it.")  # fmt: skip
-@click.option("--random-bits", type=click.IntRange(1, 32), default=32, show_default=True, metavar="N",
+@click.option("--random-bits", type=WholeNumber(1, 32), default=32, show_default=True, metavar="N",
               help="How many random bits.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
+@click.option("--seed", type=WholeNumber(min=0), default=0, show_default=True, metavar="N", help="Random seed.")
 @table_options
 def cast(values: tuple[float, ...], names: list[str], form: Form, **choices: Any) -> None:
     """One number and one format: the bits of the code, both neighbours, which of them was taken and why, and the
@@ -52,6 +52,8 @@ def cast(values: tuple[float, ...], names: list[str], form: Form, **choices: Any
       qsim cast 1.0630 --to e4m3 --via bfloat16
       qsim cast 0.1 -2.7 7.5 0.01 --to mxfp4
     """
+    if not names:
+        raise QsimError("--to names no format: give one, like --to e4m3")
     formats = [get_format(name) for name in names]
     blocks = [f for f in formats if isinstance(f, BlockFormat)]
     elements = [f for f in formats if not isinstance(f, BlockFormat)]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .model_options import model_options, prepared_model
-from .progress import steps
+from .progress import work
 from .table import Form, deliver, table_options
 from .verbs import verb
 
@@ -32,7 +32,7 @@ from .verbs import verb
 )
 @click.option("--window", default=512, show_default=True, metavar="N", help="Tokens that go into the model at once.")
 @click.option("--stride", type=int, metavar="N", help="With --protocol sliding: tokens between windows.")
-@click.option("--max-bytes", type=int, metavar="N", help="Use only the first N bytes of the text.")
+@click.option("--max-bytes", type=click.IntRange(min=1), metavar="N", help="Use only the first N bytes of the text.")
 @model_options
 @table_options
 def eval(
@@ -63,7 +63,7 @@ def eval(
     measured, original = prepared_model(model, **how)
     against = load(reference) if reference is not None else None if measured is original else original
     content = text_or_ids(text, measured) if text is not None else tiny_text("test")
-    with steps() as progress:
+    with work() as progress:
         result = evaluate(
             measured, content, window=window, stride=stride, protocol=protocol, reference=against, max_bytes=max_bytes,
             progress=lambda done, total: progress(done, total, "windows of text"),
@@ -79,14 +79,14 @@ def _lines(r: dict[str, Any]) -> list[str]:
     out = [
         f"{r['model']}: {size}{r['text']}, {r['tokens']} tokens in {how}",
         f"  bits per byte    {_with_error(r, 'bits_per_byte', '.4f')}",
-        f"  perplexity       {_with_error(r, 'perplexity', '.4g')} a token",
+        f"  perplexity       {_with_error(r, 'perplexity', '.4g')} per token",
         f"  accuracy         {_with_error(r, 'accuracy', '.2%')} of tokens are the likeliest",
     ]
     if r["reference"] is not None:
         out += [
             f"against {r['reference']}",
             f"  bits per byte    {_with_error(r, 'bits_per_byte_delta', '+.4f')}",
-            f"  KL divergence    {_with_error(r, 'kl', '.3g')} nats a token",
+            f"  KL divergence    {_with_error(r, 'kl', '.3g')} nats per token",
             f"  top-1 agreement  {_with_error(r, 'top1_agreement', '.2%')}",
         ]
     errors = "± one standard error over windows" if r["windows"] > 1 else "one window: no standard error"

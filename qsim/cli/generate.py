@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
+from qsim.errors import QsimError
+
 from .model_options import model_options, prepared_model
+from .numbers import NumberType
 from .table import json_option, print_json
 from .verbs import verb
 
@@ -16,11 +19,20 @@ from .verbs import verb
 @click.argument("prompt")
 @click.option("--model", default="tiny", show_default=True, metavar="MODEL",
               help="The embedded model, or a folder of Hugging Face files.")  # fmt: skip
-@click.option("--max-new-tokens", default=256, show_default=True, metavar="N", help="Generate at most so many tokens.")
-@click.option("--temperature", default=0.0, show_default=True, metavar="T", help="0 takes the likeliest token.")
-@click.option("--top-p", default=1.0, show_default=True, metavar="P",
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Generate at most so many tokens.",
+)
+@click.option(
+    "--temperature", type=NumberType(), default=0.0, show_default=True, metavar="T", help="0 takes the likeliest token."
+)
+@click.option("--top-p", type=NumberType(), default=1.0, show_default=True, metavar="P",
               help="Draw among the likeliest tokens that have this probability together.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Random seed.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Random seed.")
 @model_options
 @json_option
 def generate(
@@ -47,12 +59,11 @@ def generate(
     from qsim.models import complete
 
     used, _ = prepared_model(model, **how)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not as_json:
-        click.echo(text, nl=False)
+    text = _from_stdin() if prompt == "-" else prompt
+    pieces = iter([text])  # the prompt comes first, once it is known that there is something to continue
 
     def stream(piece: str) -> None:
-        click.echo(piece, nl=False)
+        click.echo(next(pieces, "") + piece, nl=False)
         sys.stdout.flush()
 
     g = complete(used, text, max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
@@ -64,7 +75,7 @@ def generate(
                     "prefill_tokens_per_s": g.prefill_tokens_per_s, "decode_tokens_per_s": g.decode_tokens_per_s,
                     "notes": list(used.notes)})  # fmt: skip
         return
-    click.echo()
+    stream("\n")
     rate = "" if g.decode_tokens_per_s is None else f", then {g.decode_tokens_per_s:.0f} tokens/s"
     ended = {"length": "", "eos": "; ended by itself", "context": "; the context is full"}[g.stop]
     click.echo(
@@ -74,3 +85,12 @@ def generate(
     )
     for note in used.notes:
         click.echo(f"note: {note}", err=True)
+
+
+def _from_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise QsimError(
+            f"stdin is not {error.encoding} text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from None

@@ -10,10 +10,15 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+LARGEST = 1 << 40
+"""No batch, context or number of tokens is larger; a float64 counts operations of this many exactly enough."""
+
+
 class Numbers(click.ParamType):
     """A list of positive integers: `1,2,4`, `1:64` (doubling) or `1:64:8` (steps of 8)."""
 
     name = "N,N,..."
+    most = 10_000
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, tuple):
@@ -30,11 +35,15 @@ class Numbers(click.ParamType):
                         out.append(at)
                         at *= 2
                 else:
+                    if ends[2] and abs((ends[1] - ends[0]) // ends[2]) >= self.most:
+                        self.fail(f"{value!r} is more than {self.most} numbers", param, ctx)
                     out += range(ends[0], ends[1] + 1, ends[2])
         except ValueError:
             self.fail(f"{value!r} is not a list like 1,2,4 or 1:64 (doubling) or 1:64:8 (steps)", param, ctx)
         if not out or min(out) < 1:
             self.fail(f"{value!r}: numbers are positive", param, ctx)
+        if max(out) > LARGEST:
+            self.fail(f"{value!r}: numbers are at most {LARGEST}", param, ctx)
         return tuple(out)
 
 

@@ -29,6 +29,13 @@ class NumberType(click.ParamType):
             self.fail(f"{text!r} is not a number; 0.3, 1e-3, 0x1.8p-3, inf and nan are", param, ctx)
 
 
+class WholeNumber(click.IntRange):
+    """An integer option of a command whose arguments may be negative numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(str(value).replace(_MINUS, "-"), param, ctx)
+
+
 class NumbersCommand(click.Command):
     """A command whose arguments may be negative numbers."""
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qsim.errors import QsimError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,6 +31,20 @@ def plot_option(function: _F) -> _F:
         "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_can_be_drawn,
         help="Draw into FILE; .svg or .png decides the kind.",
     )(function)  # fmt: skip
+
+
+def _in_a_folder(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a file whose folder is not there before any work is done."""
+    if path is not None and not path.parent.is_dir():
+        raise QsimError(f"{path}: the folder {path.parent} does not exist")
+    return path
+
+
+def out_file_option(help: str) -> Callable[[_F], _F]:
+    """`--out FILE`: a file to write. Passed as `out`, a Path in a folder that exists, or None."""
+    return click.option(
+        "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_in_a_folder, help=help
+    )  # fmt: skip
 
 
 def draw(figure: Figure, plot: Path) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from .hardware_options import device_option, how_options, milliseconds, model_argument, scheme_option, set_option
+from .hardware_options import (
+    LARGEST,
+    device_option,
+    how_options,
+    milliseconds,
+    model_argument,
+    scheme_option,
+    set_option,
+)
 from .options import draw, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
@@ -27,15 +35,25 @@ _COLUMNS = (
 @scheme_option()
 @click.option("--phase", type=click.Choice(["decode", "prefill", "request"]), default="decode", show_default=True,
               help="One decode step, one prefill, or whole requests.")  # fmt: skip
-@click.option("--batch", default=1, show_default=True, metavar="B", help="Sequences.")
+@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B", help="Sequences.")
 @click.option(
-    "--context", default=2048, show_default=True, metavar="L", help="Tokens in the cache; the prompt of a prefill."
+    "--context",
+    type=click.IntRange(max=LARGEST),
+    default=2048,
+    show_default=True,
+    metavar="L",
+    help="Tokens in the cache; the prompt of a prefill.",
 )
 @click.option(
-    "--new-tokens", default=256, show_default=True, metavar="N", help="With --phase request: tokens to generate."
+    "--new-tokens",
+    type=click.IntRange(max=LARGEST),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="With --phase request: tokens to generate.",
 )
 @click.option("--kernel", metavar="NAME", help="Kernel family of the linear layers, instead of the profile's choice.")
-@click.option("--attention", metavar="NAME", help="Attention kernel: sdpa_cudnn, sdpa_flash, trtllm.")
+@click.option("--attention", metavar="NAME", help="Attention kernel: sdpa_cudnn, sdpa_flash, trtllm, fa3.")
 @click.option("--baseline", metavar="SCHEME", help="Speed-up over this scheme, with its band.")
 @how_options
 @set_option

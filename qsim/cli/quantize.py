@@ -87,7 +87,8 @@ def quantize(
     form: Form,
     **options: Any,
 ) -> None:
-    """Quantise the Linears of MODEL, `tiny` or a folder of Hugging Face files, and write a checkpoint to DIR.
+    """MODEL is `tiny` or a folder of Hugging Face files. Its linear layers are quantised and written to DIR as a
+    checkpoint.
 
     The record of every layer, what round-to-nearest would have lost and what the method lost, is printed and lies
     beside the checkpoint as quantization_record.json. Finished layers are kept in DIR.part: after an interruption the

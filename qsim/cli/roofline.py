@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from .hardware_options import device_option, how_options, milliseconds, model_argument, scheme_option, set_option
+from .hardware_options import (
+    LARGEST,
+    device_option,
+    how_options,
+    milliseconds,
+    model_argument,
+    scheme_option,
+    set_option,
+)
 from .options import draw, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
@@ -24,8 +32,8 @@ _COLUMNS = (
 @scheme_option(multiple=True)
 @click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
               help="One decode step, or one prefill.")  # fmt: skip
-@click.option("--batch", default=1, show_default=True, metavar="B", help="Sequences.")
-@click.option("--context", default=2048, show_default=True, metavar="L",
+@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B", help="Sequences.")
+@click.option("--context", type=click.IntRange(max=LARGEST), default=2048, show_default=True, metavar="L",
               help="Tokens in the cache; the prompt of a prefill.")  # fmt: skip
 @how_options
 @set_option

@@ -96,8 +96,7 @@ def _print_decisions(run: Any, out: Path) -> None:
     click.echo(f"{seconds:.0f} s{resumed}; the report is {out / 'index.html'}")
 
 
-@study.command(short_help="What differs between two studies.")
-@verbose_option
+@study.command(short_help="Show what differs between two studies.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @table_options
@@ -146,7 +145,6 @@ def _print_changes(changes: Any, at_most: int = 20) -> None:
 
 
 @study.command(short_help="Draw the report of a study again.")
-@verbose_option
 @click.argument("source", metavar="STUDY", type=click.Path(path_type=Path))
 @click.option("--out", type=_FOLDER, required=True, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a study that is there.")
@@ -169,3 +167,7 @@ def render(source: Path, out: Path, force: bool) -> None:
         write_study(result, out, say)
     Parts(out).done()
     click.echo(f"wrote {out / 'index.html'}")
+
+
+for _one in (diff, render):
+    _one.params.append(verbose_option())

@@ -70,8 +70,8 @@ def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
                 raise QsimError(f"--{name}: {given[name]} does not exist")
             changes[name] = str(given[name])
     if given["max_loss"] is not None:
-        if not given["max_loss"] > 0:
-            raise QsimError(f"--max-loss is a positive number of bits a byte: got {given['max_loss']:g}")
+        if not 0 < given["max_loss"] < float("inf"):
+            raise QsimError(f"--max-loss must be a positive number of bits per byte: got {given['max_loss']:g}")
         changes["max_loss"] = given["max_loss"]
     return replace(quality, **changes)
 

@@ -94,7 +94,7 @@ def _field(text: str) -> tuple[str, list[float]]:
         numbers = [float(v) for v in values.split(",")]
     except ValueError:
         numbers = []
-    if not sep or not numbers:
+    if not key.strip() or not sep or not numbers:
         raise QsimError(f"--field is KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
     return key, numbers
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qsim.errors import QsimError
 from qsim.files import make_folder, write_text
 
 from .options import wrote
@@ -34,6 +35,9 @@ def validate(data: Path | None, out: Path | None, form: Form) -> None:
     from hwmodels.report import group_rows, render
     from hwmodels.validate import validate as run
 
+    for name in ("measured_gemm", "measured_attention", "published") if data is not None else ():
+        if data is not None and not (data / f"{name}.csv").is_file():  # said before the fits, which take a while
+            raise QsimError(f"{data / name}.csv does not exist: --data names the folder with {name}.csv")
     if out is not None:
         make_folder(out)
     with reporter("validating") as say:

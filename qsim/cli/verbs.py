@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +43,9 @@ VERBS = {
 """By name, in the order of `qsim --help`."""
 
 
-def verbose_option(function: _F) -> _F:
+def verbose_option() -> click.Option:
     """`--verbose`, which the guard reads from the command line itself: a mistake may come before options are read."""
-    return click.option(
-        "--verbose", is_flag=True, expose_value=False, help="On an error, show the traceback too."
-    )(function)  # fmt: skip
+    return click.Option(["--verbose"], is_flag=True, expose_value=False, help="On an error, show the traceback too.")
 
 
 def verb(name: str, make: Callable[..., Any] = click.command, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -63,6 +59,8 @@ def verb(name: str, make: Callable[..., Any] = click.command, **settings: Any) -
 
     def decorate(function: Callable[..., Any]) -> Any:
         details = inspect.cleandoc(function.__doc__ or "")
-        return make(name, short_help=says, help=f"{says}\n\n{details}", **settings)(verbose_option(function))
+        command = make(name, short_help=says, help=f"{says}\n\n{details}", **settings)(function)
+        command.params.append(verbose_option())
+        return command
 
     return decorate

@@ -94,7 +94,7 @@ def _answer(good: Sequence[_Option], base: SpeedRow) -> DecisionRow:
 
 
 def _timed(row: SpeedRow) -> _Timed:
-    """Seconds, or seconds a token of a rate."""
+    """Seconds, or seconds per token of a rate."""
     if row.measure == "tokens_per_s":
         return _Timed(time_s=1 / row.value, low_s=1 / row.high, high_s=1 / row.low)
     return _Timed(time_s=row.value, low_s=row.low, high_s=row.high)

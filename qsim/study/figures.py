@@ -42,7 +42,7 @@ def _loss(result: StudyResult) -> Drawing | None:
                      key=lambda r: r.loss)  # fmt: skip
     inside = [r for r in ordered if r.loss + 1.645 * r.loss_se <= limit]
     says = (
-        f"{len(inside)} of {len(ordered)} methods stay within {limit:g} bits a byte of 16 bit; "
+        f"{len(inside)} of {len(ordered)} methods stay within {limit:g} bits per byte of 16 bit; "
         f"{names[ordered[0].method]} loses least ({ordered[0].loss:+.4f}), {names[ordered[-1].method]} most "
         f"({ordered[-1].loss:+.3f}). The dashed line is that limit. Short upright bars are the same weights with "
         "activations kept in 16 bit. Losses below 0.002 are drawn on a linear scale, larger ones on a logarithmic one."
@@ -73,7 +73,7 @@ def _tradeoff(result: StudyResult) -> Drawing | None:
     best = _sentence_of_choice(result, case.name, model)
     says = (
         "Up is faster, left is better; the grey line joins what nothing beats in both, the grey area loses more than "
-        f"the limit of {result.spec.quality.max_loss:g} bits a byte. {best}"
+        f"the limit of {result.spec.quality.max_loss:g} bits per byte. {best}"
     )
     return Drawing(
         name="quality_speed", section="quality", says=says,
@@ -180,7 +180,7 @@ def _flip_words(result: StudyResult) -> str:
     mine = [f for f in result.flips if f.scheme == scheme]
     ends = [f"{f.device} from batch {f.no_gain_from}" for f in mine if f.no_gain_from is not None]
     stays = [f.device for f in mine if f.no_gain_from is None]
-    parts = [f"{scheme} stops to gain on {and_list(ends)}"] if ends else []
+    parts = [f"{scheme} stops paying off on {and_list(ends)}"] if ends else []
     if stays:
         parts.append(f"{'it ' if ends else scheme + ' '}gains up to batch {mine[0].searched_to} on {and_list(stays)}")
     return (

@@ -55,9 +55,9 @@ def channels(result: StudyResult) -> Drawing | None:
     w_before, w_after = column(result.channels, "weight_max"), column(result.channels, "smoothed_weight_max")
     says = (
         f"Before smoothing the largest channel of this input is {before.max() / np.median(before):.0f} times the "
-        f"median one, and one INT8 scale for all leaves the others {_levels(before)} of 127 steps; after it is "
-        f"{after.max() / np.median(after):.0f} times, with {_levels(after)} steps. The weights pay: their largest "
-        f"magnitude goes from {w_before.max():.2g} to {w_after.max():.2g}."
+        f"median one, and with one INT8 scale for the tensor the median channel uses {_levels(before)} of 127 levels; "
+        f"after it is {after.max() / np.median(after):.0f} times, with {_levels(after)} levels. The weights pay: "
+        f"their largest magnitude goes from {w_before.max():.2g} to {w_after.max():.2g}."
     )
     return Drawing(
         name="smoothing", section="tensors", says=says,
@@ -87,7 +87,7 @@ def salient(result: StudyResult) -> Drawing | None:
     says = f"Keeping 1 % of the input channels in 16 bit leaves {and_list(shares)}: " + (
         "the channels that matter are those with large inputs, which is what AWQ scales up."
         if at["input"] < 0.9 * min(at["weight"], at["chance"])
-        else "in this layer no few channels matter more than the others."
+        else "no small set of channels dominates in this layer."
     )
     return Drawing(
         name="salient_channels", section="tensors", says=says,
@@ -136,8 +136,8 @@ def exact(result: StudyResult) -> Drawing | None:
     least = min((q.kl for q in result.quality if q.kl and q.method == worst.method), default=None)
     says = (
         f"The model's own layers through each device's instruction, beside the fast kernels, on "
-        f"{worst.bytes_scored} bytes. Most changes {names[worst.method]} on {worst.device}: {worst.kl:.1e} nats a "
-        f"token, {worst.difference:+.4f} bits a byte"
+        f"{worst.bytes_scored} bytes. The largest change is {names[worst.method]} on {worst.device}: KL "
+        f"{worst.kl:.1e} nats per token, {worst.difference:+.4f} bits per byte"
     )
     if least:
         says += f"; the format itself costs {least:.1e} nats"
@@ -146,7 +146,7 @@ def exact(result: StudyResult) -> Drawing | None:
     return Drawing(name="exact_products", section="accumulator", says=says,
                    title="Through each device's own instruction: change of the predictions",
                    draw=lambda wide: draw.grouped_figure(groups, xlabel="KL from the fast kernels "
-                                                         "(nats a token)", wide=wide))  # fmt: skip
+                                                         "(nats per token)", wide=wide))  # fmt: skip
 
 
 # --- what fits, and trust --------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def executed(device: Device, scheme: str, profile: str) -> str:
 
 
 def weight_bits(architecture: Architecture, scheme: str) -> float:
-    """Bits a weight of the linear layers of all blocks, scales and zero points included."""
+    """Bits per weight of the linear layers of all blocks, scales and zero points included."""
     head = architecture.parameters - architecture.block_parameters
     return 8 * (model_weight_bytes(architecture, get_scheme(scheme)) - 2 * head) / architecture.block_parameters
 

@@ -63,6 +63,18 @@ def subject(spec: StudySpec) -> Subject:
     )  # fmt: skip
 
 
+def check_texts(spec: StudySpec) -> None:
+    """Refuse a text or a calibration text that cannot be used, before anything is written.
+
+    Raises:
+        QsimError: not UTF-8, or empty.
+        OSError: it cannot be read.
+    """
+    for path in (spec.quality.text, spec.quality.calibration):
+        if path:
+            _text(path, "")
+
+
 def _text(path: str, embedded: Any) -> bytes:
     found = tiny_text(embedded) if not path else Path(path).read_bytes()
     raw = found.encode() if isinstance(found, str) else found
@@ -163,7 +175,7 @@ def weights_only(model: Model) -> Model:
 
 
 def model_bits(model: Model) -> float:
-    """Bits a weight of the decoder's Linears, scales and zero points included; 16 where nothing is quantised."""
+    """Bits per weight of the decoder's Linears, scales and zero points included; 16 where nothing is quantised."""
     bits = elements = 0
     for linear in model.linears().values():
         size = linear.out_features * linear.in_features

@@ -30,7 +30,7 @@ class QualityRow:
     variant: str
     bits_per_byte: float
     bits_per_byte_se: float
-    loss: float  # bits a byte more than 16 bit
+    loss: float  # bits per byte more than 16 bit
     loss_se: float  # of the difference, window by window
     perplexity: float
     kl: float | None
@@ -54,7 +54,7 @@ class ExactRow:
     bits_per_byte: float
     fast_bits_per_byte: float
     difference: float
-    kl: float  # nats a token, of the exact model from the fast one
+    kl: float  # nats per token, of the exact model from the fast one
     flips: int  # tokens whose most likely successor changed
     tokens: int
 

@@ -109,6 +109,9 @@ def run_study(
     """
     spec = check(spec.quick() if quick else spec)
     folder = None if out is None else Path(out)
+    from .quality import check_texts
+
+    check_texts(spec)
     if folder is not None:
         prepare(folder, {"spec": to_table(spec), "quick": quick}, force=force)
     parts = Parts(folder)

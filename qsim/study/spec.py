@@ -195,7 +195,7 @@ class Quality:
         exact_bytes: how much of it goes through the tensor-core emulator, for each device; 0 leaves that out.
         calibration_tokens: tokens that GPTQ, AWQ, SmoothQuant and static scales see.
         search_grid: candidates of AWQ's search for scales; 20 is the paper's.
-        max_loss: bits a byte that a method may lose against 16 bit and still be recommended.
+        max_loss: bits per byte that a method may lose against 16 bit and still be recommended.
         seed: of everything random.
     """
 

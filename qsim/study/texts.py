@@ -58,7 +58,7 @@ def short(result: StudyResult) -> list[str]:
         inside = acceptable(best, result.spec.quality.max_loss)
         surely = abs(best.loss) > ONE_SIDED_95 * best.loss_se
         lines.append(
-            f"{family}: {names[best.method]} loses {best.loss:+.4f} ± {best.loss_se:.4f} bits a byte"
+            f"{family}: {names[best.method]} loses {best.loss:+.4f} ± {best.loss_se:.4f} bits per byte"
             + (", no more than chance" if not surely else "")
             + ("." if inside else f", over the limit of {result.spec.quality.max_loss:g}.")
         )
@@ -74,7 +74,9 @@ def short(result: StudyResult) -> list[str]:
                      f"{first.no_gain_from} on {first.device}.")  # fmt: skip
     nothing = [d for d in result.decisions if d.method is not None and d.method.startswith("none:")]
     if nothing:
-        lines.append(f"In {len(nothing)} of {len(result.decisions)} answers 16 bit stays: nothing is faster for sure.")
+        lines.append(
+            f"In {len(nothing)} of {len(result.decisions)} cases we recommend 16 bit: no method is reliably faster."
+        )
     return lines
 
 
@@ -110,7 +112,7 @@ def left_out(result: StudyResult) -> str:
     through = f"{q.exact_bytes} bytes" if q.exact_bytes else "nothing"
     return (
         f"A quick study. Quality is measured on {scored:,} bytes of text in windows of {q.window} tokens, so its "
-        f"intervals are wide; methods were shown {q.calibration_tokens:,} tokens, AWQ tried {q.search_grid} scales a "
+        f"intervals are wide; methods were shown {q.calibration_tokens:,} tokens, AWQ tried {q.search_grid} scales per "
         f"layer, and {through} of text went through the tensor-core emulator. Left out: fitting the kernels again "
         "without each measured layer (section 7 keeps attention and whole steps) and the PNG copies of the figures. "
         "Predictions are those of the whole study."
@@ -122,7 +124,7 @@ def quality_text(result: StudyResult) -> str:
     m = result.measured
     scored = max((q.bytes_scored for q in result.quality), default=0)
     return (
-        f"Loss is bits a byte more than 16 bit ({m.base_bits_per_byte:.4f} ± {m.base_bits_per_byte_se:.4f}) on "
+        f"Loss is the bits per byte more than 16 bit ({m.base_bits_per_byte:.4f} ± {m.base_bits_per_byte_se:.4f}) on "
         f"{scored:,} bytes of {m.text}; its error is that of the difference, window by window, so it is far smaller "
         "than that of either. Numbers are what the fused kernels compute with the scheme's own formats, activations "
         "and KV cache included. A small model is hurt more by rounding than a large one: the order of the methods is "
@@ -160,7 +162,8 @@ def trust_text(result: StudyResult) -> str:
     return (
         "calibrated: kernels fitted to measurements of this device. transferred: efficiencies borrowed from the "
         "nearest measured device or assumed, with a wider band. ideal: the datasheet roofline, a lower bound. Of the "
-        f"predictions of this study, {share}. Bands are 80 % bands: about one in five truths lies outside."
+        f"predictions of this study, {share}. Bands are 80 % bands: expect about one in five true values to fall "
+        "outside."
     )
 
 

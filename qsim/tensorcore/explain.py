@@ -217,13 +217,19 @@ def _codes(ins: Instruction, values: Sequence[float], which: str) -> list[int]:
     if ins.input_a == "f64":
         return np.array(values, np.float64).view(np.uint64).tolist()
     if not isinstance(fmt, FloatFormat):
-        return [max(fmt.min_integer, min(fmt.max_integer, round(v))) for v in values]
+        return [max(fmt.min_integer, min(fmt.max_integer, round(_finite(ins, v)))) for v in values]
     return [encode(v, fmt, overflow="saturate_finite") for v in values]
+
+
+def _finite(ins: Instruction, value: float) -> float:
+    if not math.isfinite(value):
+        raise QsimError(f"{ins.name} multiplies integers, which have no Inf and no NaN: got {value}")
+    return value
 
 
 def _c_code(ins: Instruction, c: float) -> int:
     if ins.output == "s32":
-        return round(c)
+        return round(_finite(ins, c))
     if ins.output == "f64":
         return int(np.float64(c).view(np.uint64))
     return encode(c, ins.output_format, overflow="nonsaturating")

@@ -75,7 +75,7 @@ def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> 
         (("--scheme", "w4a17"), "unknown scheme 'w4a17'"),
         (("--method", "magic:fp8"), "--method: methods.0.algorithm: Input should be"),
         (("--text", "no-such-file.txt"), "--text: no-such-file.txt does not exist"),
-        (("--max-loss", "-1"), "--max-loss is a positive number of bits a byte: got -1"),
+        (("--max-loss", "-1"), "--max-loss must be a positive number of bits per byte: got -1"),
         (("--model", "llama-9"), "unknown model 'llama-9'"),
         (("--file", "no-such.toml"), "no-such.toml: No such file or directory"),
         (("--json", "--csv"), "--json and --csv both want stdout"),
