@@ -67,6 +67,7 @@ def test_every_method(folder, tmp_path, more, layout):
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # fmt: skip
     assert lines[-1] == f"wrote {out} ({layout})"
     assert result.stderr.startswith("memory: at most ")
+    assert "\n[100 %] " in result.stderr  # progress is told where stderr is no terminal
     model, records = load(out), read_records(out)
     assert len(records) == 14
     assert all(isinstance(model.tensors[f"{r.layer}.weight"], QuantizedTensor) for r in records)
