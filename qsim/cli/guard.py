@@ -62,13 +62,13 @@ def _notes() -> Iterator[None]:
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
-        def show(message: Any, category: type[Warning], *where: Any) -> None:
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
             if category is UserWarning:
                 click.echo(f"qsim: note: {_one_line(message)}", err=True)
             else:
-                usual(message, category, *where)
+                usual(message, category, *where, **more)
 
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
 
 

@@ -33,7 +33,8 @@ class WholeNumber(click.IntRange):
     """An integer option of a command whose arguments may be negative numbers."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(str(value).replace(_MINUS, "-"), param, ctx)
+        text: Any = str(value).replace(_MINUS, "-")
+        return super().convert(text, param, ctx)
 
 
 class NumbersCommand(click.Command):
