@@ -107,4 +107,4 @@ def test_every_package_that_compiles_looks_first() -> None:
                 homes.add(path.relative_to(ROOT / "qsim").parts[0])
     assert homes <= set(cache.PACKAGES)
     for home in cache.PACKAGES:
-        assert "import qsim._cache" in (ROOT / "qsim" / home / "__init__.py").read_text(encoding="utf-8")
+        assert "from qsim._cache import" in (ROOT / "qsim" / home / "__init__.py").read_text(encoding="utf-8")

@@ -223,6 +223,8 @@ def _timings(path: str | Path) -> pd.DataFrame:
     missing = [c for c in ("kernel", *sizes) if c not in header]
     if missing:
         raise QsimError(f"{path}: column {missing[0]!r} is missing; needed: kernel, m, n, k, latency_s (or median_s)")
+    if not rows:
+        raise QsimError(f"{path} has no rows: a fit needs at least 10 of each kernel")
     columns: dict[str, list[Any]] = {"kernel": [row[header.index("kernel")] for row in rows]}
     for name in sizes:
         columns[name] = []

@@ -7,7 +7,7 @@
 One file each: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`; `salient` is the lesson that AWQ starts from.
 """
 
-import qsim._cache  # noqa: F401  (before Numba is imported)
+from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
 
 from .awq import awq
 from .calibration import Calibration, InputStatistics, LayerInputs, calibration_of

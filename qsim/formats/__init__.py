@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import qsim._cache  # noqa: F401  (before Numba is imported)
+from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
 
 from .catalogue import get_element_format, get_format, list_formats, p3109, register
 from .rounding import NanPolicy, Overflow, Rounding

@@ -6,7 +6,7 @@
 `QSIM_KERNELS=portable` (or `vnni`) keeps to the paths up to that one; see `features`.
 """
 
-import qsim._cache  # noqa: F401  (before Numba is imported)
+from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
 
 from .features import available_paths
 from .linear import linear

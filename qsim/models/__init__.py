@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import qsim._cache  # noqa: F401  (before Numba is imported)
+from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
 
 _LAZY = {
     "AttentionMath": "attention",

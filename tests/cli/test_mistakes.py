@@ -32,6 +32,9 @@ formats e4m3 --json --csv | --json and --csv
 formats e4m3 int8 | e4m3 int8
 formats --compare e4m3 int8 --scaled-max nan | nan
 formats --compare e4m3 int8 --scaled-max 1e400 | inf
+schemes none | 'none'
+schemes '' | ''
+schemes w4a16 w8a8 | w8a8
 cast | NUMBER
 cast x --to e4m3 | 'x'
 cast 1 --to '' | --to

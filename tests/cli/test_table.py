@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 VERBS = (
     "formats", "formats e4m3", "formats bfloat16", "formats --compare e4m3 int8", "cast 0.3 -7.1 464 --to e4m3,int8",
     "cast 0.1 -2.7 7.5 --to mxfp4", "mma --list hopper.wgmma", "mma hopper.wgmma.f32.e4m3 ada.mma.f32.e4m3",
-    "mma hopper.wgmma.f32.e4m3", "devices", "devices h100-sxm --sources", "predict llama-3-8b", "roofline llama-3-8b",
+    "mma hopper.wgmma.f32.e4m3", "schemes", "schemes w4a16-g128", "devices",
+    "devices h100-sxm --sources", "predict llama-3-8b", "roofline llama-3-8b",
     "sweep llama-3-8b --batch 1:8 --scheme bf16 --scheme fp8", "sweep llama-3-8b --tornado",
     "sweep llama-3-8b --batch 1 --device asic --field memory.bandwidth_gbytes_per_s=2000,4000",
 )  # fmt: skip
