@@ -116,7 +116,7 @@ def test_a_quick_study_says_what_it_leaves_out(run: Run, tmp_path: Path, quickly
     write_study(replace(run.result, quick=True, claims=()), out)
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "A quick study. Quality is measured on 1,023 bytes of text in windows of 64 tokens" in page
-    assert "AWQ tried 20 scales a layer, and 64 bytes of text went through the tensor-core emulator" in page
+    assert "AWQ tried 20 scales per layer, and 64 bytes of text went through the tensor-core emulator" in page
     left = {p.name for p in (out / "figures").iterdir() if p.suffix == ".png"}
     assert left == {"mine.png"}  # those of the study before are gone: they would pass for this one's
     assert not (out / "data" / "claims.csv").exists()
