@@ -43,7 +43,7 @@ def schemes(name: str | None, form: Form) -> None:
 
     def table() -> None:
         for key, value in facts.items():
-            click.echo(f"{key.replace('_', ' ')}: {text_of(value) or 'none'}")
+            click.echo(f"{key.replace('_', ' ')}: {_exact(value) or 'none'}")
         click.echo()
         _print(parts)
         click.echo()
@@ -58,10 +58,16 @@ def _layouts(scheme: Any) -> tuple[str, ...]:
     return layouts_for(scheme)
 
 
+def _exact(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else text_of(value)
+
+
 def _print(rows: list[dict[str, Any]]) -> None:
     """Every key is a column; all but the first may be folded where they hold texts."""
     columns = [
-        Column(key.replace("_", " "), key, left=not isinstance(value, float), fold=i > 0 and isinstance(value, str))
+        Column(
+            key.replace("_", " "), key, _exact, left=not isinstance(value, float), fold=i > 0 and isinstance(value, str)
+        )
         for i, (key, value) in enumerate(rows[0].items())
     ]
     print_table(columns, rows)

@@ -160,7 +160,7 @@ quantize tiny --out q --method none | 'none'
 quantize tiny --out q --scheme none | 'none'
 quantize tiny --out q --layout none | none
 quantize tiny --out q --calibration dir | 'dir' is a directory
-quantize tiny --out q --calibration binary.toml | binary.toml
+quantize tiny --out q --calibration binary.toml | calibration text must be UTF-8
 quantize tiny --out q --plot q.pdf | 'q.pdf'
 quantize tiny --out q --json --csv | --json and --csv
 quantize tiny --out q --method smoothquant --alpha much | 'much'
