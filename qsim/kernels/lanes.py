@@ -77,20 +77,12 @@ def value_factor(typingctx: Any, words: Any) -> Any:
 def activation_factors(stored: Stored) -> np.ndarray:
     """What the activation of each of 32 columns is multiplied by before it meets an in-place field, float32.
 
-    For floats the square root of 2^shift: with the whole of it on either side, small products would be subnormal.
+    For floats the square root of 2^shift: with the whole of it on either side, small products would be subnormal. The
+    rest is in the sums before they meet a scale (`_stream`), which may be any finite float32.
     """
     if stored.is_float:
         return np.full(32, 2.0 ** (stored.shift // 2), np.float32)
     return np.array([2.0 ** -stored.field_shift(j % stored.columns) for j in range(32)], np.float32)
-
-
-@intrinsic
-def result_factor(typingctx: Any, words: Any, xs: Any) -> Any:
-    """What a stream's sums are multiplied by: for in-place fields of floats the rest of 2^shift; a float32 constant."""
-    stored = stored_of(words)
-    in_place = stored.is_float and xs.dtype == types.float32
-    factor = 2.0 ** (stored.shift - stored.shift // 2) if in_place else 1.0
-    return types.float32(words, xs), lambda context, builder, signature, args: F32(factor)
 
 
 @intrinsic
@@ -162,6 +154,8 @@ def _stream(tokens: int) -> Any:
     ) -> Any:  # fmt: skip
         i64, stored, inner, exact = types.int64, stored_of(words), _inner_of(xs), total.dtype == types.int32
         vector = VI if exact else VF
+        in_place = stored.is_float and xs.dtype == types.float32
+        rest = splat_float(2.0 ** (stored.shift - stored.shift // 2))  # of 2^shift, see `activation_factors`
         parts = 2 if tokens == 1 else 1  # enough independent sums to hide the latency of an addition
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -205,6 +199,7 @@ def _stream(tokens: int) -> Any:
                     factor = splat(builder, load(builder, factors, place, F32))
                     for v in _LANES:
                         value = _total(builder, acc[m][v])
+                        value = builder.fmul(value, rest) if in_place else value
                         less = builder.fneg(load(builder, shift, I64(64 * v), VF))
                         value = multiply_add(builder, less, xsum, value)
                         if exact:
@@ -265,11 +260,15 @@ def _float_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stor
 
 @intrinsic
 def expand(typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any, group: Any, out: Any, row: Any) -> Any:
-    """Rows row .. of out (R, 64) = (field - zero[group, lane]) * scale[group, lane] of step i of a tile."""
+    """Rows row .. of out (R, 64) = (value - zero[group, lane]) * scale[group, lane] of step i of a tile.
+
+    A float's value is its field times 2^shift. That product comes first and is exact: scale * 2^shift may be Inf.
+    """
     stored, i64 = stored_of(words), types.int64
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         base, (_, steps, _) = array(context, builder, signature, args, 0)
+        whole = splat_float(2.0**stored.shift)
         scales, zeros, target = (array(context, builder, signature, args, a)[0] for a in (3, 4, 6))
         first = builder.mul(builder.mul(args[1], steps), I64(256))
         here = builder.add(first, builder.mul(args[2], I64(256 * stored.words)))
@@ -279,7 +278,7 @@ def expand(typingctx: Any, words: Any, tile: Any, i: Any, scale: Any, zero: Any,
             by = load(builder, scales, place, VF)
             less = None if stored.is_float else load(builder, zeros, place, VF)
             for j, field in enumerate(fields(builder, loaded, stored)):
-                value = field() if less is None else builder.fsub(field(), less)
+                value = builder.fmul(field(), whole) if less is None else builder.fsub(field(), less)
                 store(builder, builder.fmul(value, by), target, builder.add(corner, I64(256 * j + 64 * v)))
         return context.get_dummy_value()
 
@@ -362,7 +361,8 @@ def finish_row(
 def half_scales(typingctx: Any, scales: Any, at_element: Any, out: Any, g: Any) -> Any:
     """out[g] = the 64 binary16 scales (uint16 bits) at an element of `scales`, as float32.
 
-    Exponent and mantissa move up 13 bits and are re-biased by a multiplication, which handles subnormals too.
+    Exponent and mantissa move up 13 bits and are re-biased by a multiplication, which handles subnormals too. The
+    sign is extended before: bits 28 to 30, above the exponent, are its copies and are cleared.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -370,7 +370,7 @@ def half_scales(typingctx: Any, scales: Any, at_element: Any, out: Any, g: Any) 
         for v in _LANES:
             byte = builder.mul(builder.add(args[1], I64(16 * v)), I64(2))
             bits = load(builder, source, byte, ir.VectorType(I16, 16), align=2)
-            word = builder.shl(builder.zext(bits, VI), splat_int(13))  # scales are positive: no sign to move
+            word = builder.and_(builder.shl(builder.sext(bits, VI), splat_int(13)), splat_int(0x8FFFFFFF))
             value = builder.fmul(builder.bitcast(word, VF), splat_float(2.0**112))
             store(builder, value, target, builder.add(builder.mul(args[3], I64(256)), I64(64 * v)))
         return context.get_dummy_value()

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from . import products, streams
+from . import products, special, streams
 from .activations import Activation, take
 from .features import check_path
 from .packing import PackedWeight, tiles_per_task
@@ -48,7 +48,8 @@ def linear(
 
     Returns:
         (..., N) float32. Weight-only: float32 products and sums. INT8 and INT4 by INT8: exact int32 sums (per group
-        where the weight has groups), scaled in float32. FP8 by FP8: exact products, float32 sums.
+        where the weight has groups), scaled in float32. FP8 by FP8: exact products, float32 sums. Scales of the weight
+        may be negative, zero or subnormal; a group's sum times its scale must stay below 2^128, or the result is Inf.
 
     Raises:
         ValueError: K that does not fit; NaN or Inf where activations are quantised; `instruction` without `exact`.
@@ -86,8 +87,6 @@ def _multiply(act: Activation, packed: PackedWeight, path: str) -> np.ndarray:
 
 def _native(act: Activation, packed: PackedWeight, path: str, row: np.ndarray) -> np.ndarray:
     """By the best kernel of a path with dot products, or the portable one."""
-    from . import special
-
     ints, few = special.are_integers(act, packed), act.tokens <= DOT_STREAM_TOKENS
     if not ints and (path == "vnni" or not special.are_bf16(act)):
         return _multiply(act, packed, "portable")
@@ -116,7 +115,7 @@ def _columns(values: np.ndarray, packed: PackedWeight) -> np.ndarray:
 
 def _stream(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Few tokens; the dtype of x chooses the instructions."""
-    integer_sums = act.integer and packed.kind == "uint"
+    integer_sums = special.are_integers(act, packed)
     step = min(packed.group, streams.EXACT_COLUMNS if integer_sums else streams.FLOAT_COLUMNS)
     exact = integer_sums and packed.one_scale and act.group is None
     out = np.empty((act.tokens, packed.shape[0]), F32)
@@ -138,7 +137,7 @@ def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarra
         x = wide
     if act.group is not None:
         x[:tokens] *= np.repeat(act.group, packed.group, axis=1)
-    exact = act.integer and packed.kind == "uint" and packed.one_scale and act.group is None
+    exact = special.are_integers(act, packed) and packed.one_scale and act.group is None
     out = np.empty((tokens, n), F32)
     tiles = tiles_per_task(packed, EXPAND_TILES)
     multiply: Any = products.expand_matmul

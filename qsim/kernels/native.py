@@ -190,7 +190,7 @@ def _dot_tiles(
             for i in range(c):
                 sx[m] += I32(xsum[m, i])
     for t in range(tiles):
-        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, F32(1), bias, out, (first + t) * 64)
+        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

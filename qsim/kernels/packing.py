@@ -90,6 +90,19 @@ class PackedWeight:
         return self.group == self.padded_k
 
     @cached_property
+    def folds(self) -> bool:
+        """Whether code times scale is a BF16 number, so that the BF16 kernels may multiply the scale in beforehand.
+
+        Floats by E8M0 or E4M3 scales have at most 8 significant bits. The range matters too: the field's 2^shift times
+        the scale must be finite, and `vdpbf16ps` takes products below 2^-126 as 0, which 2^-48 leaves room for.
+        """
+        if self.kind != "float" or self.scale_kind not in (3, 4):
+            return False
+        size = np.abs(self.source.scales[self.source.scales != 0])
+        high = 2.0 ** (127 - STORED[self.stored].shift)
+        return size.size == 0 or bool(size.min() >= 2.0**-48 and size.max() <= high)
+
+    @cached_property
     def plan(self) -> tuple[Any, ...]:
         """The first arguments of every kernel: words as records of the stored format, scales, zero points, bias."""
         bias = np.zeros(self.shape[0], np.float32) if self.bias is None else self.bias
@@ -133,7 +146,8 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         bias: (N,) or None, added to the product in float32.
 
     Raises:
-        ValueError: not a weight matrix; a bias of another length; NaN or Inf codes in an FP8 weight (the row is named).
+        ValueError: not a weight matrix; a bias of another length; NaN or Inf codes in an FP8 weight (the row is named);
+            a scale or zero point that is NaN, Inf or no value of its format. Scales may be negative or zero.
     """
     if len(qt.shape) != 2 or qt.part != "weight":
         raise QsimError(f"pack takes a weight (N, K): got part {qt.part!r} of shape {qt.shape}")
@@ -142,6 +156,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         bias = np.ascontiguousarray(bias, dtype=np.float32)
         if bias.shape != (n,):
             raise QsimError(f"a bias has one entry an output row, ({n},): got {bias.shape}{_of(qt)}")
+    _refuse_specials_beside(qt)
     common: dict[str, Any] = {
         "shape": (n, k), "scheme": qt.scheme, "source": qt, "bias": bias, "input_scale": qt.input_scale,
     }  # fmt: skip
@@ -165,7 +180,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     tiles, groups = -(-n // LANES), -(-k // group)
     padded = np.zeros((tiles * LANES, groups * group), dtype=np.uint8)
     padded[:n, :k] = codes
-    scales, scale_kind = _scale_bits(qt.scales, how.scale_format)
+    scales, scale_kind = _scale_bits(qt.scales, how.scale_format, "scale", qt)
     rows_per_scale = {"tensor": 0, "block": granularity.rows or 1}.get(granularity.kind, 1)
     if rows_per_scale == 1:
         scales = _tile(scales, tiles)
@@ -211,6 +226,18 @@ def _of(qt: QuantizedTensor) -> str:
     return f" (layer {qt.name})" if qt.name else ""
 
 
+def _refuse_specials_beside(qt: QuantizedTensor) -> None:
+    """Refuse NaN and Inf in whatever multiplies or shifts the codes."""
+    for what, values in (("scales", qt.scales), ("zero points", qt.zeros), ("the tensor scale", qt.tensor_scale)):
+        finite = np.isfinite(np.atleast_1d(np.asarray(0.0 if values is None else values, dtype=np.float64)))
+        if not finite.all():
+            first = int(np.flatnonzero(~finite.reshape(finite.shape[0], -1).all(axis=1))[0])
+            raise QsimError(
+                f"{what} must be finite: {int((~finite).sum())} of {finite.size} are NaN or Inf, the first in row "
+                f"{first}{_of(qt)}"
+            )
+
+
 def _refuse_specials(codes: np.ndarray, fmt: FloatFormat, qt: QuantizedTensor) -> None:
     special = (codes & 0x7F) > fmt.max_code if fmt.bits == 8 else np.zeros(0, bool)  # smaller floats have none
     if special.any():
@@ -250,18 +277,24 @@ def _tile(per_row: np.ndarray, tiles: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(tiles, LANES, g).transpose(0, 2, 1))
 
 
-def _scale_bits(values: np.ndarray, fmt: Any) -> tuple[np.ndarray, int]:
-    """The bits of scales in their format, and the kernel's number of that format."""
-    kind = _SCALE_KINDS[fmt.name]
-    if kind == 0:
-        return values.astype(np.float32).view(np.uint32), kind
-    if kind == 1:
-        return values.astype(np.float16).view(np.uint16), kind
-    if kind == 2:
-        return (values.view(np.uint32) >> 16).astype(np.uint16), kind  # values of the format: the low half is zero
-    from qsim.formats import encode
+def _scale_bits(values: np.ndarray, fmt: Any, what: str, qt: QuantizedTensor) -> tuple[np.ndarray, int]:
+    """The bits of scales or zero points in their format, and the kernel's number of that format.
 
-    return np.asarray(encode(values, fmt)), kind
+    Raises:
+        ValueError: a value that the format does not have: the kernels would multiply by another one.
+    """
+    from qsim.formats import decode, encode
+
+    kind = _SCALE_KINDS[fmt.name]
+    bits = np.asarray(encode(np.ascontiguousarray(values, dtype=np.float32), fmt))
+    other = np.asarray(decode(bits, fmt), dtype=np.float32) != values
+    if other.any():
+        index = tuple(int(i[0]) for i in np.nonzero(other))
+        raise QsimError(
+            f"a {what} must be a value of its format: {values[index]!s} in row {index[0]} is no {fmt.name} number"
+            f"{_of(qt)}; round it, or give the scheme another format for it"
+        )
+    return bits, kind
 
 
 def _zeros(qt: QuantizedTensor, tiles: int) -> tuple[np.ndarray, int]:
@@ -281,5 +314,5 @@ def _zeros(qt: QuantizedTensor, tiles: int) -> tuple[np.ndarray, int]:
             return lanes[..., :32] | (lanes[..., 32:] << 4), 4
         flags = np.unpackbits(lanes[..., None], axis=-1, count=bits, bitorder="little")
         return np.packbits(flags.reshape(*lanes.shape[:2], -1), axis=-1, bitorder="little"), bits
-    stored, kind = _scale_bits(np.ascontiguousarray(per_row, dtype=np.float32), how.zero_point_format)
+    stored, kind = _scale_bits(per_row, how.zero_point_format, "zero point", qt)
     return _tile(stored, tiles), {0: 32, 1: 16, 2: 17}[kind]

@@ -61,7 +61,7 @@ def _expand_tiles(
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
         tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
-    factor = np.ones((tiles, groups, 64), F32) if exact else scale * lanes.value_factor(words)
+    factor = np.ones((tiles, groups, 64), F32) if exact else scale
     acc = aligned_float32(tiles * rows * 64).reshape(tiles, rows, 64)
     acc[:] = F32(0)
     total = _totals(acc, sums)
@@ -83,7 +83,7 @@ def _expand_tiles(
             _add(here, total[t])
     nothing = np.zeros(rows, I32)  # zero points are in the expanded weights
     for t in range(tiles):
-        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, F32(1), bias, out, (first + t) * 64)
+        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

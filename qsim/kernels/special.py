@@ -50,8 +50,8 @@ def amx_fits(act: Activation, packed: PackedWeight) -> bool:
 
 
 def _folds(act: Activation, packed: PackedWeight) -> bool:
-    """Whether code times scale is a BF16 number: at most 8 significant bits, from floats by E8M0 or E4M3."""
-    return packed.kind == "float" and packed.scale_kind in (3, 4) and act.group is None
+    """Whether scales go into the weights before the product. A group's scale of the activation comes after its sums."""
+    return packed.folds and act.group is None
 
 
 def dots(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -> np.ndarray:

@@ -118,8 +118,7 @@ def bf16_factors(
 
 @njit(cache=True, boundscheck=False)
 def finish(
-    total: Any, first: Any, rows: Any, scale: Any, shift: Any, xsum: Any, xrow: Any, factor: Any, bias: Any, out: Any,
-    column: Any,
+    total: Any, first: Any, rows: Any, scale: Any, shift: Any, xsum: Any, xrow: Any, bias: Any, out: Any, column: Any,
 ) -> None:  # fmt: skip
     """As `lanes.finish_row`, rows of `total` to rows first .. of `out`, up to its last column.
 
@@ -129,14 +128,14 @@ def finish(
     if inside >= 64:
         for i in range(rows):
             m = first + i
-            lanes.finish_row(total, i, scale, shift, xsum[m], xrow[m] * factor, bias, out, m, column)
+            lanes.finish_row(total, i, scale, shift, xsum[m], xrow[m], bias, out, m, column)
         return
     part, padded = np.empty((1, 64), F32), np.zeros(64, F32)
     for lane in range(inside):
         padded[lane] = bias[column + lane]
     for i in range(rows):
         m = first + i
-        lanes.finish_row(total, i, scale, shift, xsum[m], xrow[m] * factor, padded, part, 0, 0)
+        lanes.finish_row(total, i, scale, shift, xsum[m], xrow[m], padded, part, 0, 0)
         for lane in range(inside):
             out[m, column + lane] = part[0, lane]
 
@@ -184,7 +183,7 @@ def _stream_share(
                         lanes.stream_4(words, tile, g, xs, m, xsum, factors, scale, shift, group, step, total, scales,
                                        zeros)  # fmt: skip
                     m += 4
-            finish(total, 0, tokens, scale, shift, nothing, xrow, lanes.result_factor(words, xs), bias, out, tile * 64)
+            finish(total, 0, tokens, scale, shift, nothing, xrow, bias, out, tile * 64)
             tile = take_next(counters, owner * COUNTER_STRIDE)
 
 
