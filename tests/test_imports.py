@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # package -> what else of the project it may import (besides itself). Nothing imports upward or sideways against it.
 FLOOR = {
     "qsim._cache",
+    "qsim.arrays",
     "qsim.errors",
     "qsim.fields",
     "qsim.files",
@@ -26,6 +27,7 @@ FLOOR = {
 GROUND = {"qsim.formats", "qsim.scheme", "qsim.families", "qsim.safetensors"}
 ALLOWED: dict[str, set[str]] = {
     "qsim._cache": set(),
+    "qsim.arrays": set(),
     "qsim.errors": set(),
     "qsim.fields": set(),
     "qsim.files": set(),
@@ -151,6 +153,22 @@ def test_an_exception_is_for_one_function_and_used(tmp_path, monkeypatch):
         path.write_text(f"import {package}\n")
         assert len(violations(path)) == 1
         monkeypatch.undo()
+
+
+def test_the_numbers_wing_imports_nothing_that_only_unix_has():
+    """`os.register_at_fork`, and the modules that Windows lacks."""
+    code = """
+import os, sys
+import numba, scipy.linalg  # theirs to arrange for
+del os.register_at_fork
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "pty", "syslog"):
+    sys.modules[name] = None
+import qsim.formats.codec, qsim.kernels.ahead, qsim.kernels.linear, qsim.tensorcore, qsim.scheme, qsim.algorithms
+from qsim import kernels
+kernels.linear, kernels.pack, kernels.available_paths()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_packages_are_reached_from_the_top():

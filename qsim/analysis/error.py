@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 
 
@@ -55,7 +56,8 @@ class ErrorCurve:
 
 
 def _pair(reference: Any, approximation: Any) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(reference, dtype=np.float64), np.asarray(approximation, dtype=np.float64)
+    a = real_array(reference, "reference values", integers=True, dtype=np.float64)
+    b = real_array(approximation, "approximated values", integers=True, dtype=np.float64)
     if a.shape != b.shape:
         raise QsimError(f"reference and approximation must have one shape: got {a.shape} and {b.shape}")
     if a.size == 0:
@@ -77,7 +79,8 @@ def max_abs_error(reference: Any, approximation: Any) -> float:
     """Largest |approximation - reference|.
 
     Raises:
-        ValueError: shapes that differ, empty or non-finite arrays (as all metrics here).
+        ValueError: shapes that differ, arrays that are empty, non-finite, masked or no real numbers (as all metrics
+            here).
     """
     a, b = _pair(reference, approximation)
     return float(np.max(np.abs(b - a)))

@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 
 from . import _plans
-from .catalogue import get_element_format
-from .spec import ElementFormat, Format, IntFormat
+from .catalogue import FormatLike, get_element_format
+from .spec import ElementFormat, IntFormat
 
 _ACCEPTED = "float16, bfloat16, float32, float64, integers of up to 64 bits, and ml_dtypes types"
 
@@ -44,13 +45,6 @@ def _clean(codes: np.ndarray, fmt: ElementFormat) -> np.ndarray:
     return codes if fmt.bits == fmt.storage_bits and fmt.bits >= 8 else codes & codes.dtype.type(_plans.code_mask(fmt))
 
 
-def _as_array(x: Any, what: str) -> np.ndarray:
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise QsimError(f"{what}: the array has masked elements, which have no value; fill them first")
-    array = np.asarray(x)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
 def _round_to_odd(v: np.ndarray) -> np.ndarray:
     """64-bit integers as float64 with the discarded bits kept as a sticky one."""
     if v.dtype.kind == "u":
@@ -67,7 +61,7 @@ def open_source(x: Any, what: str = "encode") -> Source:
     Raises:
         ValueError: a type that is not a real number of at most 64 bits; masked elements.
     """
-    array = _as_array(x, what)
+    array = as_plain_array(x, what)
     flat = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
     dtype = array.dtype
     fmt = _ml_format(dtype)
@@ -107,14 +101,14 @@ def open_source(x: Any, what: str = "encode") -> Source:
     return Source(shape=array.shape, size=array.size, carrier=carrier, direct=direct, load=load)
 
 
-def open_codes(codes: Any, fmt: str | Format | None) -> tuple[np.ndarray, ElementFormat]:
+def open_codes(codes: Any, fmt: FormatLike | None) -> tuple[np.ndarray, ElementFormat]:
     """Codes as a contiguous unsigned array, and their format.
 
     Raises:
         ValueError: no format given and none in the array's type; an array of another format; not integers; negative
             integers for a format that is not a signed integer.
     """
-    array = _as_array(codes, "decode")
+    array = as_plain_array(codes, "decode")
     own = _ml_format(array.dtype)
     if own is not None:
         element = own if fmt is None else get_element_format(fmt)

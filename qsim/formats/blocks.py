@@ -15,16 +15,17 @@ from typing import Any, Literal, TypeAlias, get_args
 import numba as nb
 import numpy as np
 
+from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 
 from . import _plans, _sources
 from ._encode import f64, u64
 from ._parallel import for_chunks
-from .catalogue import get_format
+from .catalogue import FormatLike, get_format
 from .codec import decode
 from .packing import packed_size
 from .rounding import OVERFLOWS, ROUNDINGS, Overflow, Rounding, check_choice
-from .spec import BlockFormat, FloatFormat, Format
+from .spec import BlockFormat, FloatFormat
 
 ScaleRule: TypeAlias = Literal["floor", "ceil", "even", "rceil"]
 """How an E8M0 scale 2^e follows from a block's largest magnitude; emax is the element format's largest exponent.
@@ -68,10 +69,22 @@ class BlockQuantized:
         """As `dequantize_blocks(self)`."""
         return dequantize_blocks(self, dtype=dtype)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Its values, for NumPy: float64 when that is asked for, else float32 taken to `dtype`.
+
+        Raises:
+            ValueError: `copy` is False: the values are computed, so they cannot be a view.
+        """
+        if copy is False:
+            raise QsimError("the values of quantised blocks are computed: there is no array to share without a copy")
+        wide = dtype is not None and np.dtype(dtype) == np.float64
+        values = self.dequantize(np.float64 if wide else np.float32)
+        return values if dtype is None else values.astype(dtype, copy=False)
+
 
 def quantize_blocks(
     x: Any,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     axis: int = -1,
     scale_rule: ScaleRule | None = None,
@@ -103,11 +116,13 @@ def quantize_blocks(
     that multiply by a reciprocal in float32 differ in rare bits.
 
     Inf: under an E8M0 scale the block's scale saturates at 2^127, its Inf follows `overflow`, the rest is far below
-    the grid. NVFP4 has no sensible scale for it and refuses.
+    the grid. NVFP4 has no sensible scale for it and refuses. Finite values beyond 2^127 times the largest element (only
+    float64 has them) follow `overflow` in the same way.
 
     Raises:
         ValueError: not a block format; an axis that block_size does not divide (without `ragged`); NaN with
-            nan="error"; Inf into NVFP4; a scale rule for NVFP4; a tensor scale that is not a positive number.
+            nan="error"; Inf into NVFP4; values whose tensor scale float32 cannot hold (above 9.1e41); a scale rule for
+            NVFP4; a tensor scale that is not a positive float32.
     """
     block = _block_format(fmt, block_size)
     check_choice("rounding", rounding, tuple(r for r in ROUNDINGS if r != "stochastic"))
@@ -117,10 +132,14 @@ def quantize_blocks(
         if block.tensor_scale:
             raise QsimError(f"{block.name} has its own scale rule: got scale_rule={scale_rule!r}; leave it out")
         check_choice("scale rule", scale_rule, get_args(ScaleRule))
-    if tensor_scale is not None and not (block.tensor_scale and 0 < tensor_scale < math.inf):
-        rule = "must be positive and finite" if block.tensor_scale else f"is not part of {block.name}"
+    if tensor_scale is not None and not (block.tensor_scale and 0 < _float32(tensor_scale) < math.inf):
+        rule = (
+            "must be positive, finite and within float32's range"
+            if block.tensor_scale
+            else f"is not part of {block.name}"
+        )
         raise QsimError(f"tensor_scale {rule}: got {tensor_scale}")
-    array = _sources._as_array(x, "quantize_blocks")
+    array = as_plain_array(x, "quantize_blocks")
     if array.ndim == 0:
         raise QsimError("quantize_blocks needs at least one axis: got a 0-d array")
     if not -array.ndim <= axis < array.ndim:
@@ -184,7 +203,7 @@ def dequantize_blocks(q: BlockQuantized, *, dtype: Any = np.float32) -> np.ndarr
     return values
 
 
-def _block_format(fmt: str | Format, block_size: int | None) -> BlockFormat:
+def _block_format(fmt: FormatLike, block_size: int | None) -> BlockFormat:
     found = get_format(fmt)
     if not isinstance(found, BlockFormat):
         raise QsimError(f"{found.name} is not a block format: use qsim.encode, or a name like mxfp8_e4m3 or nvfp4")
@@ -256,7 +275,7 @@ def _quantize(
             encode_scale(_nvfp4_ratios(amax, unit, block.scale.smallest_subnormal), part, _NO_RANDOM)
             factor = np.empty(part.size, np.float32)
             decode_scale(part, factor)
-            _divide(rows, (factor * np.float32(tensor_scale)).astype(np.float64), room)
+            _divide(rows, _nvfp4_factors(factor, np.float32(tensor_scale)), room)
         refused.append(plan(scaled, flat_codes[start:stop], _NO_RANDOM))
 
     for_chunks(source.size, work, chunk=chunk)
@@ -308,8 +327,29 @@ def _nvfp4_tensor_scale(source: _sources.Source, block: BlockFormat, row: int) -
         raise QsimError(
             f"{block.name} cannot scale Inf: the first is in row {bad // row} at {bad % row}; clip or replace it"
         )
-    scale = np.float32(amax) / np.float32(block.scale.max * block.element.max)
+    largest = block.scale.max * block.element.max
+    in_float32 = amax <= float(np.finfo(np.float32).max)
+    scale = np.float32(amax) / np.float32(largest) if in_float32 else np.float32(_float32(amax / largest))
+    if not np.isfinite(scale):
+        raise QsimError(
+            f"{block.name} has a float32 tensor scale: the largest value {amax:g} needs {amax / largest:g}, which is "
+            "beyond float32; scale the values down"
+        )
     return 1.0 if amax == 0 else float(max(scale, np.finfo(np.float32).tiny))
+
+
+def _float32(value: float) -> float:
+    """The nearest float32, Inf beyond its range."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
+def _nvfp4_factors(scales: np.ndarray, tensor_scale: np.float32) -> np.ndarray:
+    """float64 products of block scales and tensor scale, rounded to float32 where that is a normal number or 0."""
+    exact = scales.astype(np.float64) * np.float64(tensor_scale)
+    with np.errstate(over="ignore"):
+        rounded = (scales * tensor_scale).astype(np.float64)
+    return np.where((exact >= np.finfo(np.float32).tiny) & np.isfinite(rounded), rounded, exact)
 
 
 def _nvfp4_ratios(amax: np.ndarray, unit: float, smallest: float) -> np.ndarray:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from qsim.errors import QsimError, QsimTypeError
 from qsim.tables import Table
@@ -28,6 +31,9 @@ def _float(name: str, *aliases: str, e: int, m: int, bias: int, nan: NanCodes = 
         **more,  # type: ignore[arg-type]
     )
 
+
+FormatLike: TypeAlias = str | Format | np.dtype[Any] | type[Any]
+"""What `get_format` takes: a name, a format, or a NumPy or ml_dtypes type or dtype."""
 
 # arXiv 2305.14314 (QLoRA), appendix E: quantiles of N(0, 1), as float32
 _NF4 = (
@@ -173,22 +179,26 @@ def _parse_p3109(name: str) -> FloatFormat | None:
     return p3109(int(match[1]), int(match[2]), signed=match[3] == "s", extended=match[4] == "e")
 
 
-def get_format(fmt: str | Format) -> Format:
+def get_format(fmt: FormatLike) -> Format:
     """The format of that name, or the value itself.
 
     Arguments:
         fmt: a registered name or alias, in any case (`float8_e4m3fn`, `e4m3`, `int4`, `nf4`, `mxfp4`); a name by
             ml_dtypes' grammar (`float7_e3m3fn`, `float8_e4m3b9fnuz`: `fn` below 8 bits has no NaN, as there); a
-            P3109 name (`binary8p4se`); or a format value, which is returned as it is.
+            P3109 name (`binary8p4se`); a NumPy or ml_dtypes type or dtype (`ml_dtypes.float8_e4m3fn`,
+            `numpy.dtype("int8")`), which stands for the format of its name; or a format value, returned as it is.
 
     Raises:
         ValueError: unknown name; the message lists the nearest ones.
-        TypeError: neither a name nor a format.
+        TypeError: neither a name nor a type nor a format.
     """
     if isinstance(fmt, FloatFormat | IntFormat | CodebookFormat | BlockFormat):
         return fmt
+    fmt = _name_of_dtype(fmt)
     if not isinstance(fmt, str):
-        raise QsimTypeError(f"a format is a name or a format value: got {type(fmt).__name__}")
+        raise QsimTypeError(
+            f"a format is a name, a NumPy or ml_dtypes type, or a format value: got {type(fmt).__name__}"
+        )
     key = fmt.strip().lower()
     if key in _BY_NAME:
         return _BY_NAME[key]
@@ -203,7 +213,17 @@ def get_format(fmt: str | Format) -> Format:
     )
 
 
-def get_element_format(fmt: str | Format) -> ElementFormat:
+def _name_of_dtype(fmt: Any) -> Any:
+    """The name of a NumPy or ml_dtypes type or dtype; whatever else is given, as it is."""
+    if isinstance(fmt, type) and fmt.__module__.split(".")[0] in ("numpy", "ml_dtypes"):
+        try:
+            return np.dtype(fmt).name
+        except TypeError:
+            return fmt
+    return fmt.name if isinstance(fmt, np.dtype) else fmt
+
+
+def get_element_format(fmt: FormatLike) -> ElementFormat:
     """As `get_format`, for a format that codes one element at a time.
 
     Raises:

@@ -17,12 +17,12 @@ from qsim.errors import QsimError
 
 from . import _plans, _sources
 from ._parallel import CHUNK, for_chunks
-from .catalogue import get_element_format
+from .catalogue import FormatLike, get_element_format
 from .rounding import NAN_POLICIES, OVERFLOWS, ROUNDINGS, NanPolicy, Overflow, Rounding, check_choice
-from .spec import ElementFormat, Format
+from .spec import ElementFormat
 
 RandomSource: TypeAlias = np.random.Generator | np.ndarray
-Via: TypeAlias = str | Format | Sequence[str | Format]
+Via: TypeAlias = FormatLike | Sequence[FormatLike]
 
 _SMALL_CHUNK = 1 << 16
 """Elements per piece where a piece passes through scratch memory: 256 KiB of float32 stays in a 1 MiB L2 cache."""
@@ -32,7 +32,7 @@ _NO_RANDOM = np.zeros(1, np.uint32)
 
 def encode(
     x: Any,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     rounding: Rounding = "nearest_even",
     overflow: Overflow = "saturate",
@@ -82,7 +82,7 @@ def encode(
 
 
 def decode(
-    codes: Any, fmt: str | Format | None = None, *, dtype: Any = None, out: np.ndarray | None = None
+    codes: Any, fmt: FormatLike | None = None, *, dtype: Any = None, out: np.ndarray | None = None
 ) -> np.ndarray:
     """The values of codes, exactly.
 
@@ -115,7 +115,7 @@ def decode(
 
 def cast(
     x: Any,
-    fmt: str | Format,
+    fmt: FormatLike,
     *,
     rounding: Rounding = "nearest_even",
     overflow: Overflow = "saturate",

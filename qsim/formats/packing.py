@@ -12,31 +12,31 @@ from typing import Any, Literal, TypeAlias
 import numba as nb
 import numpy as np
 
+from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 
 from ._encode import u64
-from .catalogue import get_element_format
+from .catalogue import FormatLike, get_element_format
 from .rounding import check_choice
-from .spec import Format
 
 NibbleOrder: TypeAlias = Literal["low_first", "high_first"]
 
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
-def packed_size(count: int, bits: int | str | Format) -> int:
+def packed_size(count: int, bits: int | FormatLike) -> int:
     """Bytes that a row of `count` codes takes: ceil(count * bits / 8)."""
     return -(-int(count) * _width(bits) // 8)
 
 
-def _width(bits: int | str | Format) -> int:
+def _width(bits: int | FormatLike) -> int:
     width = bits if isinstance(bits, int) else get_element_format(bits).bits
     if width not in _WIDTHS:
         raise QsimError(f"packing is for codes of 1 to 8 bits: got {bits!r} ({width} bits)")
     return width
 
 
-def pack(codes: Any, bits: int | str | Format, *, order: NibbleOrder = "low_first") -> np.ndarray:
+def pack(codes: Any, bits: int | FormatLike, *, order: NibbleOrder = "low_first") -> np.ndarray:
     """Pack codes of a few bits into bytes.
 
     Arguments:
@@ -52,7 +52,7 @@ def pack(codes: Any, bits: int | str | Format, *, order: NibbleOrder = "low_firs
     """
     width = _width(bits)
     check_choice("nibble order", order, ("low_first", "high_first"))
-    array = np.asarray(codes)
+    array = as_plain_array(codes, "pack")
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iu" or array.ndim == 0:
@@ -72,7 +72,7 @@ def pack(codes: Any, bits: int | str | Format, *, order: NibbleOrder = "low_firs
 
 
 def unpack(
-    packed: Any, bits: int | str | Format, count: int | None = None, *, order: NibbleOrder = "low_first"
+    packed: Any, bits: int | FormatLike, count: int | None = None, *, order: NibbleOrder = "low_first"
 ) -> np.ndarray:
     """The codes that `pack` put into bytes.
 
@@ -90,7 +90,7 @@ def unpack(
     """
     width = _width(bits)
     check_choice("nibble order", order, ("low_first", "high_first"))
-    array = np.asarray(packed)
+    array = as_plain_array(packed, "unpack")
     if array.dtype != np.uint8 or array.ndim == 0:
         raise QsimError(f"unpack takes a uint8 array of at least one axis: got {array.dtype} of shape {array.shape}")
     size = array.shape[-1]

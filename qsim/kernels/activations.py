@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
 from qsim.scheme import TensorScheme, encode_with, find_parameters, get_rule
@@ -58,15 +59,16 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
     integers by the rule `smoothquant` (amax / 127, nearest even), floats by `amax` with saturation.
 
     Raises:
-        ValueError: NaN or Inf to quantise; a static scheme without `input_scale`.
+        ValueError: what is no array of real floats or beyond float32; NaN or Inf to quantise; a static scheme without
+            `input_scale`.
     """
-    source = np.asarray(x)
+    source = real_array(x, "activations")
     ones = _ONES[: source.shape[0]] if source.shape[0] <= _ONES.size else np.ones(source.shape[0], F32)
     if activation is None and source.dtype == F32 and not how.is_quantized:  # decode is short: no detours
         return Activation(given=np.ascontiguousarray(source), row=ones)
     if not how.is_quantized:
         name = activation or ("bfloat16" if source.dtype.name == "bfloat16" else source.dtype.name)
-        values = np.ascontiguousarray(source, dtype=F32)
+        values = real_array(source, "activations", dtype=F32)
         if activation is not None and activation != "float32":
             from qsim.formats import cast
 
@@ -76,7 +78,7 @@ def take(x: Any, how: TensorScheme, *, input_scale: float | None, activation: st
         raise QsimError(
             f"the scheme quantises activations to {how.format.name}: activation={activation!r} does not belong to it"
         )
-    values = np.ascontiguousarray(source, dtype=F32)
+    values = real_array(source, "activations", dtype=F32)
     if how.granularity is not None and how.granularity.kind == "token" and how.dynamic and how.symmetric:
         from . import codes
 

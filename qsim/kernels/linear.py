@@ -7,6 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 
 from . import products, special, streams
@@ -52,9 +53,10 @@ def linear(
         may be negative, zero or subnormal; a group's sum times its scale must stay below 2^128, or the result is Inf.
 
     Raises:
-        ValueError: K that does not fit; NaN or Inf where activations are quantised; `instruction` without `exact`.
+        ValueError: activations that are no real floats (integers, texts, masked elements), or beyond float32; K that
+            does not fit; NaN or Inf where activations are quantised; `instruction` without `exact`.
     """
-    source = np.asarray(x)
+    source = real_array(x, "activations")
     n, k = packed.shape
     if source.ndim < 1 or source.shape[-1] != k:
         raise QsimError(f"activations of a weight ({n}, {k}) have {k} columns: got shape {source.shape}")

@@ -22,6 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat
 from qsim.scheme import QuantizedTensor, Scheme
@@ -153,7 +154,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         raise QsimError(f"pack takes a weight (N, K): got part {qt.part!r} of shape {qt.shape}")
     n, k = qt.shape
     if bias is not None:
-        bias = np.ascontiguousarray(bias, dtype=np.float32)
+        bias = real_array(bias, f"biases{_of(qt)}", integers=True, dtype=np.float32)
         if bias.shape != (n,):
             raise QsimError(f"a bias has one entry an output row, ({n},): got {bias.shape}{_of(qt)}")
     _refuse_specials_beside(qt)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.arrays import as_plain_array
 from qsim.errors import QsimError, QsimTypeError
 from qsim.scheme import QuantizedTensor, TensorScheme
 
@@ -265,7 +266,7 @@ class Model:
         Raises:
             TypeError, ValueError: not whole numbers, no tokens, ids outside the vocabulary.
         """
-        ids = np.asarray(tokens)
+        ids = as_plain_array(tokens, "tokens")
         if ids.ndim not in (1, 2) or ids.size == 0:
             raise QsimError(f"tokens are (T,) or (B, T), at least one: got shape {ids.shape}")
         if ids.dtype.kind not in "iu":

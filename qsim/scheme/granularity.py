@@ -108,7 +108,8 @@ class Granularity:
                 label = "K" if axis == -1 else "N"
                 first = int(bad.reshape(-1)[0])
                 fits = [g for g in (256, 128, 64, 32, 16, 8) if first % g == 0 and g != size][:2]
-                use = f"use {' or '.join(map(str, fits))}, or ragged=True" if fits else "use ragged=True"
+                use = f"use {' or '.join(map(str, fits))}, or " if fits else ""
+                use += "allow a shorter last group: ragged=True, or a scheme such as w4a16-g128-ragged"
                 raise QsimError(f"{what} must divide {label}: got {what}={size}, {label}={first}{where}; {use}")
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 
@@ -72,14 +73,14 @@ def quantize(
     scale_rounding: ScaleRounding | None = None,
     block_scale_rule: str | None = None,
     input_scale: float | None = None,
+    ragged: bool = False,
     name: str = "",
 ) -> QuantizedTensor:
     """Round a tensor to the codes of a scheme.
 
     Arguments:
         w: (N, K) weights, or (..., K) for other parts. float16, float32, bfloat16 or float64, all taken to float32,
-        which
-            is what the originals compute in.
+            which is what the originals compute in.
         scheme: a name or a `Scheme`.
         part: which part of the scheme to follow.
         scale_rule: `gptq`, `awq`, `compressed-tensors`, `smoothquant` for integers, `amax`, `autofp8`,
@@ -90,36 +91,59 @@ def quantize(
         scale_rounding: how a scale is rounded to its format; None is `up` for E8M0 (nothing clips), else `nearest`.
         block_scale_rule: for block formats, `floor`, `ceil`, `even`, `rceil`; None is the format's default.
         input_scale: stored with the weight, the activation scale of a static scheme.
+        ragged: allow a shorter last group or block, as a scheme with `ragged=True` does; the result's scheme has it.
         name: the layer, for messages.
 
     Raises:
-        ValueError: NaN or Inf (the row is named), a group that does not divide, a rule that does not fit the scheme, a
-            scale outside its format.
+        ValueError: what is no array of real floats (integers, texts, masked elements), or beyond float32; NaN or Inf
+            (the row is named); a group that does not divide; a rule that does not fit the scheme; a scale outside its
+            format, which includes one that underflows to 0; values that would come back as Inf.
     """
     scheme = get_scheme(scheme)
+    if ragged:
+        scheme = scheme.with_ragged()
     how: TensorScheme = getattr(scheme, part)
-    x = np.asarray(w)
-    if x.dtype.kind not in "fV" and x.dtype.name != "bfloat16":
-        raise QsimError(f"weights are real floating-point numbers: got {x.dtype}{f' (layer {name})' if name else ''}")
-    x = np.ascontiguousarray(x, dtype=np.float32)
+    layer = f" (layer {name})" if name else ""
+    x = real_array(w, f"{'weights' if part == 'weight' else part}{layer}", dtype=np.float32)
     if not how.is_quantized:
         raise QsimError(f"{part} of scheme {scheme.name!r} is {how.format.name}: there is nothing to quantise")
     how.check_shape(x.shape, name)
     if x.size == 0:
-        raise QsimError(f"a tensor to quantise has elements: got shape {x.shape}{f' (layer {name})' if name else ''}")
+        raise QsimError(f"a tensor to quantise has elements: got shape {x.shape}{layer}")
     check_finite(x, name, "weights" if part == "weight" else part)
     common: dict[str, Any] = {"scheme": scheme, "part": part, "input_scale": input_scale, "name": name}
     if isinstance(how.format, BlockFormat):
         if scale_rule is not None or clip is not None:
             raise QsimError(f"{how.format.name} takes block_scale_rule; scale_rule and clip belong to other formats")
-        return QuantizedTensor(**_blocks(x, how.format, block_scale_rule, how.ragged), **common)
+        return refuse_overflow(QuantizedTensor(**_blocks(x, how.format, block_scale_rule, how.ragged), **common))
     if block_scale_rule is not None:
         raise QsimError(f"block_scale_rule belongs to block formats: got {how.format.name}")
     rule = get_rule(scale_rule, how)
     scales, exact, zeros = find_parameters(x, how, rule, scale_rounding=scale_rounding, name=name, clip=clip,
                                            clip_grid=clip_grid, clip_shrink=clip_shrink)  # fmt: skip
     codes = encode_with(x, how, scales if rule.stored_scale else exact, zeros, rule)
-    return QuantizedTensor(codes=codes, scales=scales, zeros=zeros, **common)
+    return refuse_overflow(QuantizedTensor(codes=codes, scales=scales, zeros=zeros, **common))
+
+
+def refuse_overflow(q: QuantizedTensor) -> QuantizedTensor:
+    """The tensor itself, unless a code times its scale is beyond float32: the largest values may round up to there.
+
+    Raises:
+        ValueError: `dequantize` would give Inf; the row and the layer are named.
+    """
+    reach = 2.0**q.element.bits if isinstance(q.element, IntFormat) else float(q.element.max)
+    scale = float(np.abs(q.scales).max(initial=0.0)) * abs(q.tensor_scale or 1.0)
+    if scale * reach <= float(np.finfo(F32).max):
+        return q
+    with np.errstate(over="ignore"):
+        lost = np.isinf(q.dequantize())
+    if lost.any():
+        where = f" (layer {q.name})" if q.name else ""
+        raise QsimError(
+            f"quantised values must be within float32's range: {int(lost.sum())} of {lost.size} round to Inf, the "
+            f"first in row {int(np.nonzero(lost)[0][0])}{where}; scale the tensor down"
+        )
+    return q
 
 
 def find_parameters(
@@ -203,7 +227,7 @@ def round_scale(
             rounding or ("up" if fmt.name == "float8_e8m0fnu" else "nearest")
         ]
         out = np.asarray(cast(scale, fmt, rounding=mode), dtype=np.float32)
-    bad = ~np.isfinite(out) | (out <= 0)
+    bad = ~np.isfinite(out) | (out <= 0) | (scale <= 0)  # the last: E8M0 has no 0 and would round it up
     if bad.any():
         index = tuple(int(i[0]) for i in np.nonzero(bad))
         raise QsimError(
@@ -234,20 +258,35 @@ def _clip_search(
     best = np.full(lo.shape, np.inf, dtype=np.float32)
     best_lo, best_hi = lo.copy(), hi.copy()
     where = replace(how.granularity)
+    unit = _units(np.maximum(np.abs(lo), np.abs(hi)))
+    units = None if (unit == 1).all() else expand(unit, where, x.shape)
     if rule.name == "gptq":
         lo, hi = _gptq_range(lo, hi, how.symmetric)
     for i in range(int(shrink * grid)):
         p = F32(1 - i / grid)
-        scale, zero = _parameters(p * lo, p * hi, how, rule)
-        codes = encode_with(x, how, scale, zero, rule)
-        error = _values(codes, how, scale, zero, x.shape) - x
-        np.abs(error, out=error)
-        np.power(error, F32(norm), out=error)
-        total = _reduce(np.add, error, where)
+        with np.errstate(all="ignore"):  # a candidate whose scale underflows has an error of NaN and never wins
+            scale, zero = _parameters(p * lo, p * hi, how, rule)
+            codes = encode_with(x, how, scale, zero, rule)
+            error = _values(codes, how, scale, zero, x.shape) - x
+            np.abs(error, out=error)
+            if units is not None:
+                error *= units
+            np.power(error, F32(norm), out=error)
+            total = _reduce(np.add, error, where)
         better = total < best
         best[better] = total[better]
         best_lo[better], best_hi[better] = (p * lo)[better], (p * hi)[better]
     return best_lo, best_hi
+
+
+def _units(amax: np.ndarray) -> np.ndarray:
+    """A power of two for each region that brings its errors near 1, so that their powers stay in float32's range.
+
+    1 from 2^-20 to 2^20, where nothing needs it and the originals' bits are kept.
+    """
+    exponent = np.frexp(amax)[1]
+    far = (amax > 0) & (np.abs(exponent) > 20)
+    return np.ldexp(F32(1), np.where(far, np.minimum(-exponent, 126), 0)).astype(F32)
 
 
 def _gptq_range(lo: np.ndarray, hi: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:

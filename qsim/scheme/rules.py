@@ -71,7 +71,8 @@ class ScaleRule:
         `scale` and `zero` broadcast against `x`.
         """
         half = 1 << (bits - 1)
-        q = x / scale
+        with np.errstate(over="ignore"):  # clipped at once: a scale may be rounded down, or be a rule's floor
+            q = x / scale
         if zero is None:
             np.rint(q, out=q)
             return np.clip(q, -half, half - 1, out=q).astype(np.int32)
@@ -85,6 +86,16 @@ class ScaleRule:
         return np.rint(q, out=q).astype(np.int32) + half
 
 
+def _step(lo: np.ndarray, hi: np.ndarray, levels: np.float32) -> np.ndarray:
+    """(hi - lo) / levels in float32; where the difference is beyond float32, from float64."""
+    with np.errstate(over="ignore"):
+        span = hi - lo
+    if np.isfinite(span).all():
+        return span / levels
+    wide = ((hi.astype(np.float64) - lo) / np.float64(levels)).astype(F32)
+    return np.where(np.isfinite(span), span / levels, wide)
+
+
 def _gptq(lo: np.ndarray, hi: np.ndarray, bits: int, symmetric: bool) -> Parameters:
     levels = F32((1 << bits) - 1)
     lo, hi = np.minimum(lo, F32(0)), np.maximum(hi, F32(0))
@@ -93,8 +104,9 @@ def _gptq(lo: np.ndarray, hi: np.ndarray, bits: int, symmetric: bool) -> Paramet
         lo = np.where(lo < 0, -hi, lo)  # a range without negatives stays one-sided and then clips above 7 scales
     empty = (lo == 0) & (hi == 0)
     lo, hi = np.where(empty, F32(-1), lo), np.where(empty, F32(1), hi)
-    scale = (hi - lo) / levels
-    return scale, None if symmetric else np.rint(-lo / scale)
+    scale = _step(lo, hi, levels)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale that underflows to 0 is refused by who stores it
+        return scale, None if symmetric else np.rint(-lo / scale)
 
 
 def _awq(lo: np.ndarray, hi: np.ndarray, bits: int, symmetric: bool) -> Parameters:
@@ -102,8 +114,9 @@ def _awq(lo: np.ndarray, hi: np.ndarray, bits: int, symmetric: bool) -> Paramete
         amax = np.maximum(np.maximum(np.abs(lo), np.abs(hi)), F32(1e-5))
         return amax / F32((1 << (bits - 1)) - 1), None
     levels = F32((1 << bits) - 1)
-    scale = np.maximum(hi - lo, F32(1e-5)) / levels
-    return scale, np.clip(-np.rint(lo / scale), F32(0), levels)
+    scale = np.maximum(_step(lo, hi, levels), F32(1e-5) / levels)
+    with np.errstate(over="ignore"):  # clipped at once
+        return scale, np.clip(-np.rint(lo / scale), F32(0), levels)
 
 
 def _compressed(lo: np.ndarray, hi: np.ndarray, bits: int, symmetric: bool) -> Parameters:
@@ -113,7 +126,7 @@ def _compressed(lo: np.ndarray, hi: np.ndarray, bits: int, symmetric: bool) -> P
     if symmetric:
         scale = np.maximum(np.abs(lo), np.abs(hi)) / (levels / F32(2))
         return np.where(scale == 0, eps, scale), None
-    scale = (hi - lo) / levels
+    scale = _step(lo, hi, levels)
     safe = np.where(
         scale == 0, F32(1), scale
     )  # the original computes 0/0 here; every code of a zero region is 0 anyway

@@ -335,6 +335,12 @@ class Scheme:
         changes.setdefault("compute", None if {"weight", "activation"} & set(changes) else self.compute)
         return replace(self, **changes)
 
+    def with_ragged(self) -> Scheme:
+        """The same scheme, but the last group or block of weights and activations may be shorter, as `-ragged` says
+        in a scheme's name."""
+        parts = {"weight": self.weight, "activation": self.activation}
+        return replace(self, **{n: replace(p, ragged=True) for n, p in parts.items() if p.is_quantized})
+
     # --- serialisation ------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,8 +48,10 @@ class QuantizedTensor:
             groups found on the way, `g_idx` on disk).
         name: the layer, for messages.
 
+    `numpy.asarray(q)` and every NumPy function take it for its values, those of `dequantize`.
+
     Raises:
-        ValueError: shapes or dtypes that do not fit the scheme.
+        ValueError: what is no NumPy array, masked elements, shapes or dtypes that do not fit the scheme.
     """
 
     codes: np.ndarray
@@ -67,6 +69,10 @@ class QuantizedTensor:
         if not part.is_quantized:
             raise QsimError(f"{part.format.name} stands for itself; there is nothing to quantise{where}")
         assert part.granularity is not None
+        for label in ("codes", "scales", "zeros", "group_index"):
+            array = getattr(self, label)
+            if array is not None and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
+                raise QsimError(f"{label} must be a NumPy array without a mask: got {type(array).__name__}{where}")
         part.check_shape(self.shape, self.name)
         element = self.element
         if self.codes.dtype != element.code_dtype:
@@ -138,6 +144,17 @@ class QuantizedTensor:
             values = np.asarray(decode(self.codes, self.element), dtype=np.float32)
         values = values * self._per_element(self.scales)
         return values if self.tensor_scale is None else values * np.float32(self.tensor_scale)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """`dequantize()`, for NumPy.
+
+        Raises:
+            ValueError: `copy` is False: the values are computed, so they cannot be a view.
+        """
+        if copy is False:
+            raise QsimError("the values of a quantised tensor are computed: it has no array to share without a copy")
+        values = self.dequantize()
+        return values if dtype is None else values.astype(dtype, copy=False)
 
     def _per_element(self, values: np.ndarray) -> np.ndarray:
         if self.group_index is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qsim
+from qsim.errors import QsimError
 from qsim.formats import dequantize_blocks, get_format, quantize_blocks, reference
 
 MX = ["mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8"]
@@ -205,7 +206,7 @@ def test_wrong_input():
         quantize_blocks(x, "nvfp4", scale_rule="floor")
     with pytest.raises(ValueError, match="tensor_scale is not part of mxfp4: got 2.0"):
         quantize_blocks(x, "mxfp4", tensor_scale=2.0)
-    with pytest.raises(ValueError, match="tensor_scale must be positive and finite: got -1"):
+    with pytest.raises(ValueError, match="tensor_scale must be positive, finite and within float32's range: got -1"):
         quantize_blocks(x, "nvfp4", tensor_scale=-1.0)
     with pytest.raises(ValueError, match="axis must be in -2 to 1: got 2"):
         quantize_blocks(x, "mxfp4", axis=2)
@@ -221,3 +222,45 @@ def test_wrong_input():
 def test_cast_of_a_block_format_names_the_way():
     with pytest.raises(ValueError, match="use qsim.formats.quantize_blocks"):
         qsim.encode(np.ones(32), "mxfp4")
+
+
+@pytest.mark.parametrize("amplitude", [1e-300, 1e-44, 1e-38, 1e38, 3.4e38, 1e39, 1e41, 9e41])
+def test_nvfp4_of_float64_beyond_float32_has_a_representable_tensor_scale(amplitude):
+    """As far as amax / 2688 is a float32. Before: a tensor scale of Inf, all values NaN, and a warning."""
+    x = np.linspace(-1, 1, 64).reshape(2, 32) * amplitude
+    q = quantize_blocks(x, "nvfp4")
+    assert 0 < np.float32(q.tensor_scale) < np.inf
+    values = q.dequantize(dtype=np.float64)
+    assert np.isfinite(values).all()
+    if amplitude > 1e-37:  # below, the smallest tensor scale does not reach
+        assert q.tensor_scale == pytest.approx(amplitude / 2688, rel=1e-6)
+        # half a step of E2M1 below its largest value is 1/6 of it, and the block scale is rounded by up to 1/16
+        assert np.abs(values - x).max() <= 0.25 * amplitude
+
+
+@pytest.mark.parametrize("amplitude", [1e42, 1e300])
+def test_nvfp4_of_what_no_float32_scale_reaches_is_one_sentence(amplitude):
+    with pytest.raises(QsimError, match="has a float32 tensor scale: the largest value .* beyond float32; scale"):
+        quantize_blocks(np.full((1, 16), amplitude), "nvfp4")
+    for scale in (amplitude, 1e-50, 0.0, -1.0, np.nan):
+        with pytest.raises(QsimError, match="tensor_scale must be positive, finite and within float32's range"):
+            quantize_blocks(np.ones((1, 16)), "nvfp4", tensor_scale=scale)
+
+
+@pytest.mark.parametrize("name", ["mxfp8", "mxfp6", "mxfp4", "mxint8"])
+@pytest.mark.parametrize("amplitude", [1e-300, 1e-44, 1e38, 1e39, 1e41, 1e300])
+def test_mx_of_any_float64_is_finite_and_saturates_at_its_largest_value(name, amplitude):
+    x = np.linspace(-1, 1, 32).reshape(1, 32) * amplitude
+    q = quantize_blocks(x, name)
+    values = q.dequantize(dtype=np.float64)
+    top = q.fmt.element.max * 2.0**127
+    assert np.isfinite(values).all()
+    assert np.abs(values - np.clip(x, -top, top)).max() <= 0.5 * min(amplitude, top) + 2.0**-127
+
+
+def test_numpy_takes_quantised_blocks_for_their_values():
+    q = quantize_blocks(np.linspace(-1, 1, 64).reshape(2, 32) * 1e39, "mxfp8")
+    np.testing.assert_array_equal(np.asarray(q, dtype=np.float64), q.dequantize(np.float64))
+    assert np.asarray(quantize_blocks(np.ones((1, 32)), "mxfp4")).dtype == np.float32
+    with pytest.raises(ValueError, match="no array to share without a copy"):
+        q.__array__(copy=False)

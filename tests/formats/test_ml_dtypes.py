@@ -8,6 +8,7 @@ import pytest
 
 import qsim
 from qsim.formats import get_element_format, list_formats
+from qsim.scheme import TensorScheme
 
 from .oracle import bfloat16_patterns, edges, float16_patterns
 
@@ -100,3 +101,33 @@ def test_negative_int4_arrays():
 def test_as_ml_dtypes_needs_a_type_there():
     with pytest.raises(ValueError, match="ml_dtypes has no type for tf32"):
         qsim.encode(1.0, "tf32", as_ml_dtypes=True)
+
+
+@pytest.mark.parametrize("name", [*FLOATS, "int4", "uint4", "int2"])
+def test_a_type_or_dtype_stands_for_the_format_of_its_name(name):
+    own = getattr(ml_dtypes, name)
+    x = np.linspace(0.5, 3, 33).astype(np.float32)
+    for given in (own, np.dtype(own)):
+        assert qsim.get_format(given) is get_element_format(name)
+        np.testing.assert_array_equal(qsim.cast(x, given), qsim.cast(x, name))
+        np.testing.assert_array_equal(qsim.encode(x, given), qsim.encode(x, name))
+        np.testing.assert_array_equal(qsim.decode(qsim.encode(x, name), given), qsim.cast(x, name))
+        np.testing.assert_array_equal(qsim.encode(x, "e4m3", via=given), qsim.encode(x, "e4m3", via=name))
+
+
+@pytest.mark.parametrize("given", [np.float16, np.float32, np.int8, np.uint8, np.dtype(">f4"), np.dtype("int8")])
+def test_numpy_types_stand_for_formats_too(given):
+    assert qsim.get_format(given).name == np.dtype(given).name
+    assert TensorScheme(format=np.float16).format.name == "float16"
+
+
+@pytest.mark.parametrize("given", [np.float64, np.int32, np.dtype("U3"), np.dtype("M8[s]"), np.ndarray, np.generic])
+def test_types_without_a_format_are_refused(given):
+    with pytest.raises(ValueError, match="format"):
+        qsim.get_format(given)
+
+
+@pytest.mark.parametrize("given", [float, int, bool, str, object, None, 4, [np.float16]])
+def test_what_is_neither_name_nor_type_nor_format_is_refused(given):
+    with pytest.raises(TypeError, match="a format is"):
+        qsim.get_format(given)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 import pytest
 
+from qsim.formats._parallel import one_blas_thread
 from qsim.models import Reference, evaluate, with_scheme
 from qsim.models.statistics import ratio
 from qsim.models.tokenizer import ByteTokenizer
@@ -231,3 +233,19 @@ def test_standard_errors_cover_correlated_windows():
     assert value == 1.25
     assert se >= np.std([0.5, 1.0, 1.5, 2.0] * 25, ddof=1) / 10 * 0.999  # negative correlation does not shrink it
     assert ratio(np.array([3.0]), np.array([2.0])) == (1.5, None)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+@pytest.mark.parametrize("scheme", [None, "w4a16-g32", "w8a8", "fp8"])
+def test_the_threads_of_our_own_kernels_do_not_change_a_bit(model, scheme):
+    """BLAS may split a sum by its threads, which `evaluate` says; on one BLAS thread everything is equal."""
+    one = model if scheme is None else with_scheme(model, scheme)
+    found, before = [], numba.get_num_threads()
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        try:
+            with one_blas_thread():
+                found.append(evaluate(one, TEXT, window=50, reference=model).to_dict() | {"time_s": 0})
+        finally:
+            numba.set_num_threads(before)
+    assert found[0] == found[1]

@@ -159,3 +159,19 @@ def test_inputs_of_other_types():
     b = w.astype(ml_dtypes.bfloat16)
     assert quantize(b, "w4a16-g128") == quantize(b.astype(np.float32), "w4a16-g128")
     assert quantize(w.T.copy().T, "w4a16-g128") == quantize(w, "w4a16-g128")
+
+
+@pytest.mark.parametrize("name", ["w4a16-g128", "w8a8", "fp8", "mxfp4", "nvfp4", "nf4-g64"])
+def test_numpy_takes_a_quantised_tensor_for_its_values(name):
+    w = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
+    q = quantize(w, name)
+    values = np.asarray(q)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, q.dequantize())
+    assert np.asarray(q, dtype=np.float64).dtype == np.float64
+    np.testing.assert_array_equal(np.array(q, dtype=np.float16), q.dequantize().astype(np.float16))
+    np.testing.assert_array_equal(np.array(q, copy=True), values)
+    np.testing.assert_array_equal(w - np.asarray(q), w - values)
+    assert np.abs(np.subtract(w, q)).max() < 1
+    with pytest.raises(ValueError, match="no array to share without a copy"):
+        q.__array__(copy=False)
