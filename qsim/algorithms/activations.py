@@ -44,17 +44,19 @@ def input_scale_of(peak: float, scheme: Scheme, name: str = "", *, power_of_two:
         power_of_two: round it up to one, so that nothing clips.
 
     Raises:
-        ValueError: a peak that is NaN or Inf.
+        ValueError: a peak that is NaN, Inf or beyond float32.
     """
     if not stores_input_scale(scheme):
         return None
-    if not math.isfinite(peak) or peak < 0:
-        raise QsimError(f"the largest activation is {peak}: it must be finite{where(name)}")
+    if not 0 <= peak <= float(np.finfo(F32).max):
+        raise QsimError(f"the largest activation is {peak}: it must be a finite float32{where(name)}")
     scale = F32(max(peak, 0.0)) / F32(largest_code(scheme))
     if scale == 0:
         return 1.0
     if isinstance(scheme.activation.format, BlockFormat):
-        return 1 / float(F32(1 / scale))  # stored as its reciprocal
+        with np.errstate(over="ignore"):
+            stored = F32(1 / scale)
+        return 1 / float(stored) if np.isfinite(stored) else float(scale)  # stored as its reciprocal, if there is one
     return float(power_of_two_above(scale)) if power_of_two else float(scale)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat
 from qsim.models import Model
@@ -24,7 +25,7 @@ from qsim.scheme import Granularity, QuantizedTensor, Scheme, get_scheme, quanti
 from qsim.scheme.tensor import expand
 
 from .calibration import LayerInputs
-from .checks import check_hessian, check_weight, where
+from .checks import check_weight, scaled_hessian, where
 from .folding import Fold
 from .linalg import dot, output_error
 from .passes import by_windows
@@ -66,6 +67,7 @@ def awq(
     grid: int = GRID,
     clip: bool = True,
     scale_rule: str | None = None,
+    ragged: bool = False,
     tokens: int | None = None,
     name: str = "",
 ) -> tuple[QuantizedTensor, LayerRecord]:
@@ -78,11 +80,12 @@ def awq(
         weight: (N, K) float; computed in float32.
         scheme: name or value, any weight format with a scale.
         mean_abs: (K,) mean of |x| over tokens.
-        hessian: (K, K) sum of x x^T in any scaling.
+        hessian: (K, K) sum of x x^T in any scaling, float32 or float64.
         formula: `awq`, s = x^r; `duo`, s = x^r / (w^(1-r) + 1e-4) with w the mean of |weight| over its group's largest.
         grid: number of ratios, 0, 1/grid, ...
         clip: search each group's range after scaling.
         scale_rule: None is `awq` for integers, else the format's default.
+        ragged: allow a shorter last group, as a scheme with `ragged=True` does.
         tokens, name: for the record and messages.
 
     Returns:
@@ -93,13 +96,13 @@ def awq(
         ValueError: shapes that do not fit, NaN or Inf (the layer is named).
     """
     started = time.perf_counter()
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     w = check_weight(weight, scheme, name)
-    h = check_hessian(hessian, w.shape[1], name)
+    h, exponent = scaled_hessian(hessian, w.shape[1], name)
     rule = rule_for(scheme, scale_rule)
     found = search_scale(
-        [w], scheme, mean_abs, lambda ws: output_error(ws[0] - w, h), formula=formula, grid=grid, scale_rule=rule,
-        name=name,
+        [w], scheme, mean_abs, lambda ws: float(np.ldexp(output_error(ws[0] - w, h), exponent)), formula=formula,
+        grid=grid, scale_rule=rule, name=name,
     )  # fmt: skip
     settings = {"formula": formula, "grid": grid, "clip": clip, "scale_rule": rule}
     return _quantize(w, h, scheme, found.scale, settings, told=_told(found), tokens=tokens, name=name, started=started)
@@ -141,8 +144,13 @@ def rule_for(scheme: Scheme, scale_rule: str | None) -> str | None:
 def candidates(
     mean_abs: np.ndarray, weights: Sequence[np.ndarray], formula: Formula, grid: int, group_size: int | None
 ) -> Iterator[tuple[float | None, np.ndarray]]:
-    """(ratio, scale) of the whole grid; scale 1 first."""
-    x = mean_abs.astype(F32)
+    """(ratio, scale) of the whole grid; scale 1 first.
+
+    The formula's least factor of 1e-4 is the originals', for inputs near 1. Where the largest input is below 2^-20 or
+    above 2^40 (a nearly silent expert), inputs count as multiples of about that one: it is their ratios that matter.
+    """
+    exponent = int(np.frexp(mean_abs.max())[1])
+    x = np.ldexp(mean_abs, 0 if -20 <= exponent <= 40 else -exponent).astype(F32)
     if formula == "duo":
         w = weight_mean(weights, group_size)
         yield None, np.ones_like(x)  # at r = 0 this formula is 1 / w, not round-to-nearest
@@ -186,7 +194,7 @@ def search_scale(
     Raises:
         ValueError: `mean_abs` of another length, negative, NaN or Inf; an empty grid; no finite loss.
     """
-    x = np.asarray(mean_abs)
+    x = real_array(mean_abs, f"mean_abs{where(name)}", integers=True, dtype=np.float64)
     if x.shape != (weights[0].shape[1],):
         raise QsimError(f"mean_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
     if not np.isfinite(x).all() or (x < 0).any():
@@ -227,6 +235,7 @@ def search_clip(
 
     Arguments:
         weight: (N, K) float32, scaled. hessian: (K, K) of the scaled inputs.
+        Both may be in any units: errors are compared in units of the largest weight.
         steps, most: magnitudes 1 - i/steps for i in 0 .. most * steps - 1; the first best wins.
 
     Returns:
@@ -239,6 +248,8 @@ def search_clip(
     n, k = weight.shape
     size = how.group_size or k
     limits = np.empty((n, -(-k // size)), F32)
+    exponent = int(np.frexp(np.abs(weight).max())[1])
+    unit = F32(1) if abs(exponent) <= 20 else np.ldexp(F32(1), min(-exponent, 126))  # squares stay in float32's range
     one = scheme.replace(weight=replace(how, granularity=Granularity(kind="channel")))
     for g in range(limits.shape[1]):
         columns = slice(g * size, min((g + 1) * size, k))
@@ -250,7 +261,7 @@ def search_clip(
             for i in range(int(most * steps)):
                 limit = full * F32(1 - i / steps)
                 kept = np.clip(w, -limit[:, None], limit[:, None])
-                d = quantize(kept, one, scale_rule=scale_rule).dequantize() - w
+                d = (quantize(kept, one, scale_rule=scale_rule).dequantize() - w) * unit
                 error = np.einsum("nk,nk->n", d @ block, d)
                 better = error < best
                 best[better], chosen[better] = error[better], limit[better]
@@ -286,6 +297,7 @@ def recipe(
     grid: int = GRID,
     clip: bool = True,
     scale_rule: str | None = None,
+    ragged: bool = False,
     view_windows: int = VIEW_WINDOWS,
 ) -> Recipe:
     """AWQ for `quantize_model`: scales by the error of the attention's or the MLP's output, folded into the norm or
@@ -293,7 +305,7 @@ def recipe(
 
     `view_windows` calibration windows, spread over the text, serve to compare outputs.
     """
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     if formula not in ("awq", "duo"):
         raise QsimError(f"formula is awq or duo: got {formula!r}")
     if grid < 1 or view_windows < 1:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat
 from qsim.scheme import (
@@ -48,6 +49,7 @@ def fp8(
     scale_rule: str | None = None,
     power_of_two: bool = False,
     mse: bool | float = False,
+    ragged: bool = False,
     tokens: int | None = None,
     tensor_scale: float | None = None,
     name: str = "",
@@ -63,6 +65,7 @@ def fp8(
         scale_rule: `amax`, `autofp8` or `compressed-tensors`; None is `amax`.
         power_of_two: round scales up to powers of two, so that scaling is exact and nothing clips.
         mse: search for the range of least sum |q - x|^p instead of the largest value; True is p = 2.
+        ragged: allow a shorter last group or block, as a scheme with `ragged=True` does.
         tensor_scale: the scale that the layer shares with those that engines fuse it with, see `qsim.scheme.shared`;
             None is its own.
         tokens, name: for the record and messages.
@@ -75,13 +78,14 @@ def fp8(
         ValueError: weights that are not 8-bit floats, a static activation without `max_abs`, NaN or Inf.
     """
     started = time.perf_counter()
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     check_scheme(scheme, name)
     w = check_weight(weight, scheme, name)
-    x = None if inputs is None else np.ascontiguousarray(inputs, dtype=F32)
+    x = None if inputs is None else real_array(inputs, f"inputs{where(name)}", dtype=F32)
     input_scale = None
     if max_abs is not None:
-        input_scale = input_scale_of(float(np.max(max_abs)), scheme, name, power_of_two=power_of_two)
+        peaks = real_array(max_abs, f"max_abs{where(name)}", integers=True, dtype=np.float64)
+        input_scale = input_scale_of(float(peaks.max()), scheme, name, power_of_two=power_of_two)
     elif scheme.activation.is_quantized and not scheme.activation.dynamic:
         raise QsimError(f"a static activation scale needs the largest |x| of calibration: give max_abs{where(name)}")
     norm = (2.0 if mse is True else float(mse)) if mse else None
@@ -144,13 +148,14 @@ def recipe(
     scale_rule: str | None = None,
     power_of_two: bool = False,
     mse: bool | float = False,
+    ragged: bool = False,
     percentile: float = 100.0,
 ) -> Recipe:
     """FP8 for `quantize_model`; options as in `fp8`.
 
     `percentile` is for static activation scales: the share of |x|, in percent, that must not clip.
     """
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     check_scheme(scheme)
     if not 0 < percentile <= 100:
         raise QsimError(f"percentile is above 0, at most 100: got {percentile}")

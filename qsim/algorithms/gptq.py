@@ -11,6 +11,7 @@ GPTAQ (arXiv 2504.02692). `reference.gptq` is the same without any of the arrang
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.formats._parallel import for_chunks, one_blas_thread
 from qsim.scheme import QuantizedTensor, Scheme, get_rule, get_scheme
 
 from .calibration import LayerInputs
-from .checks import check_hessian, check_weight, where
+from .checks import check_weight, scaled_hessian, where
 from .columns import ActOrder, ColumnPlan, plan_columns
 from .errors import RowLosses
 from .linalg import inverse_factor
@@ -53,6 +55,7 @@ def gptq(
     mse: bool | float = False,
     scale_rule: str | None = "gptq",
     *,
+    ragged: bool = False,
     stored_scales: bool = True,
     correction: Any = None,
     correction_strength: float = 0.25,
@@ -63,19 +66,22 @@ def gptq(
 
     Arguments:
         weight: (N, K) float; computed in float32.
-        hessian: (K, K), the sum of x x^T over the layer's inputs; its scaling does not matter.
+        hessian: (K, K), the sum of x x^T over the layer's inputs, float32 or float64. Its scaling does not matter: the
+            codes of H and of 2^n H are the same while both are normal numbers.
         scheme: name or value; integer weights with one scale a group, row, block or tensor.
         act_order: process columns by descending diagonal of the Hessian. Groups found on the way are then scattered:
             the result has a `group_index`. `"group_aware"` sorts inside groups and then whole groups, which keeps them
             together (GPTQModel's default).
         static_groups: find all scales from the given weight, beforehand. Act order then leaves no trace in the result
             (llm-compressor's "static").
-        percdamp: what is added to the diagonal, as a fraction of its mean. While the Hessian is not positive definite
-            it is doubled, up to 1; after that the layer falls back to round-to-nearest. The record says which.
+        percdamp: what is added to the diagonal, as a fraction of its mean over the inputs that are not dead. While the
+            Hessian is not positive definite, or its factor is beyond float32, it is doubled, up to 1; after that the
+            layer falls back to round-to-nearest. The record says which.
         block_size: columns of a block. It shows in the result: the scale of a group that starts inside a block is found
             from weights that lack the block's own updates, as in the original.
         mse: search for the range of least sum |q - x|^p; True is p = 2.4.
         scale_rule: see `qsim.scheme.quantize`.
+        ragged: allow a shorter last group, as a scheme with `ragged=True` does.
         stored_scales: solve with scales as they are stored (float16, say), so that later columns make up for their
             rounding as well. False is the original: float32 scales while solving, rounded at the end.
         correction: (K, K), GPTAQ's sum of (x - x~) x~^T in the scaling of `hessian`; x~ is the input that the quantised
@@ -89,17 +95,21 @@ def gptq(
         2 loss = tr(D (H + damp I) D^T), D = W - Q (without `correction`).
 
     Raises:
-        ValueError: shapes that do not fit, NaN or Inf (the layer is named), a scheme that GPTQ cannot do.
+        ValueError: shapes that do not fit, arrays of other things than real numbers, masked elements, NaN or Inf (the
+            layer is named), a scheme that GPTQ cannot do.
 
-    Corner cases: inputs that are always 0 are dead; their weights become 0. A Hessian of zeros (no token reached the
-    layer) falls back to round-to-nearest.
+    Corner cases: inputs that are always 0 are dead; their weights become 0, and act order has them last. A Hessian of
+    zeros (no token reached the layer) falls back to round-to-nearest.
+
+    Unlike the original, which puts 1 on the diagonal of dead inputs before it takes the mean and sorts: what a 1 is
+    beside the others depends on how the Hessian was scaled.
     """
     started = time.perf_counter()
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     check_scheme(scheme, name)
     _check_numbers(percdamp, block_size)
     w, norm = check_weight(weight, scheme, name), MSE_NORM if mse is True else float(mse) or None
-    h = check_hessian(hessian, w.shape[1], name)
+    h, exponent = scaled_hessian(hessian, w.shape[1], name)
     rule = get_rule(scale_rule, scheme.weight)
     finder = ScaleFinder(how=scheme.weight, rule=rule, norm=norm, stored=stored_scales)
     diagonal = h.diagonal().copy()
@@ -117,16 +127,18 @@ def gptq(
     if tokens is not None and tokens < w.shape[1]:
         notes.append(f"{tokens} tokens for {w.shape[1]} columns: the Hessian is not of full rank")
 
-    plan = plan_columns(np.where(dead, F32(1), diagonal), scheme.weight, act_order, static_groups)
-    factor = _damped_factor(h, plan.order, dead, percdamp, notes)
+    plan = plan_columns(diagonal, scheme.weight, act_order, static_groups)
+    own = int(np.frexp(diagonal.max())[1])  # the factor is that of H 2^-own: the same bits however H was scaled
+    factor = _damped_factor(h, plan.order, dead, percdamp, 2.0**-own, notes)
     if factor is None:
         q, record = rtn(w, scheme, hessian=h, scale_rule=rule.name, mse=norm or False, name=name)
         known = {k: known[k] for k in ("tokens", "dead_columns", "settings")}
         return q, replace(record, method="gptq", fallback="rtn", notes=tuple(notes), **known,
                           time_s=time.perf_counter() - started)  # fmt: skip
     u, damp, percent, condition = factor
-    p = _correction_matrix(correction, u, plan.order, dead, correction_strength, name)
+    p = _correction_matrix(correction, u, plan.order, dead, correction_strength, -own - exponent, name)
     codes, scales, losses = _solve(w, dead, u, p, plan, finder, block_size)
+    losses, damp = np.ldexp(losses, own), math.ldexp(damp, own)
     if stored_scales and correction is None and not dead.any():  # then the losses are those of the result
         known["losses"] = RowLosses(loss=losses, damp=damp)
     del u, p, factor
@@ -136,7 +148,8 @@ def gptq(
         codes=codes, scales=stored, zeros=zeros, scheme=scheme, group_index=plan.group_index, name=name
     )  # fmt: skip
     time_s = time.perf_counter() - started
-    return q, measure(w, q, "gptq", loss=float(losses.sum()), damp=damp, damp_percent=percent, condition=condition,
+    loss, damp = (float(np.ldexp(value, exponent)) for value in (losses.sum(), damp))  # as the Hessian was given
+    return q, measure(w, q, "gptq", loss=loss, damp=damp, damp_percent=percent, condition=condition,
                       notes=tuple(notes), time_s=time_s, **known)  # fmt: skip
 
 
@@ -209,15 +222,16 @@ def _alive(w: np.ndarray, dead: np.ndarray) -> np.ndarray:
 
 
 def _damped_factor(
-    h: np.ndarray, order: np.ndarray, dead: np.ndarray, percdamp: float, notes: list[str]
+    h: np.ndarray, order: np.ndarray, dead: np.ndarray, percdamp: float, unit: float, notes: list[str]
 ) -> tuple[np.ndarray, float, float, float] | None:
-    """U with the least damping of the ladder, the damping, its fraction of the mean diagonal, the condition of H."""
+    """U of H times `unit` with the least damping of the ladder, that damping, its fraction of the mean diagonal, the
+    condition."""
     if dead.all():
         notes.append("no calibration token reached this layer")
         return None
-    mean = float(np.where(dead, F32(1), h.diagonal()).mean(dtype=np.float64))
+    mean = float(h.diagonal()[~dead].mean(dtype=np.float64)) * unit
     percent = percdamp
-    while (found := inverse_factor(h, order, dead, percent * mean)) is None:
+    while (found := inverse_factor(h, order, dead, percent * mean, unit=unit)) is None:
         if percent >= 1:
             notes.append(f"the Hessian is not positive definite, even with percdamp {percent:g}")
             return None
@@ -228,12 +242,17 @@ def _damped_factor(
 
 
 def _correction_matrix(
-    correction: Any, u: np.ndarray, order: np.ndarray, dead: np.ndarray, strength: float, name: str
+    correction: Any, u: np.ndarray, order: np.ndarray, dead: np.ndarray, strength: float, exponent: int, name: str
 ) -> np.ndarray:
-    """GPTAQ's P = alpha triu(C U^T, 1) U in processing order; (0, 0) without C."""
+    """GPTAQ's P = alpha triu(C U^T, 1) U in processing order, C times 2^exponent; (0, 0) without C."""
     if correction is None:
         return np.zeros((0, 0), F32)
-    c = np.asarray(correction, dtype=F32)
+    c = real_array(correction, f"elements of the correction{where(name)}", integers=True)
+    c = c if c.dtype == F32 else c.astype(np.float64)
+    with np.errstate(over="ignore"):
+        c = np.ldexp(c, exponent).astype(F32, copy=False)
+    if not np.isfinite(c).all():
+        raise QsimError(f"the correction must be finite, and of the Hessian's scaling{where(name)}")
     if c.shape != u.shape:
         raise QsimError(f"correction has the Hessian's shape {u.shape}: got {c.shape}{where(name)}")
     c = np.where(dead, F32(0), c)[np.ix_(order, order)]
@@ -278,12 +297,13 @@ def recipe(
     block_size: int = 128,
     mse: bool | float = False,
     scale_rule: str | None = "gptq",
+    ragged: bool = False,
     stored_scales: bool = True,
     correction: bool = False,
     correction_strength: float = 0.25,
 ) -> Recipe:
     """GPTQ for `quantize_model`; options as in `gptq`, except that `correction` says whether to find GPTAQ's matrix."""
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     check_scheme(scheme)
     _check_numbers(percdamp, block_size)
     get_rule(scale_rule, scheme.weight)

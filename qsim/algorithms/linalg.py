@@ -25,11 +25,11 @@ DOUBLE_COLUMNS = 1024  # up to here `output_error` computes in float64
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _gather_lower(h: Any, order: Any, dead: Any, damp: Any, start: int, stop: int, out: Any) -> None:
+def _gather_lower(h: Any, order: Any, dead: Any, unit: Any, damp: Any, start: int, stop: int, out: Any) -> None:
     for i in range(start, stop):
         row = order[i]
         for j in range(i + 1):
-            out[i, j] = h[row, order[j]]
+            out[i, j] = h[row, order[j]] * unit
         if dead[row]:
             out[i, i] = F32(1)
         out[i, i] += damp
@@ -42,6 +42,15 @@ def _row_sums(h: Any, start: int, stop: int, out: Any) -> None:
         for j in range(h.shape[1]):
             total += abs(h[i, j])
         out[i] = total
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _finite_upper(u: Any, start: int, stop: int) -> Any:
+    for i in range(start, stop):
+        for j in range(i, u.shape[1]):
+            if not np.isfinite(u[i, j]):
+                return False
+    return True
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -63,9 +72,17 @@ def _mirror(h: Any, start: int, stop: int) -> None:
 
 
 def inverse_factor(
-    hessian: np.ndarray, order: np.ndarray, dead: np.ndarray, damp: float, *, flip: bool | None = None
+    hessian: np.ndarray,
+    order: np.ndarray,
+    dead: np.ndarray,
+    damp: float,
+    *,
+    unit: float = 1.0,
+    flip: bool | None = None,
 ) -> tuple[np.ndarray, float] | None:
-    """U upper triangular with inv(H') = U^T U, H' the damped Hessian in processing order, and the condition of H'.
+    """U upper triangular with inv(H') = U^T U, and the condition of H'.
+
+    H' is the Hessian times `unit`, damped, in processing order.
 
     The paper factors H', inverts, and factors again: 4n^3/3 multiply-adds. With J the matrix that reverses rows, one
     factorisation J H' J = L L^T and one triangular inverse give the same U = J inv(L) J: 2n^3/3.
@@ -74,21 +91,30 @@ def inverse_factor(
         hessian: (K, K) float32, symmetric; not changed.
         order: (K,) the column that is processed first, second, ...
         dead: (K,) bool, columns whose diagonal is 0; they get 1.
-        damp: what is added to the diagonal.
+        damp: what is added to the diagonal of H'.
+        unit: a power of two.
         flip: the second way. None takes it above 512 columns: below, both are quick, and the paper's way meets the
             original code's rounding flips more often.
 
     Returns:
         U (K, K) float32, row-major; its strict lower triangle holds nothing of use. And LAPACK's estimate of the
-        1-norm condition number of H'. None when H' is not positive definite in float32.
+        1-norm condition number of H'. None when H' is not positive definite in float32, or U beyond its range.
     """
     n = hessian.shape[0]
     flip = n > _TEXTBOOK if flip is None else flip
     work = np.empty((n, n), F32)
     order = np.ascontiguousarray(order[::-1] if flip else order, dtype=np.intp)
-    for_chunks(n, lambda a, b: _gather_lower(hessian, order, dead, F32(damp), a, b, work), chunk=_ROWS)
-    norm = _one_norm(hessian) + damp
-    return _by_reversal(work, norm) if flip else _by_the_book(work, norm)
+    for_chunks(n, lambda a, b: _gather_lower(hessian, order, dead, F32(unit), F32(damp), a, b, work), chunk=_ROWS)
+    norm = _one_norm(hessian) * unit + damp
+    found = _by_reversal(work, norm) if flip else _by_the_book(work, norm)
+    return found if found is not None and is_finite_upper(found[0]) else None
+
+
+def is_finite_upper(u: np.ndarray) -> bool:
+    """Whether the upper triangle of a matrix is free of NaN and Inf."""
+    parts: list[bool] = []
+    for_chunks(u.shape[0], lambda a, b: parts.append(_finite_upper(u, a, b)), chunk=_ROWS)
+    return all(parts)
 
 
 def _by_reversal(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | None:
@@ -99,7 +125,7 @@ def _by_reversal(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | No
         return None
     reciprocal, _ = lapack.spocon(factor, F32(norm), uplo="U")
     factor, info = lapack.strtri(factor, lower=0, overwrite_c=1)
-    if info != 0 or not np.isfinite(factor.diagonal()).all():
+    if info != 0:
         return None
     flat = factor.T.reshape(-1)
     for_chunks(flat.size // 2, lambda a, b: _reverse(flat, a, b))
@@ -112,7 +138,8 @@ def _by_the_book(work: np.ndarray, norm: float) -> tuple[np.ndarray, float] | No
     try:
         lower = np.linalg.cholesky(mirror(work))
         inverse = np.linalg.inv(lower)
-        factor = np.linalg.cholesky(inverse.T @ inverse).T
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by the caller
+            factor = np.linalg.cholesky(inverse.T @ inverse).T
     except np.linalg.LinAlgError:
         return None
     reciprocal, _ = lapack.spocon(lower.T, F32(norm), uplo="U")

@@ -81,7 +81,9 @@ def gptq(
     """gptq.py's `fasterquant`, and GPTAQ's with `correction`.
 
     Arguments:
-        weight: (N, K) float32. hessian: (K, K) float32, positive definite once damped.
+        weight: (N, K) float32. hessian: (K, K) float32, positive definite once damped. It is divided by the power of
+            two above its largest diagonal element, as in `qsim.algorithms.gptq`, and dead inputs are left out of the
+            mean and come last, where the original gives them a diagonal of 1 first.
         group_size: None is one scale a row. The rest is as in `qsim.algorithms.gptq`.
     """
     w, h = weight.astype(F32), hessian.astype(F32)
@@ -90,7 +92,8 @@ def gptq(
     quantizer = Quantizer(bits=bits, symmetric=symmetric, mse=mse)
     quantizer.find_params(w)
     dead = np.diag(h) == 0
-    h[dead, dead] = 1
+    exponent = int(np.frexp(np.diag(h).max())[1])
+    h = np.ldexp(h, -exponent)
     w[:, dead] = 0
 
     beforehand = []
@@ -101,14 +104,15 @@ def gptq(
         beforehand.append(group)
     perm = np.argsort(-np.diag(h), kind="stable") if act_order else np.arange(columns)
     w, h = w[:, perm], h[np.ix_(perm, perm)]
-    damp = percdamp * float(np.mean(np.diag(h), dtype=np.float64))
+    damp = percdamp * float(np.mean(np.diag(h)[~dead[perm]], dtype=np.float64))
+    h[np.diag_indices(columns)] += dead[perm]
     h[np.arange(columns), np.arange(columns)] += F32(damp)
     inverse = np.linalg.inv(np.linalg.cholesky(h))
     hinv = np.linalg.cholesky(inverse.T @ inverse).T
 
     p = np.zeros_like(h)
     if correction is not None:
-        dxx = correction.astype(F32)
+        dxx = np.ldexp(correction.astype(F32), -exponent)
         dxx[:, dead] = 0
         dxx = dxx[np.ix_(perm, perm)]
         p = F32(correction_strength) * np.triu(dxx @ hinv.T, 1) @ hinv
@@ -138,4 +142,5 @@ def gptq(
         w[:, i2:] -= errors @ hinv[i1:i2, i2:] - w1 @ p[i1:i2, i2:]
     out = np.empty_like(q)
     out[:, perm] = q
-    return Solution(weight=out, group_of=group_of, scales=scales, zeros=zeros, loss=loss, damp=damp)
+    return Solution(weight=out, group_of=group_of, scales=scales, zeros=zeros, loss=float(np.ldexp(loss, exponent)),
+                    damp=float(np.ldexp(damp, exponent)))  # fmt: skip

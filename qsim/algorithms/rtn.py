@@ -33,6 +33,7 @@ def rtn(
     hessian: Any = None,
     scale_rule: str | None = None,
     mse: bool | float = False,
+    ragged: bool = False,
     tokens: int | None = None,
     tensor_scale: float | None = None,
     name: str = "",
@@ -46,6 +47,7 @@ def rtn(
         hessian: (K, K), sum of x x^T in any scaling; only for the errors in the record.
         scale_rule: see `qsim.scheme.quantize`, which does the rounding.
         mse: search for the range of least sum |q - x|^p; True is p = 2.4, gptq's.
+        ragged: allow a shorter last group or block, as a scheme with `ragged=True` does.
         tensor_scale: the scale that the layer shares with those that engines fuse it with, see `qsim.scheme.shared`;
             None is its own.
         tokens, name: for the record and messages.
@@ -58,7 +60,7 @@ def rtn(
         ValueError: as `qsim.scheme.quantize`.
     """
     started = time.perf_counter()
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     w = check_weight(weight, scheme, name)
     h = None if hessian is None else check_hessian(hessian, w.shape[1], name)
     if mse:
@@ -78,9 +80,11 @@ def rtn(
 # --- on a model ---------------------------------------------------------------------------------------------
 
 
-def recipe(scheme: str | Scheme, *, scale_rule: str | None = None, mse: bool | float = False) -> Recipe:
+def recipe(
+    scheme: str | Scheme, *, scale_rule: str | None = None, mse: bool | float = False, ragged: bool = False
+) -> Recipe:
     """RTN for `quantize_model`. Calibration is only for records, and for a static activation's scale."""
-    scheme = get_scheme(scheme)
+    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     settings = {"scale_rule": scale_rule, "mse": mse}
     clip = None if not mse else 2.4 if mse is True else float(mse)
     return Recipe(

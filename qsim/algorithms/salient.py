@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim.arrays import whole_array
 from qsim.errors import QsimError
 from qsim.models import Evaluation, Model, evaluate
 from qsim.models.evaluation import Reference
@@ -140,7 +141,7 @@ def keep_channels(weight: Any, scheme: str | Scheme, channels: Any, *, name: str
     """
     scheme = _weights_only(scheme)
     w = check_weight(weight, scheme, name)
-    kept = np.asarray(channels, np.int64).reshape(-1)
+    kept = whole_array(channels, f"channels{where(name)}").astype(np.int64).reshape(-1)
     if kept.size and not 0 <= kept.min() <= kept.max() < w.shape[1]:
         raise QsimError(f"channels are 0 to {w.shape[1] - 1}: got {kept.min()} to {kept.max()}{where(name)}")
     if kept.size and np.abs(w[:, kept]).max() > _FLOAT16_MAX:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.scheme import (
     QuantizedTensor,
@@ -62,6 +63,7 @@ def smoothquant(
     inputs: Any = None,
     hessian: Any = None,
     scale_rule: str | None = None,
+    ragged: bool = False,
     tokens: int | None = None,
     name: str = "",
 ) -> tuple[QuantizedTensor, LayerRecord]:
@@ -75,7 +77,7 @@ def smoothquant(
             `inputs`.
         inputs: (tokens, K) sampled inputs, for the search and for the record's joint error.
         hessian: (K, K), for the record.
-        scale_rule: as `qsim.scheme.quantize`.
+        scale_rule, ragged: as `qsim.scheme.quantize`.
 
     Returns:
         The quantised tensor of weight * s, with the activation's scale when the scheme has a stored one, and its
@@ -86,9 +88,10 @@ def smoothquant(
             inputs.
     """
     started = time.perf_counter()
-    scheme = get_level(scheme)
+    scheme = get_level(scheme).with_ragged() if ragged else get_level(scheme)
     w = check_weight(weight, scheme, name)
-    x = None if inputs is None else np.ascontiguousarray(inputs, dtype=F32)
+    x = None if inputs is None else real_array(inputs, f"inputs{where(name)}", dtype=F32)
+    max_abs = real_array(max_abs, f"max_abs{where(name)}", integers=True, dtype=F32)
     found = None
     if alpha is None:
         if x is None:
@@ -99,7 +102,7 @@ def smoothquant(
         s = smoothing_scale(max_abs, [w], alpha, name)
     h = None if hessian is None else check_hessian(hessian, w.shape[1], name)
     told = {"alpha": alpha} if found is None else details(found)
-    return _quantize(w, scheme, s, np.asarray(max_abs, dtype=F32), scale_rule, hessian=h, inputs=x, tokens=tokens,
+    return _quantize(w, scheme, s, max_abs, scale_rule, hessian=h, inputs=x, tokens=tokens,
                      settings={"alpha": alpha, "scale_rule": scale_rule}, told=told, name=name,
                      started=started)  # fmt: skip
 
@@ -152,7 +155,7 @@ def smoothing_scale(max_abs: Any, weights: Sequence[np.ndarray], alpha: float, n
     Raises:
         ValueError: another length, NaN or Inf, alpha outside 0 .. 1.
     """
-    x = np.asarray(max_abs, dtype=F32)
+    x = real_array(max_abs, f"max_abs{where(name)}", integers=True, dtype=F32)
     if x.shape != (weights[0].shape[1],):
         raise QsimError(f"max_abs has one entry an input, {(weights[0].shape[1],)}: got {x.shape}{where(name)}")
     if not np.isfinite(x).all() or (x < 0).any():
@@ -182,7 +185,7 @@ def search_alpha(
         weights: (N_i, K) float32 that share the input. inputs: (tokens, K) float32.
         loss: function of s, in place of the sum of squared output errors of the Linears.
     """
-    peaks = np.asarray(max_abs, dtype=F32)
+    peaks = real_array(max_abs, f"max_abs{where(name)}", integers=True, dtype=F32)
 
     def of(s: np.ndarray) -> float:
         input_scale = input_scale_of(float((peaks / s).max()), scheme, name)
@@ -211,10 +214,14 @@ SAMPLE_ROWS = 512  # inputs that the search for alpha compares outputs on
 
 
 def recipe(
-    scheme: str | Scheme = "w8a8-channel-token", *, alpha: float | None = 0.5, scale_rule: str | None = None
+    scheme: str | Scheme = "w8a8-channel-token",
+    *,
+    alpha: float | None = 0.5,
+    scale_rule: str | None = None,
+    ragged: bool = False,
 ) -> Recipe:
     """SmoothQuant for `quantize_model`; `alpha` None searches one for each norm."""
-    scheme = get_level(scheme)
+    scheme = get_level(scheme).with_ragged() if ragged else get_level(scheme)
     if not scheme.activation.is_quantized:
         raise QsimError(
             f"SmoothQuant is for quantised activations: got {scheme.activation.format.name}; use awq for weights alone"
