@@ -109,8 +109,9 @@ def _scaled_chains(a: np.ndarray, b: np.ndarray, act: Activation, packed: Packed
         bits = matmul(a[:, piece], b[:, piece], instruction=name)
         sums = bits if bits.dtype == np.int32 else bits.view(F32)
         if zeros is not None:
-            shift = zeros[:, k0 // (part.group_size or k)].astype(np.int32) - (1 << (q.element.bits - 1))
-            sums = sums - act.given[:, piece].astype(np.int32).sum(axis=1, dtype=np.int32)[:, None] * shift
+            # float64: exact for integer zero points, and for any fraction far closer than the float32 that follows
+            shift = zeros[:, k0 // (part.group_size or k)].astype(np.float64) - (1 << (q.element.bits - 1))
+            sums = sums - act.given[:, piece].sum(axis=1, dtype=np.int64)[:, None] * shift
         scaled = sums.astype(F32) * scales[:, k0 // (part.group_size or k)]
         if act.group is not None:
             assert act.group_size is not None

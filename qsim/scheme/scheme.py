@@ -338,8 +338,10 @@ class Scheme:
     def with_ragged(self) -> Scheme:
         """The same scheme, but the last group or block of weights and activations may be shorter, as `-ragged` says
         in a scheme's name."""
-        parts = {"weight": self.weight, "activation": self.activation}
-        return replace(self, **{n: replace(p, ragged=True) for n, p in parts.items() if p.is_quantized})
+        weight, activation = (
+            replace(part, ragged=True) if part.is_quantized else part for part in (self.weight, self.activation)
+        )
+        return replace(self, weight=weight, activation=activation)
 
     # --- serialisation ------------------------------------------------------------------------------------
 
