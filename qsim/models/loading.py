@@ -10,6 +10,7 @@ import numpy as np
 
 from qsim import files
 from qsim.errors import QsimError
+from qsim.fields import Fields
 from qsim.safetensors import TensorFiles, open_folder
 
 from . import families
@@ -117,9 +118,7 @@ def quantization_of(folder: Path, data: Mapping[str, Any]) -> tuple[Path, Mappin
     where = folder / "config.json"
     for key in KEYS:
         if data.get(key) is not None:
-            if not isinstance(data[key], Mapping):
-                raise QsimError(f"{where}: {key} must be an object: got {type(data[key]).__name__}")
-            return where, data[key]
+            return where, Fields(data[key], f"{where}: {key}").table
     legacy = next((folder / name for name in _LEGACY if (folder / name).is_file()), None)
     return None if legacy is None else (legacy, read_json(legacy))
 

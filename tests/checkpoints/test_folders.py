@@ -459,7 +459,7 @@ def test_a_quantization_config_that_is_no_object(folder, key, value):
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
     for reader in (read, load):
-        with pytest.raises(QsimError, match=f"config.json: {key} must be an object: got {type(value).__name__}"):
+        with pytest.raises(QsimError, match=f"config.json: {key} must hold a table of named values: got"):
             reader(folder)
 
 
