@@ -17,17 +17,16 @@ Needs PyTorch with CUDA; the method is that of `h200_measure.py`, whose function
 
 import csv
 import itertools
-import json
 import math
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import h200_measure as base
 import torch
+from _gpu import busy, capture, replay_times, traced
 
 FORMATS = ("bf16", "fp8", "fp8_row", "int8", "int4")
 SMALL = {
@@ -57,32 +56,6 @@ def weights(n, k, fmt, most=24):
     return [base.quant_weight(source.clone(), fmt) for _ in range(min(most, math.ceil(300e6 / nbytes)))]
 
 
-def capture(calls):
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls[:2]:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph
-
-
-def replay_times(graph, replays, calls):
-    """Time of a call in every replay, the replays issued one after the other without waiting."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-    marks[0].record()
-    for i in range(replays):
-        graph.replay()
-        marks[i + 1].record()
-    torch.cuda.synchronize()
-    return [marks[i].elapsed_time(marks[i + 1]) * 1e-3 / calls for i in range(replays)]
-
-
 def products(n, k, m, fmt, ws=None, count=24):
     ws = ws if ws is not None else weights(n, k, fmt)
     x = base.quant_act(torch.randn(m, k, device=base.DEV, dtype=base.BF), fmt)
@@ -98,15 +71,6 @@ def writer(name, head):
     if fresh:
         out.writerow(head.split())
     return f, out
-
-
-def busy(seconds):
-    a = torch.randn(4096, 4096, device=base.DEV, dtype=base.BF)
-    end = time.time() + seconds
-    while time.time() < end:
-        for _ in range(20):
-            a @ a
-        torch.cuda.synchronize()
 
 
 def throttle():
@@ -140,20 +104,6 @@ def throttle():
         torch.cuda.empty_cache()
     watch.terminate()
     log.close()
-
-
-def traced(run):
-    """Kernel events of a call, in order."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        run()
-        torch.cuda.synchronize()
-    with tempfile.NamedTemporaryFile(suffix=".json") as trace:
-        seen.export_chrome_trace(trace.name)
-        with open(trace.name) as text:
-            events = [e for e in json.load(text)["traceEvents"] if e.get("cat") == "kernel"]
-    return sorted(events, key=lambda e: e["ts"])
 
 
 def kernels():
