@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +68,19 @@ class Architecture:
             if self.is_recurrent
             else math.gcd(*(m.heads for m, _ in self.shape.mixers if isinstance(m, Attention | Latent))) or 1
         )
+
+    @cached_property
+    def kv_heads(self) -> int | None:
+        """KV heads of attention, the most where layers differ; latent attention has one for each query head. None
+        without attention."""
+        found = [m.kv_heads if isinstance(m, Attention) else m.heads for m, _ in self.shape.mixers
+                 if isinstance(m, Attention | Latent)]  # fmt: skip
+        return max(found, default=None)
+
+    @cached_property
+    def experts(self) -> int:
+        """Routed experts of a layer, the most where layers differ; 1 for a dense model."""
+        return max((mlp.experts for mlp, _ in self.shape.mlps if isinstance(mlp, Experts)), default=1)
 
     def check_split(self, devices: int) -> None:
         """Refuse a number of devices that the layers cannot be split over.
@@ -228,11 +241,16 @@ def get_architecture(name: str | Path | Architecture | Mapping[str, Any], *, str
         raise QsimError(
             f"{nearest('model', str(name), known, cutoff=0.3)}; a path to a Hugging Face config.json works too"
         )
+    return _shipped(key)
+
+
+@lru_cache(maxsize=64)
+def _shipped(key: str) -> Architecture:
     return from_table(shipped_table(key), f"{key}.toml", key)
 
 
 def from_table(table: Mapping[str, Any], file: str, name: str) -> Architecture:
-    """An architecture from a table of sizes (`hwmodels.table.shape_of_table`), with `name`, `source` and `hub` in it or not.
+    """An architecture from a table of sizes (`hwmodels.table.shape_of_table`); it may have `name`, `source` and `hub`.
 
     Raises:
         QsimError: an unknown key, or sizes that do not fit each other.

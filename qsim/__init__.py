@@ -49,12 +49,25 @@ _LAZY = {
 
 # subpackages that `import qsim` makes reachable
 _PACKAGES = (
-    "algorithms", "analysis", "checkpoints", "formats", "kernels", "models", "plots", "scheme", "study", "tensorcore",
+    "algorithms", "analysis", "checkpoints", "families", "formats", "kernels", "models", "plots", "scheme", "study",
+    "tensorcore",
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from hwmodels import get_architecture, get_device, list_devices, list_models, predict
-    from qsim import algorithms, analysis, checkpoints, formats, kernels, models, plots, scheme, study, tensorcore
+    from qsim import (
+        algorithms,
+        analysis,
+        checkpoints,
+        families,
+        formats,
+        kernels,
+        models,
+        plots,
+        scheme,
+        study,
+        tensorcore,
+    )
     from qsim.algorithms import list_methods, quantize_model
     from qsim.checkpoints import list_layouts
     from qsim.errors import QsimError
@@ -67,10 +80,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "QsimError", "QuantizedTensor", "Scheme", "Table", "__version__", "algorithms", "analysis", "cast", "checkpoints",
-    "decode", "encode", "evaluate", "formats", "get_architecture", "get_device", "get_format", "get_instruction",
-    "get_scheme", "kernels", "linear", "list_devices", "list_formats", "list_instructions", "list_layouts",
-    "list_methods", "list_models", "list_schemes", "load", "matmul", "models", "pack", "plots", "predict", "quantize",
-    "quantize_model", "scheme", "study", "tensorcore",
+    "decode", "encode", "evaluate", "families", "formats", "get_architecture", "get_device", "get_format",
+    "get_instruction", "get_scheme", "kernels", "linear", "list_devices", "list_formats", "list_instructions",
+    "list_layouts", "list_methods", "list_models", "list_schemes", "load", "matmul", "models", "pack", "plots",
+    "predict", "quantize", "quantize_model", "scheme", "study", "tensorcore",
 ]  # fmt: skip
 
 
