@@ -5,11 +5,12 @@ from which parameters, cache and state are counted exactly. What is not known is
 file of `known/`; a new one is a new file.
 """
 
+from .blocks import Attention, Experts, Latent, Linear, Mixer, Mlp, Recurrent
 from .config import Config
 from .family import BlockTensors, Family, Tensors
 from .keys import is_harmless
 from .read import Reading, families, load_config, model_types, open_config, read_config
-from .shape import Attention, Experts, Latent, Layer, Linear, Mixer, Mlp, Recurrent, Shape
+from .shape import Layer, Shape
 
 __all__ = [
     "Attention", "BlockTensors", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mixer", "Mlp", "Reading",

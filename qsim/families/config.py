@@ -155,12 +155,13 @@ class Config:
         """Width of a head; null or absent means hidden_size / num_attention_heads."""
         return self.optional("head_dim") or self.even_heads()
 
-    def even_heads(self, width: int | None = None) -> int:
+    def even_heads(self) -> int:
         """hidden_size / num_attention_heads, which must be whole."""
-        width = self.hidden if width is None else width
-        if width % self.heads:
-            raise self.refuse("num_attention_heads", f"must divide hidden_size = {width} when there is no head_dim")
-        return width // self.heads
+        if self.hidden % self.heads:
+            raise self.refuse(
+                "num_attention_heads", f"must divide hidden_size = {self.hidden} when there is no head_dim"
+            )
+        return self.hidden // self.heads
 
     @property
     def window(self) -> int | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .shape import Attention, Experts, Latent, Mlp, Recurrent, Shape
+from .blocks import Attention, Experts, Latent, Mlp, Recurrent
+from .shape import Shape
 
 # Training, generation, numerics, bookkeeping, quantisation: they change no tensor's shape and nothing that is cached.
 HARMLESS = frozenset(

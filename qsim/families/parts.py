@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .blocks import Attention, Experts, Latent, Linear, Mlp, Recurrent
 from .config import Config
 from .family import BlockTensors, Tensors
-from .shape import Attention, Experts, Latent, Layer, Linear, Mlp, Recurrent, Shape
+from .shape import Layer, Shape
 
 TENSORS = Tensors(
     embedding="model.embed_tokens", norm="model.norm", prefix="model.layers.{i}.",

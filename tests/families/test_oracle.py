@@ -145,13 +145,12 @@ def test_parameters_are_those_that_transformers_allocates(kind, seed):
     except Exception as error:  # an older or newer version may lack the class
         pytest.skip(f"transformers has no {kind}: {error}")
     config = draw(kind, seed, known)
-    refusals = (ValueError, TypeError, AttributeError, RuntimeError, ZeroDivisionError)
     try:
         expected = build(config)
-    except refusals:  # many classes take no null
+    except Exception:  # transformers' own checks, of many classes: most take no null
         config = {k: v for k, v in config.items() if v is not None} | {"num_key_value_heads": 4}
         try:
             expected = build(config)
-        except refusals as error:
+        except Exception as error:
             pytest.skip(f"transformers refuses the config: {error}")
     assert read_config(config).parameters == expected, config

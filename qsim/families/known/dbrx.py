@@ -1,9 +1,10 @@
 """DBRX: sixteen experts in every layer, LayerNorm without bias; its sizes are in tables of their own."""
 
+from ..blocks import Experts
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder
-from ..shape import Experts, Layer, Shape
+from ..shape import Layer, Shape
 
 
 def _shape(c: Config) -> Shape:

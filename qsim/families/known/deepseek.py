@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from ..blocks import Experts, Linear, Mixer, Mlp, Recurrent
 from ..config import POSITIONS, Config
 from ..family import Family
 from ..parts import attention, decoder, experts, latent, mlp, sizes
-from ..shape import Experts, Layer, Linear, Mixer, Mlp, Recurrent, Shape
+from ..shape import Layer, Shape
 
 
 def routed(c: Config, shared_bias: bool = False) -> Experts:

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from qsim.errors import QsimError
 
+from ..blocks import Attention, Experts, Linear
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, experts, mlp, sizes, windowed
-from ..shape import Attention, Experts, Layer, Linear, Shape
+from ..shape import Layer, Shape
 from .gemma import KINDS
 
 

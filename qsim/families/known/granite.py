@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from ..blocks import Mixer, Mlp, Recurrent
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, experts, mamba2, mlp, sizes
-from ..shape import Layer, Mixer, Mlp, Recurrent, Shape
+from ..shape import Layer, Shape
 
 _KINDS = ("full_attention", "linear_attention")
 

@@ -1,9 +1,10 @@
 """Hunyuan V1, dense and A13B: norms of Q and K, one shared expert."""
 
+from ..blocks import Attention, Experts
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, mlp, sizes
-from ..shape import Attention, Experts, Layer, Shape
+from ..shape import Layer, Shape
 
 
 def _mixer(c: Config) -> Attention:

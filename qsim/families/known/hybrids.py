@@ -2,10 +2,11 @@
 
 import math
 
+from ..blocks import Experts, Linear, Mixer, Mlp, Recurrent
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, experts, mamba, mamba2, mlp, sizes
-from ..shape import Experts, Layer, Linear, Mixer, Mlp, Recurrent, Shape
+from ..shape import Layer, Shape
 from .granite import SSM, SSM_HARMLESS
 
 _KINDS = ("full_attention", "linear_attention")

@@ -2,10 +2,11 @@
 
 import math
 
+from ..blocks import Linear, Mlp, Recurrent
 from ..config import Config
 from ..family import Family
 from ..parts import decoder, mamba, mamba2
-from ..shape import Layer, Linear, Mlp, Recurrent, Shape
+from ..shape import Layer, Shape
 
 
 def _rank(c: Config) -> int:

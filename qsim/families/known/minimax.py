@@ -1,9 +1,10 @@
 """MiniMax: lightning attention with every eighth layer full (Text-01, M1), and M2 with full attention only."""
 
+from ..blocks import Linear, Mixer, Recurrent
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, experts, maybe_sliding, sizes
-from ..shape import Layer, Linear, Mixer, Recurrent, Shape
+from ..shape import Layer, Shape
 
 
 def _lightning(c: Config) -> Recurrent:

@@ -5,10 +5,11 @@ from typing import Any
 from qsim.errors import QsimError
 from qsim.fields import Fields
 
+from ..blocks import Linear, Mixer, Mlp
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, experts, mamba2, sizes
-from ..shape import Layer, Linear, Mixer, Mlp, Shape
+from ..shape import Layer, Shape
 
 _MARKS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
 

@@ -1,9 +1,10 @@
 """OLMo 1 to 3, OLMoE and FlexOLMo."""
 
+from ..blocks import Attention
 from ..config import Config
 from ..family import Family
 from ..parts import attention, decoder, experts, mlp, sizes, windowed
-from ..shape import Attention, Layer, Shape
+from ..shape import Layer, Shape
 
 
 def _normed(c: Config) -> Attention:

@@ -1,9 +1,10 @@
 """OPT: learned positions, LayerNorm, ReLU; OPT-350m has narrow embeddings and its norms after the blocks."""
 
+from ..blocks import Linear
 from ..config import Config
 from ..family import BlockTensors, Family, Tensors
 from ..parts import attention, decoder, mlp
-from ..shape import Layer, Linear, Shape
+from ..shape import Layer, Shape
 
 
 def _shape(c: Config) -> Shape:

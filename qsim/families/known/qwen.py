@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+from ..blocks import Experts, Linear, Mixer, Mlp, Recurrent
 from ..config import Config
 from ..family import Family
 from ..parts import TENSORS, attention, decoder, experts, mlp, sizes, windowed
-from ..shape import Experts, Layer, Linear, Mixer, Mlp, Recurrent, Shape
+from ..shape import Layer, Shape
 
 _KINDS = ("full_attention", "sliding_attention")
 _HYBRID = ("full_attention", "linear_attention")
