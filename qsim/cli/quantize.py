@@ -44,8 +44,10 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
               help="Text, UTF-8, or token ids: .npy, (T,) or (windows, T), or .json, a list of them. Default for the "
               "embedded model: its own, the first 64 KiB.")  # fmt: skip
 @tokenizer_option
-@click.option("--window", type=int, metavar="N", help="Tokens of a calibration window. Default: 512.")
-@click.option("--windows", type=int, metavar="N", help="At most so many windows, spread over the text.")
+@click.option("--window", type=click.IntRange(min=1), metavar="N", help="Tokens of a calibration window. Default: 512.")
+@click.option(
+    "--windows", type=click.IntRange(min=1), metavar="N", help="At most so many windows, spread over the text."
+)
 @click.option("--act-order", type=click.Choice(list(_FLAGS)), help="GPTQ: columns by descending Hessian diagonal.")
 @click.option("--static-groups", is_flag=True, default=None,
               help="GPTQ: compute all group scales from the original weights first.")  # fmt: skip
@@ -62,7 +64,7 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 @click.option("--rotate", is_flag=True, help="Fold Hadamard rotations into the weights first (QuaRot's R1 and R2).")
 @click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers first.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Linears to leave as they are. Repeatable.")
-@click.option("--jobs", type=int, metavar="N", help="Linears solved at a time.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Linears solved at a time.")
 @click.option("--restart", is_flag=True, help="Discard partial results and start over.")
 @plot_option
 @table_options

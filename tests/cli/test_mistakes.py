@@ -161,6 +161,9 @@ quantize tiny --out q --scheme none | 'none'
 quantize tiny --out q --layout none | none
 quantize tiny --out q --calibration dir | 'dir' is a directory
 quantize tiny --out q --calibration binary.toml | calibration text must be UTF-8
+quantize tiny --out q --jobs 0 | --jobs
+quantize tiny --out q --window 0 | window
+quantize tiny --out q --windows 0 | windows
 quantize tiny --out q --plot q.pdf | 'q.pdf'
 quantize tiny --out q --json --csv | --json and --csv
 quantize tiny --out q --method smoothquant --alpha much | 'much'

@@ -65,7 +65,7 @@ def test_fit_writes_a_calibration_that_a_device_can_use(tmp_path: Path) -> None:
     ("change", "says"),
     [
         (lambda t: t.drop(columns="k"), "column 'k' is missing"),
-        (lambda t: t.assign(latency_s=-t.latency_s), "must be positive"),
+        (lambda t: t.assign(latency_s=-t.latency_s), "must be a positive number"),
         (lambda t: t.assign(kernel="cublas_fp99"), "unknown kernel"),
         (lambda t: t.head(5), "at least 10"),
     ],
