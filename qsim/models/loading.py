@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qsim import files
-from qsim.errors import QsimError
+from qsim.errors import QsimError, QsimTypeError
 from qsim.fields import Fields
 from qsim.safetensors import TensorFiles, open_folder
 
@@ -85,10 +85,13 @@ def resolve(path: str | Path) -> Path:
     Raises:
         ValueError: it is not a checkpoint folder.
     """
+    if not isinstance(path, str | Path):
+        raise QsimTypeError(f"a model is `tiny` or a path: got {type(path).__name__}")
     folder = TINY if str(path) == "tiny" else Path(path)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise QsimError(f"{folder} {what}: a model is `tiny` or a folder with config.json and safetensors files")
+    if "\0" in str(path) or not folder.is_dir():
+        name = str(folder) if str(path).isprintable() and str(path).strip() else repr(str(path))
+        what = "is a file" if "\0" not in str(path) and folder.exists() else "does not exist"
+        raise QsimError(f"{name} {what}: a model is `tiny` or a folder with config.json and safetensors files")
     if not (folder / "config.json").is_file():
         raise QsimError(f"{folder} is not a checkpoint: it has no config.json")
     return folder

@@ -5,14 +5,15 @@ One frozen value that the numerics obey and the hardware model prices. Nothing h
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
+from qsim.fields import Fields
+from qsim.files import parse_toml
 from qsim.formats import BlockFormat, CodebookFormat, FloatFormat, Format, IntFormat, get_format
 
 from .granularity import Count, Granularity, ceil_div, product
@@ -228,12 +229,27 @@ class TensorScheme:
         return out
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorScheme:
-        """The inverse of `to_dict`. Unknown keys are an error."""
-        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise QsimError(f"unknown key {unknown[0]!r} in a tensor scheme; known: {sorted(cls.__dataclass_fields__)}")
-        return cls(**data)
+    def from_dict(cls, data: Mapping[str, Any], where: str = "a tensor scheme") -> TensorScheme:
+        """The inverse of `to_dict`.
+
+        Raises:
+            QsimError: an unknown key, a value of another type, or parts that do not fit; `where` names the table.
+        """
+        fields = Fields(data, where)
+        _known_keys(fields, cls)
+        texts = {key: fields.text(key) for key in ("format", "granularity", "scale_format", "zero_point_format")
+                 if key in fields}  # fmt: skip
+        flags = {key: fields.flag(key) for key in ("symmetric", "dynamic", "ragged") if key in fields}
+        if "format" not in texts:
+            raise QsimError(f"{where}: format is missing")
+        return cls(**texts, **flags)  # type: ignore[arg-type]  # names become values in __post_init__
+
+
+def _known_keys(fields: Fields, of: type) -> None:
+    known = list(of.__dataclass_fields__)  # type: ignore[attr-defined]
+    unknown = next((key for key in fields.table if key not in known), None)
+    if unknown is not None:
+        raise QsimError(f"{fields.where}: {nearest('key', unknown, known)}")
 
 
 def _name(fmt: Format) -> str:
@@ -353,14 +369,22 @@ class Scheme:
         return {**head, "compute": _name(self.compute), **parts}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Scheme:
-        """The inverse of `to_dict`. Unknown keys are an error."""
-        unknown = sorted(set(data) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise QsimError(f"unknown key {unknown[0]!r} in a scheme; known: {sorted(cls.__dataclass_fields__)}")
-        parts: dict[str, Any] = {}
-        for key, value in data.items():
-            parts[key] = TensorScheme.from_dict(value) if isinstance(value, Mapping) else value
+    def from_dict(cls, data: Mapping[str, Any], where: str = "a scheme") -> Scheme:
+        """The inverse of `to_dict`; a part may be the name of a format that stands for itself.
+
+        Raises:
+            QsimError: an unknown key, a value of another type, or parts that do not fit; `where` names the table.
+        """
+        fields = Fields(data, where)
+        _known_keys(fields, cls)
+        parts: dict[str, Any] = {key: fields.text(key) for key in ("name", "compute") if key in fields}
+        for key in ("weight", "activation", "kv_cache"):
+            if isinstance(data.get(key), Mapping):
+                parts[key] = TensorScheme.from_dict(data[key], f"{where}: {key}")
+            elif key in fields:
+                parts[key] = fields.text(key)
+        if "weight" not in parts:
+            raise QsimError(f"{where}: weight is missing")
         return cls(**parts)
 
     def to_toml(self) -> str:
@@ -375,8 +399,12 @@ class Scheme:
 
     @classmethod
     def from_toml(cls, text: str) -> Scheme:
-        """A scheme from TOML text."""
-        return cls.from_dict(tomllib.loads(text))
+        """A scheme from TOML text.
+
+        Raises:
+            QsimError: not TOML, or as `from_dict`.
+        """
+        return cls.from_dict(parse_toml(text, "a scheme"))
 
     def to_quantization_config(self, method: str | None = None) -> dict[str, Any]:
         """The Hugging Face `quantization_config`; see `qsim.scheme.huggingface.to_config`."""
