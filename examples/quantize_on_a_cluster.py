@@ -13,7 +13,7 @@ import joblib
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from qsim.algorithms import quantize_model
+from qsim.methods import quantize_model
 from qsim.models import load, tiny_text
 
 WINDOWS = 4  # of calibration, unless the command names another number; more find better weights

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-PACKAGES = ("algorithms", "formats", "kernels", "models", "tensorcore")
+PACKAGES = ("formats", "kernels", "methods", "models", "tensorcore")
 """The packages of qsim that hold compiled functions."""
 
 

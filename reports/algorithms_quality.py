@@ -116,9 +116,9 @@ class Measurer:
 
     def row(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """One row, and the sums of its windows."""
-        from qsim.algorithms import quantize_model
-        from qsim.algorithms.kv import stores_kv
-        from qsim.algorithms.methods import get_recipe
+        from qsim.methods import quantize_model
+        from qsim.methods.kv import stores_kv
+        from qsim.methods.methods import get_recipe
         from qsim.models import evaluate, with_outliers
         from qsim.scheme import get_scheme
 

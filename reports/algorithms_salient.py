@@ -28,7 +28,7 @@ PLAIN, SYNTHETIC = "as it is", "with synthetic outliers"
 
 def measure() -> pd.DataFrame:
     """Both tables, one below the other."""
-    from qsim.algorithms import channel_sizes, salient_table
+    from qsim.methods import channel_sizes, salient_table
     from qsim.models import load, tiny_text, with_outliers
     from qsim.models.evaluation import Reference
 

@@ -87,7 +87,7 @@ def layer(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     mix = rng.standard_normal((rank, columns), dtype=F32) / F32(np.sqrt(rank))
     gain = np.exp(0.5 * rng.standard_normal(columns)).astype(F32)
     gain[rng.permutation(columns)[: columns // 256]] *= 20
-    from qsim.algorithms.linalg import accumulate, mirror
+    from qsim.methods.linalg import accumulate, mirror
 
     h = np.zeros((columns, columns), F32)
     for _ in range(0, tokens, 2048):
@@ -109,7 +109,7 @@ def products_per_solve(n: int, k: int, block: int = 128, span: int = 512) -> flo
 def large_layer(part: str) -> list[Row]:
     from scipy.linalg import lapack
 
-    from qsim.algorithms import gptq
+    from qsim.methods import gptq
 
     n, k, rounds = LAYERS[part]
     w, h = layer(n, k)
@@ -165,7 +165,7 @@ def hessian(part: str) -> list[Row]:
     """A micro-batch of 4096 tokens into the running Hessian, as calibration does it, against SSYRK and SGEMM alone."""
     from scipy.linalg import blas
 
-    from qsim.algorithms.calibration import InputStatistics
+    from qsim.methods.calibration import InputStatistics
 
     out = []
     for k in (1024, 4096, 11008):
@@ -212,7 +212,7 @@ def memory(part: str) -> list[Row]:
 
 def peak(n: int, k: int) -> None:
     """Print the peak of one call. Linux: the high-water mark of resident memory is reset before it."""
-    from qsim.algorithms import gptq
+    from qsim.methods import gptq
 
     w, h = layer(n, k)
     small = layer.__wrapped__(128, 1024)

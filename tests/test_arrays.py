@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from qsim import formats, kernels
-from qsim.algorithms import awq, fp8, gptq, keep_channels, rtn, smoothquant
 from qsim.analysis import error
 from qsim.arrays import as_plain_array, real_array, whole_array
 from qsim.errors import QsimError
+from qsim.methods import awq, fp8, gptq, keep_channels, rtn, smoothquant
 from qsim.models import evaluate
 from qsim.scheme import QuantizedTensor, quantize
 from tests.models.small import random_model

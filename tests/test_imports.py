@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.tensorcore": {"qsim.formats"},
     "qsim.kernels": GROUND | {"qsim.tensorcore"},
     "qsim.models": GROUND | {"qsim.tensorcore", "qsim.kernels"},
-    "qsim.algorithms": GROUND | {"qsim.tensorcore", "qsim.kernels", "qsim.models"},
+    "qsim.methods": GROUND | {"qsim.tensorcore", "qsim.kernels", "qsim.models"},
     "qsim.checkpoints": GROUND | {"qsim.tensorcore", "qsim.kernels", "qsim.models"},
     "qsim.analysis": GROUND,
     "qsim.plots": GROUND | {"qsim.analysis"},
@@ -60,6 +60,7 @@ TOP = {
     "qsim",  # the public names of both wings, each loaded on first use
     "qsim.__main__",
     "qsim.quantize",  # the former place of qsim.scheme
+    "qsim.algorithms",  # the former place of qsim.methods
 }  # join both wings
 
 
@@ -163,7 +164,7 @@ import numba, scipy.linalg  # theirs to arrange for
 del os.register_at_fork
 for name in ("fcntl", "grp", "pwd", "resource", "termios", "pty", "syslog"):
     sys.modules[name] = None
-import qsim.formats.codec, qsim.kernels.ahead, qsim.kernels.linear, qsim.tensorcore, qsim.scheme, qsim.algorithms
+import qsim.formats.codec, qsim.kernels.ahead, qsim.kernels.linear, qsim.tensorcore, qsim.scheme, qsim.methods
 from qsim import kernels
 kernels.linear, kernels.pack, kernels.available_paths()
 """

@@ -74,6 +74,18 @@ def test_a_former_module_still_imports_and_its_name_stays_the_function(package: 
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_former_name_of_the_methods_is_the_same_package() -> None:
+    for first in ("import qsim.algorithms", "from qsim.algorithms import gptq", "import qsim.methods"):
+        code = (
+            f"{first}; from qsim.algorithms import gptq, quantize_model; import qsim.algorithms, qsim.methods;"
+            "assert gptq is qsim.methods.gptq and qsim.algorithms is qsim.methods;"
+            "assert qsim.quantize_model is quantize_model;"
+            "from qsim.algorithms.record import LayerRecord as one; from qsim.methods.record import LayerRecord;"
+            "assert one is LayerRecord"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 USER_SCRIPT = """
 import numpy as np
 import hwmodels

@@ -38,7 +38,7 @@ ALLOWED = {
     ("qsim/files.py", "*"): "the one place",
     ("qsim/scheme/tensor.py", "np.savez"): "into the file that write_whole opened",
     (
-        "qsim/algorithms/calibration.py",
+        "qsim/methods/calibration.py",
         "np.memmap",
     ): "hidden states in a temporary folder, in a file made by qsim.files",
     ("qsim/cli/quantize.py", "to_json"): "QuantizationResult's, which writes through qsim.files",

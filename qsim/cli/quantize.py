@@ -19,8 +19,8 @@ from .table import Column, Form, deliver, print_table, records, table_options
 from .verbs import verb
 
 if TYPE_CHECKING:
-    from qsim.algorithms import MemoryEstimate, QuantizationResult
     from qsim.checkpoints import Written
+    from qsim.methods import MemoryEstimate, QuantizationResult
     from qsim.models import Model
 
 TINY_BYTES = 65536
@@ -136,11 +136,11 @@ def _run(
     ignore: tuple[str, ...], options: Mapping[str, Any], **settings: Any,
 ) -> tuple[QuantizationResult, Written]:  # fmt: skip
     """Quantise into the hidden folder that becomes `out`; the result, and what was written."""
-    from qsim.algorithms import quantize_model
-    from qsim.algorithms.store import KIND
     from qsim.checkpoints import write
     from qsim.checkpoints.folder import check_target
     from qsim.folders import check_apart, recover
+    from qsim.methods import quantize_model
+    from qsim.methods.store import KIND
     from qsim.models import load, with_outliers
     from qsim.models.tokens import text_or_ids
     from qsim.pieces import Pieces, forget
@@ -182,15 +182,15 @@ _WRITTEN = "written"  # the piece that says which record the finished checkpoint
 
 
 def _digest(folder: Path) -> bytes:
-    from qsim.algorithms.result import RECORD_FILE
+    from qsim.methods.result import RECORD_FILE
 
     return hashlib.sha256((folder / RECORD_FILE).read_bytes()).hexdigest().encode()
 
 
 def _clear_finished(out: Path, part: Path) -> None:
     """Remove the pieces of a run that was killed after its checkpoint was in place."""
-    from qsim.algorithms.result import RECORD_FILE
-    from qsim.algorithms.store import KIND
+    from qsim.methods.result import RECORD_FILE
+    from qsim.methods.store import KIND
     from qsim.pieces import Pieces, count, drop_empty
 
     drop_empty(part, KIND)
@@ -201,7 +201,7 @@ def _clear_finished(out: Path, part: Path) -> None:
 
 
 def _kept(part: Path, restart: bool) -> str:
-    from qsim.algorithms.store import finished_layers
+    from qsim.methods.store import finished_layers
 
     command = "the same command without --restart" if restart else "the same command"
     done = finished_layers(part)
@@ -227,8 +227,8 @@ def _method_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scheme_for(method: str, layout: str) -> str:
     """The method's usual scheme, or what the layout wants instead, which is said."""
-    from qsim.algorithms.methods import DEFAULT_SCHEMES
     from qsim.checkpoints.layouts import default_scheme
+    from qsim.methods.methods import DEFAULT_SCHEMES
 
     usual = DEFAULT_SCHEMES[method]
     found = default_scheme(layout, usual)
@@ -256,10 +256,10 @@ def _refuse_what_cannot_be_written(
     """Find out before hours of work whether the layout holds the result."""
     from fnmatch import fnmatchcase
 
-    from qsim.algorithms.activations import needs_input_scale, stores_input_scale
-    from qsim.algorithms.methods import get_recipe
     from qsim.checkpoints.checks import outline_refusal
     from qsim.checkpoints.layouts import QUANTIZED, check_layout, default_layout, layouts_for
+    from qsim.methods.activations import needs_input_scale, stores_input_scale
+    from qsim.methods.methods import get_recipe
 
     found = get_recipe(method, scheme, given).scheme
     if stores_input_scale(found) and not needs_input_scale(found) and not calibrated:

@@ -20,7 +20,7 @@ F32 = np.float32
 def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
     """The model with its block Linears rounded to the nearest codes of a scheme, and its KV cache as the scheme says.
 
-    The plainest quantisation there is, the baseline of every method in `qsim.algorithms`. Embedding, norms and head
+    The plainest quantisation there is, the baseline of every method in `qsim.methods`. Embedding, norms and head
     stay as they are, and layers that engines fuse share one tensor scale where the scheme has one (see
     `qsim.scheme.shared`). 16-bit weights are rounded to their format; 16-bit activations and caches stay float32 (see
     `Model.activation_format` and `Model.kv_cache` for models that round those).

@@ -113,7 +113,7 @@ def quantised(subject: Subject, method: Method, spec: StudySpec) -> tuple[Model,
     """The model by a method, and what the method had to do that nobody asked for (fallbacks, damping, ...)."""
     if method.algorithm == "none":
         return subject.model, ()
-    from qsim.algorithms import quantize_model
+    from qsim.methods import quantize_model
 
     search = {"grid": spec.quality.search_grid, "view_windows": 2} if method.algorithm == "awq" else {}
     found = quantize_model(
@@ -142,12 +142,12 @@ def _needs_text(method: Method) -> bool:
 
 
 def calibration(subject: Subject, spec: StudySpec) -> Any:
-    """The windows that methods are shown, spread evenly over the calibration text (`qsim.algorithms.Calibration`).
+    """The windows that methods are shown, spread evenly over the calibration text (`qsim.methods.Calibration`).
 
     Raises:
         ValueError: a text shorter than one window.
     """
-    from qsim.algorithms import calibration_of
+    from qsim.methods import calibration_of
 
     window = _window(spec, subject.model)
     count = max(1, spec.quality.calibration_tokens // window)

@@ -148,8 +148,8 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
         tuple(hardware.capacity_rows(spec)),
     ))  # fmt: skip
     subject: quality.Subject = steps.run("model and texts", lambda: quality.subject(spec))
-    from qsim.algorithms.passes import is_small
     from qsim.formats._parallel import one_blas_thread
+    from qsim.methods.passes import is_small
     from qsim.models.evaluation import Reference
     from qsim.models.fingerprint import fingerprint
 

@@ -131,7 +131,7 @@ def channel_rows(spec: StudySpec, subject: Subject, layer: Layer) -> tuple[tuple
 
     A model without outliers of its own lends its layers with synthetic ones; the note says so.
     """
-    from qsim.algorithms.smoothquant import smoothing_scale
+    from qsim.methods.smoothquant import smoothing_scale
     from qsim.models import with_outliers
 
     model, own = subject.model, spread(layer.inputs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import smoothquant
-from qsim.algorithms.activations import joint_error, power_of_two_above
-from qsim.algorithms.smoothquant import LEVELS, get_level, search_alpha, smoothing_scale
+from qsim.methods import smoothquant
+from qsim.methods.activations import joint_error, power_of_two_above
+from qsim.methods.smoothquant import LEVELS, get_level, search_alpha, smoothing_scale
 from qsim.scheme import get_scheme, quantize
 
 from . import published

@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import pytest
 
-from qsim.algorithms import quantize_model
+from qsim.methods import quantize_model
 from tests.models.small import random_model
 
 distributed = pytest.importorskip("distributed")

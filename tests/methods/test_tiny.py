@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import apply_folds, quantize_model
-from qsim.algorithms.smoothquant import recipe as smooth_recipe
+from qsim.methods import apply_folds, quantize_model
+from qsim.methods.smoothquant import recipe as smooth_recipe
 from qsim.models import evaluate, load, tiny_text, with_outliers
 
 from .test_pipeline import folds_of

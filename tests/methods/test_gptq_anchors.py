@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import gptq, rtn
+from qsim.methods import gptq, rtn
 
 from . import anchors
 from .anchors import CASES, COMPRESSOR, LARGE, MEDIUM, SMALL, Case, layer, output_error, scheme

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from qsim.algorithms import errors, gptq, linalg, quantize_model
-from qsim.algorithms.passes import for_many_tokens, through_block
 from qsim.formats._parallel import for_chunks, one_blas_thread
+from qsim.methods import errors, gptq, linalg, quantize_model
+from qsim.methods.passes import for_many_tokens, through_block
 from qsim.scheme import quantize
 from tests.models.small import random_model
 

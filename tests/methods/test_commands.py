@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from qsim.algorithms import quantize_model, read_records
 from qsim.checkpoints import write
 from qsim.cli import main
 from qsim.errors import QsimError
+from qsim.methods import quantize_model, read_records
 from qsim.models import ModelConfig, load
 from qsim.scheme import QuantizedTensor
 from tests.models.small import CONFIGS, random_tensors, write_folder
@@ -100,7 +100,7 @@ def test_records_as_json_csv_and_figure(folder, tmp_path):
 
 
 def test_going_on_after_an_interruption(folder, tmp_path, monkeypatch):
-    import qsim.algorithms.store as store
+    import qsim.methods.store as store
 
     kept, solved = store.Store.put_layer, []
 
@@ -133,7 +133,7 @@ def test_going_on_after_an_interruption(folder, tmp_path, monkeypatch):
 
 def stopped_after(count, monkeypatch, error=KeyboardInterrupt):
     """Layers are kept as usual until that many are."""
-    import qsim.algorithms.store as store
+    import qsim.methods.store as store
 
     kept, solved = store.Store.put_layer, []
 
@@ -225,7 +225,7 @@ def test_the_source_is_never_replaced(folder, tmp_path, monkeypatch):
 
 
 def test_the_record_appears_with_the_checkpoint(folder, tmp_path, monkeypatch):
-    from qsim.algorithms import QuantizationResult
+    from qsim.methods import QuantizationResult
 
     base = arguments(folder, tmp_path / "out", "--method", "rtn", "--scheme", "w4a16-g32")
     with monkeypatch.context() as patch:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import quantize_model
 from qsim.formats import decode, encode
+from qsim.methods import quantize_model
 from qsim.models import Model, with_scheme
 from qsim.scheme import Granularity, get_scheme, quantize, shared_scale, tensor_scale_of, with_tensor_scale
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.algorithms import gptq, linalg, reference, rtn
+from qsim.methods import gptq, linalg, reference, rtn
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme
 
 from .anchors import SMALL, layer, make, output_error, scheme
@@ -104,7 +104,7 @@ def test_group_aware_order_keeps_groups_whole():
     assert q.group_index is None
     plain, _ = gptq(w, h, scheme(4, 128))
     assert output_error(w, q, h) < output_error(w, plain, h)
-    from qsim.algorithms.columns import plan_columns
+    from qsim.methods.columns import plan_columns
 
     plan = plan_columns(np.diag(h), scheme(4, 128).weight, "group_aware", False)
     order, diagonal = plan.order, np.diag(h)

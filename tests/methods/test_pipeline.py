@@ -9,10 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from qsim.algorithms import apply_folds, gptq, quantize_model, read_records
-from qsim.algorithms.awq import recipe as awq_recipe
-from qsim.algorithms.calibration import calibration_of
-from qsim.algorithms.smoothquant import recipe as smooth_recipe
+from qsim.methods import apply_folds, gptq, quantize_model, read_records
+from qsim.methods.awq import recipe as awq_recipe
+from qsim.methods.calibration import calibration_of
+from qsim.methods.smoothquant import recipe as smooth_recipe
 from qsim.scheme import QuantizedTensor, get_scheme
 from tests.models.small import random_model
 
@@ -146,9 +146,9 @@ def test_micro_batches_do_not_matter():
 
 
 def folds_of(model, recipe, tokens=TOKENS):
-    from qsim.algorithms.recipe import BlockView
-    from qsim.algorithms.run import Run
-    from qsim.algorithms.store import Store
+    from qsim.methods.recipe import BlockView
+    from qsim.methods.run import Run
+    from qsim.methods.store import Store
 
     calibration = calibration_of(model, tokens)
     import tempfile

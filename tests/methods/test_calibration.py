@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import InputStatistics, calibration_of
-from qsim.algorithms.linalg import accumulate, mirror, output_error
+from qsim.methods import InputStatistics, calibration_of
+from qsim.methods.linalg import accumulate, mirror, output_error
 from tests.models.small import random_model
 
 F32 = np.float32

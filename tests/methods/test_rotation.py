@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import quantize_model, rotate_model
+from qsim.methods import quantize_model, rotate_model
 from qsim.models.variants import with_outliers
 from tests.models.small import random_model
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qsim.algorithms import quantize_model
 from qsim.errors import QsimError
+from qsim.methods import quantize_model
 from qsim.models.fingerprint import fingerprint
-from tests.algorithms.test_pipeline import TOKENS, assert_same
+from tests.methods.test_pipeline import TOKENS, assert_same
 from tests.models.small import random_model
 
 F32 = np.float32
@@ -72,7 +72,7 @@ def test_damaged_factors_of_a_block_are_found_again(tmp_path):
 
 def test_a_forged_layer_is_no_traceback(tmp_path):
     """A content that no version writes, under a right checksum."""
-    from qsim.algorithms.store import KIND
+    from qsim.methods.store import KIND
     from qsim.pieces import Pieces
 
     whole = quantize_model(random_model(), "rtn", "w4a16-g32", work_dir=tmp_path / "a")

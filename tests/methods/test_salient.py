@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import ChannelSize, channel_sizes, keep_channels, protect, rtn, salient_table
-from qsim.algorithms.salient import kept_count, rank_channels
+from qsim.methods import ChannelSize, channel_sizes, keep_channels, protect, rtn, salient_table
+from qsim.methods.salient import kept_count, rank_channels
 from qsim.models import load, tiny_text, with_outliers, with_scheme
 from tests.models.small import random_model
 

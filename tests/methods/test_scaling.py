@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.algorithms import awq, fp8, gptq, linalg, quantize_model, rtn, smoothquant
-from qsim.algorithms.activations import input_scale_of
-from qsim.algorithms.awq import search_clip
 from qsim.errors import QsimError
+from qsim.methods import awq, fp8, gptq, linalg, quantize_model, rtn, smoothquant
+from qsim.methods.activations import input_scale_of
+from qsim.methods.awq import search_clip
 from qsim.scheme import get_scheme, quantize
 from tests.models.small import random_model
 

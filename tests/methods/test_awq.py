@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.algorithms import awq, rtn
-from qsim.algorithms.awq import candidates, clamp, search_clip, search_scale
+from qsim.methods import awq, rtn
+from qsim.methods.awq import candidates, clamp, search_clip, search_scale
 from qsim.scheme import Scheme, TensorScheme, quantize
 
 from . import published

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qsim.algorithms import fp8
+from qsim.methods import fp8
 from qsim.scheme import Scheme, TensorScheme, get_scheme
 
 from .anchors import make
