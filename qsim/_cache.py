@@ -2,7 +2,8 @@
 
 Numba keeps what it has compiled beside the sources, or else in the user's cache folder, and raises when it can write to
 neither: a container with a read-only image and no home. Importing this module then names it a folder among the
-temporary ones, and says so. Every package that compiles imports it first, before Numba is imported.
+temporary ones, and says so. Every package that compiles imports it first, before Numba is imported. From then on
+compiled code whose sources have changed is not used again (`_stale`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+from ._stale import watch
 
 PACKAGES = ("formats", "kernels", "methods", "models", "tensorcore")
 """The packages of qsim that hold compiled functions."""
@@ -98,3 +101,4 @@ def _temporary() -> Path:
 
 FOLDER = ensure()
 """The temporary folder that is used, if any."""
+watch()

@@ -108,3 +108,40 @@ def test_every_package_that_compiles_looks_first() -> None:
     assert homes <= set(cache.PACKAGES)
     for home in cache.PACKAGES:
         assert "from qsim._cache import" in (ROOT / "qsim" / home / "__init__.py").read_text(encoding="utf-8")
+
+
+def test_a_changed_callee_in_another_file_is_compiled_again(tmp_path: Path) -> None:
+    """Numba alone would go on with the code that it compiled into the caller."""
+    home = tmp_path / "qsim"
+    (home / "lab").mkdir(parents=True)
+    for name in ("_cache.py", "_stale.py"):
+        shutil.copy(ROOT / "qsim" / name, home / name)
+    (home / "__init__.py").touch()
+    (home / "lab" / "__init__.py").write_text("from qsim import _cache\n")
+    (home / "lab" / "upper.py").write_text(
+        "from numba import njit\nfrom .lower import half\n@njit(cache=True)\ndef twice(x):\n    return 4 * half(x)\n"
+    )
+    lower = "from numba import njit\n@njit(cache=True)\ndef half(x):\n    return x / {}\n"
+    code = "from qsim.lab.upper import twice; print(twice(1.0), twice.stats.cache_hits.total())"
+    env = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(divisor: float) -> str:
+        (home / "lab" / "lower.py").write_text(lower.format(divisor))
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | env, capture_output=True,
+                              text=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run(2.0) == "2.0 0"
+    assert run(2.0) == "2.0 1"
+    assert run(8.0) == "0.5 0"
+
+
+def test_the_sources_behind_a_kernel_are_found() -> None:
+    """Through relative and absolute imports, several steps away; modules that compile nothing are not among them."""
+    from qsim._stale import sources_behind
+
+    behind = {p.relative_to(ROOT).as_posix() for p in sources_behind(ROOT / "qsim" / "kernels" / "streams.py")}
+    assert {"qsim/kernels/streams.py", "qsim/kernels/lanes.py", "qsim/kernels/dots.py"} <= behind
+    assert "qsim/kernels/linear.py" not in behind
+    assert not any(path.startswith("qsim/cli") for path in behind)
