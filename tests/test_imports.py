@@ -22,6 +22,7 @@ FLOOR = {
     "qsim.folders",
     "qsim.former",
     "qsim.hidden",
+    "qsim.lazy",
     "qsim.pieces",
     "qsim.tables",
 }  # everybody may
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.tables": set(),
     "qsim.folders": set(),
     "qsim.hidden": set(),
+    "qsim.lazy": set(),
     "qsim.pieces": set(),
     "qsim.formats": set(),
     "qsim.safetensors": {"qsim.formats"},

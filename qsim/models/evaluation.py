@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,9 +16,7 @@ from qsim.formats._parallel import one_blas_thread
 
 from . import statistics
 from .generation import require_tokenizer
-
-if TYPE_CHECKING:
-    from .model import Model
+from .model import Model
 
 Protocol: TypeAlias = Literal["windows", "sliding", "gptq"]
 Progress: TypeAlias = "bool | Callable[[int, int], None] | None"
