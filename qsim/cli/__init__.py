@@ -17,7 +17,7 @@ import click
 from qsim import __version__
 
 from .guard import guarded
-from .verbs import VERBS, verbose_option
+from .verbs import VERBS, refuse_repeats, verbose_option
 
 
 class LazyGroup(click.Group):
@@ -30,6 +30,8 @@ class LazyGroup(click.Group):
         if cmd_name not in VERBS:
             return None
         command: click.Command = getattr(importlib.import_module(f"qsim.cli.{cmd_name}"), cmd_name)
+        for one in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            refuse_repeats(one)
         return command
 
     def resolve_command(

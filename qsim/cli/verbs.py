@@ -48,6 +48,30 @@ def verbose_option() -> click.Option:
     return click.Option(["--verbose"], is_flag=True, expose_value=False, help="On an error, show the traceback too.")
 
 
+def refuse_repeats(command: click.Command) -> None:
+    """Make a verb refuse an option that is given twice but holds one value: click would keep the last one silently."""
+    if "make_parser" in vars(command):
+        return
+    make_parser = command.make_parser
+
+    def make(ctx: click.Context) -> Any:
+        parser = make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            values, rest, order = parse(args)
+            for one in order:
+                single = isinstance(one, click.Option) and not one.multiple and not one.count
+                if single and order.count(one) > 1:
+                    raise click.UsageError(f"{one.opts[0]} is given {order.count(one)} times: it takes one value", ctx)
+            return values, rest, order
+
+        parser.parse_args = parse_once  # type: ignore[method-assign]
+        return parser
+
+    command.make_parser = make  # type: ignore[method-assign]
+
+
 def verb(name: str, make: Callable[..., Any] = click.command, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
     """The decorator of a verb: its help is the line in `VERBS`, then the function's docstring.
 
