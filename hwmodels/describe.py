@@ -9,6 +9,7 @@ import numpy as np
 
 from .device import Device
 from .prediction import Prediction
+from .timing import format_peak
 
 
 def device_row(device: Device) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def device_sources(device: Device) -> Iterator[dict[str, Any]]:
         "power.board_w": "" if device.power is None else f"{device.power.board_w:g}",
     }
     for key, source in device.sources.items():
+        if key in device.overrides:
+            continue
         yield {"device": device.name, "field": key, "value": values.get(key, ""), "instruction": "", "source": source}
     for key, value in device.overrides.items():
         yield {
@@ -82,6 +85,7 @@ def operator_rows(prediction: Prediction) -> list[dict[str, Any]]:
             "flop_per_byte": float(op.intensity),
             "bound": str(op.bound),
             "kernel": op.kernel,
+            "format": "+".join(op.formats),
             "fidelity": op.fidelity,
         }
         for op in prediction.operators
@@ -122,14 +126,22 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
 
 
 def roofs(predictions: list[Prediction]) -> list[dict[str, Any]]:
-    """The ceilings that a list of predictions runs under: one for each device and format multiplied in."""
+    """The ceilings that the operators of a list of predictions run under.
+
+    Returns:
+        One row for each device (and number of its chips that work at once) and format that an operator multiplies in:
+        `device`, `format`, `label`, `peak_flop_per_s`, `bandwidth_bytes_per_s`. No operator lies above the highest
+        roof of its formats.
+    """
     found: dict[str, dict[str, Any]] = {}
     for p in predictions:
-        for fmt in dict.fromkeys(("bfloat16", p.scheme.compute.name if p.scheme.compute is not None else "bfloat16")):
-            peak = p.device.peak_flop_per_s(fmt)
-            if peak is not None:
-                bandwidth = p.device.memory.bandwidth_bytes_per_s
+        for op in p.operators:
+            for fmt in op.formats:
+                # chips of an SRAM part that work at once: their peaks add up as their bandwidths do
+                chips = op.bandwidth_bytes_per_s / p.device.memory.bandwidth_bytes_per_s
+                peak = format_peak(p.device, fmt) * chips
+                bandwidth = op.bandwidth_bytes_per_s
                 label = f"{p.device.name} {fmt}: {peak / 1e12:.0f} T, {bandwidth / 1e9:.0f} GB/s"
-                found[label] = {"label": label, "peak_flop_per_s": peak,
-                                "bandwidth_bytes_per_s": p.device.memory.bandwidth_bytes_per_s}  # fmt: skip
+                found[label] = {"device": p.device.name, "format": fmt, "label": label, "peak_flop_per_s": peak,
+                                "bandwidth_bytes_per_s": bandwidth}  # fmt: skip
     return list(found.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,8 @@ class Device:
         fuses_layers: True when intermediate activations of a layer never leave the chip.
         sources: key path -> document; every number of the file has one.
         overrides: key paths changed from the file by the caller, for the record.
+        file: name of the TOML, for messages.
+        table: what the TOML holds, with the overrides; read-only. `load.get_device` makes changed devices from it.
     """
 
     name: str
@@ -141,6 +144,8 @@ class Device:
     sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     overrides: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     notes: str = ""
+    file: str = ""
+    table: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False, compare=False)
 
     def __repr__(self) -> str:
         memory = f"{self.memory.capacity_bytes / 1e9:g} GB at {self.memory.bandwidth_bytes_per_s / 1e9:g} GB/s"

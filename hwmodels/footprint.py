@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.families import Attention, Experts, Latent, Mixer, Mlp, Recurrent
+from qsim.scheme import Scheme
 
 from .architecture import Architecture, get_architecture
 from .operators import _kv_bytes, weight_nbytes
 from .timing import check_positive
 
 if TYPE_CHECKING:
-    from qsim.scheme import Scheme
-
     from .device import Device
 
 RESERVE_BYTES = 3.5e9

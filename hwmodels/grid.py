@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .surface import TILES, Array, hats, wave_efficiency
+from .surface import EDGE, TILES, Array, hats, wave_efficiency
 
 Knots = tuple[Array, Array, Array]
 
@@ -31,6 +31,14 @@ class Grid:
     knots: Knots
     values: Array
     waves: Array | None = None
+
+    def measured(self, a: Any, b: Any) -> Any:
+        """Whether the two other coordinates lie within what was measured."""
+        inside: Any = True
+        for value, knots in zip((a, b), self.knots[1:], strict=True):
+            at = np.log2(value)
+            inside = inside & (knots[0] - EDGE <= at) & (at <= knots[-1] + EDGE)
+        return inside
 
     def __call__(self, x: Any, a: Any, b: Any, units: int | None = None) -> Any:
         """log(time / soft roofline) at the three coordinates (plain values, they broadcast)."""

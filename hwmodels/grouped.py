@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from .checks import check_positive
 from .device import Device
 from .kernels import get_family
-from .operators import grouped_cost
-from .parameters import kernel_parameters
-from .timing import TRANSFER_BAND, Estimate, check_positive, estimate, gemm, ideal, kernel_peak
+from .operators import gemm_cost, grouped_cost
+from .parameters import kernel_parameters, transferred
+from .timing import Estimate, estimate, ideal, kernel_peak
 
 GROUPED = {
     "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",
@@ -41,15 +41,16 @@ def grouped(
     cost = grouped_cost(
         m, n, k, groups, weight_bytes=weight_bytes, operand=family.activation_bytes, output=family.output_bytes
     )
-    peak = kernel_peak(device, family, compute)
+    peak = kernel_peak(device, family, compute, fidelity)
     if fidelity == "ideal":
         return ideal(cost, peak, device)
     if kernel in GROUPED:
         return estimate(device, cost, peak, kernel_parameters(device, family.name, fidelity), m, None)
     more = (np.asarray(groups) - 1) * family.activation_bytes * m * k
-    one = gemm(device, m, n * groups, k, kernel, fidelity=fidelity, weight_bytes=weight_bytes + more, compute=compute)
-    half = TRANSFER_BAND[family.sixteen_bit]
-    return replace(
-        one, low_s=np.maximum(one.time_s * (1 - half), cost.traffic_bytes / device.memory.bandwidth_bytes_per_s),
-        high_s=one.time_s * (1 + half), kind="transferred",
+    large = gemm_cost(
+        m, np.asarray(n, np.float64) * groups, k, weight_bytes=weight_bytes + more,
+        activation_bytes=family.activation_bytes, output_bytes=family.output_bytes,
     )  # fmt: skip
+    # what single shapes were corrected by says nothing of many at once
+    p = transferred(kernel_parameters(device, kernel, fidelity), f"{kernel}, one large product")
+    return estimate(device, large, peak, p, m, None, k)

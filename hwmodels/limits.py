@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .checks import check_not_negative, check_positive
+
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
@@ -25,5 +27,15 @@ class Roofline:
 
 
 def roofline(flop: Any, traffic_bytes: Any, peak_flop_per_s: float, bandwidth_bytes_per_s: float) -> Roofline:
-    """Times of `flop` operations and `traffic_bytes` bytes at the two peaks (arrays broadcast)."""
-    return Roofline(compute_s=flop / peak_flop_per_s, memory_s=traffic_bytes / bandwidth_bytes_per_s)
+    """Times of `flop` operations and `traffic_bytes` bytes at the two peaks (arrays broadcast).
+
+    Raises:
+        QsimError: an amount that is negative, a peak that is not positive, or what is no finite number.
+    """
+    check_not_negative(flop=flop, traffic_bytes=traffic_bytes)
+    check_positive(peak_flop_per_s=peak_flop_per_s, bandwidth_bytes_per_s=bandwidth_bytes_per_s)
+    flop, traffic_bytes = (np.asarray(v, dtype=np.float64)[()] for v in (flop, traffic_bytes))
+    return Roofline(
+        compute_s=flop / np.asarray(peak_flop_per_s, dtype=np.float64)[()],
+        memory_s=traffic_bytes / np.asarray(bandwidth_bytes_per_s, dtype=np.float64)[()],
+    )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
 from qsim.files import parse_toml, read_toml
 
 from .device import Compute, Device, Link, Memory, OnChip, Peak, Power
@@ -67,34 +68,36 @@ def device_names() -> tuple[str, ...]:
 def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Device:
     """A device by name, or from a TOML file, with fields changed.
 
+    A device carries the table that it was made from. An override is a function of that table alone: what comes back is
+    the device that the file would give if it held the new values, so overrides of a device that was already changed, or
+    of a file of one's own, add up.
+
     Arguments:
         name: one of `device_names()`, a path ending in `.toml`, or a device (returned as it is without overrides).
         overrides: key path -> value, as in the file and in its units: `{"memory.bandwidth_gbytes_per_s": 6000}`, or
             texts `"memory.bandwidth_gbytes_per_s=6000"` as the command line gives them.
 
     Raises:
-        ValueError: unknown name (the nearest are listed), unknown key, or a value out of range; the message names
-            file, key and value.
+        QsimError: unknown name (the nearest are listed), unknown key, or a value out of range; the message names
+            file, key and value. A device whose values are not those of its table has no overrides either.
     """
-    changes = _parse_overrides(overrides)
+    changes = parse_overrides(overrides)
     if isinstance(name, Device):
-        if not changes:
-            return name
-        name = name.name
+        return _changed(name, changes) if changes else name
     text = str(name)
     if text.endswith(".toml"):
         path = Path(text)
         if not path.is_file():
             raise QsimError(f"device file {text} does not exist")
-        return _build(path.stem, text, read_toml(path), changes)
+        device = _build(path.stem, text, read_toml(path))
+        return _changed(device, changes) if changes else device
     key = text.strip().lower().replace("_", "-")
     key = _ALIASES.get(key, key)
     if key not in device_names():
-        near = difflib.get_close_matches(key, [*device_names(), *_ALIASES], n=3, cutoff=0.3)
-        raise QsimError(f"unknown device {text!r}: the nearest are {', '.join(near) or ', '.join(device_names())}")
-    if not changes:
-        return _shipped(key)
-    return _build(key, f"{key}.toml", _shipped_table(key), changes)
+        raise QsimError(
+            nearest("device", text, [*device_names(), *_ALIASES], cutoff=0.3, all_below=len(device_names()))
+        )
+    return _changed(_shipped(key), changes) if changes else _shipped(key)
 
 
 _ALIASES = {
@@ -106,33 +109,126 @@ _ALIASES = {
 
 @lru_cache(maxsize=64)
 def _shipped(key: str) -> Device:
-    return _build(key, f"{key}.toml", _shipped_table(key), {})
+    file = f"{key}.toml"
+    text = (resources.files("hwmodels") / "devices" / file).read_text(encoding="utf-8")
+    return _build(key, file, parse_toml(text, file))
 
 
-@lru_cache(maxsize=64)
-def _shipped_table(key: str) -> dict[str, Any]:
-    return _read((resources.files("hwmodels") / "devices" / f"{key}.toml").read_text(encoding="utf-8"), f"{key}.toml")
+def parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+    """Overrides as a mapping from key path to value; texts are read as `KEY=VALUE` with VALUE as in TOML.
 
-
-def _read(text: str, file: str) -> dict[str, Any]:
-    return parse_toml(text, file)
-
-
-def _parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+    Raises:
+        QsimError: a text without key or value, or a key given twice.
+    """
     if overrides is None:
         return {}
     if isinstance(overrides, Mapping):
+        wrong = next((key for key in overrides if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise QsimError(f"an override names its field by a text like memory.bandwidth_gbytes_per_s: got {wrong!r}")
         return dict(overrides)
     out: dict[str, Any] = {}
-    for item in overrides:
-        key, sep, value = item.partition("=")
-        if not sep or not key.strip() or not value.strip():
+    for item in [overrides] if isinstance(overrides, str) else overrides:
+        key, sep, value = (part.strip() for part in str(item).partition("="))
+        if not sep or not key or not value:
             raise QsimError(f"an override is key=value, like memory.bandwidth_gbytes_per_s=6000: got {item!r}")
-        try:
-            out[key.strip()] = parse_toml(f"v = {value.strip()}", key)["v"]
-        except QsimError:
-            out[key.strip()] = value.strip()
+        if key in out:
+            raise QsimError(f"{key} is overridden twice, with {out[key]!r} and with {value}: give one value")
+        out[key] = parse_value(value)
     return out
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML writes it; a text that is no TOML value stands for itself."""
+    try:
+        return parse_toml(f"v = {text}", "an override")["v"]
+    except QsimError:
+        return text
+
+
+def overrides_by_device(names: Sequence[str], items: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The overrides of each of several devices, from texts `KEY=VALUE` (for all) and `DEVICE:KEY=VALUE` (for one).
+
+    Arguments:
+        names: devices as they were asked for: names, aliases or paths.
+        items: texts; a value for one device goes before the value for all.
+
+    Returns:
+        A mapping for each of `names`, and the keys that change more than one device.
+
+    Raises:
+        QsimError: as `parse_overrides`; a prefix that is none of `names`.
+    """
+    known = [{name, _ALIASES.get(name, name), Path(name).stem if name.endswith(".toml") else name} for name in names]
+    common: list[str] = []
+    single: list[list[str]] = [[] for _ in names]
+    for item in items:
+        key, sep, value = item.partition("=")
+        prefix, colon, field = key.rpartition(":")
+        if not colon:
+            common.append(item)
+            continue
+        wanted = prefix.strip()
+        at = [i for i, labels in enumerate(known) if {wanted, _ALIASES.get(wanted, wanted)} & labels]
+        if not at:
+            raise QsimError(f"{item!r} changes {wanted}, which is not among the devices: {', '.join(names)}")
+        for i in at:
+            single[i].append(f"{field}{sep}{value}")
+    general = parse_overrides(common)
+    return [general | parse_overrides(mine) for mine in single], list(general) if len(names) > 1 else []
+
+
+def _changed(device: Device, changes: Mapping[str, Any]) -> Device:
+    """The device that the table gives with `changes` in it; the name stays, as callers may have given one of theirs."""
+    made = _build(device.name, device.file, device.table) if device.table else None
+    apart = ("name", "title", "table", "overrides")
+    differs = [
+        f.name for f in fields(Device) if f.name not in apart and getattr(made, f.name, None) != getattr(device, f.name)
+    ]
+    if made is None or differs:
+        what = f"its {differs[0]} is not what its table says" if made is not None else "it has no table"
+        raise QsimError(
+            f"device {device.name} was not made by get_device ({what}), so {next(iter(changes))} cannot be overridden: "
+            "read it from a TOML, or change it by overrides only"
+        )
+    table = _thawed(device.table)
+    where = f"{device.file} (override)"
+    for path, value in changes.items():
+        check_key(path, where)
+        _check_value(path, value, where)
+        _set(table, path, value)
+    new = _build(device.name, device.file, table)
+    title = new.title if "title" in changes else device.title
+    return replace(new, title=title, overrides=MappingProxyType({**device.overrides, **changes}))
+
+
+def field_value(device: Device, path: str) -> Any:
+    """What a device's table holds at a key path; None where it lacks the key."""
+    at: Any = device.table
+    for part in path.split("."):
+        at = at.get(part) if isinstance(at, Mapping) else None
+    return at
+
+
+def number_range(path: str) -> tuple[float, float]:
+    """The least and the largest plausible value of a number of a device's table, in the unit of its key.
+
+    Raises:
+        QsimError: an unknown key, or one that holds no number.
+    """
+    check_key(path, "a device")
+    last = _home(path)[1]
+    if last not in _NUMBERS:
+        raise QsimError(f"{path} is a text, not a number that can be moved")
+    return _NUMBERS[last][1:]
+
+
+def _frozen(value: Any) -> Any:
+    return MappingProxyType({k: _frozen(v) for k, v in value.items()}) if isinstance(value, Mapping) else value
+
+
+def _thawed(value: Any) -> Any:
+    return {k: _thawed(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -171,7 +267,7 @@ def _check_value(path: str, value: Any, file: str) -> None:
         _, low, high = _NUMBERS[last]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise QsimError(f"{file}: {path} is a number, in the unit its name ends with: got {value!r}")
-        if not math.isfinite(value) or value <= 0:
+        if not 0 < value < math.inf:
             raise QsimError(f"{file}: {path} must be positive and finite (leave out what is absent): got {value!r}")
         if not low <= value <= high:
             raise QsimError(
@@ -192,17 +288,14 @@ def _set(table: dict[str, Any], path: str, value: Any) -> None:
     table[parts[-1]] = value
 
 
-def _build(name: str, file: str, table: Mapping[str, Any], changes: Mapping[str, Any]) -> Device:
+def _build(name: str, file: str, table: Mapping[str, Any]) -> Device:
+    """The device of a table; every key and value is checked."""
     data: dict[str, Any] = {}
     for path, value in _flatten(table):
         check_key(path, file)
         if not path.startswith("sources."):
             _check_value(path, value, file)
             _set(data, path, value)
-    for path, value in changes.items():
-        check_key(path, f"{file} (override)")
-        _check_value(path, value, f"{file} (override)")
-        _set(data, path, value)
     for keys in _REQUIRED:
         at: Any = data
         for key in keys:
@@ -211,7 +304,7 @@ def _build(name: str, file: str, table: Mapping[str, Any], changes: Mapping[str,
             raise QsimError(f"{file}: {'.'.join(keys)} is missing")
     if data["kind"] not in KINDS:
         raise QsimError(f"{file}: kind is one of {', '.join(KINDS)}: got {data['kind']!r}")
-    return _assemble(name, file, data, table.get("sources", {}), changes)
+    return _assemble(name, file, data, table)
 
 
 def _si(table: Mapping[str, Any], key: str) -> float | None:
@@ -249,7 +342,7 @@ def _link(table: Mapping[str, Any] | None, file: str) -> Link | None:
     return Link(name=table.get("name", "link"), bandwidth_bytes_per_s=bandwidth, latency_s=latency)
 
 
-def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, Any], changes: Any) -> Device:
+def _assemble(name: str, file: str, data: dict[str, Any], table: Mapping[str, Any]) -> Device:
     peaks = []
     for label, entry in data["compute"]["peaks"].items():
         if "dense_tflops" not in entry:
@@ -269,6 +362,8 @@ def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, 
     assert memory is not None
     on_chip, far = _cache(data.get("on_chip"), file), _tier(data.get("far"), file, "far")
     power = data.get("power")
+    if power is not None and "board_w" not in power:
+        raise QsimError(f"{file}: power.board_w is missing")
     units = data["compute"].get("units")
     return Device(
         name=name,
@@ -291,7 +386,8 @@ def _assemble(name: str, file: str, data: dict[str, Any], sources: Mapping[str, 
         fuses_layers=data.get("fuses_layers", False),
         layer_overhead_s=_si(data, "layer_overhead_us"),
         hop_latency_s=_si(data, "hop_latency_us"),
-        sources=MappingProxyType(dict(_flatten(sources))),
-        overrides=MappingProxyType(dict(changes)),
+        sources=MappingProxyType(dict(_flatten(table.get("sources", {})))),
         notes=data.get("notes", ""),
+        file=file,
+        table=_frozen(table),
     )

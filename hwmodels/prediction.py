@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.lazy import LazyModule
+from qsim.scheme import Scheme, get_scheme
 
 from .architecture import Architecture, get_architecture
+from .checks import check_count, check_steps
 from .device import Device
 from .execution import OperatorTime, Runner
 from .footprint import Footprint, footprint, largest_batch, what_would_fit
@@ -28,8 +31,8 @@ from .timing import IDEAL_MISS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from qsim.scheme import Scheme
+else:
+    pd = LazyModule("pandas")
 
 CORRELATION = 0.1
 """Correlation of the errors of two operators of a step: the mean over pairs of held-out layers of a model, same format
@@ -37,6 +40,14 @@ and size (`reports/h200_variation.md`)."""
 COMPOSITION = 0.04
 """Half width of the 80 % band of what composing kernels leaves out: the four products of a layer run in turn, against
 the sum of each alone (`reports/h200_variation.md`)."""
+TRANSFER_CORRELATION = 0.69
+"""Correlation of the errors of two transferred operators, which share what the other device or stack does better or
+worse: `transfer.shared_error`, each calibrated device predicted from the others (`reports/transfer.md`)."""
+ENGINES = (0.86, 1.28)
+"""10 % and 90 % quantiles of measured over predicted decode steps of engines whose kernels were not measured, on
+devices whose kernels were: `transfer.engine_errors` (`reports/transfer.md`)."""
+HOST_BAND = 0.5
+"""Half width of the band of a profile's host time, which is an engine's own: no measurement of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +100,6 @@ class Prediction:
             QsimError: the prediction was made for arrays of batches or contexts, which have no single table; see
                 `hwmodels.sweep`.
         """
-        import pandas as pd
-
         from .describe import operator_rows
 
         if np.ndim(self.time_s):
@@ -129,15 +138,23 @@ class Prediction:
 
     @property
     def mbu(self) -> Any:
-        """Model bandwidth utilisation: bytes that must move over time, as a share of the peak."""
-        total = sum(op.traffic_bytes for op in self.operators if op.kind in ("gemm", "attention", "fused"))
-        return total / self.time_s / self.device.memory.bandwidth_bytes_per_s
+        """Model bandwidth utilisation: the time that the bytes of products and attention need at the memory's peak, as
+        a share of the step. At most 1."""
+        least = sum(op.traffic_bytes / op.bandwidth_bytes_per_s for op in self.operators if op.formats)
+        return least / self.time_s
 
     @property
     def mfu(self) -> Any:
-        """Model FLOP utilisation against the 16-bit dense peak."""
-        peak = self.device.peak_flop_per_s("bfloat16") or self.device.peak_flop_per_s("float16")
-        return sum(op.flop for op in self.operators) / self.time_s / peak
+        """Model FLOP utilisation: the time that the operations of products and attention need, each at the dense peak
+        of the format that it multiplies in, as a share of the step. At most 1.
+
+        A step of one format has the usual value, operations over time over peak. In a step that mixes formats (FP8
+        layers, 16-bit attention) no single peak can be reached, so every operator is held against its own: the sum of
+        operations / peak of each, over the time. Weight-only schemes multiply in 16 bit, and a kernel that does so on
+        the vector units is held against those. Element-wise operators count as time, not as operations.
+        """
+        least = sum(op.flop / op.peak_flop_per_s for op in self.operators if op.formats)
+        return least / self.time_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +185,6 @@ def speedup(of: Prediction, over: Prediction) -> Speedup:
 
 def resolve_scheme(scheme: str | Scheme) -> Scheme:
     """A scheme by name or value; unknown names list the nearest."""
-    from qsim.scheme import get_scheme
-
     return get_scheme(scheme)
 
 
@@ -216,6 +231,7 @@ def predict(
     choice = _kernel_choice(dev, quant, how, kernel, strict)
     notes = [*arch.notes, *([choice.note] if choice.note else [])]
     notes += _ragged(arch, quant)
+    notes += _beyond(arch, context)
     family = get_family(choice.kernel)
     quantizes = choice.quantizes_activation
     ops = list(
@@ -237,7 +253,8 @@ def predict(
         rows = runner.kernels(ops, phase, batch, context, new)
         if choice.stands_in and fidelity != "ideal":
             notes.append(choice.stands_in)
-    time, low, high = _total(rows, how, fidelity)
+    tag = _weakest(rows)
+    time, low, high = _total(rows, how, fidelity, tag)
     memory = footprint(dev, arch, quant, batch=batch, context=context, tokens=tokens, tensor_parallel=tensor_parallel)
     scalar_context = int(np.max(context))
     most = largest_batch(dev, arch, quant, context=scalar_context, tensor_parallel=tensor_parallel)
@@ -246,7 +263,7 @@ def predict(
     watts = dev.power.board_w * tensor_parallel if dev.power is not None else None
     return Prediction(
         device=dev, architecture=arch, scheme=quant, phase=phase, batch=batch, context=context, tokens=tokens,
-        tensor_parallel=tensor_parallel, profile=how.name, fidelity=_weakest(rows), kernel=choice.kernel,
+        tensor_parallel=tensor_parallel, profile=how.name, fidelity=tag, kernel=choice.kernel,
         time_s=time, low_s=low, high_s=high, operators=tuple(rows), footprint=memory, largest_batch=most,
         energy_j=None if watts is None else watts * time, notes=tuple(notes),
     )  # fmt: skip
@@ -261,16 +278,17 @@ def _ragged(arch: Architecture, quant: Scheme) -> list[str]:
     return [f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"] if odd else []
 
 
+def _beyond(arch: Architecture, context: Any) -> list[str]:
+    """What the arithmetic of a step does not know of a context: one longer than the model was made for."""
+    longest, made_for = int(np.max(context)), arch.shape.max_positions
+    if made_for is None or longest <= made_for:
+        return []
+    return [f"context {longest} is beyond the {made_for} positions of {arch.name}: priced as if it reached"]
+
+
 def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tensor_parallel: int) -> None:
-    for name, value in (("batch", batch), ("context", context), ("seq", seq)):
-        if value is None:
-            continue
-        try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise QsimError(f"{name} is a number or an array of numbers: got {value!r}") from None
-        if array.size == 0 or not np.all(np.isfinite(array)) or np.any(array < 1):
-            raise QsimError(f"{name} must be at least 1: got {value!r}")
+    check_steps(batch=batch, context=context, **({} if seq is None else {"seq": seq}))
+    check_count(tensor_parallel=tensor_parallel)
     if seq is not None and np.any(np.asarray(seq) > np.asarray(context)):
         raise QsimError(f"seq counts the new tokens of the context: got seq={seq!r} > context={context!r}")
     arch.check_split(tensor_parallel)
@@ -295,30 +313,35 @@ def _shortage(
 
 
 def _weakest(rows: Sequence[OperatorTime]) -> str:
-    total = sum(float(np.mean(r.time_s)) for r in rows)
-    tags = {r.fidelity for r in rows if float(np.mean(r.time_s)) > 0.1 * total}
+    mean = [float(r.time_s) if np.ndim(r.time_s) == 0 else float(np.mean(r.time_s)) for r in rows]
+    tags = {r.fidelity for r, t in zip(rows, mean, strict=True) if t > 0.1 * sum(mean)}
     for tag in ("ideal", "transferred", "calibrated"):
         if tag in tags:
             return tag
     return rows[0].fidelity
 
 
-def _total(rows: Sequence[OperatorTime], how: Profile, fidelity: str) -> tuple[Any, Any, Any]:
+def _total(rows: Sequence[OperatorTime], how: Profile, fidelity: str, tag: str) -> tuple[Any, Any, Any]:
+    """Time of the step and its 80 % band: the operators' own, those of a kind correlated, and what a step adds."""
     time: Any = 0.0 if fidelity == "ideal" else how.host_s
-    down: Any = 0.0
-    up: Any = 0.0
-    down2: Any = 0.0
-    up2: Any = 0.0
     for row in rows:
         time = time + row.time_s
-        d, u = row.time_s - row.low_s, row.high_s - row.time_s
-        down, up, down2, up2 = down + d, up + u, down2 + d * d, up2 + u * u
     if fidelity == "ideal":
         return time, time, time * IDEAL_MISS
-    c = CORRELATION
-    extra = (COMPOSITION * time) ** 2
-    return (
-        time,
-        np.maximum(time - np.sqrt(c * down**2 + (1 - c) * down2 + extra), 0.05 * time),
-        time + np.sqrt(c * up**2 + (1 - c) * up2 + extra),
-    )
+    sides = []
+    for side in (lambda r: r.time_s - r.low_s, lambda r: r.high_s - r.time_s):
+        variance: Any = (COMPOSITION * time) ** 2
+        for kind, c in (("calibrated", CORRELATION), ("transferred", TRANSFER_CORRELATION)):
+            errors = [side(r) for r in rows if r.fidelity == kind]
+            total: Any = sum(errors)
+            variance = variance + c * total**2 + (1 - c) * sum(e * e for e in errors)
+        sides.append(np.sqrt(variance))
+    down, up = sides
+    # the host's time was measured with none of the engines
+    low, high = time - np.hypot(down, how.host_s * HOST_BAND), time + np.hypot(up, how.host_s * HOST_BAND)
+    low = np.maximum(low, 0.05 * time)
+    if tag == "transferred" and all(r.kind != "fused" for r in rows):
+        # in quadrature, as the two are told apart by the rows that they come from
+        low = time * np.exp(-np.hypot(np.log(time / low), np.log(ENGINES[0])))
+        high = time * np.exp(np.hypot(np.log(high / time), np.log(ENGINES[1])))
+    return time, low, high

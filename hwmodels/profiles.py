@@ -30,6 +30,10 @@ class Profile:
         attention: kernel, None for the device's own.
         small_kernels: element-wise kernels launched where a compiler would launch one.
         fuse_quantize: the run-time quantisation of activations is fused with the kernel before it.
+        runs: software stacks of the calibrations whose kernels this profile runs; empty for whatever is calibrated.
+            Kernels of another stack stand in for its own, which were not measured.
+        own_host: the launches and the host were measured with this profile only on a device whose calibration holds
+            them; elsewhere they are another host's.
         split: operator -> kernels it is launched as, where that is more than one; `quantize` for an activation
             function that quantises its result.
     """
@@ -42,7 +46,19 @@ class Profile:
     attention: str | None = None
     small_kernels: float = 1.0
     fuse_quantize: bool = True
+    runs: tuple[str, ...] = ()
+    own_host: bool = True
     split: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def measured(self, origin: str, host: bool) -> bool:
+        """Whether a calibrated kernel was measured as this profile runs it.
+
+        Arguments:
+            origin: the calibration file it is from, `<device>.<stack>`.
+            host: whether the calibration of the device holds launch times.
+        """
+        stack = origin.rpartition(".")[2]
+        return (self.own_host or host) and (not self.runs or stack not in STACKS or stack in self.runs)
 
     def further_launches(self, operator: str, reduces: bool) -> int:
         """Kernels of an element-wise operator beyond the first."""
@@ -50,6 +66,9 @@ class Profile:
         return self.split.get(name, 1) - 1
 
 
+STACKS = ("pytorch", "grouped", "trtllm")
+"""Stacks of the shipped calibrations; a file of the user's is taken for what the user runs."""
+PYTORCH = ("pytorch", "grouped")
 TORCH_COMPILE_SPLIT = MappingProxyType({"rope": 2, "quantize": 3})
 """From a trace of compiled layers (PyTorch 2.11, `reports/h200_variation.md`): to rotate queries and keys and write the
 cache takes three kernels; a gated activation that quantises its result finds the largest value in two and writes in a
@@ -61,24 +80,26 @@ PROFILES = {
         Profile(name="cuda_graph", title="one CUDA graph, compiled layers", split=TORCH_COMPILE_SPLIT),
         Profile(
             name="eager", title="kernels launched one by one from Python, nothing fused", launch_s=6.42e-6,
-            small_kernels=3.0, fuse_quantize=False,
+            small_kernels=3.0, fuse_quantize=False, runs=PYTORCH, own_host=False,
         ),
         Profile(
-            name="torch_compile", title="PyTorch kernels in a CUDA graph", stack="pytorch", split=TORCH_COMPILE_SPLIT
+            name="torch_compile", title="PyTorch kernels in a CUDA graph", stack="pytorch", runs=PYTORCH,
+            split=TORCH_COMPILE_SPLIT,
         ),
-        Profile(name="trtllm", title="TensorRT-LLM kernels", stack="trtllm", attention="trtllm"),
-        Profile(name="marlin", title="Marlin-class weight-only kernels", stack="marlin"),
+        Profile(name="trtllm", title="TensorRT-LLM kernels", stack="trtllm", attention="trtllm",
+                runs=("trtllm",)),
+        Profile(name="marlin", title="Marlin-class weight-only kernels", stack="marlin", runs=("marlin",)),
         Profile(
             name="serving", title="serving engine: graph, plus 1.5 ms of scheduler and sampling a step", host_s=1.5e-3,
-            stack="trtllm",
+            stack="trtllm", runs=("trtllm",), own_host=False,
         ),
         Profile(
             name="sdpa_cudnn", title="PyTorch, cuDNN attention", stack="pytorch", attention="sdpa_cudnn",
-            split=TORCH_COMPILE_SPLIT,
+            runs=PYTORCH, split=TORCH_COMPILE_SPLIT,
         ),
         Profile(
             name="sdpa_flash", title="PyTorch, flash attention back-end", stack="pytorch", attention="sdpa_flash",
-            split=TORCH_COMPILE_SPLIT,
+            runs=PYTORCH, split=TORCH_COMPILE_SPLIT,
         ),
     )
 }  # fmt: skip

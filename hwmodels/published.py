@@ -9,7 +9,7 @@ kernels alone beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -204,6 +204,25 @@ def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, b
         predicted += 2 * arch.layers * float(all_reduce(dev, 2.0 * arch.hidden, tp).time_s)
     return Row(**base, kind="time", measured=time, predicted=predicted, low=predicted * 0.8, high=predicted * 1.2,
                note=note)  # fmt: skip
+
+
+def decode_cases(table: Any) -> Iterator[tuple[dict[str, Any], Device, Architecture, str, float]]:
+    """Published decode steps at batch 1 that a step prediction can stand beside: row, device, model, scheme, seconds.
+
+    Left out: services, layers spread over devices that work in turn, and unfused quantisation in eager mode.
+    """
+    for row in clean(table).itertuples():
+        engine = engine_of(row)
+        if str(row.phase) != "decode" or engine == "gptq arxiv" or "unfused" in str(row.method):
+            continue
+        if number(row.batch, 1) != 1:
+            continue
+        device, arch, scheme = _identify(row)
+        time_s = _seconds(row)
+        if device is None or arch is None or scheme is None or time_s is None:
+            continue
+        head = {"id": row.id, "engine": engine, "devices": int(row.n_devices), "context": max(1.0, _context(row))}
+        yield head, device, arch, "w4a16-g32" if scheme == "q4_k_m" else scheme, time_s
 
 
 def _profile(row: Any) -> str:

@@ -6,34 +6,44 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.scheme import Scheme
 
 from .architecture import Architecture, get_architecture
+from .checks import check_count
 from .device import Device
 from .footprint import largest_batch
 from .load import get_device
 from .prediction import predict, resolve_scheme
-
-if TYPE_CHECKING:
-    from qsim.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A batch of equal requests, run from prompt to last token.
 
+    Requests that the memory does not hold at once run in waves, one after another. Each is charged like the first,
+    also the last one with fewer sequences; within a wave all prompts are prefilled together and then decoded together.
+    A serving engine would fill a place as soon as it is free, and spread the prefills. `notes` say so.
+
     Attributes:
-        ttft_s: prefill of a wave of prompts. tpot_s: mean decode step over the growing context.
+        model, device, scheme: names. tensor_parallel, profile: as in `Prediction`.
+        ttft_s: prefill of all prompts of a wave at once, without waiting for earlier waves. tpot_s: mean decode step
+            over the growing context.
         latency_s: of a request, in a wave: ttft + (new - 1) * tpot. low_s, high_s: its 80 % band.
         total_s: until the last request of all waves is done.
         running_batch, waves: what the memory allows at the full context, and how many rounds that takes.
         output_tokens_per_s: generated tokens over total_s, all devices together.
     """
 
+    model: str
+    device: str
+    scheme: str
+    tensor_parallel: int
+    profile: str
     batch: int
     prompt: int
     new_tokens: int
@@ -69,9 +79,7 @@ def predict_request(
     Raises:
         ValueError: sizes below 1, or a model that does not fit at all.
     """
-    for name, value in (("batch", batch), ("prompt", prompt), ("new_tokens", new_tokens)):
-        if value < 1:
-            raise QsimError(f"{name} must be at least 1: got {value}")
+    check_count(batch=batch, prompt=prompt, new_tokens=new_tokens, tensor_parallel=how.get("tensor_parallel", 1))
     dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
     full = prompt + new_tokens
     tp = how.get("tensor_parallel", 1)
@@ -82,8 +90,6 @@ def predict_request(
         raise QsimError(f"{arch.name} with {quant.name or 'this scheme'} {worst.notes[0]}")
     running = min(batch, most) if capacity else batch
     waves = math.ceil(batch / running)
-    if waves > 1:
-        notes.append(f"the KV cache holds {running} of {batch} sequences at {full} tokens: {waves} waves")
     first = predict(dev, arch, quant, "prefill", running, prompt, **how)
     at = np.unique(np.round(np.linspace(prompt + 1, full, 5))).astype(np.float64)
     steps = predict(dev, arch, quant, "decode", running, at, **how)
@@ -91,7 +97,17 @@ def predict_request(
     mean = [float(np.trapezoid(t, at) / (at[-1] - at[0])) if len(at) > 1 else float(t[0]) for t in times]
     latency = float(first.time_s) + (new_tokens - 1) * mean[0]
     total = waves * latency
+    if waves > 1:
+        last = batch - (waves - 1) * running
+        notes.append(
+            f"the KV cache holds {running} of {batch} sequences at {full} tokens: {waves} waves run one after another, "
+            + ("each charged like the first" if last == running else f"the last, of {last}, charged like the first")
+        )
+        notes.append(f"TTFT and latency are those of the first wave; the last one starts {total - latency:.4g} s later")
+    if running > 1:
+        notes.append(f"TTFT is the prefill of {running} prompts at once: no token comes before all are read")
     return Request(
+        model=arch.name, device=dev.name, scheme=quant.name or "custom", tensor_parallel=tp, profile=steps.profile,
         batch=batch, prompt=prompt, new_tokens=new_tokens, running_batch=running, waves=waves,
         ttft_s=float(first.time_s), tpot_s=mean[0], latency_s=latency,
         low_s=float(first.low_s) + (new_tokens - 1) * mean[1], high_s=float(first.high_s) + (new_tokens - 1) * mean[2],
@@ -110,7 +126,12 @@ def throughput(
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
     **how: Any,
 ) -> Request:
-    """The request result at the largest batch that the memory holds (at most 1024)."""
+    """The request result at the largest batch that the memory holds (at most 1024).
+
+    Raises:
+        QsimError: as `predict_request`.
+    """
+    check_count(prompt=prompt, new_tokens=new_tokens, tensor_parallel=how.get("tensor_parallel", 1))
     dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
     tp = how.get("tensor_parallel", 1)
     most = min(1024, largest_batch(dev, arch, quant, context=prompt + new_tokens, tensor_parallel=tp))

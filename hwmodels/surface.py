@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+EDGE = 1e-3
+"""Slack of a range in log2: calibrations are stored with four digits."""
 
 # tiles (rows of M, columns of N) whose wave quantisation is a feature; the row count shrinks to M when M is smaller
 TILES = ((128, 256), (128, 128), (128, 64), (64, 64))
@@ -36,6 +38,12 @@ class Surface:
     high: Array
     waves: bool = False
 
+    def measured(self, a: Any, b: Any) -> Any:
+        """Whether the two other coordinates lie within what was measured."""
+        u, v = np.log2(a), np.log2(b)
+        inside = (self.low[0] - EDGE <= u) & (u <= self.high[0] + EDGE)
+        return inside & (self.low[1] - EDGE <= v) & (v <= self.high[1] + EDGE)
+
     def __call__(self, x: Any, a: Any, b: Any, units: int | None = None) -> Any:
         """log(time / soft roofline) at leading coordinate x and the two others (plain values, they broadcast)."""
         lx = np.log2(np.maximum(x, 1))
@@ -47,6 +55,12 @@ class Surface:
         for row, value in zip(self.coefficients, features, strict=True):
             total = total + value * (row[at] * (1 - w) + row[at + 1] * w)
         return total
+
+
+def tile_rows(largest: float) -> Array:
+    """Sizes up to `largest` after which a tile of `TILES` gets another height, or another row of tiles begins."""
+    step = min(rows for rows, _ in TILES)
+    return np.concatenate([2.0 ** np.arange(4, np.log2(step)), np.arange(step, largest + 1, step)])
 
 
 def wave_efficiency(m: Any, n: Any, units: int, tile: tuple[int, int]) -> Any:

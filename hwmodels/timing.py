@@ -9,13 +9,18 @@ Fidelity of an estimate:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsim.errors import QsimError
 
+from .between import corrected, pick
+from .checks import check_positive, check_steps
+from .device import Device
+from .grid import Grid
 from .kernels import VECTOR, KernelFamily, get_family
 from .load import get_device
 from .operators import Cost, attention_cost, gemm_cost
@@ -31,12 +36,15 @@ from .parameters import (
 
 if TYPE_CHECKING:
     from .calibration.store import Parameters
-    from .device import Device
 
 TRANSFER_BAND = {True: 0.25, False: 0.40}
 """Half width of the 80 % band of a transferred estimate: 16-bit kernels, quantised kernels."""
+LARGE_TRANSFER = 1.63
+"""High end of the band of a transferred quantised kernel above M = 256: there the 90 % quantile of each calibrated
+device predicted from the others lies beyond `TRANSFER_BAND` (`reports/transfer.md`)."""
 IDEAL_MISS = 1.85
 """Datasheet rooflines miss measured layers by 26 to 85 %: the high end of an ideal estimate."""
+SIXTEEN_BIT = ("bfloat16", "float16")
 WIDE_GROUP = 32
 SMALL_T0_S = 2e-6
 SMALL_ETA = 0.8
@@ -67,33 +75,85 @@ def soft_roofline(compute_s: Any, memory_s: Any, p: float) -> Any:
     return top * (1 + (low / top) ** p) ** (1 / p)
 
 
-def kernel_peak(device: Device, family: KernelFamily, compute: str | None) -> float:
-    """Operations a second that a family is priced against on a device."""
+def sixteen_bit(device: Device) -> str:
+    """The format that attention and 16-bit products run in on a device: bfloat16, or float16 where that is all it has.
+
+    Raises:
+        QsimError: the device has neither.
+    """
+    for name in SIXTEEN_BIT:
+        if device.compute.peak(name) is not None:
+            return name
+    raise QsimError(
+        f"{device.name} has no 16-bit peak, which attention and lm_head run at: it has "
+        f"{', '.join(device.compute.formats)}; add compute.peaks.bfloat16.dense_tflops"
+    )
+
+
+def format_peak(device: Device, name: str) -> float:
+    """Operations a second of a device in a format, or of its vector units for `vector`.
+
+    Raises:
+        QsimError: the device has no such peak.
+    """
+    if name == VECTOR:
+        # a device without a published vector rate: a fifteenth of its 16-bit matrix rate, as on Hopper (66.9 of 989.4)
+        return device.compute.vector_flop_per_s or format_peak(device, sixteen_bit(device)) / 15
+    peak = device.peak_flop_per_s(name)
+    if peak is None:
+        raise QsimError(f"{device.name} has no {name} peak: it has {', '.join(device.compute.formats)}")
+    return peak
+
+
+def priced_format(device: Device, family: KernelFamily, compute: str | None, fidelity: str = "calibrated") -> str:
+    """The format whose peak a family is priced against on a device: an operand format, or `vector`.
+
+    The datasheet roofline knows no kernel that dequantises on the vector units: there it is the 16-bit peak.
+
+    Raises:
+        QsimError: the device has no such peak.
+    """
     name = compute or family.compute
     if name == VECTOR:
-        # a device without a published vector rate: a sixteenth of its 16-bit matrix rate, as on Hopper
-        peak = device.compute.vector_flop_per_s or (device.peak_flop_per_s("bfloat16") or 0.0) / 15
-    else:
-        peak = device.peak_flop_per_s(name) or 0.0
-    if not peak:
+        return sixteen_bit(device) if fidelity == "ideal" else VECTOR
+    if name in SIXTEEN_BIT:
+        return sixteen_bit(device)
+    if device.compute.peak(name) is None:
         raise QsimError(
             f"{device.name} has no {name} peak, which {family.name} multiplies in; it has "
             f"{', '.join(device.compute.formats)}"
         )
-    return peak
+    return name
 
 
-def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, surface: Any, k: Any = 0.0) -> Estimate:
-    """Soft roofline of a cost; `surface` are the coordinates of the correction, x the one that picks the band."""
-    compute = cost.flop / (p.eta_compute * peak) + k * p.tau_s_per_k
-    if p.exp_weight and device.compute.exp_per_s:
-        compute = compute + p.exp_weight * cost.exp / device.compute.exp_per_s
-    compute = compute * cost.tile_work
-    memory = cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
-    time = p.t0_s + soft_roofline(compute, memory, p.p)
-    if surface is not None:
-        time = time * np.exp(p.correction(surface[0], surface[1], surface[2], device.compute.units))
+def kernel_peak(device: Device, family: KernelFamily, compute: str | None, fidelity: str = "calibrated") -> float:
+    """Operations a second that a family is priced against on a device; see `priced_format`."""
+    return format_peak(device, priced_format(device, family, compute, fidelity))
+
+
+def estimate(
+    device: Device, cost: Cost, peak: float, p: Parameters, x: Any, surface: Any, k: Any = 0.0,
+    cost_at: Callable[[Any], Cost] = lambda _: Cost(flop=0.0, traffic_bytes=0.0),
+) -> Estimate:  # fmt: skip
+    """Soft roofline of a cost, corrected, with its band.
+
+    Arguments:
+        x: the size (M, sequence length) that picks the band.
+        surface: the coordinates of the correction, None without.
+        k: length of the inner loop, for its latency.
+        cost_at: the cost at other sizes, along a last axis; needed with `surface` (see `hwmodels.between`).
+    """
+    compute, memory = _limits(device, cost, peak, p, k)
     floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
+    time = p.t0_s + soft_roofline(compute, memory, p.p)
+    if surface is not None and len(p.sizes):
+        size, a, b = surface
+
+        def soft_at(sizes: Any) -> Any:
+            return p.t0_s + soft_roofline(*_limits(device, cost_at(sizes), peak, p, np.asarray(k)[..., None]), p.p)
+
+        falls = p.kind == "calibrated" and p.measured(a, b)
+        time = corrected(p, time, soft_at, size, a, b, device.compute.units, falls)
     time = np.maximum(time, floor)
     low, high = _band(p, x, surface)
     return Estimate(
@@ -102,15 +162,26 @@ def estimate(device: Device, cost: Cost, peak: float, p: Parameters, x: Any, sur
     )  # fmt: skip
 
 
+def _limits(device: Device, cost: Cost, peak: float, p: Parameters, k: Any) -> tuple[Any, Any]:
+    """Seconds of arithmetic and of traffic at the reached shares of the two peaks."""
+    compute = cost.flop / (p.eta_compute * peak) + k * p.tau_s_per_k
+    if p.exp_weight and device.compute.exp_per_s:
+        compute = compute + p.exp_weight * cost.exp / device.compute.exp_per_s
+    return compute * cost.tile_work, cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
+
+
 def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
     """Factors on the time: of the regime of x, and narrower the nearer `shape` is to a measured one."""
+    from .calibration.store import REGIME_EDGES, REGIMES
+
     if not p.band:
         from .kernels import FAMILIES
 
         family = FAMILIES.get(p.kernel)
         half = TRANSFER_BAND[family is None or family.sixteen_bit]
-        return 1 - half, 1 + half
-    from .calibration.store import REGIME_EDGES, REGIMES
+        if family is None or family.sixteen_bit:
+            return 1 - half, 1 + half
+        return 1 - half, np.where(np.asarray(x) > REGIME_EDGES[1], LARGE_TRANSFER, 1 + half)[()]
 
     pairs = np.array([p.band.get(name, p.band["all"]) for name in REGIMES])
     at = pairs[np.searchsorted(REGIME_EDGES, x, side="left")]
@@ -134,15 +205,6 @@ def ideal(cost: Cost, peak: float, device: Device) -> Estimate:
         time_s=time, low_s=time, high_s=time * IDEAL_MISS, compute_s=compute, memory_s=memory, kind="ideal",
         origin="datasheet",
     )  # fmt: skip
-
-
-def check_positive(**values: Any) -> None:
-    """Refuse sizes that are not positive and finite, by name."""
-    for name, value in values.items():
-        array = np.asarray(value, dtype=np.float64)
-        if not np.all(np.isfinite(array)) or np.any(array <= 0):
-            bad = array[~(np.isfinite(array) & (array > 0))].reshape(-1)[0]
-            raise QsimError(f"{name} must be positive: got {bad:g}")
 
 
 def gemm(
@@ -174,19 +236,27 @@ def gemm(
     device = get_device(device)
     family = get_family(kernel)
     check_fidelity(fidelity)
-    check_positive(M=m, N=n, K=k)
+    check_positive(M=m, N=n, K=k, **({} if weight_bytes is None else {"weight_bytes": weight_bytes}))
     m, n, k = (np.asarray(v, dtype=np.float64) for v in (m, n, k))
     weight = family.weight_bits / 8 * n * k if weight_bytes is None else weight_bytes
     cost = gemm_cost(
         m, n, k, weight_bytes=weight, activation_bytes=family.activation_bytes, output_bytes=family.output_bytes
     )
-    peak = kernel_peak(device, family, compute)
+    peak = kernel_peak(device, family, compute, fidelity)
     if fidelity == "ideal":
-        return ideal(cost, peak if family.compute != VECTOR else kernel_peak(device, family, "bfloat16"), device)
+        return ideal(cost, peak, device)
     p = kernel_parameters(device, kernel, fidelity)
     if stands_in and p.kind != "transferred":
         p = transferred(p, f"{kernel} on {device.calibration}, weights of another width", kin=True)
-    return estimate(device, cost, peak, p, m, (m, n, k), k)
+    wide = [np.asarray(v, dtype=np.float64)[..., None] for v in (n, k, weight)]
+
+    def cost_at(sizes: Any) -> Cost:
+        return gemm_cost(
+            sizes, wide[0], wide[1], weight_bytes=wide[2], activation_bytes=family.activation_bytes,
+            output_bytes=family.output_bytes,
+        )  # fmt: skip
+
+    return estimate(device, cost, peak, p, m, (m, n, k), k, cost_at)
 
 
 def gemm_time(
@@ -212,6 +282,17 @@ def gemm_time(
         traffic = np.asarray(M, dtype=np.float64) * K * 3.0
         time = time + small(device, traffic, row=K, fidelity=fidelity).time_s
     return time[()] if isinstance(time, np.ndarray) else time
+
+
+def check_heads(q_heads: Any, kv_heads: Any) -> None:
+    """Refuse head counts of which the KV heads do not divide the query heads (arrays broadcast)."""
+    q, kv = np.broadcast_arrays(np.asarray(q_heads, np.float64), np.asarray(kv_heads, np.float64))
+    wrong = q % kv != 0
+    if wrong.any():
+        raise QsimError(
+            f"kv_heads must divide q_heads, each KV head serves as many query heads: got q_heads={q[wrong][0]:g}, "
+            f"kv_heads={kv[wrong][0]:g}"
+        )
 
 
 def attention(
@@ -247,17 +328,25 @@ def attention(
     """
     device = get_device(device)
     check_fidelity(fidelity)
-    check_positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim)
-    cost = attention_cost(
-        phase, batch=batch, context=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, seq=new,
-        value_dim=value_dim, shared_kv=shared_kv, kv_bytes_per_element=kv_bytes_per_element, window=window,
-        chunked=chunked,
-    )  # fmt: skip
-    peak = device.peak_flop_per_s("bfloat16") or device.peak_flop_per_s("float16")
-    assert peak is not None
-    if fidelity == "ideal":
-        return ideal(cost, peak, device)
+    check_positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim,
+                   kv_bytes_per_element=kv_bytes_per_element)  # fmt: skip
+    for name, value in {"value_dim": value_dim, "window": window}.items():
+        if value is not None:
+            check_positive(**{name: value})
+    check_heads(q_heads, kv_heads)
+    if new is not None:
+        check_steps(new=new)
+        if phase == "prefill" and np.any(np.asarray(new) > np.asarray(seq)):
+            raise QsimError(
+                f"new counts the queries of a prefill, the last of the seq tokens: got new={new!r} > seq={seq!r}"
+            )
     batch, seq, q, kv = (np.asarray(v, dtype=np.float64) for v in (batch, seq, q_heads, kv_heads))
+    sizes = {"head_dim": head_dim, "value_dim": value_dim, "shared_kv": shared_kv,
+             "kv_bytes_per_element": kv_bytes_per_element, "window": window, "chunked": chunked}  # fmt: skip
+    peak = format_peak(device, sixteen_bit(device))
+    if fidelity == "ideal":
+        cost = attention_cost(phase, batch=batch, context=seq, q_heads=q, kv_heads=kv, seq=new, **sizes)
+        return ideal(cost, peak, device)
     wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
     p = attention_parameters(device, phase, kernel, fidelity, wide)
     if shared_kv:
@@ -266,8 +355,34 @@ def attention(
         p = transferred(p, p.origin or p.kernel)
     if window is not None and phase == "decode":
         seq = np.minimum(seq, window)
-    surface = (seq, batch * (q if phase == "prefill" else kv), q / kv)
-    return estimate(device, cost, peak, p, seq, surface)
+    heads = q if phase == "prefill" else kv
+
+    def at(batch: Any, seq: Any, q: Any, kv: Any, heads: Any, new: Any) -> Estimate:
+        """The estimate; it rises with the context where no fall was measured (see `estimate`)."""
+        cost = attention_cost(phase, batch=batch, context=seq, q_heads=q, kv_heads=kv, seq=new, **sizes)
+
+        def cost_at(contexts: Any) -> Cost:
+            queries = None if new is None else np.minimum(new[..., None], contexts)
+            return attention_cost(
+                phase, batch=batch[..., None], context=contexts, q_heads=q[..., None], kv_heads=kv[..., None],
+                seq=queries, **sizes,
+            )  # fmt: skip
+
+        return estimate(device, cost, peak, p, seq, (seq, batch * heads, q / kv), cost_at=cost_at)
+
+    new = None if new is None else np.asarray(new, dtype=np.float64)
+    found = at(batch, seq, q, kv, heads, new)
+    if p.kind != "transferred" or not isinstance(p.surface, Grid):
+        return found
+    # on another device the fall from one measured batch to the next is not known either: as for the context
+    knots = p.surface.knots[1]
+    wider = {name: np.asarray(v)[..., None] for name, v in {"seq": seq, "q": q, "kv": kv, "heads": heads}.items()}
+    smaller = at(2.0**knots / wider["heads"], **wider, new=None if new is None else new[..., None])
+    least = np.maximum.accumulate(smaller.time_s, axis=-1)
+    so_far = np.concatenate([np.zeros_like(least[..., :1]), least], axis=-1)
+    least = pick(so_far, np.searchsorted(knots, np.log2(batch * heads), side="right"))
+    up = np.maximum(least / found.time_s, 1.0)
+    return replace(found, time_s=found.time_s * up, low_s=found.low_s * up, high_s=found.high_s * up)
 
 
 def attention_time(

@@ -85,6 +85,9 @@ def validate(data: str | Path | None = None, *, layers: bool = True) -> Validati
     Raises:
         ValueError: the folder lacks a table.
     """
+    if data is not None:
+        for name in ("measured_gemm", "measured_attention", "published"):
+            sources.data_table(data, name)  # refused here, not after a minute of fits
     with threadpool_limits(1, user_api="blas"):  # thousands of small systems: threads only wait for each other
         return _validate(data, layers)
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.lazy import LazyModule
 
-from .load import get_device
+from .checks import check_count, check_not_negative, check_number, check_steps
+from .device import Device
+from .load import field_value, get_device, number_range, parse_overrides
 from .prediction import Prediction, predict, resolve_scheme
 
 if TYPE_CHECKING:
     import pandas as pd
+else:
+    pd = LazyModule("pandas")
 
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str] | None
+LEAST_TOLERANCE = 1e-12
+LARGEST_BATCH = 1 << 20
 
 MEASURES: dict[str, Callable[[Prediction], Any]] = {
     "time_s": lambda p: p.time_s,
@@ -40,6 +48,8 @@ def sweep(
     batch: Any = 1,
     context: Any = 2048,
     *,
+    tensor_parallel: Any = 1,
+    overrides: Overrides = None,
     fields: Mapping[str, Sequence[Any]] | None = None,
     columns: Sequence[str] | None = None,
     **how: Any,
@@ -47,43 +57,54 @@ def sweep(
     """Predictions over the product of all arguments that are lists, as a tidy table.
 
     Arguments:
-        device, model, scheme, phase, batch, context: a value or a list of values.
+        device, model, scheme, phase, batch, context, tensor_parallel: a value or a list of values.
+        overrides: device fields that are changed in every row, as in `predict`.
         fields: device field -> values to try, e.g. `{"memory.bandwidth_gbytes_per_s": [2000, 4000]}`.
         columns: measures to keep, of `time_s, low_s, high_s, tokens_per_s, fits, memory_gbytes`; default all.
         how: further arguments of `predict`.
 
     Returns:
-        One row a point: the arguments, the measures, `fidelity` and `kernel`. Batch and context are evaluated as one
-        array a combination of the rest, so a million points take about a second.
+        One row for each point: the arguments, the measures, `fidelity` and `kernel`. Batch and context are evaluated as
+        one array for each combination of the rest, so a million points take about a second.
+
+    Raises:
+        QsimError: an empty list, an unknown column, a field that is also in `overrides`; and as `predict`.
     """
     import itertools
 
     import pandas as pd
 
-    batches = np.asarray(_list(batch), dtype=np.float64)[:, None]
-    contexts = np.asarray(_list(context), dtype=np.float64)[None, :]
+    lists = {
+        "device": _list(device), "model": _list(model), "scheme": _list(scheme), "phase": _list(phase),
+        "tensor_parallel": _list(tensor_parallel), "batch": _list(batch), "context": _list(context),
+        **{name: _list(values) for name, values in (fields or {}).items()},
+    }  # fmt: skip
+    empty = next((name for name, values in lists.items() if not values), None)
+    if empty is not None:
+        raise QsimError(f"{empty} is an empty list: a sweep needs at least one value of each argument")
+    wanted = tuple(MEASURES if columns is None else columns)
+    unknown = [c for c in wanted if c not in MEASURES]
+    if unknown:
+        raise QsimError(f"unknown column {unknown[0]!r}: one of {', '.join(MEASURES)}")
+    check_steps(batch=lists["batch"], context=lists["context"])
+    batches = np.asarray(lists.pop("batch"), dtype=np.float64)[:, None]
+    contexts = np.asarray(lists.pop("context"), dtype=np.float64)[None, :]
     grid = np.broadcast_shapes(batches.shape, contexts.shape)
-    wanted = tuple(columns or MEASURES)
     names = list(fields or {})
-    combos = list(
-        itertools.product(_list(device), _list(model), _list(scheme), _list(phase), *((fields or {})[n] for n in names))
-    )
+    changes = _apart(overrides, names)
+    lists["device"] = [get_device(d, changes) for d in lists["device"]]
     frames: dict[str, list[Any]] = {}
     size = int(np.prod(grid))
 
     def keep(name: str, value: Any) -> None:
         frames.setdefault(name, []).append(value)
 
-    for dev, mod, sch, ph, *values in combos:
-        p = predict(
-            dev, mod, sch, ph, batches, contexts, overrides=dict(zip(names, values, strict=True)) or None, **how
-        )
-        unknown = [c for c in wanted if c not in MEASURES]
-        if unknown:
-            raise QsimError(f"unknown column {unknown[0]!r}: one of {', '.join(MEASURES)}")
+    for dev, mod, sch, ph, tp, *values in itertools.product(*lists.values()):
+        chip = get_device(dev, dict(zip(names, values, strict=True)))
+        p = predict(chip, mod, sch, ph, batches, contexts, tensor_parallel=tp, **how)
         constants = {
             "device": p.device.name, "model": p.architecture.name, "scheme": p.scheme.name or "custom", "phase": ph,
-            **dict(zip(names, values, strict=True)), "fidelity": p.fidelity, "kernel": p.kernel,
+            "tensor_parallel": tp, **dict(zip(names, values, strict=True)), "fidelity": p.fidelity, "kernel": p.kernel,
         }  # fmt: skip
         for name, value in constants.items():
             keep(name, (value, size))
@@ -92,6 +113,15 @@ def sweep(
         for name in wanted:
             keep(name, np.broadcast_to(MEASURES[name](p), grid).reshape(-1))
     return pd.DataFrame({name: _column(parts) for name, parts in frames.items()})
+
+
+def _apart(overrides: Overrides, fields: Iterable[str]) -> dict[str, Any]:
+    """The overrides as a mapping; a field that is moved has no other value beside it."""
+    changes = parse_overrides(overrides)
+    both = next((name for name in fields if name in changes), None)
+    if both is not None:
+        raise QsimError(f"{both} is both overridden and moved: leave it out of one of them")
+    return changes
 
 
 def _column(parts: list[Any]) -> Any:
@@ -145,27 +175,51 @@ def break_even(
 
     A coarse geometric search finds the first flip, bisection refines it, so a condition that flips more than once gives
     its first flip (to within the coarse step, a factor of 2^(1/4)).
+
+    Arguments:
+        condition: of a value; what it returns counts as true or false, and must not be NaN.
+        low, high: ends of the search, with 0 < low < high.
+        integer: only whole values are tried.
+        tolerance: relative width of the interval that the flip is narrowed to, at least 1e-12 (what float64 resolves)
+            and below 1.
+
+    Raises:
+        QsimError: ends or a tolerance outside these rules, or a condition that is NaN.
     """
+    check_number(low=low, high=high, tolerance=tolerance)
     if not 0 < low < high:
         raise QsimError(f"break_even searches 0 < low < high: got {low:g}, {high:g}")
-    start = condition(low)
-    points = low * (high / low) ** np.linspace(0, 1, max(2, int(np.ceil(4 * np.log2(high / low))) + 1))
+    if not LEAST_TOLERANCE <= tolerance < 1:
+        raise QsimError(f"tolerance must be at least {LEAST_TOLERANCE:g} and below 1: got {tolerance:g}")
+
+    def holds(value: float) -> bool:
+        found = condition(value)
+        if isinstance(found, float | np.floating) and np.isnan(found):
+            raise QsimError(f"the condition of break_even is NaN at {value:g}: it must be true or false")
+        return bool(found)
+
+    points = np.geomspace(low, high, max(2, int(np.ceil(4 * (np.log2(high) - np.log2(low)))) + 1))
     if integer:
-        points = np.unique(np.round(points))
-    before = low
-    for after in points[1:]:
-        if condition(float(after)) != start:
+        points = np.unique(np.clip(np.round(points), np.ceil(low), np.floor(high)))
+        if np.floor(high) < np.ceil(low):
+            raise QsimError(f"break_even looks at whole values, and there is none from {low:g} to {high:g}")
+    start = holds(float(points[0]))
+    before = float(points[0])
+    for after in map(float, points[1:]):
+        if holds(after) != start:
             break
-        before = float(after)
+        before = after
     else:
         return BreakEven(value=None, holds_at_start=start)
     while (after - before > 1) if integer else (after / before > 1 + tolerance):
-        middle = float(np.round((before + after) / 2)) if integer else float(np.sqrt(before * after))
-        if condition(middle) == start:
+        middle = float(np.round((before + after) / 2)) if integer else float(np.sqrt(before) * np.sqrt(after))
+        if not before < middle < after:  # no number lies between
+            break
+        if holds(middle) == start:
             before = middle
         else:
             after = middle
-    return BreakEven(value=float(after), holds_at_start=start)
+    return BreakEven(value=after, holds_at_start=start)
 
 
 def first_batch(condition: Callable[[np.ndarray], Any], high: int) -> BreakEven:
@@ -175,6 +229,9 @@ def first_batch(condition: Callable[[np.ndarray], Any], high: int) -> BreakEven:
         condition: of an array of batches, for which one prediction answers all.
         high: the largest batch looked at.
     """
+    check_count(high=high)
+    if high > LARGEST_BATCH:
+        raise QsimError(f"high must be at most {LARGEST_BATCH}, as every batch is looked at: got {high}")
     batches = np.arange(1, high + 1, dtype=np.float64)
     holds = np.broadcast_to(condition(batches), batches.shape)
     flipped = np.flatnonzero(holds != holds[0])
@@ -196,22 +253,32 @@ def slower_from_batch(
 
 def compute_bound_from(
     device: Any, model: Any, scheme: Any = "bf16", *, field: str = "memory.bandwidth_gbytes_per_s", batch: int = 64,
-    context: int = 2048, low: float | None = None, high: float | None = None, **how: Any
+    context: int = 2048, low: float | None = None, high: float | None = None, overrides: Overrides = None, **how: Any
 ) -> BreakEven:  # fmt: skip
-    """The value of a device field at which the linear layers of a decode step stop being memory-bound."""
-    base = get_device(device)
-    now = base.memory.bandwidth_bytes_per_s / 1e9 if field.startswith("memory.bandwidth") else None
-    low = low if low is not None else (now or 1.0)
+    """The value of a device field at which the linear layers of a decode step stop being memory-bound.
+
+    Arguments:
+        field: key path of a number in a device's table.
+        low, high: ends of the search in the field's unit; default from the device's own value (1 where it has none) to
+            a thousand times that, within the plausible range of the field.
+        overrides: of other fields of the device, as in `predict`.
+
+    Raises:
+        QsimError: a field that is no number of a device's table, or that is also in `overrides`; as `break_even`.
+    """
+    base = get_device(device, _apart(overrides, [field]))
+    _, largest = number_range(field)
+    now = field_value(base, field)
+    low = low if low is not None else 1.0 if now is None else now
+    check_number(low=low)
 
     def memory_bound(value: float) -> bool:
         p = predict(base, model, scheme, "decode", batch, context, overrides={field: value}, **how)
-        flop = sum(op.flop for op in p.operators if op.kind in ("gemm", "fused"))
-        traffic = sum(op.traffic_bytes for op in p.operators if op.kind in ("gemm", "fused"))
-        compute = p.scheme.compute.name if p.scheme.compute is not None else "bfloat16"
-        peak = p.device.peak_flop_per_s(compute) or p.device.peak_flop_per_s("bfloat16") or np.inf
-        return bool(traffic / p.device.memory.bandwidth_bytes_per_s > flop / peak)
+        products = [op for op in p.operators if op.kind in ("gemm", "fused")]
+        compute = sum(op.flop / op.peak_flop_per_s for op in products)
+        return bool(sum(op.traffic_bytes / op.bandwidth_bytes_per_s for op in products) > compute)
 
-    return break_even(memory_bound, low, high if high is not None else 1000 * low)
+    return break_even(memory_bound, low, high if high is not None else min(1000 * low, largest))
 
 
 def smallest_sram_gbytes(model: Any, scheme: Any = "bf16", *, chips: int = 1, kv_tokens: int = 0) -> float:
@@ -219,13 +286,18 @@ def smallest_sram_gbytes(model: Any, scheme: Any = "bf16", *, chips: int = 1, kv
     from .architecture import get_architecture
     from .footprint import kv_bytes_per_token, model_weight_bytes
 
+    check_count(chips=chips)
+    check_not_negative(kv_tokens=kv_tokens)
     arch, quant = get_architecture(model), resolve_scheme(scheme)
     total = model_weight_bytes(arch, quant) + kv_tokens * kv_bytes_per_token(arch, quant)
     return total / chips / 0.9 / 1e9
 
 
-TORNADO_FIELDS = ("memory.bandwidth_gbytes_per_s", "compute.peaks.*.dense_tflops", "memory.capacity_gbytes",
-                  "link.bandwidth_gbytes_per_s_per_direction", "layer_overhead_us")  # fmt: skip
+TORNADO_FIELDS = ("memory.bandwidth_gbytes_per_s", "compute.peaks.*.dense_tflops", "compute.vector_tflops",
+                  "compute.exp_per_clock_per_unit", "memory.capacity_gbytes", "on_chip.capacity_mbytes",
+                  "link.bandwidth_gbytes_per_s_per_direction", "link.latency_us", "layer_overhead_us",
+                  "hop_latency_us")  # fmt: skip
+"""The fields of a device that a time or a footprint depends on; all peaks move together."""
 
 
 def tornado(
@@ -238,48 +310,54 @@ def tornado(
     *,
     change: float = 0.2,
     measure: Callable[[Prediction], float] = lambda p: float(p.time_s),
+    overrides: Overrides = None,
     **how: Any,
 ) -> pd.DataFrame:
-    """How the result answers to each device field, batch and context moving by +-`change`, largest effect first."""
+    """How the result answers to each device field, batch and context moving by +-`change`, largest effect first.
+
+    Arguments:
+        change: share, between 0 and 1.
+        measure: number of a prediction that is looked at.
+        overrides: device fields that are changed first, as in `predict`; the moved fields start from there.
+
+    Returns:
+        A row for each of `TORNADO_FIELDS` that the device's table holds, and for batch and context: `field`, `low` and
+        `high` (the measure with the field lowered and raised), `base`, `effect` (their distance as a share of `base`).
+    """
     import pandas as pd
 
+    check_number(change=change)
+    check_count(batch=batch, context=context)
     if not 0 < change < 1:
         raise QsimError(f"change is a share between 0 and 1: got {change}")
-    base_device = get_device(device)
-    base = measure(predict(base_device, model, scheme, phase, batch, context, **how))
+    chip = get_device(device, overrides)
+    base = measure(predict(chip, model, scheme, phase, batch, context, **how))
     rows = []
     for field in TORNADO_FIELDS:
-        values = _field_values(base_device, field)
+        values = _field_values(chip, field)
         if not values:
             continue
         out = []
         for factor in (1 - change, 1 + change):
-            overrides = {key: value * factor for key, value in values.items()}
-            out.append(measure(predict(base_device, model, scheme, phase, batch, context, overrides=overrides, **how)))
+            moved = get_device(chip, {key: value * factor for key, value in values.items()})
+            out.append(measure(predict(moved, model, scheme, phase, batch, context, **how)))
         rows.append({"field": field.replace(".*", ""), "low": out[0], "high": out[1]})
     for name, value in (("batch", batch), ("context", context)):
         out = []
         for factor in (1 - change, 1 + change):
-            moved = {"batch": batch, "context": context, name: max(1, round(value * factor))}
-            out.append(measure(predict(base_device, model, scheme, phase, moved["batch"], moved["context"], **how)))
+            sizes = {"batch": batch, "context": context, name: max(1, round(value * factor))}
+            out.append(measure(predict(chip, model, scheme, phase, sizes["batch"], sizes["context"], **how)))
         rows.append({"field": name, "low": out[0], "high": out[1]})
     table = pd.DataFrame(rows).assign(base=base)
     table["effect"] = (table.high - table.low).abs() / base
-    return table.sort_values("effect", ascending=False).reset_index(drop=True)
+    return table.sort_values("effect", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def _field_values(device: Any, field: str) -> dict[str, float]:
-    from .load import _shipped_table, device_names
-
-    if device.name not in device_names():
-        return {}
-    table: Any = {**_shipped_table(device.name)}
+def _field_values(device: Device, field: str) -> dict[str, float]:
+    """Key path -> value of a field of the device's table; several for the peaks, none where the table lacks it."""
     if ".*." in field:
-        return {
-            f"compute.peaks.{label}.dense_tflops": e["dense_tflops"] for label, e in table["compute"]["peaks"].items()
-        }
-    for part in field.split("."):
-        table = table.get(part) if isinstance(table, Mapping) else None
-        if table is None:
-            return {}
-    return {field: table}
+        head, _, last = field.partition(".*.")
+        labels = device.table["compute"]["peaks"]
+        return {f"{head}.{label}.{last}": entry[last] for label, entry in labels.items()}
+    value = field_value(device, field)
+    return {} if value is None else {field: value}

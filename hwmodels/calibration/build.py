@@ -19,6 +19,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.files import read_csv, write_text
 
+from ..checks import check_count
 from ..kernels import get_family
 from ..load import get_device
 from . import sources
@@ -257,6 +258,9 @@ def fit(
     Raises:
         ValueError: missing columns, unknown kernels, times that are not positive, or too few rows.
     """
+    check_count(folds=folds)
+    if folds < 2:
+        raise QsimError(f"folds must be at least 2, so that every shape is judged by a fit without it: got {folds}")
     table = _timings(csv)
     value = get_device(device)
     names = {**sources.TABLE_KERNELS, **sources.OWN_FORMATS}

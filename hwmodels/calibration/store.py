@@ -9,18 +9,19 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qsim.errors import QsimError
 
 from ..grid import Grid
 from ..neighbours import Neighbours
-from ..surface import Surface
+from ..surface import Surface, tile_rows
 
 REGIMES = ("small", "medium", "large")
 REGIME_EDGES = (16.0, 256.0)
@@ -41,6 +42,10 @@ class Borrowed:
 
     def __call__(self, x: Any, a: Any, b: Any, units: int | None = None) -> Any:
         return self.grid(x, a, np.asarray(b) * self.k_scale, units)
+
+
+def _has_waves(part: Any) -> bool:
+    return (isinstance(part, Surface) and part.waves) or (isinstance(part, Grid) and part.waves is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,36 @@ class Parameters:
     shapes: int = 0
     kind: str = "calibrated"
     origin: str = ""
+
+    @cached_property
+    def sizes(self) -> NDArray[np.float64]:
+        """Values of the first coordinate at which the correction has a corner or a step: those that it was measured at,
+        and the whole rows of tiles up to the largest. Empty without a correction."""
+        if not self._parts:
+            return np.empty(0)
+        measured = np.unique(np.concatenate([2.0**knots for _, knots in self._parts]))
+        whole = np.round(measured)  # the logarithms are stored with a few digits
+        measured = np.unique(np.where(np.abs(measured - whole) < 1e-3 * measured, whole, measured))
+        rows = tile_rows(measured[-1]) if any(_has_waves(part) for part, _ in self._parts) else np.empty(0)
+        return np.unique(np.concatenate([measured, rows[rows > measured[0]]]))
+
+    @cached_property
+    def knot_of_size(self) -> NDArray[np.intp]:
+        """Positions in `sizes` of those that were measured."""
+        knots = np.concatenate([np.empty(0), *(k for _, k in self._parts)])
+        near = np.abs(np.log2(self.sizes)[:, None] - knots).min(axis=1, initial=np.inf) < 1e-3
+        return np.flatnonzero(near)
+
+    @cached_property
+    def _parts(self) -> tuple[tuple[Any, NDArray[np.float64]], ...]:
+        """Each correction, with the logarithms of the sizes it was measured at."""
+        parts = [p for p in (self.surface, self.borrowed, self.neighbours) if p is not None]
+        return tuple((p.grid, p.grid.knots[0]) if isinstance(p, Borrowed) else
+                     (p, p.knots[0] if isinstance(p, Grid) else p.knots) for p in parts)  # fmt: skip
+
+    def measured(self, a: Any, b: Any) -> Any:
+        """Whether the two other coordinates of a shape (N and K) lie within what the correction was measured on."""
+        return self.surface is not None and self.surface.measured(a, b)
 
     def correction(self, x: Any, a: Any, b: Any, units: int | None = None) -> Any:
         """log(time / soft roofline) of a shape, 0 where nothing was fitted; arguments broadcast."""

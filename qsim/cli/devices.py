@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .hardware_options import set_option
+from .hardware_options import chosen_devices, set_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
 
@@ -40,8 +40,8 @@ def devices(names: tuple[str, ...], sources: bool, overrides: tuple[str, ...], f
       qsim devices asic --set memory.bandwidth_gbytes_per_s=8000
     """
     from hwmodels.describe import device_row, device_sources
-    from hwmodels.load import device_names, get_device
+    from hwmodels.load import device_names
 
-    found = [get_device(name, overrides or None) for name in names or device_names()]
+    found = chosen_devices(names or device_names(), overrides)
     rows = [row for d in found for row in device_sources(d)] if sources else [device_row(d) for d in found]
     deliver(form, rows, lambda: print_table(_SOURCES if sources else _COLUMNS, rows, names=1 + sources))

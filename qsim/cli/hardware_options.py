@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from hwmodels.device import Device
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -34,14 +37,16 @@ class Numbers(click.ParamType):
                     while at <= ends[1] and at > 0:
                         out.append(at)
                         at *= 2
-                else:
+                elif len(ends) == 3:
                     if ends[2] and abs((ends[1] - ends[0]) // ends[2]) >= self.most:
                         self.fail(f"{value!r} is more than {self.most} numbers", param, ctx)
                     out += range(ends[0], ends[1] + 1, ends[2])
+                else:
+                    raise ValueError
         except ValueError:
             self.fail(f"{value!r} is not a list like 1,2,4 or 1:64 (doubling) or 1:64:8 (steps)", param, ctx)
         if not out or min(out) < 1:
-            self.fail(f"{value!r}: numbers are positive", param, ctx)
+            self.fail(f"{value!r}: numbers are positive, and ranges rise", param, ctx)
         if max(out) > LARGEST:
             self.fail(f"{value!r}: numbers are at most {LARGEST}", param, ctx)
         return tuple(out)
@@ -101,19 +106,37 @@ def scheme_option(multiple: bool = False) -> Callable[[_F], _F]:
 
 
 def set_option(function: _F) -> _F:
-    """`--set KEY=VALUE`, repeatable: change a field of the device."""
+    """`--set [DEVICE:]KEY=VALUE`, repeatable: change a field of the devices, or of one of them."""
     return click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-        help="Change a device field, as memory.bandwidth_gbytes_per_s=6000. Repeatable.",
+        "--set", "overrides", multiple=True, metavar="[DEVICE:]KEY=VALUE",
+        help="Change a device field, as memory.bandwidth_gbytes_per_s=6000; of one device only, as "
+        "h200:memory.bandwidth_gbytes_per_s=6000. Repeatable.",
     )(function)  # fmt: skip
 
 
-def how_options(function: _F) -> _F:
-    """`--tp --profile --fidelity --strict`."""
+def chosen_devices(names: Sequence[str], overrides: Sequence[str]) -> list[Device]:
+    """The devices that were asked for, each with its overrides; on stderr, what changes more than one of them.
+
+    Raises:
+        QsimError: as `hwmodels.load.overrides_by_device` and `get_device`.
+    """
+    from hwmodels.load import get_device, overrides_by_device
+
+    changes, shared = overrides_by_device(names, overrides)
+    for key in shared:
+        click.echo(f"--set {key} changes all {len(names)} devices; {names[0]}:{key} would change one", err=True)
+    return [get_device(name, mine) for name, mine in zip(names, changes, strict=True)]
+
+
+def how_options(function: _F | None = None, *, several_tp: bool = False) -> Any:
+    """`--tp --profile --fidelity --strict`; with `several_tp`, `--tp` is repeatable and passed as a tuple."""
+    if function is None:
+        return lambda inner: how_options(inner, several_tp=several_tp)
+    tp: dict[str, Any] = {"multiple": True, "default": (1,)} if several_tp else {"default": 1}
     for option in reversed(
         (
-            click.option("--tp", "tensor_parallel", default=1, show_default=True, metavar="N",
-                         help="Tensor-parallel size."),
+            click.option("--tp", "tensor_parallel", type=int, show_default=True, metavar="N",
+                         help="Tensor-parallel size." + (" Repeatable." if several_tp else ""), **tp),
             click.option("--profile", default="cuda_graph", show_default=True, metavar="NAME",
                          help="How the stack runs: cuda_graph, eager, trtllm, torch_compile, serving, ..."),
             click.option("--fidelity", type=click.Choice(["ideal", "calibrated", "transferred"]), default="calibrated",

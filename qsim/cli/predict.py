@@ -7,8 +7,11 @@ from typing import Any
 
 import click
 
+from qsim.errors import QsimError
+
 from .hardware_options import (
     LARGEST,
+    chosen_devices,
     device_option,
     how_options,
     milliseconds,
@@ -89,17 +92,23 @@ def predict(
     from hwmodels.describe import operator_rows, prediction_row
 
     options = {**how, "kernel": kernel, "attention_kernel": attention}
-    chips = overrides or None
+    source = click.get_current_context().get_parameter_source("new_tokens")
+    if phase != "request" and source is not click.core.ParameterSource.DEFAULT:
+        raise QsimError(f"--new-tokens counts with --phase request only: got --phase {phase}")
+    (chip,) = chosen_devices([device], overrides)
     if phase == "request":
+        unused = {"--plot": plot, "--baseline": baseline}
+        for name in (n for n, given in unused.items() if given is not None):
+            raise QsimError(f"{name} is for one step: --phase request does not take it")
         _request(hwmodels.predict_request(
-            device, model, scheme, batch=batch, prompt=context, new_tokens=new_tokens, overrides=chips, **options
+            chip, model, scheme, batch=batch, prompt=context, new_tokens=new_tokens, **options
         ), form)  # fmt: skip
         return
-    p = hwmodels.predict(device, model, scheme, phase, batch, context, overrides=chips, **options)
+    p = hwmodels.predict(chip, model, scheme, phase, batch, context, **options)
     gain = None
     if baseline is not None:
         base_options = {**options, "kernel": None}
-        base = hwmodels.predict(device, model, baseline, phase, batch, context, overrides=chips, **base_options)
+        base = hwmodels.predict(chip, model, baseline, phase, batch, context, **base_options)
         gain = hwmodels.speedup(p, base)
     head, rows = prediction_row(p), operator_rows(p)
     if gain is not None:
@@ -153,11 +162,15 @@ def _request(r: Any, form: Form) -> None:
     from dataclasses import asdict
 
     def table() -> None:
+        many = f", {r.tensor_parallel} devices" if r.tensor_parallel > 1 else ""
+        each = f"{r.batch} requests of {r.prompt} + {r.new_tokens} tokens"
+        click.echo(f"{r.model} {r.scheme} on {r.device}: {each}{many}, profile {r.profile}")
+        waves = f"{r.running_batch} at once, {r.waves} {'wave' if r.waves == 1 else 'waves'}"
         for line in (
             f"TTFT        {milliseconds(r.ttft_s)}",
             f"TPOT        {milliseconds(r.tpot_s)} in the mean over the growing context",
             f"latency     {r.latency_s:.4g} s per request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})",
-            f"throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({r.running_batch} at once, {r.waves} waves)",
+            f"throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({waves})",
             *(f"note        {note}" for note in r.notes),
         ):
             click.echo(f"  {line}")

@@ -8,6 +8,7 @@ import click
 
 from .hardware_options import (
     LARGEST,
+    chosen_devices,
     device_option,
     how_options,
     milliseconds,
@@ -67,8 +68,8 @@ def roofline(
 
     cases = [
         hwmodels.predict(d, model, s, phase, batch, context, tensor_parallel=tensor_parallel, profile=profile,
-                         fidelity=fidelity, strict=strict, overrides=overrides or None)
-        for d in device for s in scheme
+                         fidelity=fidelity, strict=strict)
+        for d in chosen_devices(device, overrides) for s in scheme
     ]  # fmt: skip
     rows = [
         {"device": p.device.name, "scheme": p.scheme.name, **r, "tflop_per_s": r["gflop"] / r["time_s"] / 1e3}
@@ -76,15 +77,16 @@ def roofline(
         for r in operator_rows(p)
     ]
     if plot is not None:
-        from qsim.plots.hardware import Ceiling, Placed, roofline_figure
+        from qsim.plots.rooflines import Ceiling, Placed, roofline_figure
 
-        ceilings = [Ceiling(**c) for c in roofs(cases)]
+        ceilings = [Ceiling(**{k: v for k, v in c.items() if k != "label"}) for c in roofs(cases)]
         points = [
-            Placed(label=r["operator"], series=f"{r['device']} {r['scheme']}", intensity=r["flop_per_byte"],
-                   flop_per_s=r["tflop_per_s"] * 1e12)
-            for r in rows if r["kernel"] or r["operator"] == "attention"
+            Placed(label=r["operator"], device=r["device"], series=r["scheme"], intensity=r["flop_per_byte"],
+                   flop_per_s=r["tflop_per_s"] * 1e12, share=r["share"])
+            for r in rows if r["format"]
         ]  # fmt: skip
-        draw(roofline_figure(f"{model}, {phase}, batch {batch}, context {context}", ceilings, points), plot)
+        case = f"{cases[0].architecture.name}, {phase}, batch {batch}, context {context}"
+        draw(roofline_figure(f"{case}, TP {tensor_parallel}" if tensor_parallel > 1 else case, ceilings, points), plot)
 
     def table() -> None:
         for roof in roofs(cases):

@@ -26,7 +26,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--calibration", type=_FILE, metavar="FILE", help="Text that methods are calibrated on.")
 @click.option("--device", multiple=True, metavar="NAME", shell_complete=complete(device_names),
               help="Device, or its TOML; see qsim devices. Repeatable.")  # fmt: skip
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+@click.option("--set", "overrides", multiple=True, metavar="[DEVICE:]KEY=VALUE",
               help="Change a field of the devices named with --device. Repeatable.")  # fmt: skip
 @click.option("--scheme", multiple=True, metavar="NAME", shell_complete=complete(scheme_names),
               help="Study this scheme with every compatible method. Repeatable.")  # fmt: skip

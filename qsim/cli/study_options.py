@@ -83,7 +83,7 @@ def _has_weights(model: str) -> bool:
 
 
 def _speed(speed: Speed, given: Mapping[str, Any]) -> Speed:
-    from hwmodels.load import _parse_overrides
+    from hwmodels.load import overrides_by_device
     from qsim.study import DeviceSpec
     from qsim.study.spec import DEFAULT_DEVICES
 
@@ -92,9 +92,10 @@ def _speed(speed: Speed, given: Mapping[str, Any]) -> Speed:
         changes["models"] = tuple(given["model"])
     if given["device"]:
         known = {d.name: d for d in (*speed.devices, *DEFAULT_DEVICES)}
-        overrides = _parse_overrides(given["overrides"] or None)
+        overrides, _ = overrides_by_device(given["device"], given["overrides"])
         changes["devices"] = tuple(
-            replace(known.get(name, DeviceSpec(name=name)), set=overrides, label="") for name in given["device"]
+            replace(known.get(name, DeviceSpec(name=name)), set=mine, label="")
+            for name, mine in zip(given["device"], overrides, strict=True)
         )
     if given["context"] is not None:
         changes["context"] = given["context"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from qsim.errors import QsimError
 
 from .hardware_options import (
     Numbers,
+    chosen_devices,
     device_option,
     how_options,
     milliseconds,
@@ -39,8 +41,8 @@ from .verbs import verb
 @click.option("--context", type=Numbers(), default="2048", show_default=True, help="Tokens in the cache, as --batch.")
 @click.option("--field", multiple=True, metavar="KEY=V,V,...", help="Device field and the values to try. Repeatable.")
 @click.option("--pareto", is_flag=True, help="Show only the Pareto front of step time and throughput.")
-@click.option("--tornado", is_flag=True, help="Sensitivity of the first case to every device field instead.")
-@how_options
+@click.option("--tornado", is_flag=True, help="Sensitivity to every device field instead, at one batch and context.")
+@how_options(several_tp=True)
 @set_option
 @plot_option
 @table_options
@@ -55,6 +57,7 @@ def sweep(
     pareto: bool,
     tornado: bool,
     overrides: tuple[str, ...],
+    tensor_parallel: tuple[int, ...],
     plot: Path | None,
     form: Form,
     **how: Any,
@@ -67,20 +70,23 @@ def sweep(
       qsim sweep llama-3-8b --device h100-sxm --device l40s --scheme bf16 --scheme fp8-rowwise --batch 1:64
       qsim sweep llama-3-70b --device h200 --scheme fp8-rowwise --batch 1:256 --pareto --plot front.svg
       qsim sweep llama-3-8b --device asic --field memory.bandwidth_gbytes_per_s=2000,4000,8000
-      qsim sweep llama-3-8b --device h100-sxm --tornado
+      qsim sweep llama-3-8b --device h100-sxm --tornado --batch 1
+      qsim sweep llama-3-70b --device h200 --scheme fp8 --tp 1 --tp 2 --tp 4 --batch 16
     """
     import hwmodels
 
-    changed = [hwmodels.get_device(name, overrides or None) for name in device]
+    chips = chosen_devices(device, overrides)
+    fields = _fields(field)
     if tornado:
-        if overrides:
-            raise QsimError("--tornado moves every field from its own value: it takes no --set")
-        table = hwmodels.tornado(device[0], model, scheme[0], phase, batch[0], context[0], **how)
+        if pareto:
+            raise QsimError("--tornado and --pareto are two tables: give one of them")
+        sizes = _only("batch", batch), _only("context", context)
+        table = _tornado(chips, model, scheme, phase, *sizes, fields, tensor_parallel, how)
         if plot is not None:
-            _tornado_figure(table, f"{model} {scheme[0]} on {device[0]}: +-20 %", plot)
+            _tornado_figure(table, plot)
     else:
-        fields = dict(_field(f) for f in field)
-        table = hwmodels.sweep(changed, model, list(scheme), phase, list(batch), list(context), fields=fields, **how)
+        table = hwmodels.sweep(chips, model, list(scheme), phase, list(batch), list(context), fields=fields,
+                               tensor_parallel=list(tensor_parallel), **how)  # fmt: skip
         front = hwmodels.pareto(table[table.fits], least=["time_s"], most=["tokens_per_s"]) if pareto or plot else table
         if plot is not None:
             _pareto_figure(table, front, model, plot)
@@ -88,27 +94,67 @@ def sweep(
     deliver(form, records(table), lambda: _print(table))
 
 
-def _field(text: str) -> tuple[str, list[float]]:
-    key, sep, values = text.partition("=")
-    try:
-        numbers = [float(v) for v in values.split(",")]
-    except ValueError:
-        numbers = []
-    if not key.strip() or not sep or not numbers:
-        raise QsimError(f"--field is KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
-    return key, numbers
+def _fields(texts: Sequence[str]) -> dict[str, list[Any]]:
+    from hwmodels.load import parse_value
+
+    fields: dict[str, list[Any]] = {}
+    for text in texts:
+        key, sep, values = text.partition("=")
+        parts = [v.strip() for v in values.split(",")]
+        if not sep or not key.strip() or not all(parts):
+            raise QsimError(f"--field is KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
+        if key.strip() in fields:
+            raise QsimError(f"--field {key.strip()} is given twice: give all its values in one")
+        fields[key.strip()] = [parse_value(v) for v in parts]
+    return fields
+
+
+def _only(name: str, values: tuple[int, ...]) -> int:
+    """The one batch or context of a sensitivity table; the first of the default's."""
+    source = click.get_current_context().get_parameter_source(name)
+    if len(values) > 1 and source is not click.core.ParameterSource.DEFAULT:
+        raise QsimError(f"--tornado looks at one {name}: got --{name} with {len(values)} values")
+    return values[0]
+
+
+def _tornado(
+    chips: list[Any],
+    model: str,
+    schemes: Sequence[str],
+    phase: str,
+    batch: int,
+    context: int,
+    fields: Mapping[str, list[Any]],
+    tensor_parallel: Sequence[int],
+    how: Mapping[str, Any],
+) -> Any:
+    """A sensitivity table for each device, scheme, TP and value of the fields; what varies is a column."""
+    import itertools
+
+    import pandas as pd
+
+    import hwmodels
+
+    parts = []
+    for chip, scheme, tp, *values in itertools.product(chips, schemes, tensor_parallel, *fields.values()):
+        moved = dict(zip(fields, values, strict=True))
+        table = hwmodels.tornado(hwmodels.get_device(chip, moved), model, scheme, phase, batch, context,
+                                 tensor_parallel=tp, **how)  # fmt: skip
+        case = {"device": chip.name, "scheme": scheme, "tensor_parallel": tp, **moved}
+        parts.append(pd.DataFrame({**{k: [v] * len(table) for k, v in case.items()}, **table}))
+    table = pd.concat(parts, ignore_index=True)
+    case = {"model": hwmodels.get_architecture(model).name, "phase": phase, "batch": batch, "context": context}
+    return table.assign(**case)[[*case, *table.columns]]
 
 
 def _print(table: Any) -> None:
     """What is the same in every row goes above the table, once."""
-    if "base" in table:  # the sensitivity table
-        print_table([_column(str(name), str(name)) for name in table.columns], records(table))
-        return
-    said = ("device", "model", "scheme", "phase", "batch", "context", "kernel", "fidelity")
+    known = ("device", "model", "scheme", "phase", "tensor_parallel", "batch", "context", "kernel", "fidelity")
+    said = [name for name in known if name in table]
     same = [name for name in said if table[name].nunique() == 1]
     if same:
         click.echo(", ".join(_said(name, table[name].iloc[0]) for name in same))
-    hidden = {"low_s", "high_s", *same, *(("fits",) if table["fits"].all() else ())}
+    hidden = {"low_s", "high_s", *same, *(("fits",) if "fits" in table and table["fits"].all() else ())}
     columns = []
     for name in (str(c) for c in table.columns if c not in hidden):
         columns.append(_column(_HEADS.get(name, name.rpartition(".")[2]), name))
@@ -121,10 +167,12 @@ def _print(table: Any) -> None:
 
 
 def _said(name: str, value: Any) -> str:
+    if name == "tensor_parallel":
+        return f"TP {value}"
     return f"{name} {value:g}" if name in ("batch", "context") else str(value)
 
 
-_HEADS = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB"}
+_HEADS = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB", "tensor_parallel": "TP"}
 _LEFT = {"device", "model", "scheme", "phase", "kernel", "fidelity", "field"}
 _TIMES = {"time_s", "low", "high", "base"}
 
@@ -151,10 +199,17 @@ def _pareto_figure(table: Any, front: Any, model: str, plot: Path) -> None:
     draw(figure, plot)
 
 
-def _tornado_figure(table: Any, title: str, plot: Path) -> None:
+def _tornado_figure(table: Any, plot: Path) -> None:
     from qsim.plots.hardware import tornado_figure
 
+    case = [str(c) for c in table.columns if c not in ("field", "low", "high", "base", "effect")]
+    several = next((name for name in case if table[name].nunique() > 1), None)
+    if several is not None:
+        raise QsimError(f"--tornado draws one case: --plot with several values of {several} is a figure for each")
+    first = table.iloc[0]
+    moved = [f"{name.rpartition('.')[2]} {first[name]:g}" for name in case if "." in name]
+    title = ", ".join([f"{first.model} {first.scheme} on {first.device}", first.phase, *moved, "+-20 %"])
     figure = tornado_figure(title, list(table.field), 1e3 * table.low, 1e3 * table.high,
-                            1e3 * float(table.base.iloc[0]),
-                            xlabel="time of a step (ms)")  # fmt: skip
+                            1e3 * float(first.base),
+                            xlabel=f"time of a {'step' if first.phase == 'decode' else 'prefill'} (ms)")  # fmt: skip
     draw(figure, plot)

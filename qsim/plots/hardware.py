@@ -1,4 +1,4 @@
-"""Figures of hardware models: rooflines, speed-up, breakdown, prediction against measurement, Pareto, sensitivity."""
+"""Figures of hardware models: speed-up, breakdown, prediction against measurement, Pareto, sensitivity."""
 
 from __future__ import annotations
 
@@ -14,82 +14,6 @@ from numpy.typing import NDArray
 from .style import CYCLE, DASHES, GREY, LIGHT, new_figure, styled
 
 MARKERS = "osD^vP*X"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ceiling:
-    """One roof: a peak (FLOP/s) and a bandwidth (bytes/s)."""
-
-    label: str
-    peak_flop_per_s: float
-    bandwidth_bytes_per_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """An operator on the roofline: operations a byte, and the rate it reaches."""
-
-    label: str
-    series: str
-    intensity: float
-    flop_per_s: float
-
-
-def roofline_figure(title: str, ceilings: Sequence[Ceiling], points: Sequence[Placed]) -> Figure:
-    """Roofs with their ridge points, and operators placed under them.
-
-    Operators of one series share a marker; each is labelled once, at its first series.
-    """
-    with styled():
-        figure = new_figure(4.6)
-        axes = figure.add_subplot()
-        xs = [p.intensity for p in points if p.intensity > 0] or [1.0]
-        ridges = [c.peak_flop_per_s / c.bandwidth_bytes_per_s for c in ceilings]
-        x = np.geomspace(min(0.3, *xs) / 2, max(*ridges, *xs) * 4, 200)
-        for i, c in enumerate(ceilings):
-            ridge = ridges[i]
-            roof = np.minimum(x * c.bandwidth_bytes_per_s, c.peak_flop_per_s) / 1e12
-            axes.plot(x, roof, color=CYCLE[i % len(CYCLE)], linestyle=DASHES[i % len(DASHES)], label=c.label)
-            axes.plot([ridge], [c.peak_flop_per_s / 1e12], marker="|", markersize=10, color=CYCLE[i % len(CYCLE)])
-            axes.annotate(
-                f"ridge {ridge:.0f}", (ridge, c.peak_flop_per_s / 1e12), xytext=(2, 4), textcoords="offset points",
-                fontsize=7.5, color=CYCLE[i % len(CYCLE)],
-            )  # fmt: skip
-        for j, name in enumerate(dict.fromkeys(p.series for p in points)):
-            mine = [p for p in points if p.series == name]
-            axes.plot(
-                [p.intensity for p in mine], [p.flop_per_s / 1e12 for p in mine], linestyle="none", markersize=5.5,
-                marker=MARKERS[j % len(MARKERS)], color=CYCLE[(j + len(ceilings)) % len(CYCLE)], label=name,
-                markeredgecolor="white", markeredgewidth=0.5,
-            )  # fmt: skip
-        _label_points(axes, points)
-        axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (operations / byte)", ylabel="TFLOP/s",
-                 title=title)  # fmt: skip
-        axes.grid(True, which="major")
-        figure.legend(loc="outside lower center", ncols=3)
-        return figure
-
-
-def _label_points(axes: Any, points: Sequence[Placed]) -> None:
-    """Name the operators of each intensity once, right of the highest point there."""
-    clusters: list[list[Placed]] = []
-    for p in sorted(points, key=lambda p: p.intensity):
-        if clusters and p.intensity < 1.25 * clusters[-1][0].intensity:
-            clusters[-1].append(p)
-        else:
-            clusters.append([p])
-    for i, cluster in enumerate(clusters):
-        names = list(dict.fromkeys(p.label for p in cluster))
-        top = max(cluster, key=lambda p: p.flop_per_s)
-        low = min(cluster, key=lambda p: p.flop_per_s)
-        below = i % 2 == 1
-        at = low if below else top
-        axes.annotate(
-            "\n".join(", ".join(names[j : j + 3]) for j in range(0, len(names), 3)),
-            (at.intensity, at.flop_per_s / 1e12),
-            xytext=(7, -6) if below else (-6, 7), textcoords="offset points", fontsize=7.5, color="#333333",
-            ha="left" if below else "right", va="top" if below else "bottom",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,8 @@ TABLES = ("formats", "cast", "mma", "eval", "devices", "predict", "roofline", "s
 """Verbs that print a table."""
 MEANS_ONE_THING = {
     "--device": ("NAME",), "--scheme": ("NAME",), "--batch": ("B", None), "--context": ("L", None),
-    "--set": ("KEY=VALUE",), "--plot": ("FILE",), "--profile": ("NAME",), "--model": ("MODEL",), "--text": ("FILE",),
+    "--set": ("[DEVICE:]KEY=VALUE",), "--plot": ("FILE",), "--profile": ("NAME",), "--model": ("MODEL",),
+    "--text": ("FILE",),
 }  # fmt: skip
 """Options that several verbs have -> what their value is called."""
 
@@ -179,3 +180,33 @@ def test_what_replaces_files_is_called_force_everywhere() -> None:
         command = main.get_command(ctx, verb)
         assert command is not None
         assert any("--force" in p.opts for p in command.params)
+
+
+REPEATED = [
+    ("predict", "llama-3-8b", "--tp", "1", "--tp", "2"),
+    ("predict", "llama-3-8b", "--scheme", "bf16", "--scheme", "fp8"),
+    ("roofline", "llama-3-8b", "--tp", "1", "--tp", "2"),
+    ("sweep", "llama-3-8b", "--batch", "1", "--batch", "2"),
+    ("validate", "--data", "a", "--data", "b"),
+]
+
+
+@pytest.mark.parametrize("args", REPEATED)
+def test_an_option_of_one_value_is_not_taken_twice(args: tuple[str, ...]) -> None:
+    """click would keep the last one without a word."""
+    found = run(*args)
+    assert found.exit_code == 2
+    assert "2 times: it takes one value" in found.output
+
+
+def test_every_verb_refuses_repeats() -> None:
+    ctx = click.Context(main)
+    for verb in main.list_commands(ctx):
+        command = main.get_command(ctx, verb)
+        for one in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            assert one is not None
+            options = [p for p in one.params if isinstance(p, click.Option) and not p.multiple and not p.is_flag]
+            for option in options:
+                twice = [option.opts[0], "1"] * 2
+                with pytest.raises(click.UsageError, match="it takes one value"):
+                    one.make_parser(click.Context(one)).parse_args(twice)

@@ -55,6 +55,22 @@ def test_predict_in_other_forms(tmp_path: Path) -> None:
     assert figure.stat().st_size > 1000
 
 
+def test_a_request_names_its_case_and_says_what_is_computed() -> None:
+    out = run("predict", "llama-3-8b", "--device", "l40s", "--phase", "request", "--batch", "240").output
+    assert out.startswith("llama-3-8b bf16 on l40s: 240 requests of 2048 + 256 tokens, profile cuda_graph")
+    assert "charged like the first" in out
+    assert "prompts at once" in out
+
+
+def test_a_sweep_over_tensor_parallel_sizes_shows_them() -> None:
+    rows = json.loads(run("sweep", "llama-3-8b", "--tp", "1", "--tp", "2", "--batch", "1", "--json").output)
+    assert [r["tensor_parallel"] for r in rows] == [1, 2]
+    assert rows[0]["time_s"] > rows[1]["time_s"]
+    out = run("sweep", "llama-3-8b", "--tp", "1", "--tp", "2", "--batch", "1").output
+    assert "\nTP " in out
+    assert "TP 4" in run("sweep", "llama-3-8b", "--tp", "4", "--batch", "1").output
+
+
 def test_roofline_and_sweep(tmp_path: Path) -> None:
     out = run("roofline", "llama-3-8b", "--device", "h100-sxm", "--scheme", "fp8-tensor").output
     assert "ridge at 591 operations per byte" in out
@@ -103,6 +119,11 @@ def test_calibrate_fits_a_table(tmp_path: Path) -> None:
         (("predict", "llama-3-8b", "--set", "memory.bandwidth_gbytes_per_s=-3"), "must be positive"),
         (("predict", "llama-3-8b", "--json", "--csv"), "both want stdout"),
         (("sweep", "llama-3-8b", "--batch", "x"), "not a list like"),
+        (("sweep", "llama-3-8b", "--batch", "1:2:3:4"), "not a list like"),
+        (("sweep", "llama-3-8b", "--batch", "1:999999999:1"), "more than 10000 numbers"),
+        (("predict", "llama-3-8b", "--phase", "request", "--baseline", "bf16"), "does not take it"),
+        (("predict", "llama-3-8b", "--phase", "request", "--plot", "x.svg"), "does not take it"),
+        (("predict", "llama-3-8b", "--new-tokens", "5"), "--phase request only"),
         (("sweep", "llama-3-8b", "--field", "memory"), "KEY=V,V"),
         (("calibrate",), "a CSV or --host"),
         (("calibrate", "nowhere.csv", "--device", "h100"), "does not exist"),

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from hwmodels.load import _shipped_table, check_key, device_names, get_device
+from hwmodels.load import check_key, device_names, get_device
 
 REQUIRED = (
     "a100-sxm-40gb", "a100-sxm-80gb", "a100-pcie-80gb", "h100-sxm", "h100-pcie", "h100-nvl", "h200", "l40s", "l40",
@@ -30,7 +30,7 @@ def test_peaks_are_units_times_clock_times_rate(name: str) -> None:
 
 @pytest.mark.parametrize("name", device_names())
 def test_every_number_has_a_source(name: str) -> None:
-    table = _shipped_table(name)
+    table = get_device(name).table
     for label, peak in table["compute"]["peaks"].items():
         assert peak["source"], label
     for part in ("memory", "on_chip", "far", "link", "power"):

@@ -288,3 +288,27 @@ def test_the_band_of_a_speed_up_errs_on_the_wide_side() -> None:
     assert len(inside) == 103
     assert 0.85 < np.mean(inside) < 0.95
     assert all(0.3 < c < 0.5 for c in correlation)
+
+
+def test_a_context_beyond_the_models_positions_is_said() -> None:
+    note = "context 9000 is beyond the 8192 positions of llama-3-8b: priced as if it reached"
+    assert note in hwmodels.predict("h200", "llama-3-8b", context=9000).notes
+    assert note in hwmodels.predict("h200", "llama-3-8b", phase="prefill", context=[100, 9000]).notes
+    assert not any("beyond" in n for n in hwmodels.predict("h200", "llama-3-8b", context=8192).notes)
+    assert any("beyond" in n for n in hwmodels.predict_request("h200", "llama-3-8b", prompt=8192, new_tokens=9).notes)
+
+
+def test_a_request_says_what_its_waves_and_its_ttft_are() -> None:
+    r = hwmodels.predict_request("l40s", "llama-3-8b", "bf16", batch=240, prompt=1024, new_tokens=256)
+    assert (r.model, r.device, r.scheme, r.tensor_parallel, r.profile) == (
+        "llama-3-8b",
+        "l40s",
+        "bf16",
+        1,
+        "cuda_graph",
+    )
+    last = 240 - r.running_batch
+    assert r.notes[0].endswith(f"2 waves run one after another, the last, of {last}, charged like the first")
+    assert r.notes[1] == f"TTFT and latency are those of the first wave; the last one starts {r.latency_s:.4g} s later"
+    assert r.notes[2] == f"TTFT is the prefill of {r.running_batch} prompts at once: no token comes before all are read"
+    assert hwmodels.predict_request("l40s", "llama-3-8b").notes == ()
