@@ -19,6 +19,7 @@ from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 
 from . import _plans, _sources
+from ._block_scales import block_amax, float32, nvfp4_factors, nvfp4_ratios, nvfp4_tensor_scale
 from ._encode import f64, u64
 from ._parallel import for_chunks
 from .catalogue import FormatLike, get_format
@@ -132,7 +133,7 @@ def quantize_blocks(
         if block.tensor_scale:
             raise QsimError(f"{block.name} has its own scale rule: got scale_rule={scale_rule!r}; leave it out")
         check_choice("scale rule", scale_rule, get_args(ScaleRule))
-    if tensor_scale is not None and not (block.tensor_scale and 0 < _float32(tensor_scale) < math.inf):
+    if tensor_scale is not None and not (block.tensor_scale and 0 < float32(tensor_scale) < math.inf):
         rule = (
             "must be positive, finite and within float32's range"
             if block.tensor_scale
@@ -158,7 +159,7 @@ def quantize_blocks(
     policy = _plans.Policy(rounding=rounding, overflow=overflow)
     if block.tensor_scale:
         tensor_scale = (
-            _nvfp4_tensor_scale(source, block, rows.shape[1])
+            nvfp4_tensor_scale(source, block, rows.shape[1])
             if tensor_scale is None
             else float(np.float32(tensor_scale))
         )
@@ -265,17 +266,17 @@ def _quantize(
             kept.scaled = np.empty(chunk, carrier)
         scaled = kept.scaled[: values.size]
         room = scaled.reshape(-1, size)
-        amax = _block_amax(rows)
+        amax = block_amax(rows)
         if nan == "error" and np.isnan(amax).any():
             raise QsimError(_nan_message(source, block))
         if tensor_scale is None:
             (_mx_sticky if exact else _mx)(rows, amax, *numbers, part, room)
         else:
             unit = float(np.float32(tensor_scale)) * block.element.max
-            encode_scale(_nvfp4_ratios(amax, unit, block.scale.smallest_subnormal), part, _NO_RANDOM)
+            encode_scale(nvfp4_ratios(amax, unit, block.scale.smallest_subnormal), part, _NO_RANDOM)
             factor = np.empty(part.size, np.float32)
             decode_scale(part, factor)
-            _divide(rows, _nvfp4_factors(factor, np.float32(tensor_scale)), room)
+            _divide(rows, nvfp4_factors(factor, np.float32(tensor_scale)), room)
         refused.append(plan(scaled, flat_codes[start:stop], _NO_RANDOM))
 
     for_chunks(source.size, work, chunk=chunk)
@@ -309,70 +310,6 @@ def _rule_numbers(block: BlockFormat, rule: ScaleRule) -> tuple[int, int]:
         return element.emax, one - (1 << (52 - mantissa - 1))
     significand = math.ldexp(element.max, -element.emax)  # in [1, 2), exact
     return element.emax, int((significand - 1.0) * one) + 1
-
-
-def _nvfp4_tensor_scale(source: _sources.Source, block: BlockFormat, row: int) -> float:
-    tops = []
-
-    def work(start: int, stop: int) -> None:
-        values = source.load(start, stop)
-        amax = _block_amax(values.reshape(-1, block.block_size))
-        tops.append(float(np.fmax.reduce(amax, initial=0.0)))
-
-    # NaN blocks are left out, with what else they hold
-    for_chunks(source.size, work, chunk=max(1, (1 << 16) // block.block_size) * block.block_size)
-    amax = max(tops, default=0.0)
-    if math.isinf(amax):
-        bad = int(np.flatnonzero(np.isinf(source.load(0, source.size)))[0])
-        raise QsimError(
-            f"{block.name} cannot scale Inf: the first is in row {bad // row} at {bad % row}; clip or replace it"
-        )
-    largest = block.scale.max * block.element.max
-    in_float32 = amax <= float(np.finfo(np.float32).max)
-    scale = np.float32(amax) / np.float32(largest) if in_float32 else np.float32(_float32(amax / largest))
-    if not np.isfinite(scale):
-        raise QsimError(
-            f"{block.name} has a float32 tensor scale: the largest value {amax:g} needs {amax / largest:g}, which is "
-            "beyond float32; scale the values down"
-        )
-    return 1.0 if amax == 0 else float(max(scale, np.finfo(np.float32).tiny))
-
-
-def _float32(value: float) -> float:
-    """The nearest float32, Inf beyond its range."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
-
-
-def _nvfp4_factors(scales: np.ndarray, tensor_scale: np.float32) -> np.ndarray:
-    """float64 products of block scales and tensor scale, rounded to float32 where that is a normal number or 0."""
-    exact = scales.astype(np.float64) * np.float64(tensor_scale)
-    with np.errstate(over="ignore"):
-        rounded = (scales * tensor_scale).astype(np.float64)
-    return np.where((exact >= np.finfo(np.float32).tiny) & np.isfinite(rounded), rounded, exact)
-
-
-def _nvfp4_ratios(amax: np.ndarray, unit: float, smallest: float) -> np.ndarray:
-    """Block scales before rounding. In float64 the quotient's own rounding cannot make or break a tie of E4M3."""
-    ratio = amax.astype(np.float64) / unit
-    return np.where((ratio > 0) & (ratio < smallest), smallest, ratio)
-
-
-def _block_amax(rows: np.ndarray) -> np.ndarray:
-    """Largest magnitude of each row, or NaN: patterns of magnitudes order like them, and NaN stands above Inf."""
-    word = np.dtype(f"u{rows.itemsize}")
-    tops = np.empty(rows.shape[0], word)
-    _row_maxima(rows.view(word), word.type((1 << (8 * word.itemsize - 1)) - 1), tops)
-    return tops.view(rows.dtype)
-
-
-@nb.njit(nogil=True, cache=True)
-def _row_maxima(bits: Any, mask: Any, tops: Any) -> Any:
-    for k in range(bits.shape[0]):
-        top = bits[k, 0] & mask
-        for i in range(bits.shape[1]):
-            top = max(top, bits[k, i] & mask)
-        tops[k] = top
 
 
 @nb.njit(nogil=True, cache=True)
