@@ -181,9 +181,10 @@ def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray,
         if max_bytes is not None:
             raise QsimError("max_bytes cuts a text: got token ids, so cut them")
         ids = as_plain_array(text, "token ids")
+        if ids.ndim == 0:
+            raise QsimError(f"a text is a string, UTF-8 bytes or token ids (T,): got {type(text).__name__}")
         if ids.ndim != 1:
-            given = f"shape {ids.shape}" if ids.ndim else type(text).__name__
-            raise QsimError(f"a text is a string, UTF-8 bytes or token ids (T,): got {given}")
+            raise QsimError(f"token ids of a text must be one list (T,): got shape {ids.shape}")
         return model.check_tokens(ids)[0], None
     raw = text.encode("utf-8") if isinstance(text, str) else bytes(text)
     cut = raw if max_bytes is None else raw[:max_bytes]
