@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qsim.errors import QsimError, nearest
+from qsim.errors import QsimError, QsimTypeError, nearest, shown
 from qsim.families import Attention, Experts, Latent, Linear, Mixer, Mlp, Recurrent, Shape, load_config, read_config
 from qsim.files import read_toml
 
@@ -224,11 +225,13 @@ def get_architecture(name: str | Path | Architecture | Mapping[str, Any], *, str
         return name
     if isinstance(name, Mapping):
         return from_config(name, strict=strict)
+    if not isinstance(name, str | Path):
+        raise QsimTypeError(f"a model is a name, a path, a config or an Architecture: got {type(name).__name__}")
     path = Path(name)
-    if str(name).endswith((".json", ".toml")) or path.is_dir():
-        file = path / "config.json" if path.is_dir() else path
-        if not file.is_file():
-            raise QsimError(f"model file {file} does not exist")
+    if str(name).endswith((".json", ".toml")) or os.path.isdir(path):
+        file = path / "config.json" if os.path.isdir(path) else path
+        if not os.path.isfile(file):
+            raise QsimError(f"model file {shown(file)} does not exist")
         if file.suffix == ".toml":
             return from_table(read_toml(file), str(file), file.stem)
         stem = file.stem if file.stem != "config" else file.resolve().parent.name or "config"

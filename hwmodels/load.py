@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qsim.errors import QsimError, nearest
+from qsim.errors import QsimError, QsimTypeError, nearest, shown
 from qsim.files import parse_toml, read_toml
 
 from .device import Compute, Device, Link, Memory, OnChip, Peak, Power
@@ -84,11 +85,13 @@ def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequenc
     changes = parse_overrides(overrides)
     if isinstance(name, Device):
         return _changed(name, changes) if changes else name
+    if not isinstance(name, str | Path):
+        raise QsimTypeError(f"a device is a name, a path or a Device: got {type(name).__name__}")
     text = str(name)
     if text.endswith(".toml"):
         path = Path(text)
-        if not path.is_file():
-            raise QsimError(f"device file {text} does not exist")
+        if not os.path.isfile(path):
+            raise QsimError(f"device file {shown(text)} does not exist")
         device = _build(path.stem, text, read_toml(path))
         return _changed(device, changes) if changes else device
     key = text.strip().lower().replace("_", "-")

@@ -18,6 +18,20 @@ class QsimTypeError(QsimError, TypeError):
     """A refusal of something of the wrong type; also a TypeError, for callers that catch those."""
 
 
+def shown(name: object) -> str:
+    """A name as a message shows it: as it is when it can be printed on one line, else quoted; never longer than 80."""
+    text = str(name)
+    if not text.isprintable() or not text.strip():
+        text = repr(text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def quoted(name: object) -> str:
+    """A name in quotes, as a message shows it; never longer than 80."""
+    text = repr(str(name))
+    return text if len(text) <= 80 else f"{text[:76]}...'"
+
+
 def nearest(kind: str, name: object, known: Iterable[str], *, cutoff: float = 0.4, all_below: int = 12) -> str:
     """The sentence for a name that is not known: what it is, and the nearest names that are.
 
@@ -32,11 +46,11 @@ def nearest(kind: str, name: object, known: Iterable[str], *, cutoff: float = 0.
         For example `unknown device 'h10': the nearest are h100-sxm, h100-pcie`.
     """
     names = list(dict.fromkeys(known))
-    wanted = str(name)
     lower = {n.lower(): n for n in names}
-    near = [lower[n] for n in difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=cutoff)]
+    near = [lower[n] for n in difflib.get_close_matches(str(name).lower()[:200], lower, n=3, cutoff=cutoff)]
+    wanted = quoted(name)
     if near:
-        return f"unknown {kind} {wanted!r}: the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+        return f"unknown {kind} {wanted}: the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
     if len(names) <= all_below:
-        return f"unknown {kind} {wanted!r}: it is one of {', '.join(names)}"
-    return f"unknown {kind} {wanted!r}: nothing has a similar name"
+        return f"unknown {kind} {wanted}: it is one of {', '.join(names)}"
+    return f"unknown {kind} {wanted}: nothing has a similar name"

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from qsim.errors import QsimError, QsimTypeError
+from qsim.errors import QsimError, QsimTypeError, quoted
 from qsim.tables import Table
 
 from .float_format import NanCodes
@@ -209,7 +209,7 @@ def get_format(fmt: FormatLike) -> Format:
     near = difflib.get_close_matches(key, _BY_NAME, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(near)}" if near else "see qsim.formats.list_formats()"
     raise QsimError(
-        f"unknown format {fmt!r}: {hint}; names like float7_e3m3fn and binary8p4se are read by their grammar"
+        f"unknown format {quoted(fmt)}: {hint}; names like float7_e3m3fn and binary8p4se are read by their grammar"
     )
 
 

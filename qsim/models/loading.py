@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qsim import files
-from qsim.errors import QsimError, QsimTypeError
+from qsim.errors import QsimError, QsimTypeError, shown
 from qsim.fields import Fields
 from qsim.safetensors import TensorFiles, open_folder
 
@@ -88,10 +89,9 @@ def resolve(path: str | Path) -> Path:
     if not isinstance(path, str | Path):
         raise QsimTypeError(f"a model is `tiny` or a path: got {type(path).__name__}")
     folder = TINY if str(path) == "tiny" else Path(path)
-    if "\0" in str(path) or not folder.is_dir():
-        name = str(folder) if str(path).isprintable() and str(path).strip() else repr(str(path))
-        what = "is a file" if "\0" not in str(path) and folder.exists() else "does not exist"
-        raise QsimError(f"{name} {what}: a model is `tiny` or a folder with config.json and safetensors files")
+    if not os.path.isdir(folder):  # False also for names that no file can have
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise QsimError(f"{shown(folder)} {what}: a model is `tiny` or a folder with config.json and safetensors files")
     if not (folder / "config.json").is_file():
         raise QsimError(f"{folder} is not a checkpoint: it has no config.json")
     return folder

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.arrays import as_plain_array
 from qsim.errors import QsimError, QsimTypeError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 
@@ -21,7 +22,7 @@ def codes(array: Any, name: str, ins: Instruction, which: str) -> np.ndarray:
         TypeError: another dtype.
         ValueError: codes outside a format narrower than its type.
     """
-    given = np.asarray(array)
+    given = as_plain_array(array, name)
     dtype = ins.code_dtype_a if which == "a" else ins.code_dtype_b
     fmt = ins.format_a if which == "a" else ins.format_b
     text = ins.input_a if which == "a" else ins.input_b
@@ -52,7 +53,7 @@ def accumulator(array: Any, ins: Instruction, shape: tuple[int, ...]) -> np.ndar
     Raises:
         TypeError, ValueError: another dtype, another shape.
     """
-    given = np.asarray(array)
+    given = as_plain_array(array, "c")
     if given.dtype != ins.output_dtype:
         floats = {"f32": np.float32, "f16": np.float16, "f64": np.float64}
         if ins.output in floats and given.dtype == floats[ins.output]:
@@ -78,7 +79,7 @@ def block_scale(array: Any, name: str, block: BlockFormat | None, rows: tuple[in
         raise QsimError(
             f"{name} is missing: {block.name} operands have one {block.scale.name} code per {block.block_size}"
         )
-    given = np.asarray(array)
+    given = as_plain_array(array, name)
     if given.dtype.name == block.scale.name:
         given = given.view(np.uint8)
     if given.dtype != np.uint8:

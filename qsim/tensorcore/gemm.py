@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numba
 import numpy as np
 
+from qsim.arrays import as_plain_array, real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat, encode, get_format
 
@@ -242,7 +243,7 @@ def _orders(k: int, k_order: Any, lengths: list[int]) -> list[np.ndarray]:
     """The k of each slice in the order in which the kernel takes them."""
     order = np.arange(k)
     if k_order is not None:
-        pattern = np.asarray(k_order)
+        pattern = as_plain_array(k_order, "k_order")
         if (
             pattern.ndim != 1
             or not len(pattern)
@@ -362,7 +363,7 @@ class _Scaling:
 
 
 def _result_scale(scale: Any, name: str, rows: int) -> np.ndarray:
-    values = np.asarray(1.0 if scale is None else scale, np.float32)
+    values = real_array(1.0 if scale is None else scale, name, integers=True, dtype=np.float32)
     if values.size not in (1, rows):
         raise QsimError(f"{name} must be a scalar or one float32 per row ({rows}): got shape {values.shape}")
     return np.broadcast_to(values.reshape(-1), (rows,))
@@ -371,7 +372,7 @@ def _result_scale(scale: Any, name: str, rows: int) -> np.ndarray:
 def _block_scales(scale: Any, name: str, rows: int, block: int, blocks: int) -> np.ndarray:
     """float32 scales of promoted blocks, one row for every row of the operand."""
     shape = (-(-rows // block), blocks)
-    values = np.asarray(np.ones(shape) if scale is None else scale, np.float32)
+    values = real_array(np.ones(shape) if scale is None else scale, name, integers=True, dtype=np.float32)
     if values.shape != shape:
         raise QsimError(f"{name} must have shape {shape}, one float32 per {block} rows and chain: got {values.shape}")
     return np.repeat(values, block, axis=0)[:rows]

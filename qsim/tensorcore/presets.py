@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, quoted
 
 Promotion: TypeAlias = Literal["add", "ffma"]
 """How a partial chain joins the float32 register: a plain addition, or fma(scale, partial, register), to nearest."""
@@ -85,4 +85,4 @@ def get_preset(preset: str | Preset) -> Preset:
         return PRESETS[preset]
     near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise QsimError(f"unknown preset {preset!r}: there are {', '.join(PRESETS)}{hint}")
+    raise QsimError(f"unknown preset {quoted(preset)}: there are {', '.join(PRESETS)}{hint}")
