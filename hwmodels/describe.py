@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .device import Device
+from .peaks import format_peak
 from .prediction import Prediction
-from .timing import format_peak
 
 
 def device_row(device: Device) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .grouped import GROUPED, grouped
 from .kernels import get_family
 from .operators import Operator
 from .parameters import calibration_of
+from .peaks import format_peak, priced_format, sixteen_bit
 from .profiles import Choice, Profile
 from .timing import (
     DATAFLOW,
@@ -22,11 +23,8 @@ from .timing import (
     Estimate,
     all_reduce,
     attention,
-    format_peak,
     gemm,
     launch_gap_s,
-    priced_format,
-    sixteen_bit,
     small,
     soft_roofline,
 )

@@ -11,7 +11,8 @@ from .device import Device
 from .kernels import get_family
 from .operators import gemm_cost, grouped_cost
 from .parameters import kernel_parameters, transferred
-from .timing import Estimate, estimate, ideal, kernel_peak
+from .peaks import kernel_peak
+from .timing import Estimate, estimate, ideal
 
 GROUPED = {
     "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",

@@ -21,7 +21,7 @@ from .between import corrected, pick
 from .checks import check_positive, check_steps
 from .device import Device
 from .grid import Grid
-from .kernels import VECTOR, KernelFamily, get_family
+from .kernels import get_family
 from .load import get_device
 from .operators import Cost, attention_cost, gemm_cost
 from .parameters import (
@@ -33,6 +33,7 @@ from .parameters import (
     kernel_parameters,
     transferred,
 )
+from .peaks import format_peak, kernel_peak, sixteen_bit
 
 if TYPE_CHECKING:
     from .calibration.store import Parameters
@@ -44,7 +45,6 @@ LARGE_TRANSFER = 1.63
 device predicted from the others lies beyond `TRANSFER_BAND` (`reports/transfer.md`)."""
 IDEAL_MISS = 1.85
 """Datasheet rooflines miss measured layers by 26 to 85 %: the high end of an ideal estimate."""
-SIXTEEN_BIT = ("bfloat16", "float16")
 WIDE_GROUP = 32
 SMALL_T0_S = 2e-6
 SMALL_ETA = 0.8
@@ -73,62 +73,6 @@ def soft_roofline(compute_s: Any, memory_s: Any, p: float) -> Any:
     top = np.maximum(compute_s, memory_s)
     low = np.minimum(compute_s, memory_s)
     return top * (1 + (low / top) ** p) ** (1 / p)
-
-
-def sixteen_bit(device: Device) -> str:
-    """The format that attention and 16-bit products run in on a device: bfloat16, or float16 where that is all it has.
-
-    Raises:
-        QsimError: the device has neither.
-    """
-    for name in SIXTEEN_BIT:
-        if device.compute.peak(name) is not None:
-            return name
-    raise QsimError(
-        f"{device.name} has no 16-bit peak, which attention and lm_head run at: it has "
-        f"{', '.join(device.compute.formats)}; add compute.peaks.bfloat16.dense_tflops"
-    )
-
-
-def format_peak(device: Device, name: str) -> float:
-    """Operations a second of a device in a format, or of its vector units for `vector`.
-
-    Raises:
-        QsimError: the device has no such peak.
-    """
-    if name == VECTOR:
-        # a device without a published vector rate: a fifteenth of its 16-bit matrix rate, as on Hopper (66.9 of 989.4)
-        return device.compute.vector_flop_per_s or format_peak(device, sixteen_bit(device)) / 15
-    peak = device.peak_flop_per_s(name)
-    if peak is None:
-        raise QsimError(f"{device.name} has no {name} peak: it has {', '.join(device.compute.formats)}")
-    return peak
-
-
-def priced_format(device: Device, family: KernelFamily, compute: str | None, fidelity: str = "calibrated") -> str:
-    """The format whose peak a family is priced against on a device: an operand format, or `vector`.
-
-    The datasheet roofline knows no kernel that dequantises on the vector units: there it is the 16-bit peak.
-
-    Raises:
-        QsimError: the device has no such peak.
-    """
-    name = compute or family.compute
-    if name == VECTOR:
-        return sixteen_bit(device) if fidelity == "ideal" else VECTOR
-    if name in SIXTEEN_BIT:
-        return sixteen_bit(device)
-    if device.compute.peak(name) is None:
-        raise QsimError(
-            f"{device.name} has no {name} peak, which {family.name} multiplies in; it has "
-            f"{', '.join(device.compute.formats)}"
-        )
-    return name
-
-
-def kernel_peak(device: Device, family: KernelFamily, compute: str | None, fidelity: str = "calibrated") -> float:
-    """Operations a second that a family is priced against on a device; see `priced_format`."""
-    return format_peak(device, priced_format(device, family, compute, fidelity))
 
 
 def estimate(
