@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -11,7 +12,25 @@ class QsimError(ValueError):
 
     Everything that qsim and hwmodels refuse is raised as this class, which is a ValueError. Any other exception is a
     fault of the program, except OSError (the disk, a path) and MemoryError.
+
+    What was given stands in the text as it is, on one line; a value of thousands of characters is cut in its middle.
     """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(_readable(text))
+
+
+def _readable(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        text = " ".join(text.split())
+    if len(text) <= LONGEST:
+        return text
+    return _LONG_WORD.sub(lambda found: f"{found[0][:60]}...{found[0][-20:]}", text)[:LONGEST]
+
+
+LONGEST = 800
+"""Characters of a refusal."""
+_LONG_WORD = re.compile(r"\S{120,}")
 
 
 class QsimTypeError(QsimError, TypeError):

@@ -165,3 +165,13 @@ def test_a_refusal_of_a_type_is_both_errors():
     with pytest.raises(TypeError):
         raise QsimTypeError("x")
     assert issubclass(QsimTypeError, QsimError)
+
+
+def test_a_refusal_is_one_line_however_long_what_was_given_is():
+    text = str(QsimError(f"unknown scheme {'x' * 9000!r}:\nsee `qsim schemes`"))
+    assert text.startswith("unknown scheme 'xxx")
+    assert text.endswith("see `qsim schemes`")
+    assert "\n" not in text
+    assert len(text) <= 800
+    path = "/a" * 200  # a path is never cut
+    assert path in str(QsimError(f"{path} does not exist"))

@@ -30,9 +30,13 @@ def deep(levels: int) -> Any:
 
 
 def values() -> st.SearchStrategy[Any]:
-    """One odd value."""
+    """One odd value, which nothing else holds."""
     return st.one_of(
-        st.sampled_from(VALUES), st.integers(), st.floats(), st.text(max_size=20), st.builds(deep, st.integers(1, 200))
+        st.sampled_from(VALUES).map(copy.deepcopy),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=20),
+        st.builds(deep, st.integers(1, 200)),
     )
 
 

@@ -24,7 +24,7 @@ import qsim
 from qsim.errors import QsimError
 from qsim.models import ModelConfig
 
-from ..checkpoints.tiny import LLAMA, tiny
+from ..checkpoints.tiny import tiny
 from ..models.small import CONFIGS
 from . import nasty
 
@@ -101,17 +101,21 @@ def _load(folder: Path) -> None:
 
 
 def _file(data: bytes, folder: Path) -> None:
+    from qsim.safetensors import open_file
+
     (folder / "model.safetensors").write_bytes(data)
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    _load(folder)
+    for entry in open_file(folder / "model.safetensors").values():
+        entry.bits()
 
 
 def _index(data: bytes, folder: Path) -> None:
+    from qsim.safetensors import open_folder
+
     text = json.dumps({k: v for k, v in _HEADER.items() if k in ("a.weight", "b")}).encode()
     (folder / "s.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
     (folder / "model.safetensors.index.json").write_bytes(data)
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    _load(folder)
+    for entry in open_folder(folder).values():
+        entry.bits()
 
 
 @cache
@@ -256,8 +260,10 @@ def _study(tree: Any, folder: Path) -> None:
 
 
 _STUDY = {
-    "model": "tiny", "methods": ["rtn:w4a16-g128", {"algorithm": "gptq", "scheme": "w4a16-g128"}],
-    "devices": [{"name": "h100-sxm", "set": {"memory.bandwidth_gbytes_per_s": 3000}}],
+    "title": "x", "methods": ["rtn:w4a16-g128", {"algorithm": "gptq", "scheme": "w4a16-g128"}],
+    "cases": [{"name": "chat", "phase": "decode", "batch": 4, "context": 512}],
+    "quality": {"model": "tiny", "max_bytes": 4096},
+    "speed": {"devices": [{"name": "h100-sxm", "set": {"memory.bandwidth_gbytes_per_s": 3000}}]},
 }  # fmt: skip
 
 
