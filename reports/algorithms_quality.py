@@ -118,7 +118,7 @@ class Measurer:
         """One row, and the sums of its windows."""
         from qsim.methods import quantize_model
         from qsim.methods.kv import stores_kv
-        from qsim.methods.methods import get_recipe
+        from qsim.methods.registry import get_recipe
         from qsim.models import evaluate, with_outliers
         from qsim.scheme import get_scheme
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qsim.errors import QsimError
+from qsim.methods import METHODS
 
+from .method_options import MethodCommand, given_options, method_options
 from .model_options import tokenizer_option, with_tokenizer
 from .options import draw, plot_option
 from .progress import says_what_is_kept, work
@@ -24,13 +27,13 @@ if TYPE_CHECKING:
     from qsim.models import Model
 
 TINY_BYTES = 65536
-_FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 
 
-@verb("quantize")
+@verb("quantize", make=partial(click.command, cls=MethodCommand))
+@method_options
 @click.argument("model", metavar="MODEL")
-@click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "smoothquant", "fp8"]), default="gptq",
-              show_default=True, help="How the codes are found.")  # fmt: skip
+@click.option("--method", type=click.Choice(list(METHODS)), default="gptq", show_default=True,
+              help="How the codes are found.")  # fmt: skip
 @click.option(
     "--scheme",
     metavar="NAME",
@@ -48,19 +51,8 @@ _FLAGS = {"on": True, "off": False, "group-aware": "group_aware"}
 @click.option(
     "--windows", type=click.IntRange(min=1), metavar="N", help="At most so many windows, spread over the text."
 )
-@click.option("--act-order", type=click.Choice(list(_FLAGS)), help="GPTQ: columns by descending Hessian diagonal.")
-@click.option("--static-groups", is_flag=True, default=None,
-              help="GPTQ: compute all group scales from the original weights first.")  # fmt: skip
-@click.option("--percdamp", type=float, metavar="P", help="GPTQ: damping, a fraction of the mean diagonal.")
-@click.option("--gptaq", "correction", is_flag=True, default=None, help="GPTQ: correct towards the original inputs.")
-@click.option("--one-pass", is_flag=True, help="GPTQ: all inputs of a block at once instead of group by group.")
-@click.option("--mse", is_flag=True, default=None, help="RTN, GPTQ, FP8: search each range for the least error.")
-@click.option("--scale-rule", metavar="NAME", help="gptq, awq, compressed-tensors, smoothquant, amax, autofp8.")
-@click.option("--formula", type=click.Choice(["awq", "duo"]), help="AWQ: how scales follow from activations.")
-@click.option("--no-clip", is_flag=True, help="AWQ: no search for ranges.")
-@click.option("--alpha", metavar="A", help="SmoothQuant: 0 to 1, or `search`.")
-@click.option("--percentile", type=float, metavar="P", help="FP8, static: percent of activations that must not clip.")
-@click.option("--power-of-two", is_flag=True, default=None, help="FP8: scales that are powers of two.")
+@click.option("--one-pass", is_flag=True,
+              help="Methods that look at quantised inputs (GPTQ): a whole block at once, not by groups.")  # fmt: skip
 @click.option("--rotate", is_flag=True, help="Fold Hadamard rotations into the weights first (QuaRot's R1 and R2).")
 @click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers first.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Linears to leave as they are. Repeatable.")
@@ -152,7 +144,7 @@ def _run(
     if calibration is not None:
         check_apart(calibration, out)
         check_apart(calibration, part)
-    given = _method_options(options)
+    given = given_options(method, options)
     scheme = scheme or _scheme_for(method, layout)
     source = with_tokenizer(load(model), tokenizer)
     if source.path is not None:
@@ -210,27 +202,11 @@ def _kept(part: Path, restart: bool) -> str:
     return f"{done} layers are finished in {part}; {command} goes on from there"
 
 
-def _method_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the method as its recipe names them; those that were not given stay away."""
-    given = {k: v for k, v in options.items() if v is not None and k != "no_clip"}
-    if options["no_clip"]:
-        given["clip"] = False
-    if "act_order" in given:
-        given["act_order"] = _FLAGS[given["act_order"]]
-    if "alpha" in given:
-        try:
-            given["alpha"] = None if given["alpha"] == "search" else float(given["alpha"])
-        except ValueError:
-            raise QsimError(f"--alpha is a number from 0 to 1, or `search`: got {given['alpha']!r}") from None
-    return given
-
-
 def _scheme_for(method: str, layout: str) -> str:
     """The method's usual scheme, or what the layout wants instead, which is said."""
     from qsim.checkpoints.layouts import default_scheme
-    from qsim.methods.methods import DEFAULT_SCHEMES
 
-    usual = DEFAULT_SCHEMES[method]
+    usual = METHODS[method].default_scheme
     found = default_scheme(layout, usual)
     if found != usual:
         click.echo(
@@ -259,14 +235,15 @@ def _refuse_what_cannot_be_written(
     from qsim.checkpoints.checks import outline_refusal
     from qsim.checkpoints.layouts import QUANTIZED, check_layout, default_layout, layouts_for
     from qsim.methods.activations import needs_input_scale, stores_input_scale
-    from qsim.methods.methods import get_recipe
+    from qsim.methods.registry import get_recipe
 
-    found = get_recipe(method, scheme, given).scheme
+    recipe = get_recipe(method, scheme, given)
+    found = recipe.scheme
     if stores_input_scale(found) and not needs_input_scale(found) and not calibrated:
         raise QsimError(f"checkpoints with {found.activation.format.name} activations store their tensor scale, which "
                          "needs calibration text: give --calibration")  # fmt: skip
-    scattered = method == "gptq" and given.get("act_order") is True and not given.get("static_groups")
-    scattered = scattered and found.weight.granularity is not None and found.weight.granularity.kind == "group"
+    grouped = found.weight.granularity is not None and found.weight.granularity.kind == "group"
+    scattered = recipe.scattered and grouped
     shapes = {n: one.weight.shape for n, one in source.linears().items()
               if not any(fnmatchcase(n, pattern) for pattern in ignore)}  # fmt: skip
     if layout == "auto":

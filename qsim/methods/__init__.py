@@ -15,9 +15,10 @@ from .folding import Fold, apply_folds
 from .fp8 import fp8
 from .gptq import gptq
 from .memory import MemoryEstimate
-from .methods import METHODS, list_methods
+from .method import Method, Options, option
 from .pipeline import quantize_model
 from .record import LayerRecord
+from .registry import METHODS, get_method, list_methods, register
 from .result import QuantizationResult, read_records
 from .rotation import rotate_model
 from .rtn import rtn
@@ -33,18 +34,23 @@ __all__ = [
     "LayerInputs",
     "LayerRecord",
     "MemoryEstimate",
+    "Method",
+    "Options",
     "QuantizationResult",
     "apply_folds",
     "awq",
     "calibration_of",
     "channel_sizes",
     "fp8",
+    "get_method",
     "gptq",
     "keep_channels",
     "list_methods",
+    "option",
     "protect",
     "quantize_model",
     "read_records",
+    "register",
     "rotate_model",
     "rtn",
     "salient_table",

@@ -28,6 +28,7 @@ from .calibration import LayerInputs
 from .checks import check_weight, scaled_hessian, where
 from .folding import Fold
 from .linalg import dot, output_error
+from .method import Method, Options, option, scale_rule_option
 from .passes import by_windows
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord, measure
@@ -290,32 +291,43 @@ VIEW_WINDOWS = 8  # windows on which outputs of attention and MLP are compared
 _UNCLIPPED = ("q_proj", "k_proj")  # auto_clip.py: clipping these moves attention scores too much
 
 
-def recipe(
-    scheme: str | Scheme,
-    *,
-    formula: Formula = "awq",
-    grid: int = GRID,
-    clip: bool = True,
-    scale_rule: str | None = None,
-    ragged: bool = False,
-    view_windows: int = VIEW_WINDOWS,
-) -> Recipe:
-    """AWQ for `quantize_model`: scales by the error of the attention's or the MLP's output, folded into the norm or
-    Linear before; then ranges.
+@dataclass(frozen=True, kw_only=True)
+class AwqOptions(Options):
+    """Options of AWQ; see `awq`. `view_windows` calibration windows, spread over the text, serve to compare outputs."""
 
-    `view_windows` calibration windows, spread over the text, serve to compare outputs.
-    """
-    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
-    if formula not in ("awq", "duo"):
-        raise QsimError(f"formula is awq or duo: got {formula!r}")
-    if grid < 1 or view_windows < 1:
-        raise QsimError(f"grid and view_windows must be at least 1: got {grid} and {view_windows}")
-    rule = rule_for(scheme, scale_rule)
-    settings: dict[str, Any] = {"formula": formula, "grid": grid, "clip": clip, "scale_rule": rule}
+    formula: Formula = option(
+        "awq", "how scales follow from activations", kinds=(), words={"awq": "awq", "duo": "duo"}, metavar="[awq|duo]"
+    )
+    grid: int = option(GRID, "candidates of the search for scales", flag=None)
+    clip: bool = option(True, "no search for ranges", flag="--no-clip")
+    scale_rule: str | None = scale_rule_option()
+    view_windows: int = option(VIEW_WINDOWS, "windows that outputs are compared on", flag=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grid < 1 or self.view_windows < 1:
+            raise QsimError(f"grid and view_windows must be at least 1: got {self.grid} and {self.view_windows}")
+
+
+def _recipe(scheme: Scheme, options: AwqOptions) -> Recipe:
+    """Scales by the error of attention's or the MLP's output, folded into the norm or Linear before; then ranges."""
+    settings = {**options.settings(), "scale_rule": rule_for(scheme, options.scale_rule)}
+    own = {k: v for k, v in settings.items() if k != "view_windows"}
     return Recipe(
-        method="awq", scheme=scheme, settings={**settings, "view_windows": view_windows}, moments=True,
-        view_windows=view_windows, fold=partial(_fold, scheme, settings), quantize=partial(_layer, scheme, settings),
+        method="awq", scheme=scheme, settings=settings, moments=True, view_windows=options.view_windows,
+        fold=partial(_fold, scheme, own), quantize=partial(_layer, scheme, own),
     )  # fmt: skip
+
+
+METHOD = Method(
+    name="awq", title="AWQ", says="scales salient input channels up before rounding", order=30,
+    default_scheme="w4a16-g128", options=AwqOptions, recipe=_recipe, marker="D", rank=30,
+    refuses=lambda scheme: None,
+    unusual=lambda scheme: None if scheme.weight.is_integer and not scheme.activation.is_quantized else
+        "awq is for integer weights with 16-bit activations",
+    searched=lambda candidates: {"grid": candidates, "view_windows": 2},
+    work=lambda n, k: 25.0 * n * k * min(k, 1024),
+)  # fmt: skip
 
 
 def _fold(scheme: Scheme, settings: dict[str, Any], view: BlockView) -> list[Fold]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from qsim.scheme import (
 from .activations import input_scale_of, joint_error, needs_input_scale, power_of_two_above
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
+from .method import Method, Options, option, scale_rule_option
 from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
 from .scales import shared_details
@@ -116,9 +117,16 @@ def check_scheme(scheme: Scheme, name: str = "") -> None:
     Raises:
         ValueError: with what to use instead.
     """
+    reason = _refusal(scheme, where(name))
+    if reason is not None:
+        raise QsimError(reason)
+
+
+def _refusal(scheme: Scheme, layer: str = "") -> str | None:
     fmt = scheme.weight.format
     if not isinstance(fmt, FloatFormat) or fmt.bits != 8:
-        raise QsimError(f"fp8 rounds weights to 8-bit floats: got {fmt.name}{where(name)}; rtn takes any format")
+        return f"fp8 rounds weights to 8-bit floats: got {fmt.name}{layer}; rtn takes any format"
+    return None
 
 
 def with_power_of_two_scales(q: QuantizedTensor, weight: np.ndarray) -> QuantizedTensor:
@@ -142,30 +150,35 @@ def unit_scales(q: QuantizedTensor) -> tuple[str, ...]:
 # --- on a model ---------------------------------------------------------------------------------------------
 
 
-def recipe(
-    scheme: str | Scheme,
-    *,
-    scale_rule: str | None = None,
-    power_of_two: bool = False,
-    mse: bool | float = False,
-    ragged: bool = False,
-    percentile: float = 100.0,
-) -> Recipe:
-    """FP8 for `quantize_model`; options as in `fp8`.
+@dataclass(frozen=True, kw_only=True)
+class Fp8Options(Options):
+    """Options of FP8; see `fp8`. `percentile` is for static activation scales: the share of |x| that must not clip."""
 
-    `percentile` is for static activation scales: the share of |x|, in percent, that must not clip.
-    """
-    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
-    check_scheme(scheme)
-    if not 0 < percentile <= 100:
-        raise QsimError(f"percentile is above 0, at most 100: got {percentile}")
-    static = needs_input_scale(scheme)
-    options = {"scale_rule": scale_rule, "power_of_two": power_of_two, "mse": mse}
+    scale_rule: str | None = scale_rule_option()
+    power_of_two: bool = option(False, "scales that are powers of two")
+    mse: bool | float = option(False, "search each range for the least error", kinds=(bool, float))
+    percentile: float = option(100.0, "static: percent of activations that must not clip", metavar="P")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.percentile <= 100:
+            raise QsimError(f"percentile is above 0, at most 100: got {self.percentile}")
+
+
+def _recipe(scheme: Scheme, options: Fp8Options) -> Recipe:
+    static, settings = needs_input_scale(scheme), options.settings()
+    own = {k: v for k, v in settings.items() if k != "percentile"}
     return Recipe(
-        method="fp8", scheme=scheme, settings={**options, "percentile": percentile}, moments=static,
-        needs_calibration=static, quantize=partial(_layer, scheme, options, percentile),
-        shared_scale=partial(_shared_scale, scheme, options),
+        method="fp8", scheme=scheme, settings=settings, moments=static, needs_calibration=static,
+        quantize=partial(_layer, scheme, own, options.percentile), shared_scale=partial(_shared_scale, scheme, own),
     )  # fmt: skip
+
+
+METHOD = Method(
+    name="fp8", title="FP8", label="", order=50, default_scheme="fp8-tensor", options=Fp8Options, recipe=_recipe,
+    says="FP8 weights and activations, with calibrated scales where they are static", marker="v", rank=40,
+    refuses=_refusal, suits=lambda scheme: False, usual=lambda scheme: scheme.weight.format.name.startswith("float8"),
+)  # fmt: skip
 
 
 def _shared_scale(scheme: Scheme, options: dict[str, Any], weights: Sequence[np.ndarray]) -> float | None:

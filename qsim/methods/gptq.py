@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from .checks import check_weight, scaled_hessian, where
 from .columns import ActOrder, ColumnPlan, plan_columns
 from .errors import RowLosses
 from .linalg import inverse_factor
+from .method import Method, Options, option, scale_rule_option
 from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
 from .rtn import rtn
@@ -107,7 +108,10 @@ def gptq(
     started = time.perf_counter()
     scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
     check_scheme(scheme, name)
-    _check_numbers(percdamp, block_size)
+    options = GptqOptions(
+        act_order=act_order, static_groups=static_groups, percdamp=percdamp, block_size=block_size, mse=mse,
+        scale_rule=scale_rule, stored_scales=stored_scales, correction_strength=correction_strength,
+    )  # fmt: skip
     w, norm = check_weight(weight, scheme, name), MSE_NORM if mse is True else float(mse) or None
     h, exponent = scaled_hessian(hessian, w.shape[1], name)
     rule = get_rule(scale_rule, scheme.weight)
@@ -118,11 +122,7 @@ def gptq(
     known: dict[str, Any] = {
         "hessian": h, "rounding": {"scale_rule": rule.name, "clip": norm}, "tokens": tokens,
         "dead_columns": int(dead.sum()),
-        "settings": {
-            "act_order": act_order, "static_groups": static_groups, "percdamp": percdamp, "block_size": block_size,
-            "mse": norm or False, "scale_rule": rule.name, "stored_scales": stored_scales,
-            **({} if correction is None else {"correction_strength": correction_strength}),
-        },
+        "settings": _told(options, norm, rule.name, correction is not None),
     }  # fmt: skip
     if tokens is not None and tokens < w.shape[1]:
         notes.append(f"{tokens} tokens for {w.shape[1]} columns: the Hessian is not of full rank")
@@ -266,54 +266,77 @@ def check_scheme(scheme: Scheme, name: str = "") -> None:
     Raises:
         ValueError: weights that are not plain integers; activations that are floats of 8 bits or less.
     """
+    reason = _refusal(scheme, where(name))
+    if reason is not None:
+        raise QsimError(reason)
+
+
+def _refusal(scheme: Scheme, layer: str = "") -> str | None:
     fmt, activation = scheme.weight.format, scheme.activation
     if not scheme.weight.is_quantized or not isinstance(fmt, IntFormat) or fmt.fraction_bits:
-        raise QsimError(
-            f"GPTQ rounds weights to integer codes: got {fmt.name}{where(name)}; rtn and fp8 round to floats"
-        )
+        return f"GPTQ rounds weights to integer codes: got {fmt.name}{layer}; rtn and fp8 round to floats"
     if activation.is_quantized and not activation.is_integer:
-        raise QsimError(
+        return (
             "GPTQ's integer weights are multiplied by 16-bit floats or by integers: got "
-            f"{activation.format.name} activations{where(name)}"
+            f"{activation.format.name} activations{layer}"
         )
-
-
-def _check_numbers(percdamp: float, block_size: int) -> None:
-    if not 0 <= percdamp < float("inf"):
-        raise QsimError(f"percdamp is a fraction of the mean diagonal, at least 0: got {percdamp}")
-    if block_size < 1:
-        raise QsimError(f"block_size must be at least 1: got {block_size}")
+    return None
 
 
 # --- on a model ---------------------------------------------------------------------------------------------
 
 
-def recipe(
-    scheme: str | Scheme,
-    *,
-    act_order: ActOrder = False,
-    static_groups: bool = False,
-    percdamp: float = 0.01,
-    block_size: int = 128,
-    mse: bool | float = False,
-    scale_rule: str | None = "gptq",
-    ragged: bool = False,
-    stored_scales: bool = True,
-    correction: bool = False,
-    correction_strength: float = 0.25,
-) -> Recipe:
-    """GPTQ for `quantize_model`; options as in `gptq`, except that `correction` says whether to find GPTAQ's matrix."""
-    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
-    check_scheme(scheme)
-    _check_numbers(percdamp, block_size)
-    get_rule(scale_rule, scheme.weight)
-    settings: dict[str, Any] = {
-        "act_order": act_order, "static_groups": static_groups, "percdamp": percdamp, "block_size": block_size,
-        "mse": mse, "scale_rule": scale_rule, "stored_scales": stored_scales,
-        "correction_strength": correction_strength,
-    }  # fmt: skip
-    return Recipe(method="gptq", scheme=scheme, settings={**settings, "correction": correction}, quantised_prefix=True,
-                  correction=correction, quantize=partial(_layer, scheme, settings))  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class GptqOptions(Options):
+    """Options of GPTQ; see `gptq`, except that `correction` says whether to find GPTAQ's matrix."""
+
+    act_order: ActOrder = option(
+        False, "columns by descending Hessian diagonal", kinds=bool, metavar="[on|off|group-aware]",
+        words={"on": True, "off": False, "group-aware": "group_aware"},
+    )  # fmt: skip
+    static_groups: bool = option(False, "compute all group scales from the original weights first")
+    percdamp: float = option(0.01, "damping, a fraction of the mean diagonal", metavar="P")
+    block_size: int = option(128, "columns of a block", flag=None)
+    mse: bool | float = option(False, "search each range for the least error", kinds=(bool, float))
+    scale_rule: str | None = scale_rule_option("gptq")
+    stored_scales: bool = option(True, "solve with scales as they are stored", flag=None)
+    correction_strength: float = option(0.25, "GPTAQ's alpha", flag=None)
+    correction: bool = option(False, "correct towards the original inputs", flag="--gptaq")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.percdamp < float("inf"):
+            raise QsimError(f"percdamp is a fraction of the mean diagonal, at least 0: got {self.percdamp}")
+        if self.block_size < 1:
+            raise QsimError(f"block_size must be at least 1: got {self.block_size}")
+
+
+def _told(options: GptqOptions, norm: float | None, rule: str, corrected: bool) -> dict[str, Any]:
+    """What the record of a layer says of the options."""
+    told = {**options.settings(), "mse": norm or False, "scale_rule": rule}
+    del told["correction"]
+    if not corrected:
+        del told["correction_strength"]
+    return told
+
+
+def _recipe(scheme: Scheme, options: GptqOptions) -> Recipe:
+    get_rule(options.scale_rule, scheme.weight)
+    settings = options.settings()
+    return Recipe(
+        method="gptq", scheme=scheme, settings=settings, quantised_prefix=True, correction=options.correction,
+        scattered=options.act_order is True and not options.static_groups,
+        quantize=partial(_layer, scheme, {k: v for k, v in settings.items() if k != "correction"}),
+    )  # fmt: skip
+
+
+METHOD = Method(
+    name="gptq", title="GPTQ", order=20, default_scheme="w4a16-g128", options=GptqOptions, recipe=_recipe, marker="s",
+    says="rounds column by column and passes each error on, by the Hessian of the inputs",
+    refuses=_refusal, suits=lambda scheme: not scheme.activation.is_quantized, rank=20,
+    work=lambda n, k: 2 / 3 * float(k) ** 3 + 3.0 * n * k * min(k, 1024),
+    memory=lambda n, k, recipe: 4 * k * k * (1 + 3 * int(recipe.correction)),
+)  # fmt: skip
 
 
 def _layer(

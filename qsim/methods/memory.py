@@ -9,6 +9,7 @@ from qsim.models import Model
 
 from .calibration import Calibration
 from .recipe import Recipe
+from .registry import get_method
 
 _SLICE = 1024  # rows that solver and record work on at a time
 
@@ -64,7 +65,7 @@ def estimate_memory(
     solver = []
     for n, k in block:
         rows = min(n, _SLICE)
-        own = 4 * k * k * (1 + 3 * int(recipe.correction)) if recipe.hessian and recipe.method == "gptq" else 0
+        own = get_method(recipe.method).memory(n, k, recipe)
         scaled = 4 * (2 * n * k + k * k) if recipe.fold is not None else 0
         solver.append(own + scaled + 12 * 4 * rows * k + (0 if recipe.quantised_prefix else 10 * 4 * n * k))
     parts["solver"] = max(jobs, 1) * max(solver)

@@ -19,9 +19,9 @@ from qsim.scheme import Scheme
 from .calibration import calibration_of
 from .kv import stores_kv
 from .memory import MemoryEstimate, estimate_memory
-from .methods import get_recipe
 from .passes import is_small
 from .recipe import Recipe
+from .registry import get_recipe
 from .result import QuantizationResult, version
 from .rotation import rotate_model
 from .run import Progress, Run
@@ -52,8 +52,8 @@ def quantize_model(
 
     Arguments:
         model: with float weights.
-        method: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`.
-        scheme: name or value; None is the method's usual one (`w4a16-g128`, `w8a8-channel-token`, `fp8-tensor`).
+        method: a name of `list_methods`.
+        scheme: name or value; None is the method's default one.
         calibration: text, UTF-8 bytes, token ids or a `Calibration`; see `calibration_of` for `window`, `windows` and
             `micro_batch`. Methods that need none take None; their records then have no output errors.
         true_sequential: GPTQ sees the inputs of o_proj as the quantised q, k, v give them, and so on through a block;
@@ -71,7 +71,7 @@ def quantize_model(
         progress: called as work gets done.
         announce: called with the memory estimate before the start.
         seed: of random signs in `rotate`.
-        options: of the method, see `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`.
+        options: of the method: the fields of its `Options`.
 
     Returns:
         The quantised model, the records, and what was asked.

@@ -66,6 +66,7 @@ class Recipe:
         correction: compare with the original model's inputs, too (GPTAQ).
         needs_calibration: whether it can do without any text.
         view_windows: windows whose hidden states `fold` looks at.
+        scattered: columns of one group end up apart, so that the result has a `group_index` when it has groups.
     """
 
     method: str
@@ -81,3 +82,4 @@ class Recipe:
     correction: bool = False
     needs_calibration: bool = True
     view_windows: int = 0
+    scattered: bool = False

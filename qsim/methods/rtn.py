@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from qsim.scheme import (
 from .activations import needs_input_scale
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight
+from .method import Method, Options, option, scale_rule_option
 from .recipe import LayerResult, Recipe
 from .record import LayerRecord, measure
 from .scales import shared_details
@@ -80,18 +82,31 @@ def rtn(
 # --- on a model ---------------------------------------------------------------------------------------------
 
 
-def recipe(
-    scheme: str | Scheme, *, scale_rule: str | None = None, mse: bool | float = False, ragged: bool = False
-) -> Recipe:
-    """RTN for `quantize_model`. Calibration is only for records, and for a static activation's scale."""
-    scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
-    settings = {"scale_rule": scale_rule, "mse": mse}
-    clip = None if not mse else 2.4 if mse is True else float(mse)
+@dataclass(frozen=True, kw_only=True)
+class RtnOptions(Options):
+    """Options of RTN; see `rtn`."""
+
+    scale_rule: str | None = scale_rule_option()
+    mse: bool | float = option(False, "search each range for the least error", kinds=(bool, float))
+
+
+def _recipe(scheme: Scheme, options: RtnOptions) -> Recipe:
+    """Calibration is only for records, and for a static activation's scale."""
+    settings = options.settings()
+    clip = None if not options.mse else 2.4 if options.mse is True else float(options.mse)
     return Recipe(
         method="rtn", scheme=scheme, settings=settings, needs_calibration=needs_input_scale(scheme),
         quantize=partial(_layer, scheme, settings), shared_scale=partial(shared_scale, scheme=scheme,
-                                                                         scale_rule=scale_rule, clip=clip),
+                                                                         scale_rule=options.scale_rule, clip=clip),
     )  # fmt: skip
+
+
+METHOD = Method(
+    name="rtn", title="RTN", says="round to nearest, no calibration", order=10, default_scheme="w4a16-g128",
+    options=RtnOptions, recipe=_recipe, marker="o", filled=False, rank=100,
+    refuses=lambda scheme: None,
+    usual=lambda scheme: scheme.weight.is_quantized, suits=lambda scheme: False,
+)  # fmt: skip
 
 
 def _layer(

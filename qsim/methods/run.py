@@ -22,6 +22,7 @@ from .kv import KVRange, kv_scales, stores_kv
 from .passes import SMALL, Half, for_many_tokens, through_block
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord
+from .registry import get_method
 from .store import Store
 
 F32 = np.float32
@@ -61,8 +62,7 @@ class Run:
 
     def _layer_work(self, name: str) -> float:
         n, k = self.source.linears()[name].weight.shape
-        per_row = {"gptq": 3.0, "awq": 25.0}.get(self.recipe.method, 2.0)
-        return float(k) ** 3 * (2 / 3 if self.recipe.method == "gptq" else 0.0) + per_row * n * k * min(k, 1024)
+        return get_method(self.recipe.method).work(n, k)
 
     def _pass_work(self, i: int) -> float:
         if self.calibration is None:

@@ -32,6 +32,7 @@ from .activations import input_scale_of, joint_error
 from .calibration import LayerInputs
 from .checks import check_hessian, check_weight, where
 from .folding import Fold
+from .method import Method, Options, option, scale_rule_option
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord, measure
 from .scales import shared_details
@@ -213,27 +214,43 @@ def search_alpha(
 SAMPLE_ROWS = 512  # inputs that the search for alpha compares outputs on
 
 
-def recipe(
-    scheme: str | Scheme = "w8a8-channel-token",
-    *,
-    alpha: float | None = 0.5,
-    scale_rule: str | None = None,
-    ragged: bool = False,
-) -> Recipe:
-    """SmoothQuant for `quantize_model`; `alpha` None searches one for each norm."""
-    scheme = get_level(scheme).with_ragged() if ragged else get_level(scheme)
+@dataclass(frozen=True, kw_only=True)
+class SmoothQuantOptions(Options):
+    """Options of SmoothQuant; `alpha` None searches one for each norm."""
+
+    alpha: float | None = option(0.5, "0 to 1, or `search`", words={"search": None}, metavar="A", optional=True)
+    scale_rule: str | None = scale_rule_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise QsimError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {self.alpha}")
+
+
+def _refusal(scheme: Scheme) -> str | None:
     if not scheme.activation.is_quantized:
-        raise QsimError(
+        return (
             f"SmoothQuant is for quantised activations: got {scheme.activation.format.name}; use awq for weights alone"
         )
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise QsimError(f"alpha is from 0 (leave activations) to 1 (leave weights): got {alpha}")
+    return None
+
+
+def _recipe(scheme: Scheme, options: SmoothQuantOptions) -> Recipe:
+    alpha, scale_rule = options.alpha, options.scale_rule
     return Recipe(
-        method="smoothquant", scheme=scheme, settings={"alpha": alpha, "scale_rule": scale_rule}, moments=True,
-        sample=SAMPLE_ROWS, fold=partial(_fold, scheme, alpha, scale_rule),
-        quantize=partial(_layer, scheme, alpha, scale_rule),
+        method="smoothquant", scheme=scheme, settings=options.settings(), moments=True, sample=SAMPLE_ROWS,
+        fold=partial(_fold, scheme, alpha, scale_rule), quantize=partial(_layer, scheme, alpha, scale_rule),
         shared_scale=partial(shared_scale, scheme=scheme, scale_rule=scale_rule),
     )  # fmt: skip
+
+
+METHOD = Method(
+    name="smoothquant", title="SmoothQuant", says="moves outliers of the activations into the weights", order=40,
+    default_scheme="w8a8-channel-token", schemes=LEVELS, options=SmoothQuantOptions, recipe=_recipe, marker="^",
+    rank=10, refuses=_refusal,
+    unusual=lambda scheme: None if scheme.weight.is_integer and scheme.activation.is_quantized else
+        "smoothquant is for integer weights and activations",
+)  # fmt: skip
 
 
 def _fold(scheme: Scheme, alpha: float | None, scale_rule: str | None, view: BlockView) -> list[Fold]:

@@ -14,7 +14,7 @@ from qsim.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
 from .result import StudyResult
 from .rows import DecisionRow, QualityRow, SpeedRow
-from .spec import Method
+from .spec import Method, default_algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,10 @@ class Drawing:
     draw: Callable[[bool], Figure] = field(repr=False)
 
 
-_MARKERS = {"none": "*", "rtn": "o", "gptq": "s", "awq": "D", "smoothquant": "^", "fp8": "v"}
-
-
 def marks(methods: Sequence[Method]) -> dict[str, draw.Mark]:
     """Method name -> its look: the colour is the format, the marker the algorithm or the granularity."""
     from qsim.formats import BlockFormat, IntFormat
+    from qsim.methods import METHODS
     from qsim.scheme import get_scheme
 
     out: dict[str, draw.Mark] = {}
@@ -49,13 +47,15 @@ def marks(methods: Sequence[Method]) -> dict[str, draw.Mark]:
             color = BLUE if scheme.activation.is_quantized else {4: VERMILLION, 3: ORANGE}.get(weight.bits, SKY)
         else:
             color = GREEN
-        marker = _MARKERS[m.algorithm]
-        if color in (GREEN, PURPLE) and m.algorithm in ("fp8", "rtn"):  # one algorithm: the marker tells the scheme
+        declared = METHODS.get(m.algorithm)
+        marker = "*" if declared is None else declared.marker
+        usual = m.algorithm == default_algorithm(m.scheme)
+        if color in (GREEN, PURPLE) and usual:  # one algorithm: the marker tells the scheme
             shapes = "v><Pd" if color == GREEN else "oXph"
             marker = shapes[variants.get(color, 0) % len(shapes)]
             variants[color] = variants.get(color, 0) + 1
         out[m.name] = draw.Mark(label=m.title, color=color, marker=marker,
-                                filled=m.algorithm != "rtn" or color == PURPLE)  # fmt: skip
+                                filled=declared is None or declared.filled or color == PURPLE)  # fmt: skip
     return out
 
 

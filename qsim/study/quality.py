@@ -20,10 +20,7 @@ from .accumulator import Adder, adder, compute_format
 from .hardware import devices, executed
 from .result import Measured
 from .rows import ExactRow, QualityRow
-from .spec import Method, StudySpec
-
-EXACT_METHODS = ("none:bf16", "gptq:w4a16-g128", "smoothquant:w8a8-channel-token", "fp8:fp8-rowwise")
-"""Methods that go through the emulator by default: one for each kind of product that a device forms."""
+from .spec import NONE, Method, StudySpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,11 +108,12 @@ def variants(spec: StudySpec, method: Method) -> tuple[str, ...]:
 
 def quantised(subject: Subject, method: Method, spec: StudySpec) -> tuple[Model, tuple[str, ...]]:
     """The model by a method, and what the method had to do that nobody asked for (fallbacks, damping, ...)."""
-    if method.algorithm == "none":
+    if method.algorithm == NONE:
         return subject.model, ()
-    from qsim.methods import quantize_model
+    from qsim.methods import get_method, quantize_model
 
-    search = {"grid": spec.quality.search_grid, "view_windows": 2} if method.algorithm == "awq" else {}
+    searched = get_method(method.algorithm).searched
+    search = {} if searched is None else searched(spec.quality.search_grid)
     found = quantize_model(
         subject.model, method.algorithm, method.scheme,
         calibration(subject, spec) if _needs_text(method) else None, **{**search, **method.options},
@@ -134,11 +132,11 @@ def _layers(names: list[str]) -> str:
 
 def _needs_text(method: Method) -> bool:
     """Whether a method looks at inputs: it solves for them, smooths them, or stores a scale of them."""
-    from qsim.scheme import get_scheme
+    from qsim.methods.kv import stores_kv
+    from qsim.methods.registry import get_recipe
 
-    scheme = get_scheme(method.scheme)
-    stored = any(part.is_quantized and not part.dynamic for part in (scheme.activation, scheme.kv_cache))
-    return stored or method.algorithm in ("gptq", "awq", "smoothquant")
+    recipe = get_recipe(method.algorithm, method.scheme, method.options)
+    return recipe.needs_calibration or stores_kv(recipe.scheme)
 
 
 def calibration(subject: Subject, spec: StudySpec) -> Any:
@@ -209,7 +207,7 @@ def _quality(
     q = spec.quality
     found = evaluate(model, subject.text, window=_window(spec, model), reference=reference,
                      max_bytes=q.max_bytes or None)  # fmt: skip
-    same = method.algorithm == "none"
+    same = method.algorithm == NONE
     assert found.bits_per_byte is not None
     assert found.bits_per_byte_delta is not None
     return QualityRow(
@@ -235,11 +233,12 @@ def _window(spec: StudySpec, model: Model) -> int:
 def exact_methods(spec: StudySpec) -> tuple[Method, ...]:
     """One method for each kind of product: 16 bit, weight-only, INT8, FP8; the better algorithm where there are two."""
     from qsim.formats import BlockFormat, IntFormat
+    from qsim.methods import METHODS
     from qsim.scheme import get_scheme
 
-    order = {"none": 0, "smoothquant": 1, "gptq": 2, "awq": 3, "fp8": 4, "rtn": 5}
+    ranks = {NONE: 0} | {m.name: m.rank for m in METHODS.values()}
     kinds: dict[str, Method] = {}
-    for m in sorted(spec.methods, key=lambda m: (order[m.algorithm], m.scheme != "fp8-rowwise")):
+    for m in sorted(spec.methods, key=lambda m: (ranks[m.algorithm], m.scheme != "fp8-rowwise")):
         scheme = get_scheme(m.scheme)
         fmt = scheme.weight.format
         if isinstance(fmt, BlockFormat) or scheme.kv_cache.is_quantized:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
 
-Algorithm: TypeAlias = Literal["none", "rtn", "gptq", "awq", "smoothquant", "fp8"]
-ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
+if TYPE_CHECKING:
+    from qsim.scheme import Scheme
+
+NONE = "none"
+"""The algorithm that leaves a model in 16 bit as it is; the others are `qsim.methods.METHODS`."""
 Measure: TypeAlias = Literal["tpot", "ttft", "tokens_per_s"]
 _STRICT = ConfigDict(extra="forbid")
 
@@ -25,7 +28,6 @@ def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
             raise QsimError(f"{where}{name} must be {rule}: got {given!r}")
 
 
-ALGORITHM_TITLES = {"none": "", "rtn": "RTN", "gptq": "GPTQ", "awq": "AWQ", "smoothquant": "SmoothQuant", "fp8": ""}
 _SCHEME_TITLES = {
     "bf16": "BF16", "fp16": "FP16", "fp8-tensor": "FP8 tensor", "fp8": "FP8 static",
     "fp8-static": "FP8 static", "fp8-rowwise": "FP8 row-wise",
@@ -35,19 +37,34 @@ _SCHEME_TITLES = {
 }  # fmt: skip
 
 
+def _known(algorithm: str) -> str:
+    from qsim.methods.registry import METHODS
+
+    if algorithm != NONE and algorithm not in METHODS:
+        raise QsimError(nearest("method", algorithm, (NONE, *METHODS)))
+    return algorithm
+
+
+def _label(algorithm: str) -> str:
+    from qsim.methods.registry import get_method
+
+    found = get_method(algorithm)
+    return found.title if found.label is None else found.label
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A way to make a model small: an algorithm that finds the codes, and the scheme that they follow.
 
     Attributes:
-        algorithm: `none` (16 bit as it is), `rtn`, `gptq`, `awq`, `smoothquant` or `fp8`.
+        algorithm: `none` (16 bit as it is) or a name of `qsim.list_methods`.
         scheme: a name of `qsim.get_scheme`; the quality side obeys it, the speed side prices it.
         options: further arguments of the algorithm.
     """
 
     __pydantic_config__ = _STRICT
 
-    algorithm: Algorithm
+    algorithm: Annotated[str, AfterValidator(_known)]
     scheme: str
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -63,7 +80,8 @@ class Method:
         scheme = _SCHEME_TITLES.get(self.scheme, self.scheme)
         plain = self.algorithm == "rtn" and self.scheme in ("mxfp4", "nvfp4", "mxfp6", "mxfp8")  # nothing else is usual
         more = " ".join(k if v is True else f"{k}={v}" for k, v in sorted(self.options.items()))
-        return " ".join(part for part in ("" if plain else ALGORITHM_TITLES[self.algorithm], scheme, more) if part)
+        label = "" if plain or self.algorithm == NONE else _label(self.algorithm)
+        return " ".join(part for part in (label, scheme, more) if part)
 
 
 def parse_method(value: Any) -> Any:
@@ -82,26 +100,23 @@ def parse_method(value: Any) -> Any:
 
 def default_algorithm(scheme: str) -> str:
     """How a scheme is rounded when nobody says: `none` when it quantises nothing, `fp8` for FP8, else `rtn`."""
+    from qsim.methods.registry import METHODS
     from qsim.scheme import get_scheme
 
-    weight = get_scheme(scheme).weight
-    if not weight.is_quantized:
-        return "none"
-    return "fp8" if weight.format.name.startswith("float8") else "rtn"
+    found = get_scheme(scheme)
+    usual = [m for m in METHODS.values() if found.weight.is_quantized and m.usual(found)]
+    return min(usual, key=lambda m: m.rank).name if usual else NONE
 
 
 def methods_for(scheme: str) -> tuple[Method, ...]:
     """Every algorithm that applies to a scheme: what `--scheme NAME` studies."""
-    from qsim.formats import IntFormat
+    from qsim.methods.registry import METHODS
     from qsim.scheme import get_scheme
 
-    found = get_scheme(scheme)
-    first = Method(algorithm=default_algorithm(scheme), scheme=scheme)  # type: ignore[arg-type]
-    if not isinstance(found.weight.format, IntFormat):
-        return (first,)
-    if found.activation.is_quantized:
-        return first, Method(algorithm="smoothquant", scheme=scheme)
-    return first, Method(algorithm="gptq", scheme=scheme), Method(algorithm="awq", scheme=scheme)
+    found, first = get_scheme(scheme), default_algorithm(scheme)
+    others = [m.name for m in METHODS.values() if m.name != first and found.weight.is_quantized
+              and m.refuses(found) is None and m.unusual(found) is None and m.suits(found)]  # fmt: skip
+    return tuple(Method(algorithm=name, scheme=scheme) for name in (first, *others))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,24 +348,24 @@ def check(spec: StudySpec) -> StudySpec:
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise QsimError(f"two {what} are called {twice[0]!r}: give each a name of its own")
-    base = [m for m in spec.methods if m.algorithm == "none"]
-    rest = [m for m in spec.methods if m.algorithm != "none"]
-    return replace(spec, methods=(*(base or (Method(algorithm="none", scheme="bf16"),)), *rest))
+    base = [m for m in spec.methods if m.algorithm == NONE]
+    rest = [m for m in spec.methods if m.algorithm != NONE]
+    return replace(spec, methods=(*(base or (Method(algorithm=NONE, scheme="bf16"),)), *rest))
 
 
-def _check_method(method: Method, scheme: Any) -> None:
-    from qsim.formats import IntFormat
+def _check_method(method: Method, scheme: Scheme) -> None:
+    """Refuse an algorithm with a scheme that it cannot do, or with options that it does not have."""
+    from qsim.methods.registry import get_method
 
-    weight = scheme.weight
-    integer = isinstance(weight.format, IntFormat)
-    rules = {
-        "none": (not weight.is_quantized, "leaves weights in 16 bit"),
-        "rtn": (weight.is_quantized, "rounds weights, which this scheme leaves in 16 bit"),
-        "gptq": (integer, "rounds weights to integers"),
-        "awq": (integer and not scheme.activation.is_quantized, "is for integer weights with 16-bit activations"),
-        "smoothquant": (integer and scheme.activation.is_quantized, "is for integer weights and activations"),
-        "fp8": (weight.format.name.startswith("float8"), "is for FP8 weights"),
-    }
-    fits, why = rules[method.algorithm]
-    if not fits:
-        raise QsimError(f"method {method.name}: {method.algorithm} {why}; see qsim.get_scheme for {method.scheme}")
+    if method.algorithm == NONE:
+        if scheme.weight.is_quantized:
+            raise QsimError(f"method {method.name}: {NONE} leaves weights in 16 bit, which this scheme quantises")
+        return
+    try:
+        found = get_method(method.algorithm)
+        reason = found.unusual(scheme)
+        if reason is not None:
+            raise QsimError(reason)
+        found.make(method.scheme, method.options)
+    except QsimError as error:
+        raise QsimError(f"method {method.name}: {error}") from None

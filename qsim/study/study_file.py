@@ -64,7 +64,8 @@ def _first(error: ValidationError) -> str:
         return f"unknown key {at}" + (f"; did you mean {' or '.join(near)}?" if near else "")
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
-    return start + message + ("" if isinstance(given, dict | tuple | list) else f": got {given!r}")
+    said = isinstance(given, dict | tuple | list) or repr(given) in message
+    return start + message + ("" if said else f": got {given!r}")
 
 
 def _keys() -> list[str]:

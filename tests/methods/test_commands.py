@@ -273,8 +273,11 @@ def test_what_is_damaged_is_said(folder, tmp_path, monkeypatch):
         (("--layout", "zip", "--scheme", "w4a16-g32"), "layouts are plain, compressed-tensors"),
         (("--method", "rtn", "--scheme", "nf4-g32x"), "unknown scheme"),
         (("--method", "rtn", "--scheme", "nf4-g64"), "no checkpoint layout holds scheme nf4-g64"),
-        (("--method", "gptq", "--alpha", "0.5"), "gptq has no option 'alpha'"),
-        (("--method", "smoothquant", "--alpha", "much"), "--alpha is a number from 0 to 1, or `search`: got 'much'"),
+        (
+            ("--method", "gptq", "--alpha", "0.5"),
+            "--alpha is an option of smoothquant, not of gptq; gptq has --act-order",
+        ),
+        (("--method", "smoothquant", "--alpha", "much"), "--alpha must be a number or `search`: got 'much'"),
         (("--scheme", "fp8"), "GPTQ rounds weights to integer codes"),
         (("--scheme", "w4a16-g48"), "divide K: got group_size=48, K=64"),
         (("--scheme", "w4a16-g32", "--window", "9000"), "at least one window of 9000 tokens"),

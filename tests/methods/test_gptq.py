@@ -267,7 +267,7 @@ def test_bad_input():
         ((w[0], h, good), {}, r"a matrix \(N, K\)"),
         ((w, h, good), {"percdamp": -0.1}, "percdamp is a fraction of the mean diagonal"),
         ((w, h, good), {"block_size": 0}, "block_size must be at least 1"),
-        ((w, h, good), {"act_order": "group"}, "act_order is True, False or 'group_aware'"),
+        ((w, h, good), {"act_order": "group"}, "act_order must be True or False or 'group_aware': got 'group'"),
         ((w, h, good), {"scale_rule": "amax"}, "scale rule 'amax' is not defined for uint4"),
         ((w, h, good), {"correction": h[:4]}, r"correction has the Hessian's shape"),
     ]  # fmt: skip

@@ -9,10 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from qsim.methods import apply_folds, gptq, quantize_model, read_records
-from qsim.methods.awq import recipe as awq_recipe
+from qsim.methods import apply_folds, get_method, gptq, quantize_model, read_records
 from qsim.methods.calibration import calibration_of
-from qsim.methods.smoothquant import recipe as smooth_recipe
 from qsim.scheme import QuantizedTensor, get_scheme
 from tests.models.small import random_model
 
@@ -170,7 +168,7 @@ def folds_of(model, recipe, tokens=TOKENS):
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
 def test_folded_models_are_the_same_function(kind, method):
     model = random_model(kind)
-    recipe = awq_recipe("w4a16-g32") if method == "awq" else smooth_recipe(alpha=0.8)
+    recipe = get_method(method).make(*(("w4a16-g32",) if method == "awq" else (None, {"alpha": 0.8})))
     folds = folds_of(model, recipe)
     folded = apply_folds(model, folds)
     exact = model.logits(TOKENS)
@@ -194,7 +192,7 @@ def test_folded_models_are_the_same_function(kind, method):
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
 def test_the_quantised_model_is_the_folded_one_rounded(method):
     model = random_model()
-    recipe = awq_recipe("w8a16-g32") if method == "awq" else smooth_recipe()
+    recipe = get_method(method).make("w8a16-g32" if method == "awq" else None)
     folded = apply_folds(model, folds_of(model, recipe))
     result = quantize_model(model, method, recipe.scheme, TOKENS)
     for name, tensor in result.model.tensors.items():
@@ -376,7 +374,7 @@ def test_without_calibration():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "magic"}, "methods are rtn, gptq, awq, smoothquant, fp8: got 'magic'"),
+        ({"method": "magic"}, "unknown method 'magic'"),
         ({"method": "gptq", "calibration": None}, "gptq with w4a16-g32 needs calibration text"),
         ({"method": "fp8", "scheme": "fp8-static", "calibration": None}, "fp8 with fp8-static needs calibration text"),
         ({"method": "rtn", "scheme": "w4a16-g32-kvfp8", "calibration": None}, "needs calibration text"),

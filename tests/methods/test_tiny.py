@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qsim.methods import apply_folds, quantize_model
-from qsim.methods.smoothquant import recipe as smooth_recipe
+from qsim.methods import apply_folds, get_method, quantize_model
 from qsim.models import evaluate, load, tiny_text, with_outliers
 
 from .test_pipeline import folds_of
@@ -44,7 +43,7 @@ def test_awq_never_loses_more_than_rounding_on_its_objective(model, text):
 def test_smoothing_is_exact_before_rounding(model):
     outliers = with_outliers(model, magnitude=100)
     ids = np.frombuffer(tiny_text("calibration")[:512].encode(), np.uint8)[:512].astype(int)
-    folded = apply_folds(outliers, folds_of(outliers, smooth_recipe(), ids))
+    folded = apply_folds(outliers, folds_of(outliers, get_method("smoothquant").make(), ids))
     exact = outliers.logits(ids)
     assert np.abs(folded.logits(ids) - exact).max() < 1e-4 * np.abs(exact).max()
 
