@@ -4,7 +4,9 @@
     result = quantize_model(load("tiny"), "gptq", "w4a16-g128", tiny_text("calibration"))
     result.model, result.records                 # a model of quantised Linears, a DataFrame of one row a layer
 
-One file each: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`; `salient` is the lesson that AWQ starts from.
+One file for each method (`rtn`, `gptq`, `awq`, `smoothquant`, `fp8`), which ends with all that is known of it: a
+`Method`, by name in `METHODS`. `register`, or an entry point of the group `qsim.methods`, adds one from outside.
+`salient` is the lesson that AWQ starts from.
 """
 
 from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
@@ -17,7 +19,8 @@ from .gptq import gptq
 from .memory import MemoryEstimate
 from .method import Method, Options, option
 from .pipeline import quantize_model
-from .record import LayerRecord
+from .recipe import BlockView, Recipe
+from .record import LayerRecord, measure
 from .registry import METHODS, get_method, list_methods, register
 from .result import QuantizationResult, read_records
 from .rotation import rotate_model
@@ -27,6 +30,7 @@ from .smoothquant import smoothquant
 
 __all__ = [
     "METHODS",
+    "BlockView",
     "Calibration",
     "ChannelSize",
     "Fold",
@@ -37,6 +41,7 @@ __all__ = [
     "Method",
     "Options",
     "QuantizationResult",
+    "Recipe",
     "apply_folds",
     "awq",
     "calibration_of",
@@ -46,6 +51,7 @@ __all__ = [
     "gptq",
     "keep_channels",
     "list_methods",
+    "measure",
     "option",
     "protect",
     "quantize_model",

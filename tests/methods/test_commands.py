@@ -39,7 +39,8 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, out, *more):
-    return ("quantize", folder, "--calibration", folder.parent / "text.txt", "--window", 32, "--out", out, *more)
+    window = () if "--window" in more else ("--window", 32)
+    return ("quantize", folder, "--calibration", folder.parent / "text.txt", *window, "--out", out, *more)
 
 
 @pytest.mark.parametrize(
