@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -45,13 +46,46 @@ def test_python_examples():
     assert results.failed == 0
 
 
+TYPED = re.findall(r"^    (?:.*&&\s+)?(?:\.venv/bin/)?(qsim [^#\n]*)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_commands_without_output_are_understood(line, tmp_path):
+    """Their verbs, options and values exist; they are too slow to run here."""
+    words = [str(tmp_path) if word == "DIR" else word for word in shlex.split(line)[1:]]
+    context = main.make_context("qsim", words.copy())
+    name, command, rest = main.resolve_command(context, words)
+    assert command is not None
+    command.make_context(name, rest, parent=context)
+
+
+def test_what_to_type_first_is_shown():
+    assert {line.split()[1] for line in TYPED} >= {"cast", "predict", "study", "quantize", "eval"}
+
+
+def test_the_sentence_under_the_first_figure_is_what_its_script_prints():
+    spec = importlib.util.spec_from_file_location("readme_figure", ROOT / "reports" / "readme_figure.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    gain = {(s, b): float(script.gain(s, b).value) for s in script.SCHEMES for b in (1, 128)}
+    assert f"4-bit weights make it {gain['w4a16-g128', 1]:.1f} times as fast" in README.replace("\n", " ")
+    assert gain["fp8-rowwise-kvfp8", 128] > gain["w4a16-g128", 128], "a smaller cache gains more than smaller weights"
+
+
+def test_the_first_screen_says_where_measured_losses_mislead():
+    first = README[: README.index("## What is in it")]
+    assert "no activation outliers" in first
+    assert all(name in first for name in ("OPT", "Llama-3-70B"))
+    assert "RTN W8A8" not in first, "no recommendation stands before the warning"
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
 
 
-def test_the_first_table_is_that_of_the_committed_study():
+def test_the_table_is_that_of_the_committed_study():
     from qsim.study import read_result
 
     result = read_result(ROOT / "reports" / "study")
