@@ -317,7 +317,7 @@ def check_gemm(
 
 
 def check_scales(device: TorchDevice, rule: dict[str, Any], kind: str) -> dict[str, Any]:
-    """In which order scales that are no powers of two meet the result: one scale a tensor, then one a row."""
+    """In which order scales that are no powers of two meet the result: one scale per tensor, then one per row."""
     from qsim.tensorcore import matmul
 
     shape = (128, 256, 384)

@@ -13,7 +13,7 @@ from .prediction import Prediction
 
 
 def device_row(device: Device) -> dict[str, Any]:
-    """One line a device: dense peaks in TFLOP/s, memory, link, power, ridge point, calibration."""
+    """One line per device: dense peaks in TFLOP/s, memory, link, power, ridge point, calibration."""
 
     def peak(*formats: str) -> float | None:
         for fmt in formats:

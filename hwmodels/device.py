@@ -57,7 +57,7 @@ class Compute:
 
     @property
     def exp_per_s(self) -> float | None:
-        """Exponentials a second at the clock of the first peak, None when unknown; softmax is made of them."""
+        """Exponentials per second at the clock of the first peak, None when unknown; softmax is made of them."""
         clock = self.peaks[0].clock_hz if self.peaks else None
         if self.units is None or self.exp_per_clock_per_unit is None or clock is None:
             return None

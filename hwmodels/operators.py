@@ -143,7 +143,7 @@ def attention_cost(
     """Scaled dot-product attention over a KV cache, without its projections.
 
     Arguments:
-        phase: `prefill`: seq causal queries, the last of them at position `context`; `decode`: one query a sequence.
+        phase: `prefill`: seq causal queries, the last of them at position `context`; `decode`: one query per sequence.
         context: keys and values, in tokens, including the new ones.
         seq: queries of a prefill; None means the whole context.
         value_dim: of a head's V and output; None is head_dim.

@@ -125,7 +125,7 @@ def _identify(row: Any) -> tuple[Device | None, Architecture | None, str | None]
 
 
 def _seconds(row: Any) -> float | None:
-    """The measured value as seconds a step or request, None for ratios."""
+    """The measured value as seconds per step or request, None for ratios."""
     metric, value, batch = row.metric, float(row.value), max(1.0, number(row.batch, 1.0))
     if "ms" in metric:
         return value * 1e-3

@@ -34,7 +34,7 @@ def group_rows(validation: Validation) -> list[dict[str, Any]]:
 
 
 def render(validation: Validation, command: str, figures: Sequence[tuple[str, str]] = ()) -> str:
-    """The report: one table a section, signs, published rows outside their band, claims, figures (title, file)."""
+    """The report: one table per section, signs, published rows outside their band, claims, figures (title, file)."""
     parts = [
         "# Validation of the hardware models",
         f"Produced by `{command}` with Python {platform.python_version()} and NumPy {np.__version__}. Errors are mean "

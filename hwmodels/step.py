@@ -43,10 +43,11 @@ def step_operators(
             element-wise kernel before it; False when the product's own time contains it.
         unfused_quantize: it stands alone, unfused, and is read and written once more.
 
-    Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1) keeps one latent vector a token. A prefill expands
-    it to the K and V of every head (`kv_b`); a decode step absorbs the expansion into the query and the output
-    (`absorb`, in 16 bit as engines do it) and reads the latent vectors as keys and values of a single head. Where an
-    indexer chooses the tokens (DeepSeek-V3.2), it reads a key of every token, and attention reads the chosen ones.
+    Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1) keeps one latent vector per token. A prefill
+    expands it to the K and V of every head (`kv_b`); a decode step absorbs the expansion into the query and the
+    output (`absorb`, in 16 bit as engines do it) and reads the latent vectors as keys and values of a single head.
+    Where an indexer chooses the tokens (DeepSeek-V3.2), it reads a key of every token, and attention reads the chosen
+    ones.
 
     A recurrent layer is its products, and one pass over its state and its channels at the rate of the memory: in decode
     the state is read and written once for each sequence, in prefill it stays on the chip and is written once.

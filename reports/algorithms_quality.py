@@ -293,7 +293,7 @@ def report(rows: dict[str, dict[str, Any]], lost: dict[str, np.ndarray]) -> str:
 
 
 def _table(mine: list[dict[str, Any]], rows: dict[str, dict[str, Any]], lost: dict[str, np.ndarray]) -> list[str]:
-    out = ["| | scheme | bits per byte | loss | relative | of RTN's | KL, nats a token | top-1 agree | error ratio |",
+    out = ["| | scheme | bits per byte | loss | relative | of RTN's | KL, nats per token | top-1 agree | error ratio |",
            "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in mine:
         v = {k: float(r[k]) for k in ("bits_per_byte", "delta", "delta_se", "kl", "kl_se", "top1")}

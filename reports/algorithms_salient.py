@@ -54,7 +54,7 @@ def report(table: pd.DataFrame) -> str:
         "every Linear's input channels are put back in float16. Channels are chosen by the mean of |x| on "
         f"{CALIBRATION_BYTES // 1024} KiB of calibration text, by the norm of their weights, or at random. Measured on "
         f"the first {TEST_BYTES // 1024} KiB of the test text; loss is the paired difference to the float model in "
-        "bits per byte, ± one standard error, KL is in nats a byte. 0.1 % is one channel of 384 or of 768: 0.23 % of "
+        "bits per byte, ± one standard error, KL is in nats per byte. 0.1 % is one channel of 384 or of 768: 0.23 % of "
         "the weights.", "",
         "Source of the question: Lin et al., arXiv 2306.00978, table 1. There, on OPT models, 1 % of the channels "
         "chosen by activations bring most of the perplexity back, chosen by weights or at random next to nothing.",

@@ -1,7 +1,7 @@
 """Measure grouped products, as the experts of a mixture run them, on the GPU of this machine (needs PyTorch with CUDA).
 
 One kernel multiplies every expert's rows with that expert's weight: `torch._grouped_mm` in BF16 and
-`torch._scaled_grouped_mm` in FP8 with a scale a row. Tokens choose experts uniformly, each call of a CUDA graph with
+`torch._scaled_grouped_mm` in FP8 with a scale per row. Tokens choose experts uniformly, each call of a CUDA graph with
 another choice, so that weights come from memory. First replay dropped, median over replays.
 
     python reports/grouped_measure.py OUT.csv SECONDS

@@ -215,7 +215,7 @@ CASES = [(b, s) for b in (1, 8, 32, 64, 128) for s in (512, 2048, 8192, 32768) i
 
 
 def decode(path, library):
-    """FlashInfer's kernels on a paged cache of 16 slots a page, one query per sequence, pages in random order."""
+    """FlashInfer's kernels on a paged cache of 16 slots per page, one query per sequence, pages in random order."""
     lib = ctypes.CDLL(library)
     out = Rows(path, "device kernel kv_dtype batch seq q_heads kv_heads head_dim median_s min_s max_s max_error")
     busy(0.2)

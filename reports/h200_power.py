@@ -130,7 +130,7 @@ def main(path, seconds, limit):
         calls = make() if make else None
         graph = capture(calls) if calls else None
         torch.cuda.synchronize()
-        if graph:  # about 20 ms of work a batch, so that the queue never runs dry nor far ahead
+        if graph:  # about 20 ms of work per batch, so that the queue never runs dry nor far ahead
             start = time.perf_counter()
             graph.replay()
             torch.cuda.synchronize()

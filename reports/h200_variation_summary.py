@@ -89,7 +89,7 @@ def steps():
         count = int(g.calls.sum())
         gap = (whole - busy) / count
         rows.append([model, fmt, phase, seq, f"{count / 8:.0f}", f"{whole / 8:.0f}", f"{busy / 8:.0f}", f"{gap:.2f}"])
-    head = ["model", "format", "phase", "tokens", "kernels a layer", "layer, us", "kernels, us", "gap, us"]
+    head = ["model", "format", "phase", "tokens", "kernels per layer", "layer, us", "kernels, us", "gap, us"]
     return table(head, rows)
 
 
@@ -156,5 +156,5 @@ Eight layers, one CUDA graph.
 
 {kernels()}
 
-For M >= 512 FP8 with one scale a tensor launches the tiles that bf16 launches at half the K (same bytes, same
+For M >= 512 FP8 with one scale per tensor launches the tiles that bf16 launches at half the K (same bytes, same
 instructions): its correction is borrowed from there.""")

@@ -1,4 +1,4 @@
-"""Time of one prediction and points a second of a sweep, on this machine.
+"""Time of one prediction and points per second of a sweep, on this machine.
 
     python reports/hwmodels_speed.py [--write]
 

@@ -61,7 +61,7 @@ KERNELS = [  # label, scheme, activation argument, path
 INT4PACK, INT_MM = "torch int4pack g128, bfloat16 x", "torch _int_mm"
 GEMV, SGEMM, TORCH_F32 = "FP32 GEMV, NumPy", "SGEMM, NumPy", "torch float32 linear"
 PEERS = (GEMV, SGEMM, TORCH_F32, INT4PACK, INT_MM, "torch bfloat16 linear")
-RATIOS = [  # kernel, over what, M, asked of two threads (None: reported only); READ compares bytes a second
+RATIOS = [  # kernel, over what, M, asked of two threads (None: reported only); READ compares bytes per second
     (W4, READ, 1, 0.65),
     (W4, INT4PACK, 1, 1.3),
     (W4, GEMV, 1, 5.0),

@@ -108,7 +108,7 @@ def main() -> None:
         "the vector instructions that this kernel needs for the same products.",
         "",
         "GMAC/s, best (median); every result is bit-exact. `x mmasim`: over mmasim 2.1.1's widest wgmma "
-        "(64 x 256 outputs an instruction), one thread, same run.",
+        "(64 x 256 outputs per instruction), one thread, same run.",
         "",
         "| case | M=N=K | 1 thread | 2 threads | 2 over 1 | limit, 1 thread | of limit | x mmasim |",
         "|---|---|---|---|---|---|---|---|",

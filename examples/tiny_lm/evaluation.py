@@ -99,7 +99,7 @@ def float8(weight: Tensor) -> Tensor:
 
 
 QUANTISERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "float8_e4m3fn, a scale a channel": float8,
+    "float8_e4m3fn, a scale per channel": float8,
     "int8, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 8, 128),
     "int4, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 4, 128),
     "int3, a scale and zero point per 128": lambda weight: round_to_nearest(weight, 3, 128),

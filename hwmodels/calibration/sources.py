@@ -114,7 +114,7 @@ def grouped_rows(device: str, fmt: str) -> Rows:
     table, value, family = own_table("gemm_grouped"), get_device(device), get_family(OWN_GROUPED[fmt])
     t = table[(table.fmt == fmt) & table.device.str.contains(GROUPED_DEVICES[device])]
     m, active, n, k = (v.to_numpy(float) for v in (t.tokens * t.chosen / t.active, t.active, t.N, t.K))
-    weight = active * n * (k * family.weight_bits / 8 + (4 if fmt == "fp8_rowwise" else 0))  # and a scale a row
+    weight = active * n * (k * family.weight_bits / 8 + (4 if fmt == "fp8_rowwise" else 0))  # and a scale per row
     cost = grouped_cost(
         m, n, k, active, weight_bytes=weight, operand=family.activation_bytes, output=family.output_bytes
     )

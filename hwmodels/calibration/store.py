@@ -1,6 +1,6 @@
 """Fitted parameters as values, and their TOML form.
 
-One file a device and software stack, `<device>.<stack>.toml`: provenance, then a table for each kernel family or
+One file per device and software stack, `<device>.<stack>.toml`: provenance, then a table for each kernel family or
 attention kernel with the parameters of its soft roofline, its correction surface, its held-out errors and its bands.
 """
 

@@ -10,9 +10,9 @@ Which layout holds which scheme is `layouts_for(scheme)`, and why one does not `
     integers of 2, 3, 4, 8 bits                     x            x       x     4 b
     integers of 5, 6, 7 bits                        x
     with integer activations                        x
-    E4M3, one scale a tensor                        x                               x
-    E4M3, one scale a row                           x
-    E4M3, one scale a 128x128 block                 x                               x
+    E4M3, one scale per tensor                      x                               x
+    E4M3, one scale per row                         x
+    E4M3, one scale per 128x128 block               x                               x
     MXFP4, MXFP6 (E2M3), MXFP8, NVFP4               x
     act order with g_idx                                         x       x
     16- and 32-bit floats              x

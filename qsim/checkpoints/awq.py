@@ -2,7 +2,7 @@
 
 With K input and N output features and G = K / g groups:
 
-    qweight  int32 [K, N / 8]  eight output features a word, nibble i holding feature 0 2 4 6 1 3 5 7
+    qweight  int32 [K, N / 8]  eight output features per word, nibble i holding feature 0 2 4 6 1 3 5 7
     qzeros   int32 [G, N / 8]  the zero points in the same order
     scales   float16 [G, N]
 

@@ -3,8 +3,8 @@
 With N output and K input features, b bits and G = K / g groups:
 
     pack-quantized        weight_packed int32 [N, ceil(K b / 32)] along K, weight_shape int64 [2],
-                          weight_zero_point int32 [ceil(N b / 32), G] along N (with one scale a tensor or block, int8 of
-                          the shape of weight_scale)
+                          weight_zero_point int32 [ceil(N b / 32), G] along N (with one scale per tensor or block,
+                          int8 of the shape of weight_scale)
     int-quantized         weight int8 [N, K], weight_zero_point int8
     float-quantized       weight float8_e4m3fn [N, K]
     naive-quantized       either of the two above
@@ -13,7 +13,7 @@ With N output and K input features, b bits and G = K / g groups:
     mxfp6-pack-quantized  weight_packed uint8 [N, 3 K / 4] of E2M3
     mxfp8-quantized       weight float8_e4m3fn [N, K], weight_scale uint8
 
-weight_scale is [1], [N, 1], [N, G] or one a block; input_scale [1] belongs to static activations. Integers are stored
+weight_scale is [1], [N, 1], [N, G] or one per block; input_scale [1] belongs to static activations. Integers are stored
 as q - 2^(b-1) with zero points likewise (packed fields count from the lowest code). The global scale of NVFP4 divides:
 value = e2m1 * (scale / global_scale).
 
@@ -68,7 +68,7 @@ def scheme_reason(scheme: Scheme) -> str | None:
     if a.is_quantized and not a.symmetric:
         return f"{who} activations with a zero point are not written here: got {a.format.name}"
     if a.is_quantized and not a.dynamic and a.granularity is not None and a.granularity.kind != "tensor":
-        return f"{who} has one static activation scale a layer: got {a.granularity}"
+        return f"{who} has one static activation scale per layer: got {a.granularity}"
     try:
         to_config(scheme, "compressed-tensors")
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""FP8 as AutoFP8, vLLM and DeepSeek keep it: E4M3 codes that one scale, or one a block, multiplies.
+"""FP8 as AutoFP8, vLLM and DeepSeek keep it: E4M3 codes that one scale, or one per block, multiplies.
 
-    one scale a tensor  weight float8_e4m3fn [N, K], weight_scale float32 [], input_scale float32 [] when static
-    blocks of r x c     weight float8_e4m3fn [N, K], weight_scale_inv float32 [ceil(N / r), ceil(K / c)]
+    one scale per tensor   weight float8_e4m3fn [N, K], weight_scale float32 [], input_scale float32 [] when static
+    blocks of r x c        weight float8_e4m3fn [N, K], weight_scale_inv float32 [ceil(N / r), ceil(K / c)]
 
 `weight_scale_inv` has two opposite meanings. DeepSeek's and transformers' multiplies: value = e4m3 * x. GPTQModel's
 divides: value = e4m3 / x, and its config says `weight_scale_semantics: inverse`.
@@ -39,7 +39,7 @@ def scheme_reason(scheme: Scheme) -> str | None:
     assert w.granularity is not None
     assert w.scale_format is not None
     if w.granularity.kind not in ("tensor", "block"):
-        return f"fp8 has one scale a tensor or block: got {w.granularity}"
+        return f"fp8 has one scale per tensor or block: got {w.granularity}"
     if w.scale_format.name not in _SCALES:
         return f"fp8 stores scales as {', '.join(_SCALES)}: got {w.scale_format.name}"
     if w.scale_format.name == "float8_e8m0fnu" and w.granularity.kind != "block":
@@ -108,7 +108,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | Non
 
     Arguments:
         parts: its tensors.
-        scheme: from the config. A scale of another shape than the config says (one a row) is taken as it is.
+        scheme: from the config. A scale of another shape than the config says (one per row) is taken as it is.
         meaning: of `weight_scale_inv`: whether it multiplies or divides the codes. None is `multiply`, refused where
             the numbers can hardly mean that.
 

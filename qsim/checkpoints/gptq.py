@@ -49,7 +49,7 @@ def common_reason(scheme: Scheme, who: str, groups: tuple[int, ...]) -> str | No
     w = scheme.weight
     assert w.granularity is not None
     if w.granularity.kind not in ("group", "channel"):
-        return f"{who} has one scale a group or row: got {w.granularity}"
+        return f"{who} has one scale per group or row: got {w.granularity}"
     if w.granularity.kind == "group" and w.group_size not in groups:
         return f"{who} loaders take groups of {', '.join(map(str, groups))}: got {w.group_size}"
     if w.scale_format is not None and w.scale_format.name != "float16":

@@ -2,8 +2,8 @@
 
     dense   code i of a row at bits [b i, b (i + 1)) of one little-endian bit stream; 3, 5, 6 and 7 bits straddle words
             (3 bits: value 10 lies in words 0 and 1, value 21 in words 1 and 2; 32 values take 3 words)
-    whole   floor(32 / b) codes a word from the lowest bit, the top bits unused: the same for 2, 4 and 8 bits
-    awq     eight 4-bit codes a word in the order 0 2 4 6 1 3 5 7
+    whole   floor(32 / b) codes per word from the lowest bit, the top bits unused: the same for 2, 4 and 8 bits
+    awq     eight 4-bit codes per word in the order 0 2 4 6 1 3 5 7
 
 All three pack along the last axis and pad the last word with zeros. GPTQ and compressed-tensors from 0.19 are dense,
 compressed-tensors before that is whole.
@@ -43,7 +43,7 @@ def pack_dense(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_dense(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The `count` uint8 codes a row that `pack_dense` packed."""
+    """The `count` uint8 codes per row that `pack_dense` packed."""
     stream = np.ascontiguousarray(words).view(np.uint8)
     return unpack(np.ascontiguousarray(stream[..., : packed_size(count, bits)]), bits, count)
 
@@ -61,7 +61,7 @@ def pack_whole(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_whole(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The `count` uint8 codes a row that `pack_whole` packed."""
+    """The `count` uint8 codes per row that `pack_whole` packed."""
     per_word = 32 // bits
     unsigned = np.ascontiguousarray(words).view(np.uint32)
     codes = np.empty((*unsigned.shape, per_word), np.uint8)

@@ -129,7 +129,7 @@ def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         click.echo(notes[0])
         notes = notes[1:]
     h = head
-    step = "a step, TPOT" if h["phase"] == "decode" else "the prefill, TTFT"
+    step = "per step, TPOT" if h["phase"] == "decode" else "the prefill, TTFT"
     many = f", {h['tensor_parallel']} devices" if h["tensor_parallel"] > 1 else ""
     band = f"80 % band {milliseconds(h['low_s'])} to {milliseconds(h['high_s'])}"
     used = f"weights {h['weights_gbytes']:.1f}, KV cache {h['kv_cache_gbytes']:.1f}"

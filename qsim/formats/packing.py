@@ -97,7 +97,7 @@ def unpack(
     count = size * 8 // width if count is None else int(count)
     if count < 0 or packed_size(count, width) != size:
         raise QsimError(
-            f"unpack: {count} codes of {width} bits take {packed_size(max(count, 0), width)} bytes a row: got {size}"
+            f"unpack: {count} codes of {width} bits take {packed_size(max(count, 0), width)} bytes per row: got {size}"
         )
     codes = np.zeros((*array.shape[:-1], count), np.uint8)
     if codes.size:

@@ -30,7 +30,7 @@ TILE_TABLE[48:56] = 16
 
 @njit(cache=True, parallel=True, boundscheck=False)
 def pack_whole_tiles(x: Any, out: Any) -> None:
-    """Rows of int64, (M, K*b/64) with b bits a value, to A tiles (M/16, T, 16, 8): M of 16 and K of a tile alone."""
+    """Rows of int64, (M, K*b/64) with b bits per value, to A tiles (M/16, T, 16, 8): M of 16 and K of a tile alone."""
     for block in prange(out.shape[0]):
         for r in range(16):
             row = x[np.int64(block) * 16 + r]

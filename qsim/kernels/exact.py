@@ -2,7 +2,7 @@
 
 Three stages, as a GPU's fused kernel has them. Weights are dequantised to the instruction's input format with one
 rounding to nearest even (integers and FP8 that the instruction takes as they are stay codes); the instruction forms the
-sums; the epilogue multiplies scales and adds the bias in float32. With one scale a row it is one chain over K; with
+sums; the epilogue multiplies scales and adds the bias in float32. With one scale per row it is one chain over K; with
 group scales that stay codes, one chain a group, promoted by a float32 addition.
 """
 

@@ -106,7 +106,7 @@ def _native(act: Activation, packed: PackedWeight, path: str, row: np.ndarray) -
 
 
 def _groups_fit(act: Activation, packed: PackedWeight) -> bool:
-    """Whether activation groups are weight groups, or the weight has one scale a row and none crosses a group."""
+    """Whether activation groups are weight groups, or the weight has one scale per row and none crosses a group."""
     return act.group is None or act.group_size == packed.group
 
 

@@ -3,8 +3,8 @@
 Shapes: words (T, W, 64) records of the stored format (`stored`); x (M, K) activations; xgroup (M, G) scale of
 an activation group, without rows when there is none; xrow (M,); out (M, N). A chunk is at most `step` columns of one
 group: sums of products of 8-bit integers stay below 2^24 in it, where float32 is exact, so integer schemes are exact
-too. `sums` is an empty array whose dtype says how totals are kept: int32 for a scheme of integers with one scale a row,
-else float32.
+too. `sums` is an empty array whose dtype says how totals are kept: int32 for a scheme of integers with one scale per
+row, else float32.
 """
 
 from __future__ import annotations

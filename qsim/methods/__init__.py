@@ -2,7 +2,7 @@
 
     q, record = gptq(weight, hessian, "w4a16-g128", act_order=True)
     result = quantize_model(load("tiny"), "gptq", "w4a16-g128", tiny_text("calibration"))
-    result.model, result.records                 # a model of quantised Linears, a DataFrame of one row a layer
+    result.model, result.records                 # a model of quantised Linears, a DataFrame of one row per layer
 
 One file for each method (`rtn`, `gptq`, `awq`, `smoothquant`, `fp8`), which ends with all that is known of it: a
 `Method`, by name in `METHODS`. `register`, or an entry point of the group `qsim.methods`, adds one from outside.

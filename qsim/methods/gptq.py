@@ -69,7 +69,7 @@ def gptq(
         weight: (N, K) float; computed in float32.
         hessian: (K, K), the sum of x x^T over the layer's inputs, float32 or float64. Its scaling does not matter: the
             codes of H and of 2^n H are the same while both are normal numbers.
-        scheme: name or value; integer weights with one scale a group, row, block or tensor.
+        scheme: name or value; integer weights with one scale per group, row, block or tensor.
         act_order: process columns by descending diagonal of the Hessian. Groups found on the way are then scattered:
             the result has a `group_index`. `"group_aware"` sorts inside groups and then whole groups, which keeps them
             together (GPTQModel's default).

@@ -59,7 +59,7 @@ class QuantizationResult:
 
     @property
     def records(self) -> pd.DataFrame:
-        """One row a layer."""
+        """One row per layer."""
         import pandas as pd
 
         rows = [record.to_dict() for record in self.layers]

@@ -123,8 +123,8 @@ def round_entries(x: np.ndarray, scheme: TensorScheme, scale: float) -> np.ndarr
     """Keys or values as a cache of this scheme gives them back.
 
     Arguments:
-        x: (M, KV heads * head_dim) float32, a row a token.
-        scheme: tensor: one stored scale; token: one a row, over all heads; group(g): one for g elements of a row.
+        x: (M, KV heads * head_dim) float32, a row per token.
+        scheme: tensor: one stored scale; token: one per row, over all heads; group(g): one for g elements of a row.
         scale: the stored scale, for static schemes.
 
     Returns:

@@ -94,7 +94,7 @@ class ModelConfig:
             raise QsimError(f"hidden_act is silu, relu, gelu, gelu_new or gelu_pytorch_tanh: got {self.hidden_act!r}")
         if len(self.sliding_windows) != self.num_hidden_layers:
             raise QsimError(
-                f"sliding_windows has one entry a layer, {self.num_hidden_layers}: got {len(self.sliding_windows)}"
+                f"sliding_windows has one entry per layer, {self.num_hidden_layers}: got {len(self.sliding_windows)}"
             )
 
     @property

@@ -34,11 +34,11 @@ class Evaluation:
         model, protocol, window, stride: what was measured and how; stride is of `sliding`.
         tokens, bytes: scored tokens, and bytes of text they stand for (None when token ids were given).
         windows: sampling units of the standard errors. An error is None when there is one window only.
-        nll: mean negative log-likelihood, nats a token.
+        nll: mean negative log-likelihood, nats per token.
         bits_per_byte: total bits over total bytes; comparable between tokenizers. None without bytes.
         perplexity: exp(nll).
         accuracy: share of tokens that the model finds likeliest.
-        kl: mean KL(reference || model) of the next-token distribution, nats a token. None without a reference, as:
+        kl: mean KL(reference || model) of the next-token distribution, nats per token. None without a reference, as:
         top1_agreement: share of tokens for which both find the same token likeliest;
         bits_per_byte_delta, nll_delta: model minus reference; errors are of the paired difference.
         time_s: of the whole evaluation.

@@ -41,8 +41,8 @@ def generate(
         eos: ids that end a sequence; None takes the config's, () never ends.
 
     Returns:
-        An iterator. For (T,) ids it gives an int a step, the ending id included. Otherwise an int64 array (B,) a step,
-        in which a sequence that has ended repeats its ending id.
+        An iterator. For (T,) ids it gives an int per step, the ending id included. Otherwise an int64 array (B,) per
+        step, in which a sequence that has ended repeats its ending id.
 
     Raises:
         ValueError: before the first step: no tokens, ids outside the vocabulary, a prompt as long as the context,

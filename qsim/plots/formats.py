@@ -170,7 +170,7 @@ def _power_label(x: float, _position: int | None = None) -> str:
 
 
 def error_figure(series: Sequence[ErrorSeries], title: str = "Relative error against magnitude") -> Figure:
-    """Worst and rms relative error against magnitude, one colour a format.
+    """Worst and rms relative error against magnitude, one colour per format.
 
     Arguments:
         series: at most seven, which is as many colours as are told apart.

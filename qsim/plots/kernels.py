@@ -18,7 +18,7 @@ _RUNGS = (
 
 
 def ladder_figure(frame: pd.DataFrame) -> Figure:
-    """Packed bytes a second for each rung of the ladder, one and two threads, under the measured read bandwidth.
+    """Packed bytes per second for each rung of the ladder, one and two threads, under the measured read bandwidth.
 
     Arguments:
         frame: rows of `reports/kernels_speed.csv`.

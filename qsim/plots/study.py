@@ -42,7 +42,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Tradeoff:
-    """One method on one device: its loss (bits a byte, standard error) and its rate (tokens/s, band)."""
+    """One method on one device: its loss (bits per byte, standard error) and its rate (tokens/s, band)."""
 
     mark: Mark
     loss: float
@@ -73,7 +73,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], wide: bool, columns: in
 def tradeoff_figure(
     data: Mapping[str, Sequence[Tradeoff]], *, limit: float, ylabel: str, title: str = "", wide: bool = True
 ) -> Figure:
-    """Quality against speed, one panel a device: loss to the right, rate upwards, the Pareto front joined.
+    """Quality against speed, one panel per device: loss to the right, rate upwards, the Pareto front joined.
 
     Arguments:
         data: device -> methods. limit: the loss that the study accepts, drawn as a line.
@@ -104,7 +104,7 @@ def tradeoff_figure(
             if i % (3 if wide else 1) == 0:
                 axes.set_ylabel(ylabel)
         for axes in grid[-3:] if wide else grid[-1:]:
-            axes.set_xlabel("loss (bits a byte)")
+            axes.set_xlabel("loss (bits per byte)")
         marks = {p.mark.label: p.mark for points in data.values() for p in points}
         legend_below(figure, [m.handle() for m in marks.values()], wide)
         if title:
@@ -160,8 +160,8 @@ def loss_figure(rows: Sequence[Loss], *, limit: float, title: str = "", wide: bo
         axes.set_xlim(min(-0.002, 1.5 * min(r.loss for r in rows)), most * 2)
         _loss_ticks(axes, most)
         bare = any(r.weights_only is not None for r in rows)
-        said = "loss (bits a byte); bars: 95 % interval" + ("; |: activations kept in 16 bit" if bare else "")
-        axes.set_xlabel(said if wide else "loss (bits a byte)")
+        said = "loss (bits per byte); bars: 95 % interval" + ("; |: activations kept in 16 bit" if bare else "")
+        axes.set_xlabel(said if wide else "loss (bits per byte)")
         axes.grid(True, axis="x")
         if title:
             axes.set_title(title)
@@ -181,7 +181,7 @@ class Curve:
 
 
 def flip_figure(data: Mapping[str, Sequence[Curve]], *, title: str = "", wide: bool = True) -> Figure:
-    """Speed-up against batch, one panel a device; a circle is where linear layers turn compute-bound."""
+    """Speed-up against batch, one panel per device; a circle is where linear layers turn compute-bound."""
     with styled():
         figure, grid = panels(len(data), wide, 2.0, sharex=True, sharey=True)
         for i, (axes, (name, curves)) in enumerate(zip(grid, data.items(), strict=True)):
@@ -238,7 +238,7 @@ class Spot:
 def rooflines_figure(
     data: Mapping[str, tuple[Sequence[Roof], Sequence[Spot]]], *, title: str = "", wide: bool = True
 ) -> Figure:
-    """The operators of several regimes under each device's roofs, one panel a device on one scale."""
+    """The operators of several regimes under each device's roofs, one panel per device on one scale."""
     with styled():
         figure, grid = panels(len(data), wide, 2.2, sharex=True, sharey=True)
         spots = [s for _, mine in data.values() for s in mine]
@@ -263,7 +263,7 @@ def rooflines_figure(
         grid[0].set_xlim(0.3, 2e4)
         grid[0].set_ylim(0.05, 4e3)
         for axes in grid[-3:] if wide else grid[-1:]:
-            axes.set_xlabel("operations a byte")
+            axes.set_xlabel("operations per byte")
         handles = [Line2D([], [], linestyle="none", marker="o", color=CYCLE[i % len(CYCLE)], label=r)
                    for i, r in enumerate(regimes)]  # fmt: skip
         handles += [Line2D([], [], linestyle="none", marker="os^D"[i % 4], color=GREY, label=s,

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 def histogram_figure(
     data: Mapping[str, Mapping[str, tuple[Array, Array]]], *, title: str = "", wide: bool = True
 ) -> Figure:
-    """Shares of rounding errors over the tensor's rms, as steps; one panel a tensor, a colour a format.
+    """Shares of rounding errors over the tensor's rms, as steps; one panel per tensor, a colour per format.
 
     Arguments:
         data: tensor -> format -> (lower ends of equal bins, share of each).
@@ -54,7 +54,7 @@ def histogram_figure(
 
 
 def sqnr_figure(data: Mapping[str, Mapping[str, tuple[float, float]]], *, title: str = "", wide: bool = True) -> Figure:
-    """Signal-to-noise ratio (dB) against bits an element, a marker a tensor; the line is 6.02 dB a bit.
+    """Signal-to-noise ratio (dB) against bits per element, a marker per tensor; the line is 6.02 dB per bit.
 
     Arguments:
         data: tensor -> format -> (bits, dB).
@@ -77,7 +77,7 @@ def sqnr_figure(data: Mapping[str, Mapping[str, tuple[float, float]]], *, title:
             shift = 5 + 9 * sum(abs(b - pb) < 0.35 and abs(top - pt) < 2.5 for pb, pt in placed)
             placed.append((b, top))
             axes.annotate(n, (b, top), xytext=(4, shift), textcoords="offset points", fontsize=7.5, color="#333333")
-        axes.set_xlabel("bits an element, scales included")
+        axes.set_xlabel("bits per element, scales included")
         axes.set_ylabel("signal to noise (dB)")
         axes.margins(x=0.08, y=0.12)
         axes.grid(True)
@@ -142,7 +142,7 @@ def salient_figure(ways: Mapping[str, tuple[Array, Array]], *, title: str = "", 
 def accumulation_figure(
     data: Mapping[str, Mapping[str, tuple[Array, Array]]], *, title: str = "", wide: bool = True
 ) -> Figure:
-    """Relative error of a sum against its length, one panel a kind of data, a curve a way to add."""
+    """Relative error of a sum against its length, one panel per kind of data, a curve per way to add."""
     with styled():
         figure, grid = panels(len(data), wide, 2.9, columns=2, sharey=True)
         for i, (axes, (name, ways)) in enumerate(zip(grid, data.items(), strict=True)):

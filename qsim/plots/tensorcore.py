@@ -32,7 +32,7 @@ class ErrorCurve:
 
 
 def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, title: str = "") -> Figure:
-    """Error against K, one panel a kind of data, side by side on one scale.
+    """Error against K, one panel per kind of data, side by side on one scale.
 
     Arguments:
         panels: title of the panel to its curves; the same labels in every panel.
@@ -110,7 +110,7 @@ def width_error_figure(curves: Sequence[ErrorCurve], marks: Mapping[str, int], *
     """How wide must the accumulator be: error against F.
 
     Arguments:
-        curves: one a kind of data and K; x is F.
+        curves: one per kind of data and K; x is F.
         marks: name of an instruction to its F, drawn as a vertical line.
         title: of the figure.
     """

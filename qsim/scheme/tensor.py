@@ -35,7 +35,7 @@ class QuantizedTensor:
     """Codes with the scales and zero points that give them a value: value = (code - zero) * scale.
 
     Arguments:
-        codes: the tensor's shape, one code an element, as `qsim.formats` defines them (two's complement for signed
+        codes: the tensor's shape, one code per element, as `qsim.formats` defines them (two's complement for signed
             integers), in the format's unsigned dtype.
         scales: float32, `scheme.<part>.granularity.scale_shape(shape)`; each is a value of the scale format.
         zeros: shape of `scales`; uint8 for packed integers, float32 for float zero points; None when symmetric.
@@ -93,7 +93,7 @@ class QuantizedTensor:
             raise QsimError(f"zeros are given exactly when the scheme has a zero point: got {given}{where}")
         if self.group_index is not None and self.group_index.shape != self.shape[-1:]:
             raise QsimError(
-                f"group_index has one entry a column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
+                f"group_index has one entry per column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
             )
 
     # --- what it is ---------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class BenchRow:
     """One product: a kernel, tokens at once, its best time, and how near it comes to the two limits.
 
     Attributes:
-        weight_mbytes: packed codes, scales and zero points, read once a product.
+        weight_mbytes: packed codes, scales and zero points, read once per product.
         of_bandwidth, of_peak: shares of the read bandwidth and of float32 arithmetic, measured in the same run.
         speedup: over NumPy's float32 product of the same shape and tokens, in the same run.
     """

@@ -70,7 +70,7 @@ def _decide(spec: StudySpec, rows: Sequence[SpeedRow], losses: Mapping[tuple[str
         model=head.model, case=head.case, device=head.device, devices=most, method=None, scheme=None, equals=(),
         measure=head.measure, value=None, low=None, high=None, speedup=None, speedup_low=None, speedup_high=None,
         loss=None, loss_se=None, fidelity="",
-        why=f"nothing that loses at most {limit:g} bits a byte fits on up to {most} device{'s' * (most > 1)}",
+        why=f"nothing that loses at most {limit:g} bits per byte fits on up to {most} device{'s' * (most > 1)}",
     )  # fmt: skip
 
 

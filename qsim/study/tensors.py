@@ -16,7 +16,7 @@ from .rows import ChannelRow, HistogramRow, SalientRow, TensorErrorRow
 from .spec import StudySpec
 
 FORMATS: dict[str, str] = {
-    "INT8, one scale": "w8a8-tensor", "INT8, scale a row": "w8a8-channel-token", "FP8, one scale": "fp8-tensor",
+    "INT8, one scale": "w8a8-tensor", "INT8, scale per row": "w8a8-channel-token", "FP8, one scale": "fp8-tensor",
     "INT4, groups of 128": "w4a16-g128-sym", "MXFP4": "mxfp4", "NVFP4": "nvfp4",
 }  # fmt: skip
 """What the figures call a format -> the scheme whose part for the tensor is used."""

@@ -40,7 +40,7 @@ def mma(
     Arguments:
         instruction: a name of the table (`hopper.wgmma.f32.e4m3`) or an `Instruction`.
         a: (..., M, K) codes: uint8 or uint16; float32 and TF32 as uint32 words (of TF32 the low 13 bits are not read);
-            s8 and s4 as int8, u8 and u4 as uint8; f64 as uint64 words. FP6 and FP4 one code a byte.
+            s8 and s4 as int8, u8 and u4 as uint8; f64 as uint64 words. FP6 and FP4 one code per byte.
         b: (..., N, K) codes. K is any multiple of the instruction's step; leading dimensions are batches and broadcast.
         c: (..., M, N) accumulators: f32 bits as uint32, f16 as uint16, s32 as int32, f64 as uint64.
         scale_a, scale_b: (..., M or N, K / block) scale codes (uint8) of block-scaled operands.

@@ -144,7 +144,7 @@ def _survivors(box: _Box, pairs: list[tuple[int, int]], big: int, tiny: int, k: 
 
 
 def _steps(box: _Box, positions: np.ndarray, big: int, tiny: int, k: int) -> list[tuple[int, ...]]:
-    """Groups of `positions` in the order in which they are added, one group a step.
+    """Groups of `positions` in the order in which they are added, one group per step.
 
     Big terms at i and j and a tiny term everywhere: those of steps after the later of i and j survive, the others are
     shifted out. With i in the first step the count says how many come after j. (Where F is too large for the format and

@@ -171,7 +171,7 @@ def _align(label: str, negative: bool, m: int, p: int, e: int, zero: bool, unit_
 def truncated_step(
     ins: Instruction, a: Sequence[int], b: Sequence[int], c: int, scales: Sequence[tuple[Operand, Operand]] = ()
 ) -> Step:
-    """One step of the truncated fused dot product; with `scales` (one pair a product) of the block-scaled one."""
+    """One step of the truncated fused dot product; with `scales` (one pair per product) of the block-scaled one."""
     fmt_a, fmt_b, fmt_c = ins.format_a, ins.format_b, ins.output_format
     assert isinstance(fmt_a, FloatFormat)
     assert isinstance(fmt_b, FloatFormat)

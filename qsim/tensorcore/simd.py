@@ -7,8 +7,8 @@ takes the time is written here as LLVM vectors, which every CPU has in some widt
 that holds M = 2^p u (p its fraction bits, 23 or 52) has its last bit at u, so with rounding toward zero
 `fma(a, b, M + s)` adds a positive product truncated exactly so, and `fma(a, b, -M + s)` a negative one. One accumulator
 takes the positive products, the other the negative ones; their sum is the exact sum of truncated terms. B is packed as
-its positive and its negative part, and the sign of a says which part goes to which accumulator: two FMAs a product, no
-conversion and no multiply.
+its positive and its negative part, and the sign of a says which part goes to which accumulator: two FMAs per product,
+no conversion and no multiply.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_wrong_input():
         pack(np.array([-1, 3]), 4)
     with pytest.raises(ValueError, match="integer array of at least one axis: got float64"):
         pack(np.array([1.5]), 4)
-    with pytest.raises(ValueError, match="5 codes of 3 bits take 2 bytes a row: got 3"):
+    with pytest.raises(ValueError, match="5 codes of 3 bits take 2 bytes per row: got 3"):
         unpack(np.zeros(3, np.uint8), 3, 5)
     with pytest.raises(ValueError, match="uint8 array"):
         unpack(np.zeros(3, np.int32), 4)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "hwmodels" / "measurements"
-BANDWIDTH = 4.8e12  # bytes a second, data sheet
-PEAK = {"16": 989.5e12, "8": 1979e12}  # dense FLOP a second of BF16, and of FP8 and INT8
+BANDWIDTH = 4.8e12  # bytes per second, data sheet
+PEAK = {"16": 989.5e12, "8": 1979e12}  # dense FLOP per second of BF16, and of FP8 and INT8
 L2 = 60e6  # bytes; what rotates over less may come from there
 
 

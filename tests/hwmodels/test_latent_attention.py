@@ -91,7 +91,7 @@ def test_a_quantised_expansion_is_there_twice() -> None:
 
 
 def test_flops_of_a_prefill() -> None:
-    """Two a parameter and token, and causal attention of 192 + 128 elements a head."""
+    """Two per parameter and token, and causal attention of 192 + 128 elements per head."""
     v3, length = get_architecture("deepseek-v3"), 4096
     ops = list(step_operators(v3, get_scheme("bf16"), "prefill", batch=1, context=length))
     multiplied = v3.active_parameters - v3.shape.embedding - v3.head_parameters - v3.shape.other_parameters
@@ -120,7 +120,7 @@ def test_equal_heads_cost_the_same_either_way() -> None:
 
 
 def test_experts_run_in_one_kernel() -> None:
-    """A launch a layer, not one an expert; a grid equals its points."""
+    """One launch per layer, not one per expert; a grid equals its points."""
     moe, scheme = get_architecture("deepseek-v2-lite"), "bf16"
     small = hwmodels.predict("h200", moe, scheme, "decode", 1, 1024)
     by_name = {op.name: op for op in small.operators}

@@ -92,7 +92,7 @@ def test_the_batch_that_makes_four_bits_slower() -> None:
 def test_the_bandwidth_that_makes_decode_compute_bound() -> None:
     found = compute_bound_from("h100", "llama-3-8b", batch=64)
     assert found.value is not None
-    # intensity of the linear layers at batch 64 is about 62 operations a byte
+    # intensity of the linear layers at batch 64 is about 62 operations per byte
     assert found.value == pytest.approx(989.4e12 / 62 / 1e9, rel=0.03)
 
 

@@ -205,7 +205,7 @@ def test_bad_input():
         ValueError, match="activations must be finite: 1 values in 1 rows are not, the first is nan in row 1"
     ):
         linear(x, p)
-    with pytest.raises(ValueError, match="one entry an output row"):
+    with pytest.raises(ValueError, match="one entry per output row"):
         pack(q, bias=np.ones(3))
     x[1, 5] = 0
     with pytest.raises(ValueError, match="kernel paths are"):

@@ -128,7 +128,7 @@ def test_a_product_is_that_with_the_dequantised_weight_for_any_finite_scale(name
 
 @pytest.mark.parametrize("m", [1, 40])
 def test_float_zero_points_are_not_cut_to_integers_by_sums_of_integers(m):
-    """One scale a row and int8 activations: sums are int32 only where the zero points are integers too."""
+    """One scale per row and int8 activations: sums are int32 only where the zero points are integers too."""
     weight = TensorScheme(format="uint4", granularity="group(128)", scale_format="float16", symmetric=False,
                           zero_point_format="float16")  # fmt: skip
     rng, shape = np.random.default_rng(0), (64, 128)

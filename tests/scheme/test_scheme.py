@@ -35,7 +35,7 @@ ALL = [s.name for s in list_schemes()]
 )
 def test_bits_per_element_of_a_large_tensor(name, bits):
     assert get_scheme(name).weight.bits_per_element() == bits
-    # a large tensor approaches the limit: what is left is one scale a row or a tensor
+    # a large tensor approaches the limit: what is left is one scale per row or per tensor
     assert get_scheme(name).bits_per_weight((1 << 14, 1 << 14)) == pytest.approx(bits, abs=48 / (1 << 14))
 
 

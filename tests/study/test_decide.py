@@ -86,7 +86,7 @@ def test_the_fewest_devices_that_hold_an_acceptable_method() -> None:
 def test_nothing_fits() -> None:
     answer = decide([speed(s, 1, fits=False, devices=n) for n in (1, 2) for s in ("bf16", "w4a16-g128", "fp8")])
     assert answer.method is None
-    assert answer.why == "nothing that loses at most 0.02 bits a byte fits on up to 2 devices"
+    assert answer.why == "nothing that loses at most 0.02 bits per byte fits on up to 2 devices"
 
 
 def test_the_loss_is_that_of_what_the_device_executes() -> None:

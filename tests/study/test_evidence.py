@@ -34,7 +34,7 @@ def test_histograms_hold_every_error_once(layer: t.Layer) -> None:
     relative = np.linalg.norm(y - layer.weight) / np.linalg.norm(layer.weight)
     assert by["weight", "MXFP4"].rms_relative == pytest.approx(relative, rel=1e-5)
     assert by["weight", "MXFP4"].sqnr_db == pytest.approx(-20 * np.log10(relative), rel=1e-5)
-    assert by["weight", "INT8, scale a row"].sqnr_db > by["weight", "INT4, groups of 128"].sqnr_db + 15
+    assert by["weight", "INT8, scale per row"].sqnr_db > by["weight", "INT4, groups of 128"].sqnr_db + 15
 
 
 def test_smoothing_moves_the_largest_channels_into_the_weights(spec: StudySpec, layer: t.Layer) -> None:

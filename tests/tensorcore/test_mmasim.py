@@ -207,7 +207,7 @@ def test_block_scaled(name, kind, architecture, qualifier):
 
 def _packed(codes: np.ndarray, text: str, k: int):
     element = {"mxfp8_e4m3": "e4m3", "mxfp8_e5m2": "e5m2", "mxfp6_e3m2": "e3m2", "mxfp6_e2m3": "e2m3"}.get(text, "e2m1")
-    if k == 64:  # two FP4 codes a byte, the first in the high half
+    if k == 64:  # two FP4 codes per byte, the first in the high half
         return torch.from_numpy((codes[:, ::2] << 4) | codes[:, 1::2])
     return to_torch(codes, element)
 
