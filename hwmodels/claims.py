@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .architecture import get_architecture
-from .footprint import largest_batch, model_weight_bytes
+from .footprint import model_weight_bytes
 from .prediction import predict, resolve_scheme, speedup
 from .request import predict_request
 from .timing import attention, gemm
@@ -159,12 +159,3 @@ def _int4() -> list[Claim]:
               verdict="measured 1.47x: lm_head, attention and launches stay")
     )  # fmt: skip
     return out
-
-
-def fits_note() -> str:
-    """One line on what 4 bits change about capacity."""
-    arch = get_architecture("llama-2-70b")
-    from .load import get_device
-
-    most = largest_batch(get_device("a100"), arch, resolve_scheme("w4a16-g128"), context=2048)
-    return f"Llama-2-70B in W4A16 on one 80 GB GPU leaves room for {most} sequences of 2048 tokens."

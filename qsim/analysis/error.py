@@ -18,25 +18,6 @@ from qsim.errors import QsimError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErrorSummary:
-    """The error of one approximation; absolute ones in the unit of the data.
-
-    Arguments:
-        count: number of elements.
-        max_abs, mean_abs, rms: of |approximation - reference|.
-        sqnr_db: signal-to-quantisation-noise ratio, see `sqnr_db`.
-        relative_quantiles: quantile -> |approximation - reference| / |reference| over the non-zero reference elements.
-    """
-
-    count: int
-    max_abs: float
-    mean_abs: float
-    rms: float
-    sqnr_db: float
-    relative_quantiles: dict[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class ErrorCurve:
     """Relative error against magnitude: one entry a bin, all arrays of shape (bins,).
 
@@ -137,26 +118,12 @@ def relative_error_quantiles(
     return np.quantile(relative_error(a[some], b[some]), quantiles)
 
 
-def summarise(reference: Any, approximation: Any, quantiles: Sequence[float] = (0.5, 0.9, 0.99, 1.0)) -> ErrorSummary:
-    """All metrics of one approximation; the quantiles are left out when every reference element is 0."""
-    a, b = _pair(reference, approximation)
-    relative = relative_error_quantiles(a, b, quantiles) if a.any() else ()
-    return ErrorSummary(
-        count=a.size,
-        max_abs=max_abs_error(a, b),
-        mean_abs=mean_abs_error(a, b),
-        rms=rms_error(a, b),
-        sqnr_db=sqnr_db(a, b),
-        relative_quantiles={float(q): float(r) for q, r in zip(quantiles, relative, strict=False)},
-    )
-
-
 def error_against_magnitude(reference: Any, approximation: Any, *, bins_per_octave: int = 1) -> ErrorCurve:
     """Worst and rms relative error in bins of |reference|, equal in log2 and aligned with the powers of two.
 
     Arguments:
         reference, approximation: arrays of one shape; zeros of the reference are left out.
-        bins_per_octave: 1 gives a float format one bin a binade.
+        bins_per_octave: 1 gives a float format one bin per binade.
 
     Returns:
         Bins from the octave of the smallest to that of the largest magnitude, empty ones included.

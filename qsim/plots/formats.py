@@ -17,8 +17,6 @@ from qsim.formats.explain import number
 
 from .style import BLUE, CYCLE, DASHES, GREY, VERMILLION, new_figure, styled
 
-_READING = "thick: worst case; thin: rms;\n▲: clips from here on"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorSeries:

@@ -135,7 +135,8 @@ def _format_label(name: str) -> str:
 
 
 def curve_schemes(result: StudyResult) -> list[str]:
-    """At most four schemes for the curves against batch: one of each family, the smallest first."""
+    """The schemes of the curves against batch: the first of each kind (integer weights, integer activations, FP8, FP8
+    with an FP8 cache, blocks), in the order of the study's methods."""
     from qsim.formats import BlockFormat, IntFormat
     from qsim.scheme import get_scheme
 
@@ -152,7 +153,7 @@ def curve_schemes(result: StudyResult) -> list[str]:
         else:
             family = "fp8 cache" if scheme.kv_cache.is_quantized else "fp8"
         found.setdefault(family, m.scheme)
-    return list(found.values())[:5]
+    return list(found.values())
 
 
 def _flips(result: StudyResult) -> Drawing | None:

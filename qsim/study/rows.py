@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """A method: how it is called, its scheme, and its size on the measured model."""
+    """A method: its name, title and scheme, and how many bits a weight takes."""
 
     method: str
     title: str
@@ -37,7 +37,7 @@ class QualityRow:
     kl_se: float | None
     top1_agreement: float | None
     bytes_scored: int
-    model_bits: float  # a weight of the decoder's linear layers
+    model_bits: float  # per weight of the decoder's linear layers
     notes: str
 
 
@@ -117,7 +117,7 @@ class FlipRow:
     """Where things turn with the batch: None where they do not up to `searched_to`.
 
     `compute_bound_from`: first batch at which the linear layers need longer for arithmetic than for memory.
-    `no_gain_from`: first batch at which the scheme is no longer faster than 16 bit, or `always` slower from 1.
+    `no_gain_from`: first batch at which the scheme is no longer faster than 16 bit; 1 where it never is.
     """
 
     model: str

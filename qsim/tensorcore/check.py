@@ -8,7 +8,7 @@ import numpy as np
 
 from qsim.arrays import as_plain_array
 from qsim.errors import QsimError, QsimTypeError
-from qsim.formats import BlockFormat, FloatFormat, IntFormat
+from qsim.formats import BlockFormat, IntFormat
 
 from .model import Instruction
 
@@ -103,10 +103,3 @@ def operands(a: Any, b: Any, ins: Instruction, *, batched: bool) -> tuple[np.nda
     if x.shape[-1] != y.shape[-1]:
         raise QsimError(f"a (M, K) and b (N, K) must share K: got {x.shape} and {y.shape}")
     return x, y
-
-
-def float_formats(ins: Instruction) -> tuple[FloatFormat, FloatFormat]:
-    """The operand formats of a floating-point instruction."""
-    assert isinstance(ins.format_a, FloatFormat)
-    assert isinstance(ins.format_b, FloatFormat)
-    return ins.format_a, ins.format_b
