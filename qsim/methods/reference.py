@@ -84,7 +84,7 @@ def gptq(
         weight: (N, K) float32. hessian: (K, K) float32, positive definite once damped. It is divided by the power of
             two above its largest diagonal element, as in `qsim.methods.gptq`, and dead inputs are left out of the
             mean and come last, where the original gives them a diagonal of 1 first.
-        group_size: None is one scale a row. The rest is as in `qsim.methods.gptq`.
+        group_size: None is one scale per row. The rest is as in `qsim.methods.gptq`.
     """
     w, h = weight.astype(F32), hessian.astype(F32)
     rows, columns = w.shape

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """A method: its name, title and scheme, and how many bits a weight takes."""
+    """A method: its name, title and scheme, and the size of its weights."""
 
     method: str
     title: str
