@@ -24,7 +24,7 @@ def as_numbers(name: str, value: Any, rule: str = "must be finite") -> np.ndarra
     except (TypeError, ValueError, OverflowError):
         numbers = None
     if numbers is None:
-        raise QsimError(f"{name} is a number or an array of numbers: got {_short(value)}")
+        raise QsimError(f"{name} must be a number or an array of numbers: got {_short(value)}")
     if numbers.size == 0:
         raise QsimError(f"{name} is empty: at least one number is needed")
     if not np.isfinite(numbers).all():
@@ -50,7 +50,7 @@ def check_number(**values: Any) -> None:
     """Refuse what is not one finite number, by name."""
     for name, value in values.items():
         if as_numbers(name, value).ndim:
-            raise QsimError(f"{name} is one number: got {_short(value)}")
+            raise QsimError(f"{name} must be one number: got {_short(value)}")
 
 
 def check_positive(**values: Any) -> None:
@@ -83,7 +83,7 @@ def check_count(**values: Any) -> None:
     """Refuse what is not a single whole number of at least 1, by name."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise QsimError(f"{name} is a whole number: got {_short(value)}")
+            raise QsimError(f"{name} must be a whole number: got {_short(value)}")
         if value < 1:
             raise QsimError(f"{name} must be at least 1: got {value}")
         if value > LARGEST_COUNT:

@@ -134,7 +134,7 @@ def parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict
     for item in [overrides] if isinstance(overrides, str) else overrides:
         key, sep, value = (part.strip() for part in str(item).partition("="))
         if not sep or not key or not value:
-            raise QsimError(f"an override is key=value, like memory.bandwidth_gbytes_per_s=6000: got {item!r}")
+            raise QsimError(f"an override must be key=value, like memory.bandwidth_gbytes_per_s=6000: got {item!r}")
         if key in out:
             raise QsimError(f"{key} is overridden twice, with {out[key]!r} and with {value}: give one value")
         out[key] = parse_value(value)
@@ -269,7 +269,7 @@ def _check_value(path: str, value: Any, file: str) -> None:
     if last in _NUMBERS:
         _, low, high = _NUMBERS[last]
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise QsimError(f"{file}: {path} is a number, in the unit its name ends with: got {value!r}")
+            raise QsimError(f"{file}: {path} must be a number, in the unit its name ends with: got {value!r}")
         if not 0 < value < math.inf:
             raise QsimError(f"{file}: {path} must be positive and finite (leave out what is absent): got {value!r}")
         if not low <= value <= high:
@@ -279,9 +279,9 @@ def _check_value(path: str, value: Any, file: str) -> None:
             )
     elif last == "fuses_layers":
         if not isinstance(value, bool):
-            raise QsimError(f"{file}: {path} is true or false: got {value!r}")
+            raise QsimError(f"{file}: {path} must be true or false: got {value!r}")
     elif not isinstance(value, str):
-        raise QsimError(f"{file}: {path} is a text: got {value!r}")
+        raise QsimError(f"{file}: {path} must be a text: got {value!r}")
 
 
 def _set(table: dict[str, Any], path: str, value: Any) -> None:
@@ -306,7 +306,7 @@ def _build(name: str, file: str, table: Mapping[str, Any]) -> Device:
         if at is None:
             raise QsimError(f"{file}: {'.'.join(keys)} is missing")
     if data["kind"] not in KINDS:
-        raise QsimError(f"{file}: kind is one of {', '.join(KINDS)}: got {data['kind']!r}")
+        raise QsimError(f"{file}: kind must be one of {', '.join(KINDS)}: got {data['kind']!r}")
     return _assemble(name, file, data, table)
 
 

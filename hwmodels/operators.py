@@ -182,7 +182,7 @@ def attention_cost(
         traffic = batch * context * kv_heads * stored * kv_bytes_per_element
         traffic = traffic + batch * q_heads * wide * activation_bytes
     else:
-        raise QsimError(f"phase is prefill or decode: got {phase!r}")
+        raise QsimError(f"phase must be prefill or decode: got {phase!r}")
     heads = batch * q_heads * pairs
     return Cost(flop=2 * heads * wide, traffic_bytes=traffic, exp=heads, tile_work=tile_work)
 

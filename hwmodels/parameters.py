@@ -67,7 +67,7 @@ def transferred(found: Parameters, origin: str, *, kin: bool = False) -> Paramet
 def check_fidelity(fidelity: str) -> None:
     """Raise ValueError for a fidelity that does not exist."""
     if fidelity not in FIDELITIES:
-        raise QsimError(f"fidelity is one of {', '.join(FIDELITIES)}: got {fidelity!r}")
+        raise QsimError(f"fidelity must be one of {', '.join(FIDELITIES)}: got {fidelity!r}")
 
 
 def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated") -> Parameters:

@@ -226,7 +226,7 @@ def predict(
     quant = resolve_scheme(scheme)
     how = get_profile(profile)
     if phase not in ("prefill", "decode"):
-        raise QsimError(f"phase is prefill or decode: got {phase!r}")
+        raise QsimError(f"phase must be prefill or decode: got {phase!r}")
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, strict)
     notes = [*arch.notes, *([choice.note] if choice.note else [])]

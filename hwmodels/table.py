@@ -90,7 +90,7 @@ def _check(f: Fields, size: Mapping[str, int], count: Mapping[str, int]) -> None
     first = count["dense_layers"]
     if first and not (count["experts"] > 1 and first < size["layers"] and count["dense_ffn"] > 0):
         raise QsimError(
-            f"{f.where}: dense_layers are some of the layers of a mixture of experts and have a dense_ffn: got "
+            f"{f.where}: dense_layers must be some of the layers of a mixture of experts and have a dense_ffn: got "
             f"{first} of {size['layers']} layers, {count['experts']} experts, dense_ffn={count['dense_ffn']}"
         )
     if count["kv_lora_rank"] and not (0 < count["rope_dim"] < size["head_dim"] and count["v_head_dim"] > 0):

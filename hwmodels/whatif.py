@@ -329,7 +329,7 @@ def tornado(
     check_number(change=change)
     check_count(batch=batch, context=context)
     if not 0 < change < 1:
-        raise QsimError(f"change is a share between 0 and 1: got {change}")
+        raise QsimError(f"change must be a share between 0 and 1: got {change}")
     chip = get_device(device, overrides)
     base = measure(predict(chip, model, scheme, phase, batch, context, **how))
     rows = []

@@ -71,9 +71,9 @@ class Stored:
 
     def __post_init__(self) -> None:
         if self.dtype not in NUMPY_OF:
-            raise QsimError(f"safetensors dtypes are {', '.join(NUMPY_OF)}: got {self.dtype!r}")
+            raise QsimError(f"a safetensors dtype must be one of {', '.join(NUMPY_OF)}: got {self.dtype!r}")
         if self.bits.dtype != NUMPY_OF[self.dtype]:
-            raise QsimError(f"{self.dtype} is kept as {NUMPY_OF[self.dtype]}: got {self.bits.dtype}")
+            raise QsimError(f"{self.dtype} must be kept as {NUMPY_OF[self.dtype]}: got {self.bits.dtype}")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def choose_layout(layout: str, values: Iterable[QuantizedTensor | Scheme], kv: T
     """
     if layout != "auto":
         if layout not in LAYOUTS:
-            raise QsimError(f"layouts are auto, {', '.join(LAYOUTS)}: got {layout!r}")
+            raise QsimError(f"layout must be one of auto, {', '.join(LAYOUTS)}: got {layout!r}")
         return layout
     kept = list(values)
     if not kept:
@@ -113,7 +113,7 @@ def check_settings(model: Model) -> None:
 def check_dtype(dtype: str | None) -> str | None:
     """The dtype, or a refusal."""
     if dtype not in (None, *DTYPES):
-        raise QsimError(f"dtype is {', '.join(DTYPES)} or None: got {dtype!r}")
+        raise QsimError(f"dtype must be {', '.join(DTYPES)} or None: got {dtype!r}")
     return dtype
 
 

@@ -366,5 +366,5 @@ def _group_index(parts: Parts, scheme: Scheme, k: int) -> np.ndarray | None:
     if index.min() < 0:  # -1 everywhere is how the library says that there is no order
         return None
     if index.max() >= groups:
-        raise QsimError(f"tensor {parts.name}.weight_g_idx has groups 0 to {groups - 1}: got {index.max()}")
+        raise QsimError(f"tensor {parts.name}.weight_g_idx must have groups 0 to {groups - 1}: got {index.max()}")
     return None if np.array_equal(index, np.arange(k) // group) else index

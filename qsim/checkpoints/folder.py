@@ -65,7 +65,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         if shard_bytes < 1:
-            raise QsimError(f"shard_bytes is at least 1: got {shard_bytes}")
+            raise QsimError(f"shard_bytes must be at least 1: got {shard_bytes}")
         self.folder, self.shard_bytes = folder, shard_bytes
         self.total_bytes = 0
         self._held: dict[str, Stored] = {}

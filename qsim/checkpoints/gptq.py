@@ -162,5 +162,7 @@ def _group_index(parts: Parts, k: int, group: int, groups: int) -> np.ndarray | 
         return None
     index = parts.shaped("g_idx", ("I32", "I64"), (k,)).bits.astype(np.int32)
     if index.min() < 0 or index.max() >= groups:
-        raise QsimError(f"tensor {parts.name}.g_idx has groups 0 to {groups - 1}: got {index.min()} to {index.max()}")
+        raise QsimError(
+            f"tensor {parts.name}.g_idx must have groups 0 to {groups - 1}: got {index.min()} to {index.max()}"
+        )
     return None if np.array_equal(index, np.arange(k) // group) else index

@@ -112,7 +112,7 @@ def check_layout(name: str) -> str:
         ValueError: an unknown one.
     """
     if name not in LAYOUTS:
-        raise QsimError(f"layouts are {', '.join(LAYOUTS)}: got {name!r}")
+        raise QsimError(f"layout must be one of {', '.join(LAYOUTS)}: got {name!r}")
     return name
 
 

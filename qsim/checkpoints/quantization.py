@@ -205,7 +205,7 @@ def _read_fp8(keys: Fields, meaning: Meaning | None) -> Plan:
     semantics = keys.text("weight_scale_semantics", "")
     if semantics:
         if semantics != "inverse":
-            raise QsimError(f"weight_scale_semantics is inverse, or left out: got {semantics[:60]!r}")
+            raise QsimError(f"weight_scale_semantics must be inverse, or left out: got {semantics[:60]!r}")
         meaning = "divide"
     scheme = read_fp8(keys)
     decode = partial(fp8.decode, meaning=meaning)

@@ -227,7 +227,9 @@ class Source:
         entry = self.scales[name]
         values = entry.float32()
         if values.size != 1 or not np.isfinite(values).all() or not (values > 0).all():
-            raise QsimError(f"{entry.path}: tensor {entry.name} is one positive number: got {values.reshape(-1)[:3]}")
+            raise QsimError(
+                f"{entry.path}: tensor {entry.name} must be one positive number: got {values.reshape(-1)[:3]}"
+            )
         if self.kv_cache is None:
             self.notes.add(
                 "KV scales are stored, but the config does not quantise the KV cache: they are not used", name

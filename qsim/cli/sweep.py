@@ -102,7 +102,7 @@ def _fields(texts: Sequence[str]) -> dict[str, list[Any]]:
         key, sep, values = text.partition("=")
         parts = [v.strip() for v in values.split(",")]
         if not sep or not key.strip() or not all(parts):
-            raise QsimError(f"--field is KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
+            raise QsimError(f"--field must be KEY=V,V,..., like memory.bandwidth_gbytes_per_s=2000,4000: got {text!r}")
         if key.strip() in fields:
             raise QsimError(f"--field {key.strip()} is given twice: give all its values in one")
         fields[key.strip()] = [parse_value(v) for v in parts]

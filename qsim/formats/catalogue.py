@@ -197,7 +197,7 @@ def get_format(fmt: FormatLike) -> Format:
     fmt = _name_of_dtype(fmt)
     if not isinstance(fmt, str):
         raise QsimTypeError(
-            f"a format is a name, a NumPy or ml_dtypes type, or a format value: got {type(fmt).__name__}"
+            f"a format must be a name, a NumPy or ml_dtypes type, or a format value: got {type(fmt).__name__}"
         )
     key = fmt.strip().lower()
     if key in _BY_NAME:

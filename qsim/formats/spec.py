@@ -41,7 +41,7 @@ class IntFormat:
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise QsimError(f"{self.name}: integer formats have 2 to 8 bits: got {self.bits}")
+            raise QsimError(f"{self.name}: integer formats must have 2 to 8 bits: got {self.bits}")
         if self.symmetric and not self.signed:
             raise QsimError(f"{self.name}: symmetric applies to signed formats only")
         if not 0 <= self.fraction_bits <= 64:
@@ -123,10 +123,10 @@ class CodebookFormat:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
-            raise QsimError(f"{self.name}: codebooks have 1 to 8 bits: got {self.bits}")
+            raise QsimError(f"{self.name}: codebooks must have 1 to 8 bits: got {self.bits}")
         if len(self.table) != 1 << self.bits:
             raise QsimError(
-                f"{self.name}: a {self.bits}-bit codebook has {1 << self.bits} entries: got {len(self.table)}"
+                f"{self.name}: a {self.bits}-bit codebook must have {1 << self.bits} entries: got {len(self.table)}"
             )
         if not all(math.isfinite(v) for v in self.table) or any(
             a >= b for a, b in zip(self.table, self.table[1:], strict=False)

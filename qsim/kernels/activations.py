@@ -109,7 +109,7 @@ def _scaled(values: np.ndarray, how: TensorScheme, ones: np.ndarray, input_scale
                 "a static activation scheme needs the scale that calibration found: quantize(..., input_scale=...)"
             )
         if granularity.kind != "tensor":
-            raise QsimError(f"static activation scales are per tensor: got {granularity}")
+            raise QsimError(f"static activation scales must be per tensor: got {granularity}")
         scale = np.array([input_scale], dtype=F32)
     codes = encode_with(values, how, scale, None, rule)
     if isinstance(how.format, IntFormat):

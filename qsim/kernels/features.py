@@ -80,7 +80,7 @@ def available_paths() -> tuple[str, ...]:
     if cap == "auto":
         cap = PATHS[-1]
     if cap not in PATHS:
-        raise QsimError(f"{VARIABLE} is one of auto, {', '.join(PATHS)}: got {cap!r}")
+        raise QsimError(f"{VARIABLE} must be one of auto, {', '.join(PATHS)}: got {cap!r}")
     found = compiled_features() & _host_features()
     allowed = PATHS[: PATHS.index(cap) + 1]
     return tuple(p for p in allowed if found.issuperset(_NEEDS[p]) and (p != "amx" or _may_use_tiles()))
@@ -96,7 +96,7 @@ def check_path(path: str | None) -> str:
     if path is None:
         return here[-1]
     if path not in PATHS:
-        raise QsimError(f"kernel paths are {', '.join(PATHS)}: got {path!r}")
+        raise QsimError(f"kernel path must be one of {', '.join(PATHS)}: got {path!r}")
     if path not in here:
         raise QsimError(
             f"kernel path {path!r} needs the CPU features {', '.join(_NEEDS[path])} and {VARIABLE} to allow "

@@ -59,7 +59,7 @@ def linear(
     source = real_array(x, "activations")
     n, k = packed.shape
     if source.ndim < 1 or source.shape[-1] != k:
-        raise QsimError(f"activations of a weight ({n}, {k}) have {k} columns: got shape {source.shape}")
+        raise QsimError(f"activations of a weight ({n}, {k}) must have {k} columns: got shape {source.shape}")
     if instruction is not None and not exact:
         raise QsimError("instruction names the tensor-core instruction of exact=True: got exact=False")
     rows = source if source.ndim == 2 else source.reshape(-1, k)

@@ -156,7 +156,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     if bias is not None:
         bias = real_array(bias, f"biases{_of(qt)}", integers=True, dtype=np.float32)
         if bias.shape != (n,):
-            raise QsimError(f"a bias has one entry per output row, ({n},): got {bias.shape}{_of(qt)}")
+            raise QsimError(f"a bias must have one entry per output row, ({n},): got {bias.shape}{_of(qt)}")
     _refuse_specials_beside(qt)
     common: dict[str, Any] = {
         "shape": (n, k), "scheme": qt.scheme, "source": qt, "bias": bias, "input_scale": qt.input_scale,

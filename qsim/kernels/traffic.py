@@ -60,7 +60,7 @@ def traffic(packed: PackedWeight, tokens: int) -> Traffic:
         ValueError: tokens < 1; a format without a fused kernel, which streams no packed buffer.
     """
     if tokens < 1:
-        raise QsimError(f"a product has at least one token: got {tokens}")
+        raise QsimError(f"a product must have at least one token: got {tokens}")
     if packed.kind == "dense":
         raise QsimError(f"{packed.scheme.weight.format.name} has no fused kernel here; its size is source.nbytes")
     n, k = packed.shape

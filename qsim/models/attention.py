@@ -53,7 +53,7 @@ class AttentionMath:
         if self.operand_format is not None:
             fmt = get_format(self.operand_format)
             if not isinstance(fmt, FloatFormat) or fmt.bits < 8:
-                raise QsimError(f"attention operands are floats of 8 to 32 bits: got {self.operand_format!r}")
+                raise QsimError(f"attention operands must be floats of 8 to 32 bits: got {self.operand_format!r}")
             object.__setattr__(self, "operand_format", fmt.name)
 
     @property

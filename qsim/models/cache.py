@@ -87,7 +87,7 @@ class KVCache:
     def __getitem__(self, rows: slice) -> KVCache:
         """Some of the sequences, sharing their memory; it must not outgrow this cache's capacity."""
         if not isinstance(rows, slice):
-            raise QsimTypeError(f"a cache is sliced by sequences, like cache[:2]: got {type(rows).__name__}")
+            raise QsimTypeError(f"a cache must be sliced by sequences, like cache[:2]: got {type(rows).__name__}")
         part = object.__new__(KVCache)
         part.limit, part.scheme = self.capacity, self.scheme
         part.lengths = self.lengths[rows]
@@ -107,14 +107,14 @@ def check_kv_scheme(scheme: TensorScheme) -> None:
     """
     if not scheme.is_quantized or isinstance(scheme.format, BlockFormat):
         if isinstance(scheme.format, BlockFormat):
-            raise QsimError(f"a KV cache is a 16-bit float, FP8 or integers: got {scheme.format.name}")
+            raise QsimError(f"a KV cache must be a 16-bit float, FP8 or integers: got {scheme.format.name}")
         return
     assert scheme.granularity is not None
     if scheme.granularity.kind not in ("tensor", "token", "group"):
-        raise QsimError(f"the granularity of a KV cache is tensor, token or group(g): got {scheme.granularity}")
+        raise QsimError(f"the granularity of a KV cache must be tensor, token or group(g): got {scheme.granularity}")
     if not scheme.dynamic and (scheme.granularity.kind != "tensor" or not isinstance(scheme.format, FloatFormat)):
         raise QsimError(
-            f"stored KV scales are per tensor, of FP8: got {scheme.format.name}, {scheme.granularity}; "
+            f"stored KV scales must be per tensor, of FP8: got {scheme.format.name}, {scheme.granularity}; "
             "use dynamic=True for scales found from every token"
         )
 

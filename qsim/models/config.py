@@ -73,7 +73,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way a frozen value can fill what was left out
         if self.architecture not in ARCHITECTURES:
-            raise QsimError(f"architectures are {', '.join(ARCHITECTURES)}: got {self.architecture!r}")
+            raise QsimError(f"architecture must be one of {', '.join(ARCHITECTURES)}: got {self.architecture!r}")
         if not self.sliding_windows:
             put(self, "sliding_windows", (None,) * self.num_hidden_layers)
         if not self.word_embed_proj_dim:
@@ -82,7 +82,7 @@ class ModelConfig:
                      "num_key_value_heads", "head_dim", "max_position_embeddings"):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise QsimError(f"{name} is a whole number of at least 1: got {value!r}")
+                raise QsimError(f"{name} must be a whole number of at least 1: got {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise QsimError(
                 "num_key_value_heads must divide num_attention_heads: got "
@@ -91,10 +91,13 @@ class ModelConfig:
         if self.architecture != "opt" and self.head_dim % 2:
             raise QsimError(f"rotary embeddings need an even head_dim: got {self.head_dim}")
         if self.hidden_act not in ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh"):
-            raise QsimError(f"hidden_act is silu, relu, gelu, gelu_new or gelu_pytorch_tanh: got {self.hidden_act!r}")
+            raise QsimError(
+                f"hidden_act must be silu, relu, gelu, gelu_new or gelu_pytorch_tanh: got {self.hidden_act!r}"
+            )
         if len(self.sliding_windows) != self.num_hidden_layers:
             raise QsimError(
-                f"sliding_windows has one entry per layer, {self.num_hidden_layers}: got {len(self.sliding_windows)}"
+                f"sliding_windows must have one entry per layer, {self.num_hidden_layers}: "
+                f"got {len(self.sliding_windows)}"
             )
 
     @property

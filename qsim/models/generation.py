@@ -52,11 +52,11 @@ def generate(
     single = not ragged and np.ndim(tokens) == 1
     rows = [model.check_tokens(row)[0] for row in tokens] if ragged else list(model.check_tokens(tokens))
     if max_new_tokens < 0:
-        raise QsimError(f"max_new_tokens is at least 0: got {max_new_tokens}")
+        raise QsimError(f"max_new_tokens must be at least 0: got {max_new_tokens}")
     if not temperature >= 0 or not np.isfinite(temperature):
-        raise QsimError(f"temperature is a number of at least 0: got {temperature}")
+        raise QsimError(f"temperature must be a number of at least 0: got {temperature}")
     if not 0 < top_p <= 1:
-        raise QsimError(f"top_p is above 0 and at most 1: got {top_p}")
+        raise QsimError(f"top_p must be above 0 and at most 1: got {top_p}")
     limit = model.config.max_position_embeddings
     longest = max(len(row) for row in rows)
     if longest > limit:

@@ -51,21 +51,23 @@ class Linear:
 
     def __post_init__(self) -> None:
         if len(self.weight.shape) != 2:
-            raise QsimError(f"a Linear's weight is (N, K): got {self.weight.shape} ({self.name})")
+            raise QsimError(f"a Linear's weight must be (N, K): got {self.weight.shape} ({self.name})")
         if isinstance(self.weight, np.ndarray) and self.weight.dtype != F32:
-            raise QsimError(f"an unquantised weight is float32: got {self.weight.dtype} ({self.name})")
+            raise QsimError(f"an unquantised weight must be float32: got {self.weight.dtype} ({self.name})")
         if self.bias is not None and self.bias.shape != (self.out_features,):
             raise QsimError(
-                f"a bias has one entry an output, ({self.out_features},): got {self.bias.shape} ({self.name})"
+                f"a bias must have one entry per output, ({self.out_features},): got {self.bias.shape} ({self.name})"
             )
         if not callable(self.engine) and self.engine not in ENGINES:
-            raise QsimError(f"engines are {', '.join(ENGINES)}, or a function: got {self.engine!r} ({self.name})")
+            raise QsimError(
+                f"engine must be one of {', '.join(ENGINES)}, or a function: got {self.engine!r} ({self.name})"
+            )
         if self.instruction is not None and self.engine != "exact":
             raise QsimError(f"instruction belongs to engine='exact': got engine={self.engine!r} ({self.name})")
         if self.activation not in (None, "bfloat16", "float16"):
             raise QsimError(f"activation rounds x to bfloat16 or float16: got {self.activation!r} ({self.name})")
         if self.input_transform not in (None, "hadamard"):
-            raise QsimError(f"input_transform is hadamard or None: got {self.input_transform!r} ({self.name})")
+            raise QsimError(f"input_transform must be hadamard or None: got {self.input_transform!r} ({self.name})")
 
     @property
     def out_features(self) -> int:
@@ -164,8 +166,8 @@ class Linear:
         ins = get_instruction(self.instruction or "hopper.wgmma.f32.bf16")
         if ins.input_a not in ("bf16", "f16", "tf32") or ins.output != "f32":
             raise QsimError(
-                f"a float32 weight is multiplied by an instruction of bf16, f16 or tf32 with f32 sums: got {ins.name} "
-                f"({self.name}); quantise the weight for the others"
+                f"a float32 weight must be multiplied by an instruction of bf16, f16 or tf32 with f32 sums: got "
+                f"{ins.name} ({self.name}); quantise the weight for the others"
             )
         return matmul(encode_operand(x, ins, "a"), self._exact_codes, instruction=ins).view(F32)
 

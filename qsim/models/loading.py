@@ -87,7 +87,7 @@ def resolve(path: str | Path) -> Path:
         ValueError: it is not a checkpoint folder.
     """
     if not isinstance(path, str | Path):
-        raise QsimTypeError(f"a model is `tiny` or a path: got {type(path).__name__}")
+        raise QsimTypeError(f"a model must be `tiny` or a path: got {type(path).__name__}")
     folder = TINY if str(path) == "tiny" else Path(path)
     if not os.path.isdir(folder):  # False also for names that no file can have
         what = "is a file" if os.path.exists(folder) else "does not exist"
@@ -172,5 +172,5 @@ def read_tensor(found: TensorFiles, name: str, shape: tuple[int, ...]) -> np.nda
 def tiny_text(which: Literal["calibration", "test"]) -> str:
     """A text of the embedded model that its training never saw: `calibration` (128 KiB) or `test` (256 KiB)."""
     if which not in ("calibration", "test"):
-        raise QsimError(f"texts are calibration and test: got {which!r}")
+        raise QsimError(f"the text must be calibration or test: got {which!r}")
     return (TINY / f"{which}.txt").read_bytes().decode("utf-8")

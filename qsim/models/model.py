@@ -78,7 +78,7 @@ class Model:
         if self.kv_cache is not None:
             check_kv_scheme(self.kv_cache)
         if self.activation_format not in (None, "bfloat16", "float16"):
-            raise QsimError(f"activation_format is bfloat16, float16 or None: got {self.activation_format!r}")
+            raise QsimError(f"activation_format must be bfloat16, float16 or None: got {self.activation_format!r}")
         built = build(self, known)
         put = object.__setattr__  # derived once; the value stays the same value
         put(self, "tensors", MappingProxyType(built.tensors))
@@ -268,12 +268,12 @@ class Model:
         """
         ids = as_plain_array(tokens, "tokens")
         if ids.ndim not in (1, 2) or ids.size == 0:
-            raise QsimError(f"tokens are (T,) or (B, T), at least one: got shape {ids.shape}")
+            raise QsimError(f"tokens must be (T,) or (B, T), at least one: got shape {ids.shape}")
         if ids.dtype.kind not in "iu":
-            raise QsimTypeError(f"tokens are whole numbers: got {ids.dtype}")
+            raise QsimTypeError(f"tokens must be whole numbers: got {ids.dtype}")
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.config.vocab_size:
-            raise QsimError(f"token ids are 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")
+            raise QsimError(f"token ids must be 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")
         return np.atleast_2d(ids).astype(np.int64, copy=False)
 
     def _check_length(self, length: int) -> None:
@@ -285,7 +285,7 @@ class Model:
 
     def _check_hidden(self, hidden: np.ndarray) -> np.ndarray:
         if hidden.ndim != 3 or hidden.shape[-1] != self.config.hidden_size:
-            raise QsimError(f"hidden states are (B, T, {self.config.hidden_size}): got shape {hidden.shape}")
+            raise QsimError(f"hidden states must be (B, T, {self.config.hidden_size}): got shape {hidden.shape}")
         return np.asarray(hidden, dtype=F32)
 
     def _hidden(self, ids: np.ndarray, cache: KVCache | None, observe: Observer | None) -> np.ndarray:

@@ -60,7 +60,7 @@ class RopeScaling:
         if kind == "default":
             return None
         if kind not in _REQUIRED:
-            raise QsimError(f"{where}: rope types are default, {', '.join(_REQUIRED)}: got {kind!r:.80}")
+            raise QsimError(f"{where}: rope type must be one of default, {', '.join(_REQUIRED)}: got {kind!r:.80}")
         missing = [key for key in _REQUIRED[kind] if key not in f]
         if missing:
             raise QsimError(f"{where}: rope type {kind!r} needs {missing[0]!r}: got {sorted(data)}")

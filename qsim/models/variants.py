@@ -90,20 +90,20 @@ def with_outliers(
     """
     size, count = model.config.hidden_size, model.config.num_hidden_layers
     if not magnitude >= 1 or not np.isfinite(magnitude):
-        raise QsimError(f"magnitude is a finite number of at least 1: got {magnitude}")
+        raise QsimError(f"magnitude must be a finite number of at least 1: got {magnitude}")
     if isinstance(channels, int):
         if not 1 <= channels <= size:
-            raise QsimError(f"channels are 1 to {size}: got {channels}")
+            raise QsimError(f"channels must be 1 to {size}: got {channels}")
         chosen = np.sort(np.random.default_rng(seed).choice(size, channels, replace=False))
     else:
         chosen = np.unique(np.asarray(channels, np.int64))
         if chosen.size == 0 or chosen[0] < 0 or chosen[-1] >= size:
-            raise QsimError(f"channels are 0 to {size - 1}: got {list(channels)}")
+            raise QsimError(f"channels must be 0 to {size - 1}: got {list(channels)}")
     blocks = range(count) if layers is None else [int(i) for i in layers]
     tensors: dict[str, Any] = {}
     for i in blocks:
         if not 0 <= i < count:
-            raise QsimError(f"layers are 0 to {count - 1}: got {i}")
+            raise QsimError(f"layers must be 0 to {count - 1}: got {i}")
         norms = [(s, names) for s, names in fold_groups(model.config, i) if f"{s}.weight" not in _linear_tensors(model)]
         if not norms:
             raise QsimError(

@@ -90,7 +90,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise QsimError(f"a figure is written as {' or '.join(SUFFIXES)}, by the file's suffix: got {str(path)!r}")
+        raise QsimError(f"a figure must be written as {' or '.join(SUFFIXES)}, by the file's suffix: got {str(path)!r}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     if not path.parent.exists():

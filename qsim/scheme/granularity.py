@@ -54,7 +54,7 @@ class Granularity:
     def __post_init__(self) -> None:
         needs = {"group": (True, False), "block": (True, True)}.get(self.kind, (False, False))
         if self.kind not in ("tensor", "channel", "token", "group", "block"):
-            raise QsimError(f"granularity is tensor, channel, token, group(g) or block(r,c): got {self.kind!r}")
+            raise QsimError(f"granularity must be tensor, channel, token, group(g) or block(r,c): got {self.kind!r}")
         if (self.columns is not None, self.rows is not None) != needs:
             sizes = "columns and rows" if needs[1] else "columns" if needs[0] else "no size"
             raise QsimError(f"granularity {self.kind} takes {sizes}: got columns={self.columns}, rows={self.rows}")
@@ -69,7 +69,7 @@ class Granularity:
             return text
         match = _TEXT.fullmatch(text.strip().lower()) if isinstance(text, str) else None
         if match is None:
-            raise QsimError(f"granularity is tensor, channel, token, group(g) or block(r,c): got {text!r}")
+            raise QsimError(f"granularity must be tensor, channel, token, group(g) or block(r,c): got {text!r}")
         if match[1]:
             return cls(kind=match[1])  # type: ignore[arg-type]
         if match[2]:

@@ -35,7 +35,7 @@ def to_config(scheme: Scheme, method: str | None = None) -> dict[str, Any]:
     """
     method = method or "compressed-tensors"
     if method not in METHODS:
-        raise QsimError(f"quantization_config methods are {', '.join(METHODS)}: got {method!r}")
+        raise QsimError(f"the quantization_config method must be one of {', '.join(METHODS)}: got {method!r}")
     if not scheme.weight.is_quantized:
         raise QsimError(f"weights are {scheme.weight.format.name}: an unquantised model has no quantization_config")
     config = {"gptq": _to_gptq, "awq": _to_awq, "compressed-tensors": _to_compressed, "fp8": _to_fp8}[method](scheme)

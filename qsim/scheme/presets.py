@@ -209,7 +209,7 @@ def get_scheme(name: str | Scheme) -> Scheme:
     if isinstance(name, Scheme):
         return name
     if not isinstance(name, str):
-        raise QsimTypeError(f"a scheme is a name or a Scheme: got {type(name).__name__}")
+        raise QsimTypeError(f"a scheme must be a name or a Scheme: got {type(name).__name__}")
     key = name.strip().lower().replace("_", "-")
     found = _resolve(key)
     if found is None:

@@ -109,7 +109,7 @@ def quantize(
         raise QsimError(f"{part} of scheme {scheme.name!r} is {how.format.name}: there is nothing to quantise")
     how.check_shape(x.shape, name)
     if x.size == 0:
-        raise QsimError(f"a tensor to quantise has elements: got shape {x.shape}{layer}")
+        raise QsimError(f"cannot quantise an empty tensor: got shape {x.shape}{layer}")
     check_finite(x, name, "weights" if part == "weight" else part)
     common: dict[str, Any] = {"scheme": scheme, "part": part, "input_scale": input_scale, "name": name}
     if isinstance(how.format, BlockFormat):

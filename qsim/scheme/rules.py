@@ -186,6 +186,6 @@ def get_rule(name: str | None, part: TensorScheme) -> ScaleRule:
     """
     name = name or default_rule(part)
     if name not in RULES:
-        raise QsimError(f"scale rules are {', '.join(RULES)}: got {name!r}")
+        raise QsimError(f"scale_rule must be one of {', '.join(RULES)}: got {name!r}")
     RULES[name].check(part)
     return RULES[name]

@@ -76,9 +76,11 @@ class TensorScheme:
     def _fill_block(self, fmt: BlockFormat) -> None:
         group = Granularity(kind="group", columns=fmt.block_size)
         if self.granularity not in (None, group):
-            raise QsimError(f"{fmt.name} has blocks of {fmt.block_size} along the last axis: got {self.granularity}")
+            raise QsimError(
+                f"{fmt.name} must have blocks of {fmt.block_size} along the last axis: got {self.granularity}"
+            )
         if self.scale_format not in (None, fmt.scale):
-            raise QsimError(f"{fmt.name} has {fmt.scale.name} scales: got {self.scale_format.name}")
+            raise QsimError(f"{fmt.name} must have {fmt.scale.name} scales: got {self.scale_format.name}")
         if not self.symmetric or self.zero_point_format is not None:
             raise QsimError(f"{fmt.name} is a block format of floats: it takes no zero point")
         object.__setattr__(self, "granularity", group)
@@ -92,7 +94,8 @@ class TensorScheme:
         if self.scale_format is None:
             put(self, "scale_format", get_format("float32"))
         if self.scale_format is None or self.scale_format.name not in _SCALE_FORMATS:
-            raise QsimError(f"scales are {', '.join(_SCALE_FORMATS)}: got {getattr(self.scale_format, 'name', None)}")
+            given = getattr(self.scale_format, "name", None)
+            raise QsimError(f"scale_format must be one of {', '.join(_SCALE_FORMATS)}: got {given}")
         if isinstance(fmt, FloatFormat | CodebookFormat):
             if not self.symmetric or self.zero_point_format is not None:
                 raise QsimError(f"a zero point belongs to integer formats: got {fmt.name} with symmetric=False")
@@ -105,16 +108,18 @@ class TensorScheme:
                     f"{self.zero_point_format.name}; use symmetric=False"
                 )
             if not fmt.signed:
-                raise QsimError(f"symmetric codes are signed: got {fmt.name}; use int{fmt.bits}, or symmetric=False")
+                raise QsimError(
+                    f"symmetric codes must be signed: got {fmt.name}; use int{fmt.bits}, or symmetric=False"
+                )
             return
         if fmt.signed:
-            raise QsimError(f"codes with a zero point are unsigned: got {fmt.name}; use uint{fmt.bits}")
+            raise QsimError(f"codes with a zero point must be unsigned: got {fmt.name}; use uint{fmt.bits}")
         if self.zero_point_format is None:
             put(self, "zero_point_format", fmt)
         zero = self.zero_point_format
         if not (zero == fmt or (zero is not None and zero.name in ("float16", "bfloat16", "float32"))):
             raise QsimError(
-                f"a zero point of {fmt.name} is stored as {fmt.name} (packed), float16, bfloat16 or "
+                f"a zero point of {fmt.name} must be stored as {fmt.name} (packed), float16, bfloat16 or "
                 f"float32: got {getattr(zero, 'name', None)}"
             )
 
@@ -310,13 +315,13 @@ class Scheme:
     def _check(self) -> None:
         w, a = self.weight, self.activation
         if w.granularity is not None and w.granularity.kind == "token":
-            raise QsimError("weight granularity is tensor, channel, group or block: got token")
+            raise QsimError("weight granularity must be tensor, channel, group or block: got token")
         for part in ("activation", "kv_cache"):
             g = getattr(self, part).granularity
             if g is not None and g.kind in ("channel", "block"):
-                raise QsimError(f"{part} granularity is tensor, token or group(g): got {g}")
+                raise QsimError(f"{part} granularity must be tensor, token or group(g): got {g}")
         if w.dynamic:
-            raise QsimError("a weight has static scales: got weight.dynamic=True")
+            raise QsimError("a weight must have static scales: got weight.dynamic=True")
         if w.group_size and a.group_size and max(w.group_size, a.group_size) % min(w.group_size, a.group_size):
             raise QsimError(
                 "the group sizes of weight and activation must divide one another: got "

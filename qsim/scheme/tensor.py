@@ -76,9 +76,11 @@ class QuantizedTensor:
         part.check_shape(self.shape, self.name)
         element = self.element
         if self.codes.dtype != element.code_dtype:
-            raise QsimError(f"codes of {element.name} are {element.code_dtype}: got {self.codes.dtype}{where}")
+            raise QsimError(f"codes of {element.name} must be {element.code_dtype}: got {self.codes.dtype}{where}")
         if self.codes.size and element.bits < 8 and int(self.codes.max()) >> element.bits:
-            raise QsimError(f"codes of {element.name} have {element.bits} bits: got {int(self.codes.max())}{where}")
+            raise QsimError(
+                f"codes of {element.name} must have {element.bits} bits: got {int(self.codes.max())}{where}"
+            )
         expected = part.granularity.scale_shape(self.shape)
         for label, array in (("scales", self.scales), ("zeros", self.zeros)):
             if array is not None and array.shape != expected:
@@ -87,13 +89,13 @@ class QuantizedTensor:
                     f"got {array.shape}{where}"
                 )
         if self.scales.dtype != np.float32:
-            raise QsimError(f"scales are float32 values of the scale format: got {self.scales.dtype}{where}")
+            raise QsimError(f"scales must be float32 values of the scale format: got {self.scales.dtype}{where}")
         if (self.zeros is None) != part.symmetric:
             given = "none" if self.zeros is None else "zeros"
-            raise QsimError(f"zeros are given exactly when the scheme has a zero point: got {given}{where}")
+            raise QsimError(f"zeros must be given exactly when the scheme has a zero point: got {given}{where}")
         if self.group_index is not None and self.group_index.shape != self.shape[-1:]:
             raise QsimError(
-                f"group_index has one entry per column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
+                f"group_index must have one entry per column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
             )
 
     # --- what it is ---------------------------------------------------------------------------------------
@@ -171,13 +173,13 @@ class QuantizedTensor:
             ValueError: a slice that cuts through a block, or has a step.
         """
         if not isinstance(rows, slice):
-            raise QsimTypeError(f"a quantised tensor is sliced by rows, like q[:64]: got {type(rows).__name__}")
+            raise QsimTypeError(f"a quantised tensor must be sliced by rows, like q[:64]: got {type(rows).__name__}")
         start, stop, step = rows.indices(self.shape[0])
         granularity = self.tensor_scheme.granularity
         assert granularity is not None
         of_scales = rows
         if step != 1:
-            raise QsimError(f"rows are sliced with step 1: got {step}")
+            raise QsimError(f"rows must be sliced with step 1: got {step}")
         if granularity.kind == "tensor":
             of_scales = slice(None)
         elif granularity.kind == "block" and len(self.shape) == 2:
@@ -272,7 +274,7 @@ class QuantizedTensor:
             both: Any = {**arrays, **{f"meta_{k}": np.array(v) for k, v in meta.items()}}
             write_whole(path, lambda file: np.savez(file, **both))
         else:
-            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+            raise QsimError(f"a quantised tensor must be saved as .safetensors or .npz: got {path.name!r}")
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedTensor:
@@ -289,7 +291,7 @@ class QuantizedTensor:
                 arrays = {k: file[k] for k in file.files if not k.startswith("meta_")}
                 meta = {k[5:]: str(file[k]) for k in file.files if k.startswith("meta_")}
         else:
-            raise QsimError(f"a quantised tensor is saved as .safetensors or .npz: got {path.name!r}")
+            raise QsimError(f"a quantised tensor must be saved as .safetensors or .npz: got {path.name!r}")
         return cls.from_arrays(arrays, meta)
 
 

@@ -74,7 +74,7 @@ def bench(
     """
     n, k = shape
     if n < 1 or k < 1 or any(m < 1 for m in tokens):
-        raise QsimError(f"sizes are positive: got shape {n}x{k}, tokens {', '.join(map(str, tokens))}")
+        raise QsimError(f"sizes must be positive: got shape {n}x{k}, tokens {', '.join(map(str, tokens))}")
     found = [get_scheme(s) for s in schemes]
     for name, scheme in zip(schemes, found, strict=True):
         if not scheme.weight.is_quantized:

@@ -288,7 +288,7 @@ class Speed:
     def __post_init__(self) -> None:
         _at_least(self, {"context": 1})
         if not self.models or not self.devices or len(self.batches) < 2 or min(self.batches) < 1:
-            raise QsimError("a study has at least one model, one device and two positive batches: got "
+            raise QsimError("a study must have at least one model, one device and two positive batches: got "
                              f"{len(self.models)}, {len(self.devices)} and {self.batches}")  # fmt: skip
 
 
@@ -306,7 +306,7 @@ class StudySpec:
 
     def __post_init__(self) -> None:
         if not self.methods or not self.cases:
-            raise QsimError(f"a study has methods and cases: got {len(self.methods)} and {len(self.cases)}")
+            raise QsimError(f"a study must have methods and cases: got {len(self.methods)} and {len(self.cases)}")
 
     def quick(self) -> StudySpec:
         """The same study on less text and shorter windows, for a first look."""

@@ -154,7 +154,7 @@ class Instruction:
         if self.arithmetic in _OUTPUTS and self.output not in _OUTPUTS[self.arithmetic]:
             allowed = " or ".join(_OUTPUTS[self.arithmetic])
             raise QsimError(
-                f"{self.name}: arithmetic {self.arithmetic!r} has {allowed} accumulators: got {self.output}"
+                f"{self.name}: arithmetic {self.arithmetic!r} must have {allowed} accumulators: got {self.output}"
             )
         for fmt in (self.format_a, self.format_b):
             if isinstance(fmt, IntFormat) != (self.arithmetic == "integer"):
@@ -307,7 +307,7 @@ def get_instruction(instruction: str | Instruction) -> Instruction:
     if isinstance(instruction, Instruction):
         return instruction
     if not isinstance(instruction, str):
-        raise QsimTypeError(f"an instruction is a name or an Instruction: got {type(instruction).__name__}")
+        raise QsimTypeError(f"an instruction must be a name or an Instruction: got {type(instruction).__name__}")
     table = _table()
     if instruction in table:
         return table[instruction]

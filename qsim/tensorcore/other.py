@@ -1,8 +1,4 @@
-"""Fast twins of `reference_other` for one tile: integers, FMA chains, exact sums, AMD's CDNA models.
-
-Numba's on-disk cache looks at the file of a function only: after a change of `exact.round_bits`, which is compiled
-into the functions here, remove the cache (`make clean`).
-"""
+"""Fast twins of `reference_other` for one tile: integers, FMA chains, exact sums, AMD's CDNA models."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_sizes_are_whole_numbers_in_their_range(layout, key, value):
         ("compressed-tensors", {"format": "marlin-24"}, r"group group_0 has 'marlin-24'"),
         ("compressed-tensors", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is not read"),
         ("compressed-tensors", {"transform_config": {"config_groups": {"u": 1}}}, "transform_config is not read"),
-        ("fp8", {"weight_scale_semantics": "sideways"}, r"weight_scale_semantics is inverse"),
+        ("fp8", {"weight_scale_semantics": "sideways"}, r"weight_scale_semantics must be inverse"),
         ("fp8", {"weight_block_size": [128]}, r"weight_block_size must be two numbers"),
     ],
 )  # fmt: skip

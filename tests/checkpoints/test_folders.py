@@ -75,7 +75,7 @@ def test_a_tensor_larger_than_a_shard_has_its_own(tmp_path):
     write(tiny(), tmp_path / "out", shard_bytes=1)
     files = open_folder(tmp_path / "out")
     assert len({entry.path for entry in files.values()}) == len(files)
-    with pytest.raises(ValueError, match="shard_bytes is at least 1: got 0"):
+    with pytest.raises(ValueError, match="shard_bytes must be at least 1: got 0"):
         write(tiny(), tmp_path / "other", shard_bytes=0)
 
 

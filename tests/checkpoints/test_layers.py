@@ -349,7 +349,7 @@ def test_scales_that_are_no_numbers():
 def test_an_index_out_of_range():
     qt = random_codes("w4a16-g32-asym")
     stored = gptq.encode(qt)
-    with pytest.raises(ValueError, match=r"layer.g_idx has groups 0 to 3: got 0 to 4"):
+    with pytest.raises(ValueError, match=r"layer.g_idx must have groups 0 to 3: got 0 to 4"):
         decode("gptq", stored | {"g_idx": integers(np.arange(128) // 31, "I32")}, qt.scheme)
 
 

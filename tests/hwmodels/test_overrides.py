@@ -224,7 +224,7 @@ def test_what_one_device_is_given_goes_before_what_all_are_given() -> None:
     ("args", "says"),
     [
         (("sweep", "llama-3-8b", "--field", f"{BANDWIDTH}=1000", "--field", f"{BANDWIDTH}=2000"), "given twice"),
-        (("sweep", "llama-3-8b", "--field", f"{BANDWIDTH}=fast"), "is a number"),
+        (("sweep", "llama-3-8b", "--field", f"{BANDWIDTH}=fast"), "must be a number"),
         (("sweep", "llama-3-8b", "--set", f"{BANDWIDTH}=1", "--set", f"{BANDWIDTH}=2"), "overridden twice"),
         (("predict", "llama-3-8b", "--set", f"l4:{BANDWIDTH}=1"), "not among the devices"),
         (("sweep", "llama-3-8b", "--tornado", "--batch", "1,2"), "one batch"),

@@ -195,14 +195,14 @@ def _timed() -> float:
     [
         ({"batch": 0}, "batch must be at least 1"),
         ({"context": -3}, "context must be at least 1"),
-        ({"batch": "x"}, "batch is a number"),
+        ({"batch": "x"}, "batch must be a number"),
         ({"phase": "decoding"}, "prefill or decode"),
         ({"phase": "prefill", "seq": 4096, "context": 10}, "seq counts the new tokens"),
         ({"scheme": "w4a17"}, "unknown scheme"),
         ({"model": "llama-9"}, "unknown model"),
         ({"device": "h900"}, "unknown device"),
         ({"kernel": "cublas"}, "unknown kernel"),
-        ({"fidelity": "guess"}, "fidelity is one of"),
+        ({"fidelity": "guess"}, "fidelity must be one of"),
     ],
 )
 def test_bad_input(arguments: dict[str, object], says: str) -> None:

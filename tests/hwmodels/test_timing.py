@@ -121,7 +121,7 @@ def test_arguments_broadcast() -> None:
         (lambda: gemm_time("h200", 0, 4096, 4096), "M must be positive"),
         (lambda: gemm_time("h200", 1, 4096, 4096, "cublas_fp9"), "cublas_fp8"),
         (lambda: gemm_time("a100", 1, 4096, 4096, "cublas_fp8"), "no float8_e4m3fn peak"),
-        (lambda: gemm_time("h200", 1, 4096, 4096, fidelity="exact"), "fidelity is one of"),
+        (lambda: gemm_time("h200", 1, 4096, 4096, fidelity="exact"), "fidelity must be one of"),
         (lambda: hwmodels.attention_time("h200", "decoding", 1, 1, 1, 1), "prefill or decode"),
         (lambda: hwmodels.attention_time("h200", "decode", 1, -5, 1, 1), "seq must be positive"),
         (lambda: hwmodels.attention_time("h200", "decode", 1, 5, 1, 1, kernel="flash"), "unknown attention kernel"),

@@ -208,7 +208,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="one entry per output row"):
         pack(q, bias=np.ones(3))
     x[1, 5] = 0
-    with pytest.raises(ValueError, match="kernel paths are"):
+    with pytest.raises(ValueError, match="kernel path must be one of"):
         linear(x, p, path="cuda")
     with pytest.raises(ValueError, match="exact=True"):
         linear(x, p, instruction="hopper.wgmma.s32.s8")
@@ -270,5 +270,5 @@ def test_no_path_kills_the_process_on_a_cpu_without_the_feature():
 
 
 def test_unknown_path_in_the_environment():
-    with pytest.raises(AssertionError, match="QSIM_KERNELS is one of auto, portable, vnni, bf16, amx: got 'avx'"):
+    with pytest.raises(AssertionError, match="QSIM_KERNELS must be one of auto, portable, vnni, bf16, amx: got 'avx'"):
         run(CODE, QSIM_KERNELS="avx")

@@ -130,7 +130,7 @@ def test_windows():
         (b"caf\xe9", {}, "a calibration text must be UTF-8: byte 3 is 0xe9"),
         (np.zeros((2, 65), int), {}, "a calibration window of 65 tokens exceeds the model's context of 64"),
         (np.arange(90), {"windows": 0}, "windows must be at least 1"),
-        (np.array([1, 96]), {}, "token ids are 0 to 95: got 96"),
+        (np.array([1, 96]), {}, "token ids must be 0 to 95: got 96"),
     ],
 )
 def test_texts_that_are_refused(text, options, message):

@@ -98,10 +98,10 @@ def test_generate(folder):
     [
         (("eval", "nowhere"), "nowhere does not exist"),
         (("generate", "x", "--model", "nowhere"), "nowhere does not exist"),
-        (("generate", "x", "--top-p", "2", "--model", "FOLDER"), "top_p is above 0 and at most 1: got 2.0"),
+        (("generate", "x", "--top-p", "2", "--model", "FOLDER"), "top_p must be above 0 and at most 1: got 2.0"),
         (("generate", "", "--model", "FOLDER"), "the prompt has no tokens"),
         (("eval", "FOLDER", "--scheme", "w9a16"), "unknown scheme 'w9a16'"),
-        (("eval", "FOLDER", "--window", "100"), "window is 2 to the model's context, 64 tokens"),
+        (("eval", "FOLDER", "--window", "100"), "window must be between 2 and the context length (64)"),
         (("eval", "FOLDER", "--engine", "fused", "--instruction", "a"), "--instruction belongs to --engine exact"),
         (("eval", "FOLDER", "--json", "--csv"), "--json and --csv both want stdout"),
     ],

@@ -46,7 +46,7 @@ def test_spellings_of_rope():
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"type": "dynamic", "factor": 2.0}, "rope types are default, linear, llama3, yarn: got 'dynamic'"),
+        ({"type": "dynamic", "factor": 2.0}, "rope type must be one of default, linear, llama3, yarn: got 'dynamic'"),
         ({"rope_type": "longrope"}, "got 'longrope'"),
         ({"rope_type": "linear"}, "rope type 'linear' needs 'factor'"),
         ({"rope_type": "llama3", "factor": 8.0}, "needs 'low_freq_factor'"),
@@ -121,7 +121,7 @@ def test_defaults_of_families():
         ({"max_position_embeddings": 0}, "max_position_embeddings must be from 1"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
         ({"hidden_act": 7}, "hidden_act must be a text"),
-        ({"hidden_act": "swish"}, "hidden_act is silu, relu"),
+        ({"hidden_act": "swish"}, "hidden_act must be silu, relu"),
         ({"head_dim": 15}, "rotary embeddings need an even head_dim: got 15"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "got architectures=.'LlamaForSequenceClassification'"),
         ({"model_type": "mixtral"}, "got model_type='mixtral'"),

@@ -85,11 +85,11 @@ def test_draws_follow_the_distribution_and_the_seed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is a number of at least 0: got -1"),
+        ({"temperature": -1}, "temperature must be a number of at least 0: got -1"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0}, "top_p is above 0 and at most 1: got 0"),
-        ({"max_new_tokens": -1}, "max_new_tokens is at least 0"),
-        ({"tokens": [96]}, "token ids are 0 to 95: got 96"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1: got 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0"),
+        ({"tokens": [96]}, "token ids must be 0 to 95: got 96"),
         ({"tokens": []}, "at least one"),
         ({"tokens": np.zeros(65, np.int64)}, "context is 64 tokens: got a prompt of 65"),
     ],

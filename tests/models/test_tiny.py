@@ -55,7 +55,7 @@ def test_is_what_its_card_says(tiny):
     assert isinstance(tiny.tokenizer, ByteTokenizer)
     for text in ("calibration", "test"):
         assert 120_000 < len(tiny_text(text).encode()) < 270_000
-    with pytest.raises(ValueError, match="texts are calibration and test"):
+    with pytest.raises(ValueError, match="the text must be calibration or test"):
         tiny_text("train")
 
 

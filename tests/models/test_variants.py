@@ -74,10 +74,10 @@ def test_outliers_where_they_are_asked_for():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("llama", {"channels": 0}, "channels are 1 to 64: got 0"),
-        ("llama", {"channels": [64]}, r"channels are 0 to 63: got \[64\]"),
-        ("llama", {"magnitude": 0.5}, "magnitude is a finite number of at least 1"),
-        ("llama", {"layers": [2]}, "layers are 0 to 1: got 2"),
+        ("llama", {"channels": 0}, "channels must be 1 to 64: got 0"),
+        ("llama", {"channels": [64]}, r"channels must be 0 to 63: got \[64\]"),
+        ("llama", {"magnitude": 0.5}, "magnitude must be a finite number of at least 1"),
+        ("llama", {"layers": [2]}, "layers must be 0 to 1: got 2"),
         ("opt-350m", {}, "no norm that a gain can be folded behind"),
     ],
 )

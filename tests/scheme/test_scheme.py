@@ -212,8 +212,11 @@ BAD = [
     ),
     ({"format": "int4"}, "needs a granularity"),
     ({"format": "int4", "granularity": "group(0)"}, "at least 1"),
-    ({"format": "int4", "granularity": "row"}, "granularity is tensor"),
-    ({"format": "int4", "granularity": "group(128)", "scale_format": "float8_e5m2"}, "scales are float32"),
+    ({"format": "int4", "granularity": "row"}, "granularity must be tensor"),
+    (
+        {"format": "int4", "granularity": "group(128)", "scale_format": "float8_e5m2"},
+        "must be one of float32",
+    ),
     ({"format": "bfloat16", "granularity": "tensor"}, "stands for itself"),
     ({"format": "bfloat16", "symmetric": False}, "symmetric=False"),
     ({"format": "int9", "granularity": "tensor"}, "unknown format"),

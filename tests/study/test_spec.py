@@ -79,7 +79,7 @@ def test_values_are_checked_where_they_are_made() -> None:
         Accumulator(fraction_bits=0)
     with pytest.raises(ValueError, match="case a: context must be at least 1: got 0"):
         Case(name="a", context=0)
-    with pytest.raises(ValueError, match="a study has methods"):
+    with pytest.raises(ValueError, match="a study must have methods"):
         StudySpec(methods=())
 
 

@@ -317,7 +317,7 @@ BAD_MMA = [
     ({"instruction": "hopper.mma.s32.s4"}, ValueError, "hopper.mma has no s32.s4: it has .*ampere.mma.s32.s4"),
     ({"instruction": "hoper.mma.f32.f16"}, ValueError, "architectures are .*nearest: hopper.mma.f32.f16"),
     ({"instruction": "ada.wgmma.f32.f16"}, ValueError, "ada has no operation 'wgmma': it has mma"),
-    ({"instruction": 5}, TypeError, "an instruction is a name or an Instruction: got int"),
+    ({"instruction": 5}, TypeError, "an instruction must be a name or an Instruction: got int"),
     ({"a": np.zeros((2, 32), np.float32)}, TypeError, "holds e4m3 codes as uint8.*float32; encode floats first"),
     ({"a": np.zeros((2, 32), np.uint16)}, TypeError, "holds e4m3 codes as uint8: got an array of uint16"),
     ({"b": np.zeros((3, 64), np.uint8)}, ValueError, r"must share K: got \(2, 32\) and \(3, 64\)"),
