@@ -389,7 +389,7 @@ def test_codes_outside_a_narrow_format():
         ({"k": 24}, "products must be 1..4096 and divide k: got products=16, k=24"),
         ({"input": "s8"}, "int8 operands do not fit arithmetic 'truncated'"),
         ({"input": "nf4"}, "reads float or integer codes: got format 'nf4'"),
-        ({"arithmetic": "exact", "output": "f16"}, "arithmetic 'exact' has f32 accumulators: got f16"),
+        ({"arithmetic": "exact", "output": "f16"}, "arithmetic 'exact' must have f32 accumulators: got f16"),
         ({"zero_exponent": 1000}, "zero_exponent must be -400..400"),
     ],
 )
