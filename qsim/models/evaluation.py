@@ -182,7 +182,7 @@ def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray,
             raise QsimError("max_bytes cuts a text: got token ids, so cut them")
         ids = as_plain_array(text, "token ids")
         if ids.ndim == 0:
-            raise QsimError(f"a text is a string, UTF-8 bytes or token ids (T,): got {type(text).__name__}")
+            raise QsimError(f"a text must be a string, UTF-8 bytes or token ids (T,): got {type(text).__name__}")
         if ids.ndim != 1:
             raise QsimError(f"token ids of a text must be one list (T,): got shape {ids.shape}")
         return model.check_tokens(ids)[0], None
@@ -197,10 +197,10 @@ def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray,
 
 def _plan(model: Model, count: int, window: int, stride: int | None, protocol: str) -> list[_Window]:
     if protocol not in PROTOCOLS:
-        raise QsimError(f"protocols are {', '.join(PROTOCOLS)}: got {protocol!r}")
+        raise QsimError(f"protocol must be one of {', '.join(PROTOCOLS)}: got {protocol!r}")
     context = model.config.max_position_embeddings
     if not 2 <= window <= context:
-        raise QsimError(f"window is 2 to the model's context, {context} tokens: got {window}")
+        raise QsimError(f"window must be between 2 and the context length ({context}): got {window}")
     if stride is not None and protocol != "sliding":
         raise QsimError(f"stride belongs to protocol='sliding': got {protocol!r}")
     needed = window if protocol == "gptq" else 2
@@ -212,7 +212,7 @@ def _plan(model: Model, count: int, window: int, stride: int | None, protocol: s
         return [_Window(start=s, stop=min(s + window, count - 1), scored=s) for s in range(0, count - 1, window)]
     step = window // 2 if stride is None else stride
     if not 1 <= step <= window:
-        raise QsimError(f"stride is 1 to the window, {window}: got {step}")
+        raise QsimError(f"stride must be between 1 and the window ({window}): got {step}")
     out, done = [], 0  # `done`: tokens before it were predicted, or are the text's first
     for s in range(0, count, step):
         end = min(s + window, count)
