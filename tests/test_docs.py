@@ -48,7 +48,7 @@ def test_no_link_is_broken(site: Path) -> None:
             if anchor:
                 assert unquote(anchor) in anchors[to], f"{page.relative_to(site)} links to {target}"
             checked += 1
-    assert checked > 500
+    assert checked > len(pages), "every page links to others"
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""Attention over keys and values, and the seam of its two matrix products."""
+"""Attention over keys and values, and how its two matrix products are computed."""
 
 from __future__ import annotations
 

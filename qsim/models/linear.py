@@ -1,4 +1,4 @@
-"""One Linear of a decoder: the seam where a scheme, a fused kernel or a tensor core stands in."""
+"""One Linear of a decoder: its product is formed by a dequantised weight, a fused kernel or a tensor core."""
 
 from __future__ import annotations
 

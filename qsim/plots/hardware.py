@@ -143,7 +143,7 @@ def pareto_figure(
         figure = new_figure(4.4)
         axes = figure.add_subplot()
         x, y = np.asarray(x, float), np.asarray(y, float)
-        axes.plot(x[~front], y[~front], linestyle="none", marker="o", markersize=4, color=LIGHT, label="beaten")
+        axes.plot(x[~front], y[~front], linestyle="none", marker="o", markersize=4, color=LIGHT, label="other cases")
         order = np.argsort(x[front])
         axes.plot(x[front][order], y[front][order], marker="D", markersize=5, color=CYCLE[0], label="Pareto front")
         step = max(1, int(front.sum()) // 12)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,7 @@ def test_a_lesson_opens_as_a_document(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LESSONS, ids=[p.stem for p in LESSONS])
 def test_a_lesson_runs_and_prints_what_it_shows(path: Path) -> None:
-    start = time.perf_counter()
     again = runner().execute(path, timeout_s=120)
-    assert time.perf_counter() - start < 60
     shown, now = printed(nbformat.read(path, as_version=4)), printed(again)
     if path.name[0] not in EXACT:
         shown, now = ([re.sub(r"[+-]?\d[\d.]*", "#", text).split() for text in some] for some in (shown, now))
