@@ -38,7 +38,8 @@ _COLUMNS = (
 @scheme_option()
 @click.option("--phase", type=click.Choice(["decode", "prefill", "request"]), default="decode", show_default=True,
               help="One decode step, one prefill, or whole requests.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B", help="Sequences.")
+@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B",
+              help="Batch size: sequences at once.")  # fmt: skip
 @click.option(
     "--context",
     type=click.IntRange(max=LARGEST),

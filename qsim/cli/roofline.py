@@ -33,7 +33,8 @@ _COLUMNS = (
 @scheme_option(multiple=True)
 @click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
               help="One decode step, or one prefill.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B", help="Sequences.")
+@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B",
+              help="Batch size: sequences at once.")  # fmt: skip
 @click.option("--context", type=click.IntRange(max=LARGEST), default=2048, show_default=True, metavar="L",
               help="Tokens in the cache; the prompt of a prefill.")  # fmt: skip
 @how_options

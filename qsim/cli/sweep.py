@@ -36,9 +36,11 @@ from .verbs import verb
     type=Numbers(),
     default="1:64",
     show_default=True,
-    help="Sequences: 1,2,4 or 1:64 (doubling) or 1:64:8 (steps).",
+    help="Batch sizes: 1,2,4 or 1:64 (doubling) or 1:64:8 (steps).",
 )
-@click.option("--context", type=Numbers(), default="2048", show_default=True, help="Tokens in the cache, as --batch.")
+@click.option(
+    "--context", type=Numbers(), default="2048", show_default=True, help="Context lengths in tokens, as --batch."
+)
 @click.option("--field", multiple=True, metavar="KEY=V,V,...", help="Device field and the values to try. Repeatable.")
 @click.option("--pareto", is_flag=True, help="Show only the Pareto front of step time and throughput.")
 @click.option("--tornado", is_flag=True, help="Sensitivity to every device field instead, at one batch and context.")

@@ -154,7 +154,7 @@ def curve_rows(spec: StudySpec) -> Iterator[CurveRow]:
 
 
 def flip_rows(spec: StudySpec) -> Iterator[FlipRow]:
-    """Where the linear layers of a decode step turn from memory to arithmetic, and where a scheme stops to gain."""
+    """Where the linear layers of a decode step turn from memory to arithmetic, and where a scheme stops paying off."""
     arch = hwmodels.get_architecture(spec.speed.models[0])
     context, profile = spec.speed.context, spec.speed.profile
     base, *_ = schemes(spec)
