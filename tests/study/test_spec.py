@@ -48,7 +48,7 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
         ({"quality": {"window": 3}}, "s.toml: quality: window must be at least 16: got 3"),
         ({"quality": {"max_loss": 0}}, "max_loss must be positive: got 0"),
         ({"quality": {"window": "x"}}, "s.toml: quality.window: Input should be a valid integer"),
-        ({"methods": []}, "a study has methods and cases: got 0"),
+        ({"methods": []}, "a study must have methods and cases: got 0"),
         ({"methods": ["magic:w4a16-g128"]}, "unknown method 'magic'"),
         ({"cases": [{"name": "a", "phase": "prefill", "measure": "tpot"}]},
          "case a: a prefill is measured in ttft or tokens_per_s: got tpot"),
