@@ -164,7 +164,9 @@ def default_layout(scheme: str | Scheme, tensors: Iterable[QuantizedTensor] = ()
             return name
         broken = broken or (name, bad)
     if broken is not None:
-        raise QsimError(refusal(broken[1], broken[0]))
+        why = refusal(broken[1], broken[0])
+        assert why is not None, "the tensor was refused above"
+        raise QsimError(why)
     scheme = get_scheme(scheme)
     label = scheme.name or scheme.weight.format.name
     raise QsimError(f"no checkpoint layout holds scheme {label}: {reason(scheme, next(iter(QUANTIZED)))}")
