@@ -239,7 +239,7 @@ def test_standard_errors_cover_correlated_windows():
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
-@pytest.mark.parametrize("scheme", [None, "w4a16-g32", "w8a8", "fp8"])
+@pytest.mark.parametrize("scheme", [None, "w4a16-g32", "w8a8", "fp8-tensor"])
 def test_the_threads_of_our_own_kernels_do_not_change_a_bit(model, scheme):
     """BLAS may split a sum by its threads, which `evaluate` says; on one BLAS thread everything is equal."""
     one = model if scheme is None else with_scheme(model, scheme)
