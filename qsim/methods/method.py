@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import QsimError, nearest
+from qsim.errors import QsimError
 from qsim.scheme import Scheme, get_scheme
 from qsim.scheme.rules import RULES
 
@@ -244,8 +244,3 @@ class Method:
         resolved = resolved.with_ragged() if found.ragged else resolved
         self.check(resolved)
         return self.recipe(resolved, found)
-
-
-def unknown(name: object, known: Mapping[str, Method]) -> QsimError:
-    """The refusal of a name that no method has."""
-    return QsimError(nearest("method", name, known))

@@ -11,11 +11,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
 from qsim.scheme import Scheme
 from qsim.tables import Table
 
-from .method import Method, Options, unknown
+from .method import Method, Options
 from .recipe import Recipe
 
 ENTRY_POINTS = "qsim.methods"
@@ -109,7 +109,7 @@ def get_method(name: object) -> Method:
         QsimError: no method has it.
     """
     if not isinstance(name, str) or name not in METHODS:
-        raise unknown(name, METHODS)
+        raise QsimError(nearest("method", name, METHODS))
     return METHODS[name]
 
 
