@@ -107,7 +107,7 @@ sweep llama-3-8b --context 1:99999999999999:1 | '1:99999999999999:1'
 sweep llama-3-8b --field x.y=1 | x.y
 sweep llama-3-8b --field =1 | '=1'
 sweep llama-3-8b --field memory.bandwidth_gbytes_per_s=-1 | -1
-sweep llama-3-8b --tornado --set memory.bandwidth_gbytes_per_s=1 | --set
+sweep llama-3-8b --tornado --set memory.bandwidth_gbytes_per_s=0 | memory.bandwidth_gbytes_per_s
 calibrate | CSV
 calibrate good.csv | --device
 calibrate good.csv --host | CSV
