@@ -29,8 +29,8 @@ def packages() -> Iterator[str]:
             vars(module).setdefault(exported, getattr(module, exported))
         if name == "qsim" or name.removeprefix("qsim.") not in qsim.__all__:  # what qsim exports has a page by that
             yield name
-    # files of the names of functions, which they leave in their place
-    yield from ("!qsim.quantize", "!hwmodels.predict", "!hwmodels.roofline")
+    # former places: of a package, and of functions, which have the names of those files
+    yield from ("!qsim.algorithms", "!qsim.quantize", "!hwmodels.predict", "!hwmodels.roofline")
 
 
 def build(out: Path) -> None:
