@@ -1,9 +1,9 @@
 """Calls of one compiled function on all of Numba's threads, without `parallel=True`.
 
 With `parallel=True` Numba builds the body of a loop, a wrapper for it and the function around them as three libraries,
-and all that the body calls is optimised and turned into machine code again in each: a product's kernel cost 3 s more at
-its first use than its body. What this package runs in threads is one call for each of so many tasks, and that needs no
-more than a call: `on_threads` writes it straight for the thread pool that Numba has anyway, in one library.
+and all that the body calls is optimised and turned into machine code again in each: the function took longer to compile
+than all that it calls. What runs in threads here is one call for each of so many tasks, and that needs no more than a
+call: `on_threads` writes it straight for the thread pool that Numba has anyway, in one library.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def _add_product(a: Any, depth: Any, b: Any, above: Any, lanes: Any, c: Any, lef
     """c[:, left : left + lanes] += a[:, :depth] b[above : above + depth, :lanes]; rows of c and depth: multiples of 4.
 
     Lanes run along a row. Whole arrays and where to begin, because a view of some columns is another type to Numba:
-    the function would be compiled once for each.
+    the function would be compiled once for each, as it would be for a literal 0.
     """
     for r in range(0, c.shape[0], 4):
         c0, c1, c2, c3 = c[r, left:], c[r + 1, left:], c[r + 2, left:], c[r + 3, left:]
@@ -71,12 +71,12 @@ def _tile(i: Any, q: Any, keys: Any, values: Any, past: Any, window: Any, scale:
             key = keys[b, kv, first + j]
             for d in range(size):
                 turned[d, j - at] = key[d]
-        _add_product(x, wide, turned, 0, end - at, scores, at)
+        _add_product(x, wide, turned, np.int64(0), end - at, scores, at)
     for r in range(group * tokens):
         ops.causal_row(scores[r, :count], past[b] + start + r % tokens + 1 - first, window, scale)
     mixed = np.zeros((rows, size), F32)
     whole = count // 4 * 4
-    _add_product(scores, whole, values[b, kv], first, size, mixed, 0)
+    _add_product(scores, whole, values[b, kv], first, size, mixed, np.int64(0))
     for j in range(whole, count):
         for r in range(group * tokens):
             p = scores[r, j]
