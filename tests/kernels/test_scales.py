@@ -21,9 +21,9 @@ from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme
 F32 = np.float32
 NAMED = [
     "w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w2a16-g64", "w8a16-channel", "w5a16-g128",
-    "w4a8-channel-token", "w8a8", "w8a8-channel-token-asym", "w8a8-tensor", "w4a8-g128-asym", "w4a8-g128-ag128",
-    "w3a8-g64", "fp8-weight-only", "fp8-tensor", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp4", "nvfp4",
-    "nvfp4-weight-only", "nf4-g64",
+    "w4a8", "w8a8", "w8a8-channel-token-asym", "w8a8-tensor", "w4a8-g128-asym", "w4a8-g128-ag128", "w3a8-g64",
+    "fp8-weight-only", "fp8-tensor", "fp8-rowwise", "fp8-block128", "mxfp8", "mxfp4", "nvfp4", "nvfp4-weight-only",
+    "nf4-g64",
 ]  # fmt: skip
 # scale and zero point formats that no name above has
 OTHER = {

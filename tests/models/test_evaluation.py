@@ -187,18 +187,15 @@ def test_progress(model, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 65}, r"window must be between 2 and the context length \(64\): got 65"),
-        ({"window": 1}, "window must be between 2"),
-        ({"protocol": "wikitext"}, "protocol must be one of windows, sliding, gptq: got 'wikitext'"),
+        ({"window": 65}, "window is 2 to the model's context, 64 tokens: got 65"),
+        ({"window": 1}, "window is 2 to"),
+        ({"protocol": "wikitext"}, "protocols are windows, sliding, gptq: got 'wikitext'"),
         ({"stride": 5}, "stride belongs to protocol='sliding'"),
-        (
-            {"stride": 65, "protocol": "sliding", "window": 64},
-            r"between 1 and the window \(64\): got 65",
-        ),
+        ({"stride": 65, "protocol": "sliding", "window": 64}, "stride is 1 to the window, 64: got 65"),
         ({"text": "x"}, "needs a text of at least 2 tokens: got 1"),
         ({"text": "x" * 20, "protocol": "gptq", "window": 64}, "'gptq' needs a text of at least 64 tokens: got 20"),
         ({"text": b"ab\xff"}, "a text is UTF-8: byte 2 is not"),
-        ({"text": np.array([1, 999])}, "token ids must be 0 to 255: got 999"),
+        ({"text": np.array([1, 999])}, "token ids are 0 to 255: got 999"),
         ({"text": np.array([1, 2]), "max_bytes": 3}, "max_bytes cuts a text: got token ids"),
     ],
 )
@@ -239,7 +236,7 @@ def test_standard_errors_cover_correlated_windows():
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
-@pytest.mark.parametrize("scheme", [None, "w4a16-g32", "w8a8", "fp8-tensor"])
+@pytest.mark.parametrize("scheme", [None, "w4a16-g32", "w8a8", "fp8-rowwise"])
 def test_the_threads_of_our_own_kernels_do_not_change_a_bit(model, scheme):
     """BLAS may split a sum by its threads, which `evaluate` says; on one BLAS thread everything is equal."""
     one = model if scheme is None else with_scheme(model, scheme)
