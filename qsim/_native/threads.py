@@ -39,9 +39,10 @@ def on_threads(kernel: Any) -> Any:
 
     @intrinsic
     def run(typingctx: Any, tasks: Any, given: Any) -> Any:
-        if not isinstance(given, types.BaseTuple):
+        kinds = getattr(given, "types", None)
+        if kinds is None:  # no tuple
             return None
-        called = (types.int64, *(types.unliteral(one) for one in given.types))
+        called = (types.int64, *(types.unliteral(one) for one in kinds))
         typed = typingctx.resolve_value_type(kernel).get_call_type(typingctx, called, {})
         arguments = types.Tuple(called[1:])
 
