@@ -127,8 +127,8 @@ def quality_text(result: StudyResult) -> str:
         f"Loss is the bits per byte more than 16 bit ({m.base_bits_per_byte:.4f} ± {m.base_bits_per_byte_se:.4f}) on "
         f"{scored:,} bytes of {m.text}; its error is that of the difference, window by window, so it is far smaller "
         "than that of either. Numbers are what the fused kernels compute with the scheme's own formats, activations "
-        "and KV cache included. A small model is hurt more by rounding than a large one: the order of the methods is "
-        "what carries over, and the claims in section 7 put published losses beside it."
+        "and KV cache included. A small model shows what each method does; neither the size of a loss nor the order of "
+        "methods need carry over to a large one. The claims in section 7 put published losses beside it."
     )
 
 
@@ -184,7 +184,7 @@ def made(result: StudyResult) -> list[str]:
 def limits(result: StudyResult) -> list[str]:
     """What the study does not say."""
     lines = [
-        f"Quality is that of {result.measured.model} on one text. It says how methods compare, not what a larger model "
+        f"Quality is that of {result.measured.model} on one text. It says how methods compare on it, not what a larger model "
         "will lose.",
         "The gains are of one step or of whole requests without queueing, scheduling between users or speculation.",
         "Bands of a ratio take the errors of its two times as independent. On one device they share causes (on an H200 "
