@@ -274,9 +274,10 @@ def attention(
     check_fidelity(fidelity)
     check_positive(batch=batch, seq=seq, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim,
                    kv_bytes_per_element=kv_bytes_per_element)  # fmt: skip
-    for name, value in {"value_dim": value_dim, "window": window}.items():
-        if value is not None:
-            check_positive(**{name: value})
+    if window is not None:
+        check_positive(window=window)
+    if value_dim:  # 0 where only scores are formed
+        check_positive(value_dim=value_dim)
     check_heads(q_heads, kv_heads)
     if new is not None:
         check_steps(new=new)

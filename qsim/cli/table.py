@@ -124,7 +124,7 @@ def console() -> Console:
     """A rich console on stdout for running text: colours on a terminal only."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False, emoji=False, width=width() or READABLE)
+    return Console(highlight=False, soft_wrap=False, emoji=False, force_jupyter=False, width=width() or READABLE)
 
 
 def text_of(value: Any) -> str:

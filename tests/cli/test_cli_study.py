@@ -73,7 +73,7 @@ def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> 
         (("--set", "memory.bandwidth_gbytes_per_s=1"), "--set changes the devices named with --device: name one"),
         (("--device", "h1000"), "unknown device 'h1000'"),
         (("--scheme", "w4a17"), "unknown scheme 'w4a17'"),
-        (("--method", "magic:fp8"), "--method: methods.0.algorithm: Input should be"),
+        (("--method", "magic:fp8"), "--method: methods.0.algorithm: unknown method 'magic'"),
         (("--text", "no-such-file.txt"), "--text: no-such-file.txt does not exist"),
         (("--max-loss", "-1"), "--max-loss must be a positive number of bits per byte: got -1"),
         (("--model", "llama-9"), "unknown model 'llama-9'"),

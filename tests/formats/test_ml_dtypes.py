@@ -129,5 +129,5 @@ def test_types_without_a_format_are_refused(given):
 
 @pytest.mark.parametrize("given", [float, int, bool, str, object, None, 4, [np.float16]])
 def test_what_is_neither_name_nor_type_nor_format_is_refused(given):
-    with pytest.raises(TypeError, match="a format is"):
+    with pytest.raises(TypeError, match="a format must be"):
         qsim.get_format(given)

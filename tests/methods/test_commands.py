@@ -313,9 +313,8 @@ def test_the_gptq_layout_is_symmetric_unless_asked(tmp_path, method, layout, sym
     config = {**CONFIGS["llama"], "hidden_size": 128, "intermediate_size": 128, "vocab_size": 256}
     write_folder(tmp_path / "m", config, random_tensors(ModelConfig.from_dict(config)))
     np.save(tmp_path / "ids.npy", np.arange(256))
-    common = ("quantize", tmp_path / "m", "--method", method, "--layout", layout, "--calibration", tmp_path / "ids.npy",
-              "--window", 32)  # fmt: skip
-    result = run(*common, "--out", tmp_path / "out")
+    common = ("quantize", tmp_path / "m", "--method", method, "--calibration", tmp_path / "ids.npy", "--window", 32)
+    result = run(*common, "--layout", layout, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     said = "scheme w4a16-g128-sym: layout" in result.stderr
     assert said == symmetric

@@ -187,15 +187,18 @@ def test_progress(model, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 65}, "window is 2 to the model's context, 64 tokens: got 65"),
-        ({"window": 1}, "window is 2 to"),
-        ({"protocol": "wikitext"}, "protocols are windows, sliding, gptq: got 'wikitext'"),
+        ({"window": 65}, "window must be between 2 and the context length \\(64\\): got 65"),
+        ({"window": 1}, "window must be between 2"),
+        ({"protocol": "wikitext"}, "protocol must be one of windows, sliding, gptq: got 'wikitext'"),
         ({"stride": 5}, "stride belongs to protocol='sliding'"),
-        ({"stride": 65, "protocol": "sliding", "window": 64}, "stride is 1 to the window, 64: got 65"),
+        (
+            {"stride": 65, "protocol": "sliding", "window": 64},
+            "stride must be between 1 and the window \\(64\\): got 65",
+        ),
         ({"text": "x"}, "needs a text of at least 2 tokens: got 1"),
         ({"text": "x" * 20, "protocol": "gptq", "window": 64}, "'gptq' needs a text of at least 64 tokens: got 20"),
         ({"text": b"ab\xff"}, "a text is UTF-8: byte 2 is not"),
-        ({"text": np.array([1, 999])}, "token ids are 0 to 255: got 999"),
+        ({"text": np.array([1, 999])}, "token ids must be 0 to 255: got 999"),
         ({"text": np.array([1, 2]), "max_bytes": 3}, "max_bytes cuts a text: got token ids"),
     ],
 )
