@@ -184,8 +184,8 @@ def made(result: StudyResult) -> list[str]:
 def limits(result: StudyResult) -> list[str]:
     """What the study does not say."""
     lines = [
-        f"Quality is that of {result.measured.model} on one text. It says how methods compare on it, not what a larger model "
-        "will lose.",
+        f"Quality is that of {result.measured.model} on one text. It says how methods compare on it, not what a "
+        "larger model will lose.",
         "The gains are of one step or of whole requests without queueing, scheduling between users or speculation.",
         "Bands of a ratio take the errors of its two times as independent. On one device they share causes (on an H200 "
         "they correlate by 0.3 to 0.5, and nine of ten measured ratios lie in their 80 % band), so sure gains may be "
