@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ._stale import watch
 
-PACKAGES = ("_native", "formats", "kernels", "methods", "models", "tensorcore")
+PACKAGES = ("formats", "kernels", "methods", "models", "tensorcore")
 """The packages of qsim that hold compiled functions."""
 
 

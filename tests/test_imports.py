@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[1]
 # package -> what else of the project it may import (besides itself). Nothing imports upward or sideways against it.
 FLOOR = {
     "qsim._cache",
-    "qsim._native",
     "qsim._stale",
     "qsim.arrays",
     "qsim.errors",
@@ -30,7 +29,6 @@ FLOOR = {
 GROUND = {"qsim.formats", "qsim.scheme", "qsim.families", "qsim.safetensors"}
 ALLOWED: dict[str, set[str]] = {
     "qsim._cache": set(),
-    "qsim._native": {"qsim._cache"},
     "qsim._stale": set(),
     "qsim.arrays": set(),
     "qsim.errors": set(),

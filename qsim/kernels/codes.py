@@ -6,9 +6,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
-from qsim._native.threads import on_threads
 from qsim.formats import FloatFormat
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
@@ -27,29 +26,27 @@ def _peak(x: Any) -> Any:
 
 
 @njit(cache=True, boundscheck=False)
-def _token(m: Any, tokens: Any, levels: Any, codes: Any, scales: Any) -> None:
-    x, out = tokens[m], codes[m]
+def _token(x: Any, levels: Any, out: Any) -> Any:
     peak = _peak(x)
     if peak >= U32(0x7F800000):
-        scales[m] = F32(0)
-        return
+        return F32(0)
     scale = F32(max(U32(peak).view(np.float32), F32(1e-5)) / levels)
     for at in range(x.shape[0]):
         out[at] = np.int8(np.int32(F32(F32(x[at] / scale) + _MAGIC) - _MAGIC))
-    scales[m] = scale
+    return scale
 
 
-_all_tokens = on_threads(_token)
+@njit(cache=True, parallel=True, boundscheck=False)
+def _tokens_parallel(x: Any, levels: Any, out: Any, scale: Any) -> None:
+    for m in prange(x.shape[0]):
+        i = np.int64(m)
+        scale[i] = _token(x[i], levels, out[i])
 
 
 @njit(cache=True, boundscheck=False)
-def _tokens(x: Any, levels: Any, out: Any, scale: Any, alone: Any) -> None:
-    """On one thread when `alone`, else on all."""
-    if alone:
-        for m in range(x.shape[0]):
-            _token(m, x, levels, out, scale)
-    else:
-        _all_tokens(x.shape[0], (x, levels, out, scale))
+def _tokens(x: Any, levels: Any, out: Any, scale: Any) -> None:
+    for m in range(x.shape[0]):
+        scale[m] = _token(x[m], levels, out[m])
 
 
 def quantize_tokens(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +62,8 @@ def quantize_tokens(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
         ValueError: NaN or Inf; the message names the row.
     """
     out, scale = np.empty(x.shape, np.int8), np.empty(x.shape[0], F32)
-    _tokens(x, F32((1 << (bits - 1)) - 1), out, scale, x.size < _SERIAL)
+    run = _tokens if x.size < _SERIAL else _tokens_parallel
+    run(x, F32((1 << (bits - 1)) - 1), out, scale)
     _refuse(x, scale)
     return out, scale
 
@@ -79,19 +77,15 @@ def _refuse(x: np.ndarray, scale: np.ndarray) -> None:
 
 
 @njit(cache=True, boundscheck=False)
-def _float_token(
-    m: Any, tokens: Any, top: Any, shift: Any, least: Any, all_codes: Any, all_values: Any, scales: Any
-) -> None:
+def _float_token(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: Any) -> Any:
     """x / scale to the nearest float with 23 - `shift` bits of mantissa and smallest normal number `least` (its bits).
 
     Adding 2^(e + shift), with e the exponent of |x| but at least that of `least`, rounds |x| in float32's addition, as
     in `qsim.formats`.
     """
-    x, codes, values = tokens[m], all_codes[m], all_values[m]
     peak = _peak(x)
     if peak >= U32(0x7F800000):
-        scales[m] = F32(0)
-        return
+        return F32(0)
     scale = F32(U32(peak).view(np.float32) / top)
     if scale == F32(0):
         scale = F32(1)
@@ -107,20 +101,20 @@ def _float_token(
         code = U32(U32(U32(F32(total).view(np.uint32) - e) + U32(e >> (shift & U32(31)))) + offset)
         codes[at] = np.uint8(U32(code | U32(sign >> U32(24))))
         values[at] = U32(F32(total - big).view(np.uint32) | sign).view(np.float32)
-    scales[m] = scale
-
-
-_all_float_tokens = on_threads(_float_token)
+    return scale
 
 
 @njit(cache=True, boundscheck=False)
-def _float_tokens(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: Any, scale: Any, alone: Any) -> None:
-    """On one thread when `alone`, else on all."""
-    if alone:
-        for m in range(x.shape[0]):
-            _float_token(m, x, top, shift, least, codes, values, scale)
-    else:
-        _all_float_tokens(x.shape[0], (x, top, shift, least, codes, values, scale))
+def _float_tokens(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: Any, scale: Any) -> None:
+    for m in range(x.shape[0]):
+        scale[m] = _float_token(x[m], top, shift, least, codes[m], values[m])
+
+
+@njit(cache=True, parallel=True, boundscheck=False)
+def _float_tokens_parallel(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: Any, scale: Any) -> None:
+    for m in prange(x.shape[0]):
+        i = np.int64(m)
+        scale[i] = _float_token(x[i], top, shift, least, codes[i], values[i])
 
 
 @cache
@@ -143,6 +137,7 @@ def quantize_floats(x: np.ndarray, fmt: FloatFormat) -> tuple[np.ndarray, np.nda
         ValueError: NaN or Inf; the message names the row.
     """
     codes, values, scale = np.empty(x.shape, np.uint8), np.empty(x.shape, F32), np.empty(x.shape[0], F32)
-    _float_tokens(x, *_rounding(fmt), codes, values, scale, x.size < _SERIAL)
+    run = _float_tokens if x.size < _SERIAL else _float_tokens_parallel
+    run(x, *_rounding(fmt), codes, values, scale)
     _refuse(x, scale)
     return codes, values, scale

@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import njit, prange, types
 from numba.extending import overload
-
-from qsim._native.threads import on_threads
 
 from . import lanes
 from .memory import aligned_float32
@@ -53,13 +51,12 @@ def _add_by_type(acc: Any, total: Any) -> Any:
 
 @njit(cache=True, boundscheck=False)
 def _expand_tiles(
-    task: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any,
-    group: Any, bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, most: Any, out: Any,
+    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
+    zero: Any, group: Any, bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, out: Any,
 ) -> None:  # fmt: skip
-    """At most `most` tiles for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
+    """Tiles first .. last - 1 for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
     rows, k = x.shape
-    first = task * most
-    groups, tiles, step = k // group, min(most, words.shape[0] - first), lanes.columns_per_step(words)
+    groups, tiles, step = k // group, last - first, lanes.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
@@ -89,10 +86,7 @@ def _expand_tiles(
         finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, bias, out, (first + t) * 64)
 
 
-_all_tasks = on_threads(_expand_tiles)
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, parallel=True, boundscheck=False)
 def expand_matmul(
     words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
     bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, tiles: Any, out: Any,
@@ -102,6 +96,9 @@ def expand_matmul(
     x (M', padded K), M' even and at least 4. `exact`, with int32 `sums`: x and q - zero are integers, exact in float32
     over `depth` columns and added in int32.
     """
-    _all_tasks((words.shape[0] + tiles - 1) // tiles,
-               (words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias, x, xrow, depth,
-                sums, exact, tiles, out))  # fmt: skip
+    count = words.shape[0]
+    for task in prange((count + tiles - 1) // tiles):
+        first = np.int64(task) * tiles
+        last = min(first + tiles, count)
+        _expand_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
+                       x, xrow, depth, sums, exact, out)  # fmt: skip

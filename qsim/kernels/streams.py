@@ -12,9 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
-
-from qsim._native.threads import on_threads
+from numba import njit, prange
 
 from . import lanes
 from .prepare import prepare
@@ -50,12 +48,12 @@ def group_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, g: Any,
         lanes.half_scales(scales, (tile * scales.shape[1] + g) * 64, out, row)
     elif rows_per_scale == 1:
         for lane in range(64):
-            out[row, lane] = decode_scale(U32(scales[tile, g, lane]), kind)
+            out[row, lane] = decode_scale(scales[tile, g, lane], kind)
     else:
         for lane in range(64):
             block = (tile * 64 + lane) // rows_per_scale if rows_per_scale else 0
             block = min(block, scales.shape[0] - 1)  # a padded row may lie past the last block
-            out[row, lane] = decode_scale(U32(scales[block, min(g, scales.shape[1] - 1), 0]), kind)
+            out[row, lane] = decode_scale(scales[block, min(g, scales.shape[1] - 1), 0], kind)
 
 
 @njit(cache=True, inline="always")
@@ -79,7 +77,7 @@ def group_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, g: Any, out: An
     else:
         kind = 0 if bits == 32 else bits - 15
         for lane in range(64):
-            out[row, lane] = decode_scale(U32(zeros[tile, g, lane]), kind)
+            out[row, lane] = decode_scale(zeros[tile, g, lane], kind)
 
 
 @njit(cache=True)
@@ -189,10 +187,7 @@ def _stream_share(
             tile = take_next(counters, owner * COUNTER_STRIDE)
 
 
-_all_shares = on_threads(_stream_share)
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, parallel=True, boundscheck=False)
 def stream_matmul(
     words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
     bias: Any, x: Any, xgroup: Any, xrow: Any, step: Any, sums: Any, threads: Any, out: Any,
@@ -203,5 +198,7 @@ def stream_matmul(
     """
     xs, xsum, factors = prepare(words, x, xgroup, group, step)
     counters = starts(words.shape[0], threads)
-    _all_shares(threads, (counters, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
-                          xs, xsum, factors, xrow, step, sums, out))  # fmt: skip
+    for t in prange(threads):
+        # the index of a parallel loop is unsigned; with a signed one the body is compiled once, not twice
+        _stream_share(np.int64(t), counters, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero),
+                      group, bias, xs, xsum, factors, xrow, step, sums, out)  # fmt: skip

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
-
-from qsim._native.threads import on_threads
+from numba import njit, prange
 
 from . import ops
 
@@ -18,17 +16,13 @@ _KEYS = 128  # keys whose products are formed together: 64 x 128 of them fit in 
 
 
 @njit(cache=True, fastmath=_FAST, boundscheck=False)
-def _add_product(a: Any, depth: Any, b: Any, above: Any, lanes: Any, c: Any, left: Any) -> None:
-    """c[:, left : left + lanes] += a[:, :depth] b[above : above + depth, :lanes]; rows of c and depth: multiples of 4.
-
-    Lanes run along a row. Whole arrays and where to begin, because a view of some columns is another type to Numba:
-    the function would be compiled once for each, as it would be for a literal 0.
-    """
+def _add_product(a: Any, b: Any, c: Any) -> None:
+    """c += a b for (R, K), (K, N) and (R, N), R and K multiples of 4: lanes run along N."""
+    lanes = c.shape[1]
     for r in range(0, c.shape[0], 4):
-        c0, c1, c2, c3 = c[r, left:], c[r + 1, left:], c[r + 2, left:], c[r + 3, left:]
-        for k in range(0, depth, 4):
-            at = above + k
-            b0, b1, b2, b3 = b[at], b[at + 1], b[at + 2], b[at + 3]
+        c0, c1, c2, c3 = c[r], c[r + 1], c[r + 2], c[r + 3]
+        for k in range(0, a.shape[1], 4):
+            b0, b1, b2, b3 = b[k], b[k + 1], b[k + 2], b[k + 3]
             x0, x1, x2, x3 = a[r], a[r + 1], a[r + 2], a[r + 3]
             p0, p1, p2, p3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
             q0, q1, q2, q3 = x1[k], x1[k + 1], x1[k + 2], x1[k + 3]
@@ -43,58 +37,54 @@ def _add_product(a: Any, depth: Any, b: Any, above: Any, lanes: Any, c: Any, lef
 
 
 @njit(cache=True, boundscheck=False)
-def _tile(i: Any, q: Any, keys: Any, values: Any, past: Any, window: Any, scale: Any, out: Any) -> None:
-    """Tile i of all sequences' and KV heads', each up to `_TILE` queries of the heads of one; shapes as `attend_tiles`.
-
-    Elements are copied one by one: to assign an array to a slice makes Numba compile the message of shapes that do not
-    fit, and with it the functions of integers and texts.
-    """
-    tokens, kv_heads, size = q.shape[1], keys.shape[1], q.shape[3]
-    group, tiles = q.shape[2] // kv_heads, (tokens + _TILE - 1) // _TILE
-    b, rest = i // (kv_heads * tiles), i % (kv_heads * tiles)
-    kv, start = rest % kv_heads, (tiles - 1 - rest // kv_heads) * _TILE  # the longest tiles first
-    head, tokens = kv * group, min(tokens, start + _TILE) - start
+def _tile(q: Any, keys: Any, values: Any, start: Any, stop: Any, past: Any, window: Any, scale: Any, out: Any) -> None:
+    """Queries `start` to `stop` of a KV head's heads: q and out (T, G, head_dim), keys and values (J, head_dim)."""
+    group, size = q.shape[1], q.shape[2]
+    tokens = stop - start
     rows, wide = (group * tokens + 3) // 4 * 4, (size + 3) // 4 * 4
-    first, last = max(np.int64(0), past[b] + start + 1 - window), past[b] + start + tokens
+    first, last = max(np.int64(0), past + start + 1 - window), past + stop
     count = last - first
     padded = (count + 3) // 4 * 4
     x = np.zeros((rows, wide), F32)
     for g in range(group):
         for t in range(tokens):
-            for d in range(size):
-                x[g * tokens + t, d] = q[b, start + t, head + g, d]
+            x[g * tokens + t, :size] = q[start + t, g]
     scores = np.zeros((rows, padded), F32)
     turned = np.zeros((wide, _KEYS), F32)
     for at in range(0, count, _KEYS):
         end = min(count, at + _KEYS)
         for j in range(at, end):
-            key = keys[b, kv, first + j]
+            key = keys[first + j]
             for d in range(size):
                 turned[d, j - at] = key[d]
-        _add_product(x, wide, turned, np.int64(0), end - at, scores, at)
+        _add_product(x, turned[:, : end - at], scores[:, at:end])
     for r in range(group * tokens):
-        ops.causal_row(scores[r, :count], past[b] + start + r % tokens + 1 - first, window, scale)
+        ops.causal_row(scores[r, :count], past + start + r % tokens + 1 - first, window, scale)
     mixed = np.zeros((rows, size), F32)
     whole = count // 4 * 4
-    _add_product(scores, whole, values[b, kv], first, size, mixed, np.int64(0))
+    _add_product(scores[:, :whole], values[first : first + whole], mixed)
     for j in range(whole, count):
         for r in range(group * tokens):
             p = scores[r, j]
             for d in range(size):
-                mixed[r, d] += p * values[b, kv, first + j, d]
+                mixed[r, d] += p * values[first + j, d]
     for g in range(group):
         for t in range(tokens):
-            for d in range(size):
-                out[b, start + t, head + g, d] = mixed[g * tokens + t, d]
+            out[start + t, g] = mixed[g * tokens + t]
 
 
-_all_tiles = on_threads(_tile)
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, parallel=True, boundscheck=False)
 def _attend(q: Any, keys: Any, values: Any, past: Any, window: Any, scale: Any, out: Any) -> None:
-    tiles = (q.shape[1] + _TILE - 1) // _TILE
-    _all_tiles(q.shape[0] * keys.shape[1] * tiles, (q, keys, values, past, window, scale, out))
+    batch, tokens, heads, _ = q.shape
+    kv_heads = keys.shape[1]
+    group, tiles = heads // kv_heads, (tokens + _TILE - 1) // _TILE
+    for i in prange(batch * kv_heads * tiles):
+        b, rest = i // (kv_heads * tiles), i % (kv_heads * tiles)
+        kv, tile = rest % kv_heads, tiles - 1 - rest // kv_heads  # the longest tiles first
+        start = tile * _TILE
+        here = slice(kv * group, (kv + 1) * group)
+        _tile(q[b][:, here], keys[b, kv], values[b, kv], start, min(tokens, start + _TILE), past[b], window, scale,
+              out[b][:, here])  # fmt: skip
 
 
 def attend_tiles(

@@ -17,9 +17,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
-
-from qsim._native.threads import on_threads
+from numba import njit, prange
 
 F32, I32, U32 = np.float32, np.int32, np.uint32
 _MAGIC = F32(3 << 22)  # x + 1.5 * 2^23 has rint(x) in its low bits, for |x| < 2^22
@@ -167,10 +165,10 @@ def activate(x: np.ndarray, kind: str) -> np.ndarray:
 @njit(cache=True, nogil=True, boundscheck=False)
 def _largest(x: Any) -> Any:
     """The maximum, compared as integers, which vectorises; a NaN with clear sign is above all."""
+    bits = x.view(np.int32)
     top = I32(-(1 << 31))
-    for j in range(x.shape[0]):
-        bits = F32(x[j]).view(np.int32)
-        top = max(top, I32(bits ^ I32((bits >> I32(31)) & I32(0x7FFFFFFF))))
+    for j in range(bits.shape[0]):
+        top = max(top, I32(bits[j] ^ I32((bits[j] >> I32(31)) & I32(0x7FFFFFFF))))
     return I32(top ^ I32((top >> I32(31)) & I32(0x7FFFFFFF))).view(np.float32)
 
 
@@ -233,20 +231,13 @@ def _dots(x: Any, w: Any, first: Any, last: Any, out: Any) -> None:
         out[n] = total
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
-def _rows_of_w(p: Any, x: Any, w: Any, out: Any) -> None:
-    first = p * 32
-    last = min(w.shape[0], first + 32)
-    for m in range(x.shape[0]):  # the 32 rows stay in the cache for the next token
-        _dots(x[m], w, first, last, out[m])
-
-
-_all_rows_of_w = on_threads(_rows_of_w)
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, parallel=True, boundscheck=False)
 def _few_tokens(x: Any, w: Any, out: Any) -> None:
-    _all_rows_of_w((w.shape[0] + 31) // 32, (x, w, out))
+    for p in prange((w.shape[0] + 31) // 32):
+        first = p * 32
+        last = min(w.shape[0], first + 32)
+        for m in range(x.shape[0]):  # the 32 rows stay in the cache for the next token
+            _dots(x[m], w, first, last, out[m])
 
 
 def few_tokens(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -257,16 +248,8 @@ def few_tokens(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
-def _attend_head(i: Any, rows: Any, k: Any, v: Any, lengths: Any, window: Any, scale: Any, outs: Any) -> None:
-    """The query of head i % H of sequence i // H; four keys at a time, so that q and out stay in registers."""
-    size = k.shape[3]
-    heads = rows.shape[1] // size
-    b, h = i // heads, i % heads
-    kv = h // (heads // k.shape[1])
-    last = lengths[b] + 1
-    first = max(np.int64(0), last - window)
-    q, out = rows[b, h * size : (h + 1) * size], outs[b, h * size : (h + 1) * size]
-    keys, values, scores = k[b, kv], v[b, kv], np.empty(last, F32)
+def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: Any, scores: Any, out: Any) -> None:
+    """One query of one head; four keys at a time, so that q and out stay in registers."""
     whole = first + (last - first) // 4 * 4
     for j in range(first, whole, 4):
         k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
@@ -295,18 +278,34 @@ def _attend_head(i: Any, rows: Any, k: Any, v: Any, lengths: Any, window: Any, s
             out[d] += p * value[d]
 
 
-_all_heads = on_threads(_attend_head)
+@njit(cache=True, nogil=True, boundscheck=False)
+def _attend(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
+    batch, kv_heads, _, size = keys.shape
+    heads = q.shape[1] // size
+    group = heads // kv_heads
+    for b in range(batch):
+        last = lengths[b] + 1
+        first = max(np.int64(0), last - window)
+        scores = np.empty(last, F32)
+        for h in range(heads):
+            here = slice(h * size, (h + 1) * size)
+            _attend_head(
+                q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here]
+            )
 
 
-@njit(cache=True, boundscheck=False)
-def _attend(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any, alone: Any) -> None:
-    """On one thread when `alone`, else on all."""
-    tasks = q.shape[0] * (q.shape[1] // keys.shape[3])
-    if alone:
-        for i in range(tasks):
-            _attend_head(i, q, keys, values, lengths, window, scale, out)
-    else:
-        _all_heads(tasks, (q, keys, values, lengths, window, scale, out))
+@njit(cache=True, parallel=True, boundscheck=False)
+def _attend_parallel(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
+    batch, kv_heads, _, size = keys.shape
+    heads = q.shape[1] // size
+    group = heads // kv_heads
+    for i in prange(batch * heads):
+        b, h = i // heads, i % heads
+        last = lengths[b] + 1
+        first = max(np.int64(0), last - window)
+        scores = np.empty(last, F32)
+        here = slice(h * size, (h + 1) * size)
+        _attend_head(q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here])
 
 
 def attend_one(
@@ -326,8 +325,8 @@ def attend_one(
     """
     out = np.empty(q.shape, F32)
     work = q.size * int(lengths.max() + 1)
-    rows = np.ascontiguousarray(q)  # some columns of many rows are another type to Numba, compiled once more
-    _attend(rows, keys, values, lengths, np.int64(window), F32(scale), out, work < _PARALLEL_FROM)
+    run = _attend if work < _PARALLEL_FROM else _attend_parallel
+    run(q, keys, values, lengths, np.int64(window), F32(scale), out)
     return out
 
 

@@ -6,9 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
-
-from qsim._native.threads import on_threads
+from numba import njit, prange
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:
@@ -53,38 +51,24 @@ def _log_sum_exp(row: Any) -> Any:
     return top + math.log(total), best
 
 
-@njit(cache=True, boundscheck=False)
-def _score_row(m: Any, logits: Any, targets: Any, nll: Any, top: Any) -> None:
-    total, best = _log_sum_exp(logits[m])
-    nll[m] = total - np.float64(logits[m, targets[m]])
-    top[m] = best
-
-
-_score_rows = on_threads(_score_row)
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, parallel=True, boundscheck=False)
 def score(logits: Any, targets: Any, nll: Any, top: Any) -> None:
     """-log p(target) in nats, in float64, and the likeliest token of every row of logits (M, V) float32."""
-    _score_rows(logits.shape[0], (logits, targets, nll, top))
+    for m in prange(logits.shape[0]):
+        total, best = _log_sum_exp(logits[m])
+        nll[m] = total - np.float64(logits[m, targets[m]])
+        top[m] = best
 
 
-@njit(cache=True, boundscheck=False)
-def _divergence_row(m: Any, reference: Any, logits: Any, kl: Any, same: Any) -> None:
-    p_total, p_best = _log_sum_exp(reference[m])
-    q_total, q_best = _log_sum_exp(logits[m])
-    total = 0.0
-    for v in range(logits.shape[1]):
-        log_p = np.float64(reference[m, v]) - p_total
-        total += math.exp(log_p) * (log_p - (np.float64(logits[m, v]) - q_total))
-    kl[m] = max(total, 0.0)  # rounding can leave -1e-17 where both agree
-    same[m] = p_best == q_best
-
-
-_divergence_rows = on_threads(_divergence_row)
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, parallel=True, boundscheck=False)
 def divergence(reference: Any, logits: Any, kl: Any, same: Any) -> None:
     """KL(reference || model) in nats, in float64, and whether the likeliest tokens agree, of every row (M, V)."""
-    _divergence_rows(logits.shape[0], (reference, logits, kl, same))
+    for m in prange(logits.shape[0]):
+        p_total, p_best = _log_sum_exp(reference[m])
+        q_total, q_best = _log_sum_exp(logits[m])
+        total = 0.0
+        for v in range(logits.shape[1]):
+            log_p = np.float64(reference[m, v]) - p_total
+            total += math.exp(log_p) * (log_p - (np.float64(logits[m, v]) - q_total))
+        kl[m] = max(total, 0.0)  # rounding can leave -1e-17 where both agree
+        same[m] = p_best == q_best
