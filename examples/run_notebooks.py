@@ -30,13 +30,15 @@ def execute(path: Path, timeout_s: int = 180) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell failed; the message holds it and its traceback.
     """
     notebook = nbformat.read(path, as_version=4)
-    # the kernel is a child of this process: it finds the packages of this checkout first
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(HERE.parents[1]), os.environ.get("PYTHONPATH")) if p)
+    # the kernel is a child of this process: it finds the packages of this checkout first, and lines break where a
+    # reader's do, however wide this terminal is
+    found = os.pathsep.join(p for p in (str(HERE.parents[1]), os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "PYTHONPATH": found, "COLUMNS": "80"}
     client = NotebookClient(
         notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(HERE)}},
         extra_arguments=["--IPKernelApp.log_level=40"],
     )  # fmt: skip
-    client.execute()
+    client.execute(env=environment)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"c{number:02}"
         cell["metadata"] = {}

@@ -18,7 +18,7 @@ import numpy as np
 from qsim.errors import QsimError
 
 from .between import corrected, pick
-from .checks import check_positive, check_steps
+from .checks import check_not_negative, check_positive, check_steps
 from .device import Device
 from .grid import Grid
 from .kernels import get_family
@@ -276,8 +276,8 @@ def attention(
                    kv_bytes_per_element=kv_bytes_per_element)  # fmt: skip
     if window is not None:
         check_positive(window=window)
-    if value_dim:  # 0 where only scores are formed
-        check_positive(value_dim=value_dim)
+    if value_dim is not None:
+        check_not_negative(value_dim=value_dim)  # 0 where only scores are formed
     check_heads(q_heads, kv_heads)
     if new is not None:
         check_steps(new=new)

@@ -83,7 +83,7 @@ SIZES: dict[str, tuple[typing.Callable[..., Any], dict[str, Any], tuple[str, ...
     "smallest_sram_gbytes": (hwmodels.whatif.smallest_sram_gbytes, {"model": "llama-3.2-1b"}, ("chips", "kv_tokens")),
 }  # fmt: skip
 OPTIONAL = {"seq", "weight_bytes", "value_dim", "new", "low", "high"}
-ZERO_IS_FINE = {"flop", "traffic_bytes", "kv_tokens"}
+ZERO_IS_FINE = {"flop", "traffic_bytes", "kv_tokens", "value_dim"}
 
 
 @pytest.mark.parametrize("name", SIZES)
