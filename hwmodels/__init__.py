@@ -8,46 +8,49 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hwmodels.former import forward
+
 _LAZY = {
-    "Device": "hwmodels.device",
-    "get_device": "hwmodels.load",
-    "device_names": "hwmodels.load",
-    "Architecture": "hwmodels.architecture",
-    "get_architecture": "hwmodels.architecture",
-    "architecture_names": "hwmodels.architecture",
+    "Device": "hwmodels.device.device",
+    "get_device": "hwmodels.device.load",
+    "device_names": "hwmodels.device.load",
+    "Architecture": "hwmodels.workload.architecture",
+    "get_architecture": "hwmodels.workload.architecture",
+    "architecture_names": "hwmodels.workload.architecture",
     "list_devices": "hwmodels.listing",
     "list_models": "hwmodels.listing",
     "Roofline": "hwmodels.limits",
     "roofline": "hwmodels.limits",
-    "kv_cache_bytes": "hwmodels.footprint",
-    "state_bytes": "hwmodels.footprint",
-    "gemm": "hwmodels.timing",
-    "gemm_time": "hwmodels.timing",
-    "attention": "hwmodels.timing",
-    "attention_time": "hwmodels.timing",
+    "kv_cache_bytes": "hwmodels.workload.footprint",
+    "state_bytes": "hwmodels.workload.footprint",
+    "gemm": "hwmodels.timing.kernel",
+    "gemm_time": "hwmodels.timing.kernel",
+    "attention": "hwmodels.timing.kernel",
+    "attention_time": "hwmodels.timing.kernel",
     "predict": "hwmodels.prediction",
     "speedup": "hwmodels.prediction",
     "Prediction": "hwmodels.prediction",
     "predict_request": "hwmodels.request",
     "throughput": "hwmodels.request",
-    "fit": "hwmodels.calibration.build",
+    "fit": "hwmodels.fitting.build",
     "sweep": "hwmodels.whatif",
     "pareto": "hwmodels.whatif",
     "break_even": "hwmodels.whatif",
     "tornado": "hwmodels.whatif",
 }
 if TYPE_CHECKING:
-    from hwmodels.architecture import Architecture, architecture_names, get_architecture
-    from hwmodels.calibration.build import fit
-    from hwmodels.device import Device
-    from hwmodels.footprint import kv_cache_bytes, state_bytes
     from hwmodels.limits import Roofline, roofline
     from hwmodels.listing import list_devices, list_models
-    from hwmodels.load import device_names, get_device
     from hwmodels.prediction import Prediction, predict, speedup
     from hwmodels.request import predict_request, throughput
-    from hwmodels.timing import attention, attention_time, gemm, gemm_time
     from hwmodels.whatif import break_even, pareto, sweep, tornado
+
+    from .device.device import Device
+    from .device.load import device_names, get_device
+    from .fitting.build import fit
+    from .timing.kernel import attention, attention_time, gemm, gemm_time
+    from .workload.architecture import Architecture, architecture_names, get_architecture
+    from .workload.footprint import kv_cache_bytes, state_bytes
 
 __all__ = [
     "Architecture", "Device", "Prediction", "Roofline", "architecture_names", "attention", "attention_time",
@@ -57,6 +60,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+forward()
 if not TYPE_CHECKING:  # a type checker would take any name for one that exists
 
     def __getattr__(name: str) -> Any:

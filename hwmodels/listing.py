@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from qsim.tables import Table
 
-from .architecture import Architecture, architecture_names, get_architecture
-from .describe import device_row
-from .device import Device
-from .hub import hub_ids
-from .load import device_names, get_device
+from .device.describe import device_row
+from .device.device import Device
+from .device.load import device_names, get_device
+from .workload.architecture import Architecture, architecture_names, get_architecture
+from .workload.hub import hub_ids
 
 
 def list_devices() -> Table[Device]:

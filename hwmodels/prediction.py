@@ -18,16 +18,16 @@ from qsim.errors import QsimError
 from qsim.lazy import LazyModule
 from qsim.scheme import Scheme, get_scheme
 
-from .architecture import Architecture, get_architecture
 from .checks import check_count, check_steps
-from .device import Device
-from .execution import OperatorTime, Runner
-from .footprint import Footprint, footprint, largest_batch, what_would_fit
-from .kernels import get_family
-from .load import get_device
-from .profiles import Choice, Profile, choose_kernel, get_profile
-from .step import step_operators
-from .timing import IDEAL_MISS
+from .device.device import Device
+from .device.load import get_device
+from .timing.execution import OperatorTime, Runner
+from .timing.families import get_family
+from .timing.kernel import IDEAL_MISS
+from .timing.profiles import Choice, Profile, choose_kernel, get_profile
+from .workload.architecture import Architecture, get_architecture
+from .workload.footprint import Footprint, footprint, largest_batch, what_would_fit
+from .workload.step import step_operators
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,8 +100,6 @@ class Prediction:
             QsimError: the prediction was made for arrays of batches or contexts, which have no single table; see
                 `hwmodels.sweep`.
         """
-        from .describe import operator_rows
-
         if np.ndim(self.time_s):
             raise QsimError(
                 f"a prediction of shape {np.shape(self.time_s)} has no single operator table: predict one batch and "
@@ -155,6 +153,29 @@ class Prediction:
         """
         least = sum(op.flop / op.peak_flop_per_s for op in self.operators if op.formats)
         return least / self.time_s
+
+
+def operator_rows(prediction: Prediction) -> list[dict[str, Any]]:
+    """The operator table of a prediction with scalar arguments."""
+    total = float(prediction.time_s)
+    return [
+        {
+            "operator": op.name,
+            "calls": int(op.calls),
+            "time_s": float(op.time_s),
+            "low_s": float(op.low_s),
+            "high_s": float(op.high_s),
+            "share": float(op.time_s) / total,
+            "gflop": float(op.flop) / 1e9,
+            "mbytes": float(op.traffic_bytes) / 1e6,
+            "flop_per_byte": float(op.intensity),
+            "bound": str(op.bound),
+            "kernel": op.kernel,
+            "format": "+".join(op.formats),
+            "fidelity": op.fidelity,
+        }
+        for op in prediction.operators
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +232,8 @@ def predict(
         device, model, scheme: names or values; a path to a device TOML or a Hugging Face config.json works.
         phase: `prefill` (each of `batch` sequences brings `seq` tokens, default the whole context) or `decode`.
         batch, context: sequences; tokens in the KV cache with the new ones. Arrays broadcast.
-        fidelity: `ideal`, `calibrated`, `transferred` (`hwmodels.timing`).
-        profile: execution profile (`hwmodels.profiles`); `attention_kernel` and `kernel` override its choices.
+        fidelity: `ideal`, `calibrated`, `transferred` (`hwmodels.timing.kernel`).
+        profile: execution profile (`hwmodels.timing.profiles`); `attention_kernel` and `kernel` override its choices.
         tensor_parallel: devices that share every layer, joined by the device's link.
         strict: refuse a scheme the device has no arithmetic for, instead of pricing the usual fallback.
         overrides: device fields, `{"memory.bandwidth_gbytes_per_s": 6000}` or `["key=value"]`.

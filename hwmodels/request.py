@@ -13,12 +13,12 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.scheme import Scheme
 
-from .architecture import Architecture, get_architecture
 from .checks import check_count
-from .device import Device
-from .footprint import largest_batch
-from .load import get_device
+from .device.device import Device
+from .device.load import get_device
 from .prediction import predict, resolve_scheme
+from .workload.architecture import Architecture, get_architecture
+from .workload.footprint import largest_batch
 
 
 @dataclass(frozen=True, kw_only=True)

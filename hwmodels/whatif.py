@@ -12,8 +12,8 @@ from qsim.errors import QsimError
 from qsim.lazy import LazyModule
 
 from .checks import check_count, check_not_negative, check_number, check_steps
-from .device import Device
-from .load import field_value, get_device, number_range, parse_overrides
+from .device.device import Device
+from .device.load import field_value, get_device, number_range, parse_overrides
 from .prediction import Prediction, predict, resolve_scheme
 
 if TYPE_CHECKING:
@@ -283,8 +283,8 @@ def compute_bound_from(
 
 def smallest_sram_gbytes(model: Any, scheme: Any = "bf16", *, chips: int = 1, kv_tokens: int = 0) -> float:
     """On-chip memory a chip needs, in GB, for `chips` chips to hold the weights and a cache of `kv_tokens` tokens."""
-    from .architecture import get_architecture
-    from .footprint import kv_bytes_per_token, model_weight_bytes
+    from .workload.architecture import get_architecture
+    from .workload.footprint import kv_bytes_per_token, model_weight_bytes
 
     check_count(chips=chips)
     check_not_negative(kv_tokens=kv_tokens)

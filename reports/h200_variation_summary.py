@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hwmodels.calibration import sources
-from hwmodels.calibration.fit import held_out
+from hwmodels.fitting import sources
+from hwmodels.fitting.fit import held_out
 
 DATA = Path(__file__).parent / "h200_variation"
 

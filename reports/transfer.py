@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from hwmodels.prediction import ENGINES, TRANSFER_CORRELATION
-from hwmodels.timing import LARGE_TRANSFER, TRANSFER_BAND
-from hwmodels.transfer import device_errors, engine_errors, shared_error
+from hwmodels.timing.kernel import LARGE_TRANSFER, TRANSFER_BAND
+from hwmodels.validation.transfer import device_errors, engine_errors, shared_error
 
 
 def quantiles(ratio) -> str:

@@ -147,6 +147,87 @@ def test_imports_are_light(statement, heavy):
     assert result.stdout.split() == []
 
 
+# shelf of hwmodels -> what else of hwmodels it may import; the modules beside the shelves stand above all of these
+SHELVES: dict[str, set[str]] = {
+    "checks": set(),
+    "limits": {"checks"},
+    "former": set(),
+    "device": {"checks"},
+    "workload": {"checks", "device"},
+    "calibration": {"checks"},
+    "timing": {"checks", "limits", "device", "workload", "calibration"},
+    "fitting": {"checks", "limits", "device", "workload", "calibration", "timing"},
+}
+
+
+def shelf(module: str) -> str:
+    return [*module.split("."), "", ""][1]
+
+
+def test_nothing_in_hwmodels_imports_upward():
+    found = {path: imports_of(path) for path in (ROOT / "hwmodels").rglob("*.py")}
+    upward = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, names in found.items()
+        for name in names
+        if (home := shelf(".".join(path.relative_to(ROOT).with_suffix("").parts))) in SHELVES
+        and shelf(name) not in SHELVES[home] | {home}
+        and name.startswith("hwmodels.")
+    ]
+    assert upward == []
+    below = {"validation", *SHELVES}
+    beside = [p for p in found if p.parent.name == "hwmodels" and p.stem not in below and p.stem != "__init__"]
+    assert beside
+    assert [p.name for p in beside if "validation" in {shelf(name) for name in found[p]}] == []
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """The modules that reach themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for name in arrows.get(todo.pop(), set()) - seen:
+                seen.add(name)
+                todo.append(name)
+        return seen
+
+    return sorted(name for name in arrows if name in reached(name))
+
+
+def test_hwmodels_has_no_circle():
+    """At any depth, type checking included; the package's own file only says where names are."""
+    arrows = {}
+    for path in (ROOT / "hwmodels").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if path.name != "__init__.py":
+            arrows[name] = imports_of(path)
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert circle(arrows) == []
+
+
+@pytest.mark.parametrize(
+    ("former", "today"),
+    [
+        ("hwmodels.load", "hwmodels.device.load"),
+        ("hwmodels.calibration.build", "hwmodels.fitting.build"),
+        ("hwmodels.validate", "hwmodels.validation.validate"),
+    ],
+)
+def test_a_module_is_found_at_its_former_place_and_is_the_same(former, today):
+    code = f"""
+import importlib
+was, is_now = importlib.import_module({former!r}), importlib.import_module({today!r})
+print(was is is_now, is_now.__spec__.name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.split() == ["True", today]
+    code = "from hwmodels.timing import gemm; from hwmodels.device import Device, Memory; print(gemm.__module__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.split() == ["hwmodels.timing.kernel"]
+
+
 def test_an_exception_is_for_one_function_and_used(tmp_path, monkeypatch):
     for where, package in EXCEPTIONS:
         assert package in {package_of(name) for name in imports_of(ROOT / where)}

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from qsim.errors import QsimError
 
-from ..grid import Grid
-from ..neighbours import Neighbours
-from ..surface import Surface, tile_rows
+from .grid import Grid
+from .neighbours import Neighbours
+from .surface import Surface, tile_rows
 
 REGIMES = ("small", "medium", "large")
 REGIME_EDGES = (16.0, 256.0)

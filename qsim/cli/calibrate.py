@@ -64,7 +64,7 @@ def calibrate(
 
 
 def _host(out: Path | None, plot: Path | None, form: Form) -> None:
-    from hwmodels.host import host_device_toml, host_speedups, measure_host
+    from hwmodels.fitting.host import host_device_toml, host_speedups, measure_host
 
     from .host_kernels import measure_kernels
 

@@ -39,8 +39,8 @@ def devices(names: tuple[str, ...], sources: bool, overrides: tuple[str, ...], f
       qsim devices h100-sxm l40s --sources
       qsim devices asic --set memory.bandwidth_gbytes_per_s=8000
     """
-    from hwmodels.describe import device_row, device_sources
-    from hwmodels.load import device_names
+    from hwmodels.device.describe import device_row, device_sources
+    from hwmodels.device.load import device_names
 
     found = chosen_devices(names or device_names(), overrides)
     rows = [row for d in found for row in device_sources(d)] if sources else [device_row(d) for d in found]

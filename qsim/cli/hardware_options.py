@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from hwmodels.device import Device
+    from hwmodels.device.device import Device
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,7 +63,7 @@ def complete(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
 
 def device_names() -> Iterable[str]:
     """Devices that are shipped as data."""
-    from hwmodels import load
+    from hwmodels.device import load
 
     return load.device_names()
 
@@ -77,7 +77,7 @@ def scheme_names() -> Iterable[str]:
 
 def model_names() -> Iterable[str]:
     """Architectures that are shipped as data."""
-    from hwmodels.architecture import architecture_names
+    from hwmodels.workload.architecture import architecture_names
 
     return architecture_names()
 
@@ -118,9 +118,9 @@ def chosen_devices(names: Sequence[str], overrides: Sequence[str]) -> list[Devic
     """The devices that were asked for, each with its overrides; on stderr, what changes more than one of them.
 
     Raises:
-        QsimError: as `hwmodels.load.overrides_by_device` and `get_device`.
+        QsimError: as `hwmodels.device.load.overrides_by_device` and `get_device`.
     """
-    from hwmodels.load import get_device, overrides_by_device
+    from hwmodels.device.load import get_device, overrides_by_device
 
     changes, shared = overrides_by_device(names, overrides)
     for key in shared:

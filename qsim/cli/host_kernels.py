@@ -18,7 +18,7 @@ def measure_kernels(
     """
     import numpy as np
 
-    from hwmodels.host import best_time
+    from hwmodels.fitting.host import best_time
     from qsim import kernels
     from qsim.scheme import get_scheme, quantize
 

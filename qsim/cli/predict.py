@@ -90,7 +90,8 @@ def predict(
       qsim predict llama-3-8b --device asic --set memory.bandwidth_gbytes_per_s=6000
     """
     import hwmodels
-    from hwmodels.describe import operator_rows, prediction_row
+    from hwmodels.describe import prediction_row
+    from hwmodels.prediction import operator_rows
 
     options = {**how, "kernel": kernel, "attention_kernel": attention}
     source = click.get_current_context().get_parameter_source("new_tokens")

@@ -65,7 +65,8 @@ def roofline(
       qsim roofline llama-3-8b --device a100 --phase prefill --context 4096
     """
     import hwmodels
-    from hwmodels.describe import operator_rows, roofs
+    from hwmodels.describe import roofs
+    from hwmodels.prediction import operator_rows
 
     cases = [
         hwmodels.predict(d, model, s, phase, batch, context, tensor_parallel=tensor_parallel, profile=profile,

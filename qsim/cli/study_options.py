@@ -83,7 +83,7 @@ def _has_weights(model: str) -> bool:
 
 
 def _speed(speed: Speed, given: Mapping[str, Any]) -> Speed:
-    from hwmodels.load import overrides_by_device
+    from hwmodels.device.load import overrides_by_device
     from qsim.study import DeviceSpec
     from qsim.study.spec import DEFAULT_DEVICES
 

@@ -97,7 +97,7 @@ def sweep(
 
 
 def _fields(texts: Sequence[str]) -> dict[str, list[Any]]:
-    from hwmodels.load import parse_value
+    from hwmodels.device.load import parse_value
 
     fields: dict[str, list[Any]] = {}
     for text in texts:

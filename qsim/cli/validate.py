@@ -32,8 +32,8 @@ def validate(data: Path | None, out: Path | None, form: Form) -> None:
       qsim validate
       qsim validate --data DIR --out reports
     """
-    from hwmodels.report import group_rows, render
-    from hwmodels.validate import validate as run
+    from hwmodels.validation.report import group_rows, render
+    from hwmodels.validation.validate import validate as run
 
     for name in ("measured_gemm", "measured_attention", "published") if data is not None else ():
         if data is not None and not (data / f"{name}.csv").is_file():  # said before the fits, which take a while
@@ -103,7 +103,7 @@ def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
 
 
 def _speedup_figure(folder: Path) -> tuple[str, str]:
-    from hwmodels.validate import layer_speedups
+    from hwmodels.validation.validate import layer_speedups
     from qsim.plots.hardware import Band, speedup_figure
     from qsim.plots.style import save
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hwmodels.device import Device
+from hwmodels.device.device import Device
 from qsim.formats import cast
 from qsim.scheme import get_scheme
 from qsim.tensorcore import Instruction, generic, get_instruction, matmul

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hwmodels.host import best_time, measure_bandwidth, measure_gemm
+from hwmodels.fitting.host import best_time, measure_bandwidth, measure_gemm
 from qsim.errors import QsimError
 from qsim.kernels import PackedWeight, linear, pack
 from qsim.scheme import get_scheme, quantize

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 import hwmodels
-from hwmodels.architecture import Architecture
-from hwmodels.describe import operator_rows, prediction_row, roofs
-from hwmodels.device import Device
-from hwmodels.footprint import footprint, kv_cache_bytes, largest_batch, model_weight_bytes
-from hwmodels.prediction import Prediction
-from hwmodels.profiles import choose_kernel, get_profile
+from hwmodels.describe import prediction_row, roofs
+from hwmodels.device.device import Device
+from hwmodels.prediction import Prediction, operator_rows
 from hwmodels.request import Request
+from hwmodels.timing.profiles import choose_kernel, get_profile
 from hwmodels.whatif import first_batch, slower_from_batch
+from hwmodels.workload.architecture import Architecture
+from hwmodels.workload.footprint import footprint, kv_cache_bytes, largest_batch, model_weight_bytes
 from qsim.scheme import Scheme, get_scheme
 
 from .rows import CapacityRow, CurveRow, FlipRow, OperatorRow, RoofRow, SpeedRow

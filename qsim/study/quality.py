@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hwmodels.device import Device
+from hwmodels.device.device import Device
 from qsim.errors import QsimError
 from qsim.models import Model, evaluate, load, tiny_text
 from qsim.scheme import QuantizedTensor

@@ -330,7 +330,7 @@ def check(spec: StudySpec) -> StudySpec:
             scheme; two methods, devices or cases of one name.
     """
     import hwmodels
-    from hwmodels.profiles import get_profile
+    from hwmodels.timing.profiles import get_profile
     from qsim.scheme import get_scheme
 
     get_profile(spec.speed.profile)

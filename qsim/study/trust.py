@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hwmodels.claims import seed_claims
-from hwmodels.parameters import calibration_of
-from hwmodels.validate import validate
+from hwmodels.timing.parameters import calibration_of
+from hwmodels.validation.claims import seed_claims
+from hwmodels.validation.validate import validate
 
 from .hardware import devices
 from .rows import ClaimRow, QualityRow, SpeedRow, TrustPoint, TrustRow

@@ -73,8 +73,8 @@ def test_the_long_verbs_say_something_when_piped(tmp_path: Path, monkeypatch: py
     text.write_text("for i in range(10): print(i)\n" * 20, encoding="utf-8")
     rows = [f"cublas_bf16,{m},{n},4096,{5e-6 + m * n * 1e-11}" for m in (1, 64, 512) for n in (2048, 4096, 8192, 16384)]
     (tmp_path / "t.csv").write_text("kernel,m,n,k,latency_s\n" + "\n".join(rows), encoding="utf-8")
-    monkeypatch.setattr("hwmodels.validate.validate", lambda data: None)
-    monkeypatch.setattr("hwmodels.report.group_rows", lambda result: [])
+    monkeypatch.setattr("hwmodels.validation.validate.validate", lambda data: None)
+    monkeypatch.setattr("hwmodels.validation.report.group_rows", lambda result: [])
     for line, said in (
         (f"eval --text {text} --window 64", r"\[\d+/\d+\] \d+ s  windows of text"),
         (f"calibrate {tmp_path / 't.csv'} --device h100", r"calibrating, \d+ s: fitting"),

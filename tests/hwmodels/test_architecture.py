@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.architecture import from_config, from_table, get_architecture
-from hwmodels.footprint import footprint, kv_bytes_per_token, model_weight_bytes
-from hwmodels.operators import attention_cost
-from hwmodels.step import step_operators
-from hwmodels.table import shipped_table
+from hwmodels.workload.architecture import from_config, from_table, get_architecture
+from hwmodels.workload.footprint import footprint, kv_bytes_per_token, model_weight_bytes
+from hwmodels.workload.operators import attention_cost
+from hwmodels.workload.step import step_operators
+from hwmodels.workload.table import shipped_table
 from qsim.errors import QsimError
 from qsim.families import Experts, Recurrent
 from qsim.scheme import get_scheme

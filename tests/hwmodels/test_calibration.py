@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 import hwmodels
-from hwmodels.calibration import build, sources
-from hwmodels.calibration.fit import Settings, bands, coverage, fit_parameters, gemm_rows, held_out, predict_rows
+from hwmodels.calibration.neighbours import find_neighbours
 from hwmodels.calibration.store import load_calibration
-from hwmodels.kernels import get_family
-from hwmodels.load import get_device
-from hwmodels.neighbours import find_neighbours
-from hwmodels.validate import REQUIRED, validate
+from hwmodels.device.load import get_device
+from hwmodels.fitting import build, sources
+from hwmodels.fitting.fit import Settings, bands, coverage, fit_parameters, gemm_rows, held_out, predict_rows
+from hwmodels.timing.families import get_family
+from hwmodels.validation.validate import REQUIRED, validate
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_data = pytest.mark.skipif(

@@ -9,10 +9,10 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 import hwmodels
+from hwmodels.calibration.grid import Grid, fit_grid
 from hwmodels.calibration.store import load_calibration
-from hwmodels.grid import Grid, fit_grid
-from hwmodels.parameters import kernel_parameters
-from hwmodels.surface import TILES, wave_efficiency
+from hwmodels.calibration.surface import TILES, wave_efficiency
+from hwmodels.timing.parameters import kernel_parameters
 
 KNOTS = (np.arange(0.0, 8.0), np.array([10.0, 10.585, 11.0, 12.0, 13.0]), np.array([10.0, 11.0, 13.0]))
 

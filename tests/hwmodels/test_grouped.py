@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.calibration import sources
-from hwmodels.calibration.build import own_grouped
 from hwmodels.calibration.store import load_calibration
-from hwmodels.grouped import grouped
-from hwmodels.load import get_device
-from hwmodels.operators import gemm_cost, grouped_cost
+from hwmodels.device.load import get_device
+from hwmodels.fitting import sources
+from hwmodels.fitting.build import own_grouped
+from hwmodels.timing.grouped import grouped
+from hwmodels.workload.operators import gemm_cost, grouped_cost
 
 
 def test_a_group_of_one_is_a_product() -> None:
@@ -34,7 +34,7 @@ def test_the_shipped_calibration_is_the_fit(device: str) -> None:
 
 def test_the_estimate_is_the_fitted_law() -> None:
     """`grouped` and the fit's own prediction of our rows are one formula."""
-    from hwmodels.calibration.fit import predict_rows
+    from hwmodels.fitting.fit import predict_rows
 
     shipped = load_calibration("h200")
     assert shipped is not None

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 import hwmodels
-from hwmodels.host import HostMeasurement, best_time, host_device_toml, host_speedups, measure_bandwidth, measure_gemm
+from hwmodels.fitting.host import (
+    HostMeasurement,
+    best_time,
+    host_device_toml,
+    host_speedups,
+    measure_bandwidth,
+    measure_gemm,
+)
 
 
 def _measured() -> HostMeasurement:

@@ -5,8 +5,8 @@ from importlib import resources
 import pytest
 
 import hwmodels
-from hwmodels.architecture import architecture_names, get_architecture
-from hwmodels.hub import hub_ids, resolve_hub_id
+from hwmodels.workload.architecture import architecture_names, get_architecture
+from hwmodels.workload.hub import hub_ids, resolve_hub_id
 from qsim.errors import QsimError
 
 

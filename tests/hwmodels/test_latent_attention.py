@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.architecture import from_config, from_table, get_architecture
-from hwmodels.footprint import footprint, kv_bytes_per_token
-from hwmodels.operators import attention_cost
-from hwmodels.step import step_operators
-from hwmodels.table import shipped_table
-from hwmodels.timing import attention
+from hwmodels.timing.kernel import attention
+from hwmodels.workload.architecture import from_config, from_table, get_architecture
+from hwmodels.workload.footprint import footprint, kv_bytes_per_token
+from hwmodels.workload.operators import attention_cost
+from hwmodels.workload.step import step_operators
+from hwmodels.workload.table import shipped_table
 from qsim.errors import QsimError
 from qsim.scheme import get_scheme
 
@@ -81,7 +81,7 @@ def test_a_quantised_expansion_is_there_twice() -> None:
     """Engines absorb a 16-bit copy of it in decode."""
     v3, device = get_architecture("deepseek-v3"), hwmodels.get_device("h200")
     n, k = v3.linear_shapes["kv_b"]
-    from hwmodels.footprint import model_weight_bytes
+    from hwmodels.workload.footprint import model_weight_bytes
 
     scheme = get_scheme("fp8-block128")
     got = footprint(device, v3, scheme, batch=1, context=1).weights_bytes

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hwmodels.laws import Prefill, fit_law, prefill_engine, prefill_law, prefill_time
+from hwmodels.validation.laws import Prefill, fit_law, prefill_engine, prefill_law, prefill_time
 
 
 def _rows(t0_s: float, eta: float) -> list[Prefill]:

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.text import Annotation
 
 import hwmodels
-from hwmodels.describe import operator_rows, roofs
-from hwmodels.load import device_names
-from hwmodels.prediction import Prediction
+from hwmodels.describe import roofs
+from hwmodels.device.load import device_names
+from hwmodels.prediction import Prediction, operator_rows
 from qsim.plots.rooflines import Ceiling, Placed, roofline_figure
 from qsim.scheme import list_schemes
 

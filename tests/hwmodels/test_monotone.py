@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.architecture import architecture_names
-from hwmodels.between import corrected
+from hwmodels.calibration.between import corrected
 from hwmodels.calibration.store import load_calibration
-from hwmodels.footprint import footprint
-from hwmodels.load import device_names
-from hwmodels.operators import gemm_cost, weight_nbytes
+from hwmodels.device.load import device_names
 from hwmodels.prediction import Prediction
-from hwmodels.timing import attention, estimate, gemm
+from hwmodels.timing.kernel import attention, estimate, gemm
+from hwmodels.workload.architecture import architecture_names
+from hwmodels.workload.footprint import footprint
+from hwmodels.workload.operators import gemm_cost, weight_nbytes
 from qsim.scheme import get_scheme, list_schemes
 from tests.hwmodels.test_limits import check_limits
 
@@ -92,8 +92,8 @@ def test_at_measured_sizes_the_fit_is_left_alone() -> None:
         m = p.sizes[p.knot_of_size]
         n, k = 6144, 4096
         found = gemm(device, m, n, k, kernel)
-        weight = hwmodels.kernels.FAMILIES[kernel].weight_bits / 8 * n * k
-        family = hwmodels.kernels.FAMILIES[kernel]
+        weight = hwmodels.timing.families.FAMILIES[kernel].weight_bits / 8 * n * k
+        family = hwmodels.timing.families.FAMILIES[kernel]
         cost = gemm_cost(m, n, k, weight_bytes=weight, activation_bytes=family.activation_bytes,
                          output_bytes=family.output_bytes)  # fmt: skip
         peak = device.peak_flop_per_s(family.compute)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwmodels.architecture import architecture_names, from_config, get_architecture
-from hwmodels.footprint import kv_bytes_per_token
-from hwmodels.operators import attention_cost, gemm_cost, weight_nbytes
-from hwmodels.step import step_operators
+from hwmodels.workload.architecture import architecture_names, from_config, get_architecture
+from hwmodels.workload.footprint import kv_bytes_per_token
+from hwmodels.workload.operators import attention_cost, gemm_cost, weight_nbytes
+from hwmodels.workload.step import step_operators
 from qsim.scheme import get_scheme, quantize
 
 SCHEMES = ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w8a16-channel", "w8a8-channel-token", "fp8-tensor",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.operators import attention_cost
-from hwmodels.step import step_operators
+from hwmodels.workload.operators import attention_cost
+from hwmodels.workload.step import step_operators
 from qsim.scheme import get_scheme
 
 

@@ -13,7 +13,7 @@ import click.testing
 import pytest
 
 import hwmodels
-from hwmodels.load import overrides_by_device
+from hwmodels.device.load import overrides_by_device
 from hwmodels.whatif import compute_bound_from
 from qsim.cli import main
 from qsim.errors import QsimError

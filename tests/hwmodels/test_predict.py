@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.claims import seed_claims
-from hwmodels.validate import sign_table, step_table
+from hwmodels.validation.claims import seed_claims
+from hwmodels.validation.validate import sign_table, step_table
 from tests.counting import python_calls
 
 
@@ -242,7 +242,7 @@ def test_a_width_that_no_kernel_was_measured_with_borrows_and_says_so(scheme: st
 
 
 def test_a_borrowed_width_keeps_the_measured_efficiencies() -> None:
-    one, other = (hwmodels.timing.gemm("a100", 1, 4096, 4096, "trtllm_int4_wo", weight_bytes=7e6, stands_in=s)
+    one, other = (hwmodels.timing.kernel.gemm("a100", 1, 4096, 4096, "trtllm_int4_wo", weight_bytes=7e6, stands_in=s)
                   for s in (False, True))  # fmt: skip
     assert (one.kind, other.kind) == ("calibrated", "transferred")
     assert float(one.time_s) == float(other.time_s)

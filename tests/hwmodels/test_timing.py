@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.kernels import FAMILIES
 from hwmodels.limits import roofline
-from hwmodels.operators import attention_cost
-from hwmodels.parameters import kernel_parameters
-from hwmodels.timing import attention, gemm, gemm_time, small, soft_roofline
+from hwmodels.timing.families import FAMILIES
+from hwmodels.timing.kernel import attention, gemm, gemm_time, small, soft_roofline
+from hwmodels.timing.parameters import kernel_parameters
+from hwmodels.workload.operators import attention_cost
 
 M = 2 ** np.arange(14)
 

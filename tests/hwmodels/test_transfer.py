@@ -7,9 +7,9 @@ import pytest
 
 import hwmodels
 from hwmodels.prediction import TRANSFER_CORRELATION
-from hwmodels.profiles import PROFILES
-from hwmodels.timing import LARGE_TRANSFER, TRANSFER_BAND, gemm
-from hwmodels.transfer import device_errors, shared_error
+from hwmodels.timing.kernel import LARGE_TRANSFER, TRANSFER_BAND, gemm
+from hwmodels.timing.profiles import PROFILES
+from hwmodels.validation.transfer import device_errors, shared_error
 
 QWEN3_4B = {
     "model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.footprint import model_weight_bytes
+from hwmodels.workload.footprint import model_weight_bytes
 from qsim.scheme import get_scheme
 from qsim.study import DeviceSpec, StudySpec, hardware
 from qsim.study.run import Run

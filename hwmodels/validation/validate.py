@@ -1,7 +1,7 @@
 """Predictions against measurements, never by a fit that has seen the row: the tables of `qsim validate`.
 
 Products and attention are held out by layer shape (a shape's rows leave the fit together); whole steps are never
-fitted; of published rows see `hwmodels.published`.
+fitted; of published rows see `hwmodels.validation.published`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from .architecture import Architecture, from_table
-from .calibration import sources
-from .calibration.build import attention_parts
-from .calibration.fit import Settings, band_of, bands, coverage, fit_parameters, held_out, judge, predict_rows
-from .load import get_device
-from .prediction import predict
-from .table import shipped_table
+from ..device.load import get_device
+from ..fitting import sources
+from ..fitting.build import attention_parts
+from ..fitting.fit import Settings, band_of, bands, coverage, fit_parameters, held_out, judge, predict_rows
+from ..prediction import predict
+from ..workload.architecture import Architecture, from_table
+from ..workload.table import shipped_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -354,7 +354,7 @@ def layer_speedups() -> pd.DataFrame:
     """
     import pandas as pd
 
-    from .timing import gemm
+    from ..timing.kernel import gemm
 
     tables = []
     for fmt, kernel in sources.OWN_FORMATS.items():

@@ -20,7 +20,7 @@ import numpy as np
 from .surface import Array
 
 if TYPE_CHECKING:
-    from .calibration.store import Parameters
+    from .store import Parameters
 
 AFTER = 1 + 1e-9
 """Just above a size: the next row of tiles has begun."""

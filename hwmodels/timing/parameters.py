@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from qsim.errors import QsimError
 
-from .kernels import get_family
+from .families import get_family
 
 if TYPE_CHECKING:
-    from .calibration.store import Calibration, Parameters
-    from .device import Device
+    from ..calibration.store import Calibration, Parameters
+    from ..device.device import Device
 
 FIDELITIES = ("ideal", "calibrated", "transferred")
 ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm", "fa3")
@@ -27,7 +27,7 @@ def calibration_named(name: str | None) -> Calibration | None:
     """The calibration of that name, None when there is none."""
     if name is None:
         return None
-    from .calibration.store import load_calibration
+    from ..calibration.store import load_calibration
 
     return load_calibration(name)
 
@@ -50,7 +50,7 @@ def _is_kin(device: Device, donor: str) -> bool:
 
 def generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
     """Parameters for a kernel that nothing comparable was measured of."""
-    from .calibration.store import Parameters
+    from ..calibration.store import Parameters
 
     return Parameters(
         kernel=kernel, t0_s=5e-6, eta_compute=eta[0], eta_memory=eta[1], p=3.0, kind="transferred", origin="generic"

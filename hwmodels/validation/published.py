@@ -1,9 +1,9 @@
 """Predictions for published end-to-end and kernel numbers: one row of the table in, one prediction out.
 
 Kernel rows are predicted with nothing fitted on them. A time of an engine also holds its scheduler, sampling and
-kernels of its time, which no kernel table knows: `hwmodels.laws` takes what an engine adds from its other rows (decode)
-or from its rows of other models (prefill), never from the row that is predicted. Prefill rows keep the prediction by
-kernels alone beside it.
+kernels of its time, which no kernel table knows: `hwmodels.validation.laws` takes what an engine adds from its other
+rows (decode) or from its rows of other models (prefill), never from the row that is predicted. Prefill rows keep the
+prediction by kernels alone beside it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from .architecture import Architecture, get_architecture
-from .device import Device
-from .footprint import kv_bytes_per_token
+from ..device.device import Device
+from ..device.load import get_device
+from ..prediction import predict, resolve_scheme
+from ..request import predict_request
+from ..timing.kernel import gemm
+from ..workload.architecture import Architecture, get_architecture
+from ..workload.footprint import kv_bytes_per_token
+from ..workload.operators import weight_nbytes
 from .laws import Prefill, fit_law, prefill_engine, prefill_time
-from .load import get_device
-from .operators import weight_nbytes
-from .prediction import predict, resolve_scheme
 from .published_names import DEVICES, MODELS, OUTSIDE, SCHEMES, engine_of, match, number
-from .request import predict_request
-from .timing import gemm
 
 BANDS = {"prefill": 0.15, "gemm": 0.15, "attention": 0.15, "decode": 0.20, "e2e": 0.20}
 """Relative error allowed a phase."""
@@ -199,7 +199,7 @@ def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, b
     same_size = any(o[5] == big for o in others)
     predicted = t0 * (1.0 if same_size else arch.layers / 32) + moved / eta / tp
     if tp > 1:
-        from .timing import all_reduce
+        from ..timing.kernel import all_reduce
 
         predicted += 2 * arch.layers * float(all_reduce(dev, 2.0 * arch.hidden, tp).time_s)
     return Row(**base, kind="time", measured=time, predicted=predicted, low=predicted * 0.8, high=predicted * 1.2,
@@ -285,7 +285,7 @@ def _attention(row: Any, flash: Mapping[str, float], base: dict[str, Any]) -> Ro
 
 def _flash_errors(table: Any) -> dict[str, float]:
     """Row -> predicted over measured time of the flash-attention bars, each left out in turn."""
-    from .calibration.flash import fit_flash, flash_rows, leave_one_out
+    from ..fitting.flash import fit_flash, flash_rows, leave_one_out
 
     if not table.id.str.startswith("FA3-").any():
         return {}

@@ -11,13 +11,13 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from ..device import Device
-from ..grid import Grid
-from ..kernels import get_family
-from ..load import get_device
-from ..operators import grouped_cost
+from ..calibration.grid import Grid
+from ..calibration.store import Borrowed, load_calibration
+from ..device.device import Device
+from ..device.load import get_device
+from ..timing.families import get_family
+from ..workload.operators import grouped_cost
 from .fit import Rows, Settings, gemm_rows
-from .store import Borrowed, load_calibration
 
 OWN_FORMATS = {
     "bf16": "cublas_bf16",
@@ -177,7 +177,7 @@ def table_gemm_rows(table: Any, device: str, kernel: str) -> Rows:
 
 def attention_rows(device: Device, phase: str, table: Any) -> Rows:
     """Rows of an attention table (`batch, seq, q_heads, kv_heads` and a time); bf16 queries and cache, heads of 128."""
-    from ..operators import attention_cost
+    from ..workload.operators import attention_cost
 
     time = (table.latency_s if "latency_s" in table else table.median_s).to_numpy(dtype=np.float64)
     batch, seq, q, kv = (table[c].to_numpy(dtype=np.float64) for c in ("batch", "seq", "q_heads", "kv_heads"))

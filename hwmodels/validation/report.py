@@ -99,8 +99,8 @@ def _published(validation: Validation) -> list[str]:
     ]
     return [
         "Prefill rows and their speed-ups are predicted as layers * t0 + kernels / eta, with t0 and eta of "
-        "the engine from its rows of other models only (`hwmodels/laws.py`); the median by the kernels alone "
-        "stands beside it. Decode rows take t0 and eta of their engine from its other rows; FlashAttention-3 "
+        "the engine from its rows of other models only (`hwmodels/validation/laws.py`); the median by the kernels "
+        "alone stands beside it. Decode rows take t0 and eta of their engine from its other rows; FlashAttention-3 "
         "its share of the peak likewise.",
         f"## Published rows outside their band\n\n{skipped} rows have no prediction (kernel, device or format without "
         "a model).",

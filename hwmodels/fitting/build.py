@@ -1,6 +1,6 @@
 """Building the shipped calibrations from measured tables.
 
-`python -m hwmodels.calibration.build [DATA]` rewrites `h200.pytorch.toml` and `<device>.grouped.toml` from our own
+`python -m hwmodels.fitting.build [DATA]` rewrites `h200.pytorch.toml` and `<device>.grouped.toml` from our own
 measurements and, with a data folder, the `<device>.trtllm.toml` of the published tables. Attention kernels are named
 `<kernel>.<phase>`; decode with more than 32 query heads to a KV head runs another kernel in TensorRT-LLM,
 `<kernel>.decode_wide`.
@@ -19,13 +19,13 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.files import read_csv, write_text
 
+from ..calibration.store import Parameters, _number, load_calibration, parameters_toml
 from ..checks import check_count
-from ..kernels import get_family
-from ..load import get_device
+from ..device.load import get_device
+from ..timing.families import get_family
 from . import sources
 from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
 from .flash import CITATION, flash_attention
-from .store import Parameters, _number, load_calibration, parameters_toml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,7 +247,8 @@ def fit(
     """Fit kernel parameters to a CSV of measured products.
 
     Arguments:
-        csv: columns `kernel` (a family of `hwmodels.kernels`, or `fmt`/`kernel` as in our tables), `m, n, k` (any case)
+        csv: columns `kernel` (a family of `hwmodels.timing.families`, or `fmt`/`kernel` as in our tables), `m, n, k`
+            (any case)
             and `latency_s` or `median_s`.
         device: the device it was measured on; its peaks set the scale.
         out: TOML to write; the device's `calibration` may name it.
@@ -285,4 +286,4 @@ def fit(
 
 
 if __name__ == "__main__":
-    build(Path(__file__).parent, Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    build(Path(__file__).parents[1] / "calibration", Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .architecture import get_architecture
-from .footprint import model_weight_bytes
-from .prediction import predict, resolve_scheme, speedup
-from .request import predict_request
-from .timing import attention, gemm
+from ..prediction import predict, resolve_scheme, speedup
+from ..request import predict_request
+from ..timing.kernel import attention, gemm
+from ..workload.architecture import get_architecture
+from ..workload.footprint import model_weight_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from .between import corrected, pick
-from .checks import check_not_negative, check_positive, check_steps
-from .device import Device
-from .grid import Grid
-from .kernels import get_family
-from .load import get_device
-from .operators import Cost, attention_cost, gemm_cost
+from ..calibration.between import corrected, pick
+from ..calibration.grid import Grid
+from ..checks import check_not_negative, check_positive, check_steps
+from ..device.device import Device
+from ..device.load import get_device
+from ..workload.operators import Cost, attention_cost, gemm_cost
+from .families import get_family
 from .parameters import (
     attention_parameters,
     calibration_named,
@@ -36,7 +36,7 @@ from .parameters import (
 from .peaks import format_peak, kernel_peak, sixteen_bit
 
 if TYPE_CHECKING:
-    from .calibration.store import Parameters
+    from ..calibration.store import Parameters
 
 TRANSFER_BAND = {True: 0.25, False: 0.40}
 """Half width of the 80 % band of a transferred estimate: 16-bit kernels, quantised kernels."""
@@ -85,7 +85,7 @@ def estimate(
         x: the size (M, sequence length) that picks the band.
         surface: the coordinates of the correction, None without.
         k: length of the inner loop, for its latency.
-        cost_at: the cost at other sizes, along a last axis; needed with `surface` (see `hwmodels.between`).
+        cost_at: the cost at other sizes, along a last axis; needed with `surface` (see `hwmodels.calibration.between`).
     """
     compute, memory = _limits(device, cost, peak, p, k)
     floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
@@ -116,10 +116,10 @@ def _limits(device: Device, cost: Cost, peak: float, p: Parameters, k: Any) -> t
 
 def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
     """Factors on the time: of the regime of x, and narrower the nearer `shape` is to a measured one."""
-    from .calibration.store import REGIME_EDGES, REGIMES
+    from ..calibration.store import REGIME_EDGES, REGIMES
 
     if not p.band:
-        from .kernels import FAMILIES
+        from .families import FAMILIES
 
         family = FAMILIES.get(p.kernel)
         half = TRANSFER_BAND[family is None or family.sixteen_bit]
@@ -168,7 +168,7 @@ def gemm(
     Arguments:
         device: value or name.
         m, n, k: tokens, output features, input features; arrays broadcast.
-        kernel: family (`hwmodels.kernels.FAMILIES`).
+        kernel: family (`hwmodels.timing.families.FAMILIES`).
         fidelity: see the module.
         weight_bytes: exact bytes of the packed weight; None takes the family's bits per weight.
         compute: peak to price against, where the family runs in another format on this device.

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from qsim.errors import QsimError
 
-from .kernels import VECTOR, KernelFamily
+from .families import VECTOR, KernelFamily
 
 if TYPE_CHECKING:
-    from .device import Device
+    from ..device.device import Device
 
 SIXTEEN_BIT = ("bfloat16", "float16")
 

@@ -8,26 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .architecture import Architecture
-from .device import Device
-from .footprint import sram_chips
+from ..device.device import Device
+from ..workload.architecture import Architecture
+from ..workload.footprint import sram_chips
+from ..workload.operators import Operator
+from .families import get_family
 from .grouped import GROUPED, grouped
-from .kernels import get_family
-from .operators import Operator
+from .kernel import DATAFLOW, TRANSFER_BAND, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 from .parameters import calibration_of
 from .peaks import format_peak, priced_format, sixteen_bit
 from .profiles import Choice, Profile
-from .timing import (
-    DATAFLOW,
-    TRANSFER_BAND,
-    Estimate,
-    all_reduce,
-    attention,
-    gemm,
-    launch_gap_s,
-    small,
-    soft_roofline,
-)
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme

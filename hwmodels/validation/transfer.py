@@ -13,11 +13,11 @@ import numpy as np
 
 from qsim.lazy import LazyModule
 
-from .calibration.store import REGIMES, load_calibration
-from .grouped import GROUPED
-from .kernels import get_family
-from .load import get_device
-from .timing import gemm
+from ..calibration.store import REGIMES, load_calibration
+from ..device.load import get_device
+from ..timing.families import get_family
+from ..timing.grouped import GROUPED
+from ..timing.kernel import gemm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,8 +79,8 @@ def engine_errors(data: str | Path) -> pd.DataFrame:
     Raises:
         QsimError: the folder lacks the table.
     """
-    from .calibration.sources import data_table
-    from .prediction import predict
+    from ..fitting.sources import data_table
+    from ..prediction import predict
     from .published import decode_cases
 
     found: list[dict[str, Any]] = []

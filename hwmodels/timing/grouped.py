@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_positive
-from .device import Device
-from .kernels import get_family
-from .operators import gemm_cost, grouped_cost
+from ..checks import check_positive
+from ..device.device import Device
+from ..workload.operators import gemm_cost, grouped_cost
+from .families import get_family
+from .kernel import Estimate, estimate, ideal
 from .parameters import kernel_parameters, transferred
 from .peaks import kernel_peak
-from .timing import Estimate, estimate, ideal
 
 GROUPED = {
     "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",

@@ -253,7 +253,8 @@ def _shipped(key: str) -> Architecture:
 
 
 def from_table(table: Mapping[str, Any], file: str, name: str) -> Architecture:
-    """An architecture from a table of sizes (`hwmodels.table.shape_of_table`); it may have `name`, `source` and `hub`.
+    """An architecture from a table of sizes (`hwmodels.workload.table.shape_of_table`), which may also have `name`,
+    `source` and `hub`.
 
     Raises:
         QsimError: an unknown key, or sizes that do not fit each other.

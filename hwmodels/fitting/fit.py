@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from qsim.errors import QsimError
 
-from ..device import Device
-from ..grid import Knots, fit_grid
-from ..kernels import VECTOR, KernelFamily
-from ..neighbours import find_neighbours
-from ..surface import Surface, fit_surface
-from ..timing import soft_roofline
-from .store import REGIME_EDGES, REGIMES, Parameters
+from ..calibration.grid import Knots, fit_grid
+from ..calibration.neighbours import find_neighbours
+from ..calibration.store import REGIME_EDGES, REGIMES, Parameters
+from ..calibration.surface import Surface, fit_surface
+from ..device.device import Device
+from ..timing.families import VECTOR, KernelFamily
+from ..timing.kernel import soft_roofline
 
 Array = NDArray[np.float64]
 

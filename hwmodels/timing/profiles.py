@@ -16,7 +16,7 @@ from .parameters import calibration_of
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
-    from .device import Device
+    from ..device.device import Device
 
 
 @dataclass(frozen=True, kw_only=True)

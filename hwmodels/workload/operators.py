@@ -1,4 +1,4 @@
-"""FLOPs and bytes of one operator; `hwmodels.step` lists those of a prefill or decode step.
+"""FLOPs and bytes of one operator; `hwmodels.workload.step` lists those of a prefill or decode step.
 
 Shapes: T tokens in the step (prefill batch * seq, decode batch), B sequences, L context, H hidden, d head dimension,
 h query heads, h_kv KV heads, I ffn, V vocabulary. Every size may be an array; results broadcast. A product of M rows

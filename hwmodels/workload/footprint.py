@@ -13,12 +13,12 @@ import numpy as np
 from qsim.families import Attention, Experts, Latent, Mixer, Mlp, Recurrent
 from qsim.scheme import Scheme
 
+from ..checks import check_positive
 from .architecture import Architecture, get_architecture
 from .operators import _kv_bytes, weight_nbytes
-from .timing import check_positive
 
 if TYPE_CHECKING:
-    from .device import Device
+    from ..device.device import Device
 
 RESERVE_BYTES = 3.5e9
 """Held back on a GPU for the context, libraries and workspaces; a part with less than 32 GB keeps a tenth instead."""

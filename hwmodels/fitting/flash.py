@@ -14,11 +14,11 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from ..device import Device
-from ..load import get_device
-from ..operators import attention_cost
+from ..calibration.store import Parameters
+from ..device.device import Device
+from ..device.load import get_device
+from ..workload.operators import attention_cost
 from .fit import Rows, bands, judge, predict_rows
-from .store import Parameters
 
 CITATION = (
     "Dao-AILab/flash-attention, assets/flash3_fp16_fwd.png (bars labelled), H100 SXM5, with FlashAttention-2 beside"

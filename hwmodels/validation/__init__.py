@@ -1,0 +1,1 @@
+"""Predictions beside measured and published numbers that no fit has seen."""
