@@ -10,6 +10,8 @@ from qsim.errors import QsimError
 
 LARGEST_COUNT = 1 << 53
 """Beyond it float64, in which all times and bytes are computed, no longer counts in ones."""
+LARGEST_RANK = 16
+"""NumPy 1 has 32 axes at most, and prices of kernels add some of their own."""
 
 
 def as_numbers(name: str, value: Any, rule: str = "must be finite") -> np.ndarray:
@@ -25,6 +27,8 @@ def as_numbers(name: str, value: Any, rule: str = "must be finite") -> np.ndarra
         numbers = None
     if numbers is None:
         raise QsimError(f"{name} must be a number or an array of numbers: got {_short(value)}")
+    if numbers.ndim > LARGEST_RANK:
+        raise QsimError(f"{name} must have at most {LARGEST_RANK} axes: got {numbers.ndim}")
     if numbers.size == 0:
         raise QsimError(f"{name} is empty: at least one number is needed")
     if not np.isfinite(numbers).all():

@@ -16,6 +16,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.lazy import LazyModule
+from qsim.notes import Note
 from qsim.scheme import Scheme, get_scheme
 
 from .checks import check_count, check_steps
@@ -58,7 +59,8 @@ class Prediction:
         time_s, low_s, high_s: the step, and the 80 % band.
         operators: the table, in the order of execution.
         fidelity: the weakest tag among the operators that matter (> 10 % of the time).
-        kernel, notes: kernel family of the linear layers; what was assumed or fell back.
+        kernel, notes: kernel family of the linear layers; what was assumed or fell back (`qsim.notes.Note`: programs
+            read the code, people the text).
         footprint, fits, largest_batch: memory of each device; the batch is at this context.
         energy_j: board power times time, an upper bound; None where the power is unknown.
     """
@@ -250,7 +252,7 @@ def predict(
         raise QsimError(f"phase must be prefill or decode: got {phase!r}")
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, strict)
-    notes = [*arch.notes, *([choice.note] if choice.note else [])]
+    notes: list[str] = [*arch.notes, *([Note("fallback", choice.note)] if choice.note else [])]
     notes += _ragged(arch, quant)
     notes += _beyond(arch, context)
     family = get_family(choice.kernel)
@@ -269,11 +271,11 @@ def predict(
     runner = Runner(dev, arch, quant, choice, how, fidelity, attention_kernel or how.attention, tensor_parallel)
     if dev.fuses_layers and fidelity != "ideal":
         rows = runner.fused(ops)
-        notes.append("fused layers: assumed 70 % of peak and 85 % of bandwidth, not fitted")
+        notes.append(Note("assumed", "fused layers: assumed 70 % of peak and 85 % of bandwidth, not fitted"))
     else:
         rows = runner.kernels(ops, phase, batch, context, new)
         if choice.stands_in and fidelity != "ideal":
-            notes.append(choice.stands_in)
+            notes.append(Note("stands_in", choice.stands_in))
     tag = _weakest(rows)
     time, low, high = _total(rows, how, fidelity, tag)
     memory = footprint(dev, arch, quant, batch=batch, context=context, tokens=tokens, tensor_parallel=tensor_parallel)
@@ -290,21 +292,23 @@ def predict(
     )  # fmt: skip
 
 
-def _ragged(arch: Architecture, quant: Scheme) -> list[str]:
+def _ragged(arch: Architecture, quant: Scheme) -> list[Note]:
     """A note when groups do not divide a layer: the last group of each of its rows is then shorter."""
     group = quant.weight.group_size
     if group is None or quant.weight.ragged:
         return []
     odd = sorted({part.k for part in arch.parts if not part.router and part.k % group})
-    return [f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"] if odd else []
+    text = f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"
+    return [Note("ragged", text)] if odd else []
 
 
-def _beyond(arch: Architecture, context: Any) -> list[str]:
+def _beyond(arch: Architecture, context: Any) -> list[Note]:
     """What the arithmetic of a step does not know of a context: one longer than the model was made for."""
     longest, made_for = int(np.max(context)), arch.shape.max_positions
     if made_for is None or longest <= made_for:
         return []
-    return [f"context {longest} is beyond the {made_for} positions of {arch.name}: priced as if it reached"]
+    text = f"context {longest} is beyond the {made_for} positions of {arch.name}: priced as if it reached"
+    return [Note("beyond_context", text)]
 
 
 def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tensor_parallel: int) -> None:
@@ -324,12 +328,13 @@ def _kernel_choice(dev: Device, quant: Scheme, how: Profile, kernel: str | None,
 
 def _shortage(
     dev: Device, arch: Architecture, quant: Scheme, memory: Footprint, batch: int, context: int, tp: int
-) -> str:
+) -> Note:
     missing = float(np.max(memory.shortfall_bytes)) / 1e9
     hint = what_would_fit(dev, arch, quant, batch=batch, context=context, tensor_parallel=tp)
-    return (
+    return Note(
+        "does_not_fit",
         f"does not fit: {float(np.max(memory.total_bytes)) / 1e9:.1f} GB on a {memory.capacity_bytes / 1e9:.0f} GB "
-        f"device, {missing:.1f} GB short; would fit: {hint}"
+        f"device, {missing:.1f} GB short; would fit: {hint}",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.notes import Note, pick, without
 from qsim.scheme import Scheme
 
 from .checks import check_count
@@ -87,7 +88,7 @@ def predict_request(
     notes: list[str] = []
     if capacity and most == 0:
         worst = predict(dev, arch, quant, "decode", 1, full, **how)
-        raise QsimError(f"{arch.name} with {quant.name or 'this scheme'} {worst.notes[0]}")
+        raise QsimError(f"{arch.name} with {quant.name or 'this scheme'} {pick(worst.notes, 'does_not_fit')}")
     running = min(batch, most) if capacity else batch
     waves = math.ceil(batch / running)
     first = predict(dev, arch, quant, "prefill", running, prompt, **how)
@@ -99,20 +100,21 @@ def predict_request(
     total = waves * latency
     if waves > 1:
         last = batch - (waves - 1) * running
-        notes.append(
-            f"the KV cache holds {running} of {batch} sequences at {full} tokens: {waves} waves run one after another, "
-            + ("each charged like the first" if last == running else f"the last, of {last}, charged like the first")
-        )
-        notes.append(f"TTFT and latency are those of the first wave; the last one starts {total - latency:.4g} s later")
+        told = "each charged like the first" if last == running else f"the last, of {last}, charged like the first"
+        holds = f"the KV cache holds {running} of {batch} sequences at {full} tokens"
+        notes.append(Note("waves", f"{holds}: {waves} waves run one after another, {told}"))
+        told = f"TTFT and latency are those of the first wave; the last one starts {total - latency:.4g} s later"
+        notes.append(Note("first_wave", told))
     if running > 1:
-        notes.append(f"TTFT is the prefill of {running} prompts at once: no token comes before all are read")
+        told = f"TTFT is the prefill of {running} prompts at once: no token comes before all are read"
+        notes.append(Note("prompts_at_once", told))
     return Request(
         model=arch.name, device=dev.name, scheme=quant.name or "custom", tensor_parallel=tp, profile=steps.profile,
         batch=batch, prompt=prompt, new_tokens=new_tokens, running_batch=running, waves=waves,
         ttft_s=float(first.time_s), tpot_s=mean[0], latency_s=latency,
         low_s=float(first.low_s) + (new_tokens - 1) * mean[1], high_s=float(first.high_s) + (new_tokens - 1) * mean[2],
         total_s=total, output_tokens_per_s=batch * new_tokens / total, fidelity=steps.fidelity,
-        notes=tuple(notes) + tuple(n for n in steps.notes if not n.startswith("does not fit")),
+        notes=(*notes, *without(steps.notes, "does_not_fit")),
     )  # fmt: skip
 
 

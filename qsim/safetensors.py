@@ -339,9 +339,9 @@ def open_folder(path: str | Path) -> TensorFiles:
         OSError: the folder cannot be read.
     """
     path = Path(path)
-    if (path / SINGLE).is_file():
+    if os.path.isfile(path / SINGLE):
         return open_file(path / SINGLE)
-    if (path / INDEX).is_file():
+    if os.path.isfile(path / INDEX):
         return _open_index(path)
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
@@ -370,7 +370,7 @@ def _open_index(path: Path) -> TensorFiles:
     for shard, first in sorted(firsts.items()):
         if not shard.isprintable() or shard in ("", ".", "..") or any(c in shard for c in "/\\"):
             raise QsimError(f"{where}: shards must be files of the same folder: got {shard[:200]!r} for tensor {first}")
-        if not (path / shard).is_file():
+        if not os.path.isfile(path / shard):
             raise QsimError(f"{path / shard} is missing: {INDEX} places tensor {first} in it")
         opened = open_file(path / shard)
         twice = entries.keys() & opened.keys()

@@ -23,6 +23,7 @@ FLOOR = {
     "qsim.former",
     "qsim.hidden",
     "qsim.lazy",
+    "qsim.notes",
     "qsim.pieces",
     "qsim.tables",
 }  # everybody may
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.folders": set(),
     "qsim.hidden": set(),
     "qsim.lazy": set(),
+    "qsim.notes": set(),
     "qsim.pieces": set(),
     "qsim.formats": set(),
     "qsim.safetensors": {"qsim.formats"},

@@ -6,8 +6,8 @@ attention kernel with the parameters of its soft roofline, its correction surfac
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsim.errors import QsimError
+from qsim.files import TOML_LIMIT, parse_toml, read_text
 
 from .grid import Grid
 from .neighbours import Neighbours
@@ -196,7 +197,26 @@ def _neighbours(table: Mapping[str, Any] | None) -> Neighbours | None:
     )
 
 
+def _tables(table: Mapping[str, Any], section: str, origin: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and table of every kernel of a section."""
+    found = table.get(section, {})
+    wrong = [section] if not isinstance(found, dict) else [k for k, v in found.items() if not isinstance(v, dict)]
+    if wrong:
+        raise QsimError(f"calibration {origin}: {wrong[0]} must be a table; qsim calibrate --out writes such a file")
+    yield from found.items()
+
+
 def _parameters(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
+    try:
+        return _fitted(name, table, origin)
+    except KeyError as error:
+        why = f"has no {error.args[0]}"
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        why = f"has a value of the wrong type or shape ({error})"
+    raise QsimError(f"calibration {origin}: kernel {name} {why}; qsim calibrate --out writes such a file")
+
+
+def _fitted(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
     return Parameters(
         kernel=name,
         t0_s=table["t0_us"] * 1e-6,
@@ -220,9 +240,9 @@ def load_calibration(device: str) -> Calibration | None:
     """The calibration of a device: all its files together, or None when there is none."""
     if device.endswith(".toml"):
         path = Path(device)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise QsimError(f"calibration file {device} does not exist")
-        texts = [(path.stem, path.read_text(encoding="utf-8"))]
+        texts = [(path.stem, read_text(path, limit=TOML_LIMIT))]
     else:
         folder = resources.files("hwmodels") / "calibration"
         found = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{device}.") and f.name.endswith(".toml"))
@@ -235,13 +255,13 @@ def load_calibration(device: str) -> Calibration | None:
     small: Curve | None = None
     provenance = []
     for origin, text in texts:
-        table = tomllib.loads(text)
+        table = parse_toml(text, f"calibration {origin}")
         provenance.append({"file": origin, **table.get("provenance", {})})
-        for name, entry in table.get("kernels", {}).items():
+        for name, entry in _tables(table, "kernels", origin):
             if name not in kernels and "shape_of" in entry:
                 borrows[name] = (entry["shape_of"], entry["shape_k_scale"])
             kernels.setdefault(name, _parameters(name, entry, origin))
-        for name, entry in table.get("attention", {}).items():
+        for name, entry in _tables(table, "attention", origin):
             attention.setdefault(name, _parameters(name, entry, origin))
         if "small" in table:
             t = table["small"]

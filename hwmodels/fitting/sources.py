@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -104,7 +105,7 @@ def data_table(folder: str | Path, name: str) -> Any:
     import pandas as pd
 
     path = Path(folder) / f"{name}.csv"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise QsimError(f"{path} does not exist: --data names the folder with {name}.csv")
     return pd.read_csv(path)
 

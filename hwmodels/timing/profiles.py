@@ -135,7 +135,8 @@ class Choice:
     stands_in: str = ""
     quantizes_activation: bool = False
     note: str = ""
-    fallback: bool = False
+    fallback: str = ""
+    """What the device lacks, where the choice is a fallback; empty otherwise."""
 
 
 def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: bool = False) -> Choice:
@@ -149,8 +150,7 @@ def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: b
     """
     choice = _measured_width(_choose(device, scheme, profile), scheme)
     if choice.fallback and strict:
-        why = choice.note.partition(": priced")[0]
-        raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
+        raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {choice.fallback}")
     return choice
 
 
@@ -230,8 +230,9 @@ def _weight_only(device: Device, scheme: Scheme, profile: Profile) -> str:
 
 
 def _fall_back(device: Device, scheme: Scheme, profile: Profile, why: str) -> Choice:
+    lacks = f"{why} on {device.name}"
     return Choice(
         kernel=_weight_only(device, scheme, profile),
-        note=f"{why} on {device.name}: priced as weight-only, dequantised to 16 bit inside the product",
-        fallback=True,
+        note=f"{lacks}: priced as weight-only, dequantised to 16 bit inside the product",
+        fallback=lacks,
     )

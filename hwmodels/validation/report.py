@@ -52,7 +52,7 @@ def render(validation: Validation, command: str, figures: Sequence[tuple[str, st
              *(f"{g.detail[d]:.1f}" if d in g.detail else "" for d in details)]
             for g in mine
         ]  # fmt: skip
-        error = "median error" if "median" in section else "MAPE"
+        error = mine[0].statistic
         parts += [f"## {section}", _table(["group", "rows", error, "required", "met", "in band", *details], rows)]
     parts += _signs(validation), *_published(validation), *_claims(validation), _limits()
     return "\n\n".join(parts) + "\n"

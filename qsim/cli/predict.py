@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qsim.errors import QsimError
+from qsim.notes import pick, without
 
 from .hardware_options import (
     LARGEST,
@@ -127,9 +128,9 @@ def predict(
 
 def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     notes = head["notes"]
-    if not head["fits"]:
-        click.echo(notes[0])
-        notes = notes[1:]
+    if (shortage := pick(notes, "does_not_fit")) is not None:
+        click.echo(shortage)
+        notes = without(notes, "does_not_fit")
     h = head
     step = "per step, TPOT" if h["phase"] == "decode" else "the prefill, TTFT"
     many = f", {h['tensor_parallel']} devices" if h["tensor_parallel"] > 1 else ""

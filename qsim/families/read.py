@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -54,7 +55,7 @@ def load_config(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, An
         check_depth(source, "config")
         return source, "config"
     path = Path(source)
-    path = path / "config.json" if path.is_dir() else path
+    path = path / "config.json" if os.path.isdir(path) else path
     table = read_json(path)
     if not isinstance(table, dict):
         raise QsimError(f"{path} must hold a JSON object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ class QuantizationResult:
         text = json.dumps(_plain(self.to_dict()), indent=1, allow_nan=False)
         if path is not None:
             path = Path(path)
-            write_text(path / RECORD_FILE if path.is_dir() else path, text + "\n")
+            write_text(path / RECORD_FILE if os.path.isdir(path) else path, text + "\n")
         return text
 
 
@@ -127,7 +128,7 @@ def read_records(path: str | Path) -> list[LayerRecord]:
         OSError: it cannot be read.
     """
     path = Path(path)
-    path = path / RECORD_FILE if path.is_dir() else path
+    path = path / RECORD_FILE if os.path.isdir(path) else path
     data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
         raise QsimError(f"{path} is not the record of a quantisation: it has no list `layers`")

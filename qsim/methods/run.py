@@ -163,7 +163,7 @@ class Run:
         scheme = self.recipe.scheme
         label = f"{self.recipe.method} {scheme.name or scheme.weight.format.name}"
         fallen = [r for r in self.records.values() if r.fallback]
-        notes = [f"quantised with {label}"]
+        notes: list[str] = []
         if any("shared_scale_ratio" in r.details for r in self.records.values()):
             notes.append("layers that engines fuse (q k v, gate up) share one tensor scale, the largest of their own")
         notes += [f"{r.layer}: {r.fallback} stood in for {r.method}" for r in fallen]

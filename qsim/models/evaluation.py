@@ -13,6 +13,7 @@ import numpy as np
 from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 from qsim.formats._parallel import one_blas_thread
+from qsim.notes import Note
 
 from . import statistics
 from .generation import require_tokenizer
@@ -304,7 +305,7 @@ def _summary(
     notes = list(model.notes)
     if ref is not None:
         out["reference"] = ref.model.name or ref.model.config.architecture
-        notes += [f"reference: {note}" for note in ref.model.notes if note not in model.notes]
+        notes += [Note("reference", f"reference: {note}") for note in ref.model.notes if note not in model.notes]
         delta = sums["nll"] - sums["reference_nll"]
         pairs = {"kl": sums["kl"], "top1_agreement": sums["same"], "nll_delta": delta}
         for name, values in pairs.items():

@@ -92,7 +92,7 @@ def resolve(path: str | Path) -> Path:
     if not os.path.isdir(folder):  # False also for names that no file can have
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise QsimError(f"{shown(folder)} {what}: a model is `tiny` or a folder with config.json and safetensors files")
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise QsimError(f"{folder} is not a checkpoint: it has no config.json")
     return folder
 
@@ -122,7 +122,7 @@ def quantization_of(folder: Path, data: Mapping[str, Any]) -> tuple[Path, Mappin
     for key in KEYS:
         if data.get(key) is not None:
             return where, Fields(data[key], f"{where}: {key}").table
-    legacy = next((folder / name for name in _LEGACY if (folder / name).is_file()), None)
+    legacy = next((folder / name for name in _LEGACY if os.path.isfile(folder / name)), None)
     return None if legacy is None else (legacy, read_json(legacy))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +96,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         ValueError: a `tokenizer.json` that cannot be read, or the library for it is not installed.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     if path.stat().st_size < 1 << 16 and _is_bytes(path):
         return ByteTokenizer()

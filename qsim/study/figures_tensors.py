@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hwmodels.validation.validate import STEPS
 from qsim.plots import study as draw
 from qsim.plots import study_tensors
 from qsim.plots.study_tensors import Compared
@@ -67,7 +68,7 @@ def channels(result: StudyResult) -> Drawing | None:
 
 
 def _synthetic(result: StudyResult) -> str:
-    return " (synthetic outliers)" if any("synthetic ones" in n for n in result.notes) else ""
+    return " (synthetic outliers)" if result.synthetic_outliers else ""
 
 
 def _levels(maxima: np.ndarray) -> str:
@@ -194,11 +195,12 @@ def _merged(sizes: Mapping[str, float]) -> dict[str, float]:
 
 
 def trust(result: StudyResult) -> Drawing | None:
-    steps = [p for p in result.trust_points if "whole steps" in p.section]
+    campaigns = dict(zip(STEPS.values(), ("first", "second"), strict=True))
+    steps = [p for p in result.trust_points if p.section in campaigns]
     if not steps:
         return None
     groups = [
-        Compared(label=f"{name}, {'first' if 'nothing' in section else 'second'} campaign",
+        Compared(label=f"{name}, {campaigns[section]} campaign",
                  measured_s=column(mine, "measured_s"), predicted_s=column(mine, "predicted_s"),
                  low_s=column(mine, "low_s"), high_s=column(mine, "high_s"))
         for section, name in dict.fromkeys((p.section, p.name) for p in steps)

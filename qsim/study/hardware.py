@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,11 +12,11 @@ import hwmodels
 from hwmodels.describe import prediction_row, roofs
 from hwmodels.device.device import Device
 from hwmodels.prediction import Prediction, operator_rows
-from hwmodels.request import Request
 from hwmodels.timing.profiles import choose_kernel, get_profile
 from hwmodels.whatif import first_batch, slower_from_batch
 from hwmodels.workload.architecture import Architecture
 from hwmodels.workload.footprint import footprint, kv_cache_bytes, largest_batch, model_weight_bytes
+from qsim.notes import without
 from qsim.scheme import Scheme, get_scheme
 
 from .rows import CapacityRow, CurveRow, FlipRow, OperatorRow, RoofRow, SpeedRow
@@ -55,8 +55,25 @@ def weight_bits(architecture: Architecture, scheme: str) -> float:
     return 8 * (model_weight_bytes(architecture, get_scheme(scheme)) - 2 * head) / architecture.block_parameters
 
 
+IN_THE_TABLES = ("does_not_fit", "waves")
+"""Notes whose facts are columns of the tables: the study does not say them once more."""
+
+_Noted: TypeAlias = tuple[SpeedRow, tuple[str, ...]]
+
+
 def speed_rows(spec: StudySpec) -> Iterator[SpeedRow]:
     """Every case for every model, device and scheme, on 1, 2, 4, ... devices until 16 bit fits."""
+    return (row for row, _ in _noted_rows(spec))
+
+
+def speed_table(spec: StudySpec) -> tuple[tuple[SpeedRow, ...], tuple[str, ...]]:
+    """The rows of `speed_rows`, and what was assumed or fell back for them, each note once."""
+    found = list(_noted_rows(spec))
+    notes = dict.fromkeys(note for _, said in found for note in without(said, *IN_THE_TABLES))
+    return tuple(row for row, _ in found), tuple(notes)
+
+
+def _noted_rows(spec: StudySpec) -> Iterator[_Noted]:
     found = devices(spec)
     for model in spec.speed.models:
         arch = hwmodels.get_architecture(model)
@@ -67,11 +84,11 @@ def speed_rows(spec: StudySpec) -> Iterator[SpeedRow]:
                         break
                     rows = [_case(arch, device, scheme, case, count, spec) for scheme in schemes(spec)]
                     yield from rows
-                    if all(row.fits for row in rows):
+                    if all(row.fits for row, _ in rows):
                         break
 
 
-def _case(arch: Architecture, device: Device, scheme: str, case: Case, count: int, spec: StudySpec) -> SpeedRow:
+def _case(arch: Architecture, device: Device, scheme: str, case: Case, count: int, spec: StudySpec) -> _Noted:
     quant = get_scheme(scheme)
     how: dict[str, Any] = {"profile": spec.speed.profile, "tensor_parallel": count}
     if case.phase == "request":
@@ -82,12 +99,10 @@ def _case(arch: Architecture, device: Device, scheme: str, case: Case, count: in
         value, low, high = tokens / float(p.time_s), tokens / float(p.high_s), tokens / float(p.low_s)
     else:
         value, low, high = float(p.time_s), float(p.low_s), float(p.high_s)
-    return _speed_row(p, case, spec.speed.profile, bool(p.fits), case.batch, value, low, high)
+    return _speed_row(p, case, spec.speed.profile, bool(p.fits), case.batch, value, low, high), p.notes
 
 
-def _request(
-    arch: Architecture, device: Device, quant: Scheme, case: Case, count: int, how: dict[str, Any]
-) -> SpeedRow:
+def _request(arch: Architecture, device: Device, quant: Scheme, case: Case, count: int, how: dict[str, Any]) -> _Noted:
     """A wave of requests; its row carries the step in the middle of the answer for bound, MBU and memory."""
     full = case.context + case.new_tokens
     most = largest_batch(device, arch, quant, context=full, tensor_parallel=count)
@@ -102,15 +117,12 @@ def _request(
     step = hwmodels.predict(device, arch, quant, "decode", r.running_batch, full - case.new_tokens // 2, **how)
     low, high = (r.output_tokens_per_s * r.latency_s / t for t in (r.high_s, r.low_s))
     row = _speed_row(step, case, how["profile"], fits, r.running_batch, r.output_tokens_per_s, low, high)
-    return _with_request(row, r)
-
-
-def _with_request(row: SpeedRow, r: Request) -> SpeedRow:
-    notes = "; ".join(n for n in (row.notes, *r.notes) if n and not n.startswith("does not fit"))
-    return replace(
+    notes = (*step.notes, *without(r.notes, "does_not_fit")) if row.fits else step.notes
+    row = replace(
         row, phase="request", time_s=r.latency_s, low_s=r.low_s, high_s=r.high_s, fidelity=r.fidelity,
-        tokens_per_s=r.output_tokens_per_s, notes=notes if row.fits else row.notes,
+        tokens_per_s=r.output_tokens_per_s, notes="; ".join(notes),
     )  # fmt: skip
+    return row, notes
 
 
 def _speed_row(
@@ -218,7 +230,7 @@ def roofline_rows(spec: StudySpec) -> tuple[list[OperatorRow], list[RoofRow]]:
         for roof in roofs(seen):
             ceilings.append(
                 RoofRow(
-                    device=title, format=roof["label"].removeprefix(f"{title} ").split(":")[0],
+                    device=title, format=roof["format"],
                     peak_flop_per_s=roof["peak_flop_per_s"], bandwidth_bytes_per_s=roof["bandwidth_bytes_per_s"],
                 )
             )  # fmt: skip

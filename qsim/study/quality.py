@@ -14,6 +14,7 @@ import numpy as np
 from hwmodels.device.device import Device
 from qsim.errors import QsimError
 from qsim.models import Model, evaluate, load, tiny_text
+from qsim.notes import without
 from qsim.scheme import QuantizedTensor
 
 from .accumulator import Adder, adder, compute_format
@@ -184,43 +185,45 @@ def model_bits(model: Model) -> float:
 
 def measure(
     spec: StudySpec, subject: Subject, method: Method, reference: Any
-) -> tuple[tuple[QualityRow, ...], tuple[ExactRow, ...]]:
+) -> tuple[tuple[QualityRow, ...], tuple[ExactRow, ...], tuple[str, ...]]:
     """Quality of one method in every variant that a device executes, and the sample through each device's adder.
 
     Arguments:
         reference: `qsim.models.Reference` of the 16-bit model, shared by all methods.
+
+    Returns:
+        The rows, the sample's rows, and what was assumed or fell back, each note once.
     """
     model, notes = quantised(subject, method, spec)
     built = {"full": in_sixteen_bit(model)}
     if "weights" in variants(spec, method):
         built["weights"] = in_sixteen_bit(weights_only(model))
-    rows = tuple(_quality(spec, subject, method, variant, m, reference, notes) for variant, m in built.items())
+    noted = [_quality(spec, subject, method, variant, m, reference, notes) for variant, m in built.items()]
     exact: tuple[ExactRow, ...] = ()
     if spec.quality.exact_bytes and method in exact_methods(spec):
         exact = tuple(_through_devices(spec, subject, method, built))
-    return rows, exact
+    rows, said = zip(*noted, strict=True)
+    return rows, exact, tuple(dict.fromkeys(note for notes in said for note in notes))
 
 
 def _quality(
     spec: StudySpec, subject: Subject, method: Method, variant: str, model: Model, reference: Any, notes: Sequence[str]
-) -> QualityRow:
+) -> tuple[QualityRow, tuple[str, ...]]:
     q = spec.quality
     found = evaluate(model, subject.text, window=_window(spec, model), reference=reference,
                      max_bytes=q.max_bytes or None)  # fmt: skip
     same = method.algorithm == NONE
     assert found.bits_per_byte is not None
     assert found.bits_per_byte_delta is not None
-    return QualityRow(
+    said = tuple(dict.fromkeys([*notes, *without(found.notes, "reference")]))
+    row = QualityRow(
         method=method.name, variant=variant, bits_per_byte=found.bits_per_byte,
         bits_per_byte_se=found.bits_per_byte_se or 0.0, loss=0.0 if same else found.bits_per_byte_delta,
         loss_se=0.0 if same else found.bits_per_byte_delta_se or 0.0, perplexity=found.perplexity,
         kl=found.kl, kl_se=found.kl_se, top1_agreement=found.top1_agreement, bytes_scored=found.bytes or 0,
-        model_bits=model_bits(model), notes="; ".join(dict.fromkeys([*notes, *_own_notes(found.notes)])),
+        model_bits=model_bits(model), notes="; ".join(said),
     )  # fmt: skip
-
-
-def _own_notes(notes: Iterable[str]) -> list[str]:
-    return [n for n in notes if not n.startswith("reference: ")]
+    return row, said
 
 
 def _window(spec: StudySpec, model: Model) -> int:

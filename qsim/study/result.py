@@ -88,6 +88,8 @@ class StudyResult:
     trust: tuple[rows.TrustRow, ...] = ()
     trust_points: tuple[rows.TrustPoint, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    synthetic_outliers: str = ""
+    """What the study says where it had to give its model outlier channels; empty where it has some of its own."""
 
     def tables(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Name and rows of every table that has any, in the order of the report."""
@@ -134,10 +136,10 @@ def read_result(path: str | Path) -> StudyResult:
     from .folder import settle
 
     path = Path(path)
-    file = path / "study.json" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
+    file = path / "study.json" if os.path.isdir(path) else path
+    if os.path.isdir(path) and not os.path.exists(file):
         settle(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise QsimError(f"{path} holds no study: {file} does not exist")
     text = read_text(file)
     try:

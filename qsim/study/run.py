@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import hwmodels
+from qsim.notes import Note, pick
 
 from . import accumulator, hardware, trust
 from .decide import decisions
@@ -37,6 +38,7 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 class _MethodPart:
     quality: tuple[QualityRow, ...]
     exact: tuple[ExactRow, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class _TensorPart:
     errors: tuple[TensorErrorRow, ...]
     channels: tuple[ChannelRow, ...]
     salient: tuple[SalientRow, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     from . import quality, tensors
 
     env = environment()
-    speed = steps.run("speed of every case", lambda: tuple(hardware.speed_rows(spec)))
+    speed, assumed = steps.run("speed of every case", lambda: hardware.speed_table(spec))
     curves, flips, operators, roofs, capacity = steps.run("curves, flips and rooflines", lambda: (
         tuple(hardware.curve_rows(spec)), tuple(hardware.flip_rows(spec)), *hardware.roofline_rows(spec),
         tuple(hardware.capacity_rows(spec)),
@@ -162,8 +164,8 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
 
         def work(method: Any = method) -> _MethodPart:
             with one_blas_thread(small):
-                rows, exact = quality.measure(spec, subject, method, reference)
-            return _MethodPart(quality=rows, exact=exact)
+                rows, exact, notes = quality.measure(spec, subject, method, reference)
+            return _MethodPart(quality=rows, exact=exact, notes=notes)
 
         kept = {**inputs, "method": method.name}
         found.append(steps.run(method.title, lambda kept=kept, method=method, work=work: parts.get(
@@ -184,7 +186,8 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
         operators=tuple(operators), roofs=tuple(roofs), capacity=capacity, histograms=tensor.histograms,
         tensor_errors=tensor.errors, channels=tensor.channels, salient=tensor.salient, accumulators=sums,
         claims=tuple(trust.claim_rows(rows)), trust=(*checked.groups, *trust.kernel_rows(spec, speed)),
-        trust_points=checked.points, notes=_notes(speed, rows, tensor.notes, measured),
+        trust_points=checked.points, notes=_notes(assumed, found, tensor.notes, measured),
+        synthetic_outliers=str(pick(tensor.notes, "synthetic_outliers") or ""),
     )  # fmt: skip
 
 
@@ -218,15 +221,9 @@ def _methods(spec: StudySpec) -> tuple[MethodRow, ...]:
     )  # fmt: skip
 
 
-def _notes(speed: Any, quality: Any, tensors: tuple[str, ...], measured: Measured) -> tuple[str, ...]:
-    """Everything that was assumed or fell back, each once; what does not fit is in the tables."""
-    found: dict[str, None] = {}
-    for row in speed:
-        for note in row.notes.split("; "):
-            if note and not note.startswith(("does not fit", "would fit", "the KV cache holds")):
-                found[note] = None
-    for q in quality:
-        for note in q.notes.split("; "):
-            if note:
-                found[f"{q.method}: {note}"] = None
-    return (*found, *tensors, *measured.notes)
+def _notes(
+    assumed: Sequence[str], methods: Sequence[_MethodPart], tensors: Sequence[str], measured: Measured
+) -> tuple[str, ...]:
+    """Everything that was assumed or fell back, each once."""
+    said = [f"{part.quality[0].method}: {note}" for part in methods for note in part.notes]
+    return (*dict.fromkeys([*assumed, *said]), *tensors, *measured.notes)

@@ -6,6 +6,7 @@ The file and the value are one: `read_spec("study.toml")` gives a `StudySpec`, `
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def _keys() -> list[str]:
 
 def _relative_to(spec: StudySpec, folder: Path) -> StudySpec:
     def place(text: str) -> str:
-        return str(folder / text) if text and (folder / text).exists() and not Path(text).is_absolute() else text
+        return str(folder / text) if text and os.path.exists(folder / text) and not Path(text).is_absolute() else text
 
     q, s = spec.quality, spec.speed
     return replace(

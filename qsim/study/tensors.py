@@ -9,6 +9,7 @@ import numpy as np
 
 from qsim.analysis.error import sqnr_db
 from qsim.models import Model
+from qsim.notes import Note
 from qsim.scheme import Scheme, TensorScheme, get_scheme, quantize
 
 from .quality import Subject, calibration
@@ -135,14 +136,13 @@ def channel_rows(spec: StudySpec, subject: Subject, layer: Layer) -> tuple[tuple
     from qsim.models import with_outliers
 
     model, own = subject.model, spread(layer.inputs)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if own < OWN_OUTLIERS:
         model = with_outliers(model, seed=spec.quality.seed)
         layer = _widest(model, calibration(subject, spec).tokens[:LOOKED_AT])
-        notes = (
-            f"{subject.model.name} has no outlier channels of its own (largest {own:.1f} times the median): the figure "
-            "of smoothing shows the same function with synthetic ones",
-        )
+        told = f"{subject.model.name} has no outlier channels of its own (largest {own:.1f} times the median)"
+        then = "the figure of smoothing shows the same function with synthetic ones"
+        notes = (Note("synthetic_outliers", f"{told}: {then}"),)
     shared = next(names for names in _behind_norms(model) if layer.name in names)
     weights = [weight_of(model, name) for name in shared]
     x = np.abs(layer.inputs).max(axis=0)

@@ -135,10 +135,9 @@ def quality_text(result: StudyResult) -> str:
 def tensors_text(result: StudyResult) -> str:
     """Which tensors the section looks at."""
     tensors = list(dict.fromkeys(h.tensor for h in result.histograms))
-    outliers = [n for n in result.notes if "outlier channels" in n]
     layer = result.salient[0].layer if result.salient else ""
     text = f"A layer of {result.measured.model}, {layer}: its {and_list(tensors)}." if tensors else ""
-    return text + (f" Note: {outliers[0]}." if outliers else "")
+    return text + (f" Note: {result.synthetic_outliers}." if result.synthetic_outliers else "")
 
 
 def accumulator_text(result: StudyResult) -> str:

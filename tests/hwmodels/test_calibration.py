@@ -17,6 +17,7 @@ from hwmodels.fitting import build, sources
 from hwmodels.fitting.fit import Settings, bands, coverage, fit_parameters, gemm_rows, held_out, predict_rows
 from hwmodels.timing.families import get_family
 from hwmodels.validation.validate import REQUIRED, validate
+from qsim.errors import QsimError
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -179,3 +180,22 @@ def test_published_tables_meet_the_required_figures() -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="measured_gemm.csv does not exist"):
         validate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x7fELF\xff\xfe", r"own\.toml is not UTF-8"),
+        (b"[kernels.x\n", r"calibration own is not TOML"),
+        (b"[kernels.x]\nt0_us = 1\n", r"calibration own: kernel x has no "),
+        (b"[kernels.x]\nt0_us = 'a'\n", r"calibration own: kernel x has a value of the wrong type"),
+        (b"[kernels]\nx = 3\n", r"calibration own: x must be a table"),
+        (b"kernels = 3\n", r"calibration own: kernels must be a table"),
+    ],
+)
+def test_a_calibration_of_ones_own_that_is_wrong_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(content)
+    with pytest.raises(QsimError, match=says) as error:
+        load_calibration(str(path))
+    assert "\n" not in str(error.value)

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hwmodels
@@ -34,7 +35,8 @@ def test_the_annotations_of_public_names_resolve(name: str, value: Any) -> None:
         assert set(inspect.signature(value).parameters) - {"self", "cls"} <= set(hints), name
 
 
-NONSENSE = [0, -1, float("nan"), float("inf"), -float("inf"), "4", True, None, 1j, [], object(), 10**400]
+NONSENSE = [0, -1, float("nan"), float("inf"), -float("inf"), "4", True, None, 1j, [], object(), 10**400,
+            np.ones([1] * 20)]  # fmt: skip
 SIZES: dict[str, tuple[typing.Callable[..., Any], dict[str, Any], tuple[str, ...]]] = {
     "predict": (
         hwmodels.predict, {"device": "h100", "model": "llama-3.2-1b"}, ("batch", "context", "tensor_parallel")

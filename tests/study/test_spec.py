@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import hwmodels
+import qsim
+from qsim.errors import QsimError
 from qsim.study import Case, DeviceSpec, Quality, StudySpec, read_spec
 from qsim.study.spec import Accumulator, Method, check, default_algorithm, methods_for, parse_method
 from qsim.study.study_file import spec_of, to_table, to_toml
@@ -72,6 +75,20 @@ def test_a_mistake_is_one_sentence_that_names_key_and_value(table: dict, says: s
         check(spec_of(table, "s.toml"))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_no_file_can_have_is_kept_as_a_name(tmp_path: Path) -> None:
+    """`Path.exists` raises for a name that is too long for the system."""
+    path = tmp_path / "study.toml"
+    path.write_text(f'[quality]\nmodel = "{"x" * 5000}"\n', encoding="utf-8")
+    assert read_spec(path).quality.model == "x" * 5000
+    with pytest.raises(QsimError, match="does not exist"):
+        qsim.load("x" * 5000)
+    for read in (hwmodels.get_architecture, hwmodels.get_device):
+        for name in ("x" * 5000, "x" * 5000 + ".toml", "x" * 5000 + ".json"):
+            with pytest.raises(QsimError) as error:
+                read(name)
+            assert len(str(error.value)) < 800
 
 
 def test_values_are_checked_where_they_are_made() -> None:
