@@ -15,7 +15,7 @@ import numpy as np
 
 from qsim.formats import BlockFormat, FloatFormat
 
-from . import exact, fast, other
+from . import exact, fast, other, panels
 from .model import CANONICAL_NAN, Instruction, get_instruction
 
 TILE_ROWS, TILE_COLUMNS = 512, 512
@@ -103,8 +103,11 @@ class Chain:
         table = exact.decoder(fmt)
         if self.plan is None:
             tops = np.zeros(len(codes), np.int64)
+        elif block is None and table.rises:
+            sizes = codes.dtype.type(exact.cleared_bits(fmt) & ~(fmt.sign_mask << fmt.padding_bits))
+            tops = table.exponent[panels.row_peaks(codes, sizes)].astype(np.int64)
         else:
-            tops = fast.row_tops(
+            tops = panels.row_tops(
                 codes, table.significand, table.exponent, exact.cleared_bits(fmt), scales.exponents, self.block
             )
         return Operands(codes=codes, scales=scales, tops=tops)
@@ -154,8 +157,7 @@ def _run_fast(plan: fast.Plan, a: Operands, b: Operands, c: np.ndarray, k_index:
     state[:, columns:] = 0
     narrow = np.float32 if c.dtype == np.uint32 else np.float16
     state[:, :columns] = np.ascontiguousarray(c).view(narrow)
-    work = fast.Workspace.of(plan, rows, len(k_index))
-    fast.run_tile(plan, (a.codes, a.scales.exponents), (b.codes, b.scales.exponents), k_index, block, state, work)
+    fast.run_tile(plan, (a.codes, a.scales.exponents), (b.codes, b.scales.exponents), k_index[None], block, state)
     with np.errstate(all="ignore"):
         return np.ascontiguousarray(state[:, :columns].astype(narrow, copy=False)).view(c.dtype)
 

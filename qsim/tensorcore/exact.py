@@ -30,6 +30,7 @@ class Decoder:
     exponent: np.ndarray  # int16
     value: np.ndarray  # float64; 0 for Inf and NaN
     fraction_bits: int
+    rises: bool = False  # whether a larger magnitude code never has a smaller exponent (32-bit words: not looked at)
 
 
 @lru_cache(maxsize=64)
@@ -55,11 +56,13 @@ def decoder(fmt: FloatFormat) -> Decoder:
     nan = np.array([is_nan(fmt, int(c) >> fmt.padding_bits) for c in codes])
     infinite = (magnitude << fmt.padding_bits == fmt.inf_code) if fmt.has_inf else np.zeros(len(codes), bool)
     exponent = np.where(nan, NAN, np.where(infinite, INF, exponent))
+    positive = exponent[: 1 << (fmt.storage_bits - 1)]
     return Decoder(
         significand=np.where(infinite, np.where(negative, -1, 1), significand).astype(np.int32),
         exponent=exponent.astype(np.int16),
         value=np.where(nan | infinite, 0.0, value),
         fraction_bits=fmt.mantissa_bits,
+        rises=bool((np.diff(positive) >= 0).all() and (exponent[len(positive) :] == positive).all()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Chains of truncated sums for a tile of outputs: packing, and the loop over rows and panels around `simd.chain_steps`.
+"""Chains of truncated sums for a tile of outputs: the plan of an instruction, and the loop over chains and panels.
 
 All of it is exact for finite operands whose sums stay below 2^128. `exact.redo_tile` then replaces the outputs of rows
 and columns that hold Inf or NaN, or whose exponents are so large that a sum could overflow.
@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 
 import numba
 import numpy as np
-from numba.extending import overload
 
 from qsim.formats import FloatFormat
 
 from .exact import INF, cleared_bits, decoder
+from .fused import join_chain
 from .model import Instruction
+from .panels import pack_a, pack_b
 from .simd import PANEL_VECTORS, TAIL_VECTORS, VECTOR_BITS, run_panel
 
 K_BLOCK = 128
@@ -173,235 +174,105 @@ def _tables(fmt: FloatFormat, lane: np.dtype, exponent: np.dtype) -> tuple[np.nd
     if fmt.storage_bits == 32:
         return d.value.astype(np.float64), d.exponent.astype(exponent)
     mark = ZERO_MARK[exponent.itemsize * 8]
+    if fmt.name == "bfloat16":
+        return np.empty((0, 0), lane), np.empty((0, 0), exponent)  # its codes are the upper halves of float32 words
     finite = d.exponent < INF
     zero = (d.significand == 0) | ~finite
     return d.value.astype(lane), np.where(zero, mark, d.exponent).astype(exponent)
 
 
-def _value(code: Any, keep: Any, table: Any) -> Any:
-    """The value of a code, 0 for Inf and NaN. `table`: values, or for 32-bit words powers of two by exponent field."""
-    raise NotImplementedError("compiled code only")
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """Where the sums of chains go: float32 registers (rows, columns), and the scales as `fused.join_chain` has them."""
+
+    how: int
+    registers: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
 
 
-def _exponent(code: Any, keep: Any, table: Any, mark: Any) -> Any:
-    """The exponent of a code, `mark` for zeros, Inf and NaN."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_value)
-def _value_overload(code: Any, keep: Any, table: Any) -> Any:
-    def short(code: Any, keep: Any, table: Any) -> Any:
-        return table[code & keep]
-
-    def words(code: Any, keep: Any, table: Any) -> Any:
-        word = np.int64(code) & np.int64(keep)
-        field = (word >> 23) & 255
-        significand: Any = (word & 0x7FFFFF) + (0x800000 if field else 0)
-        if field == 255:
-            significand = 0
-        value = np.float64(significand) * table[field]
-        return -value if word >> 31 else value
-
-    return words if code.bitwidth == 32 else short
-
-
-@overload(_exponent)
-def _exponent_overload(code: Any, keep: Any, table: Any, mark: Any) -> Any:
-    def short(code: Any, keep: Any, table: Any, mark: Any) -> Any:
-        return table[code & keep]
-
-    def words(code: Any, keep: Any, table: Any, mark: Any) -> Any:
-        word = np.int64(code) & np.int64(keep)
-        field = (word >> 23) & 255
-        return mark if field == 255 or word & 0x7FFFFFFF == 0 else table[field]
-
-    return words if code.bitwidth == 32 else short
+_NONE = -1  # one chain that goes on from the state
 
 
 @numba.njit(cache=True, nogil=True)
-def row_tops(
-    codes: np.ndarray, significands: np.ndarray, exponents: np.ndarray, keep: Any, scale: np.ndarray, block: Any
-) -> np.ndarray:
-    """Largest exponent of every row, int64; INF or more when the row holds an Inf or NaN."""
-    rows, k = codes.shape
-    tops = np.empty(rows, np.int64)
-    for i in range(rows):
-        top: Any = np.int64(-1000)
-        for kk in range(k):
-            code = np.int64(codes[i, kk]) & np.int64(keep)
-            if codes.itemsize < 4:
-                e: Any = exponents[code]
-            else:
-                field = (code >> 23) & 255
-                e = exponents[field] if field < 255 else INF
-            if scale.shape[0]:
-                e += scale[i, kk // block]
-            top = max(top, np.int64(e))
-        tops[i] = top
-    return tops
-
-
-@numba.njit(cache=True, nogil=True)
-def _pack_a(
-    codes: np.ndarray,
-    scale: np.ndarray,
+def _run_chains(
+    a: Any,
+    b: Any,
     k_index: np.ndarray,
     block: Any,
-    values: np.ndarray,
-    exponents: np.ndarray,
-    keep: Any,
-    mark: Any,
-    value_out: np.ndarray,
-    exponent_out: np.ndarray,
+    tables: Any,
+    shape: Any,
+    vectors: tuple[int, ...],
+    rounding: Any,
+    work: Any,
+    state: np.ndarray,
+    registers: np.ndarray,
+    how: Any,
+    scale_rows: np.ndarray,
+    scale_columns: np.ndarray,
 ) -> None:
-    """Rows of A in the order of k_index: (rows, K) flat."""
-    at = 0
-    plain = scale.shape[0] == 0 and _is_ascending(k_index)
-    for i in range(codes.shape[0]):
-        if plain:  # the usual case, without branches, so that it is vectorised
-            row = codes[i, k_index[0] : k_index[0] + len(k_index)]
-            for n in range(len(row)):
-                value_out[at + n] = _value(row[n], keep, values)
-            for n in range(len(row)):
-                exponent_out[at + n] = _exponent(row[n], keep, exponents, mark)
-            at += len(row)
-            continue
-        for n in range(len(k_index)):
-            k = k_index[n]
-            if k < 0:
-                value_out[at] = 0
-                exponent_out[at] = mark
-            else:
-                code = codes[i, k]
-                value_out[at] = _value(code, keep, values)
-                exponent_out[at] = _exponent(code, keep, exponents, mark)
-                if scale.shape[0]:
-                    _apply_scale(value_out, exponent_out, at, scale[i, k // block], mark)
-            at += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _is_ascending(k_index: np.ndarray) -> Any:
-    """Whether k_index is k, k + 1, k + 2, ... without padding."""
-    for n in range(len(k_index)):
-        if k_index[n] != k_index[0] + n:
-            return False
-    return k_index[0] >= 0
-
-
-@numba.njit(cache=True, nogil=True)
-def _apply_scale(value: np.ndarray, exponent: np.ndarray, at: Any, scale: Any, mark: Any) -> None:
-    if exponent[at] != mark and scale < INF:
-        value[at] *= 2.0**scale
-        exponent[at] += scale
-
-
-@numba.njit(cache=True, nogil=True)
-def _pack_b(
-    codes: np.ndarray,
-    scale: np.ndarray,
-    first: Any,
-    k_index: np.ndarray,
-    block: Any,
-    values: np.ndarray,
-    exponents: np.ndarray,
-    keep: Any,
-    mark: Any,
-    columns: Any,
-    value_out: np.ndarray,
-    exponent_out: np.ndarray,
-) -> None:
-    """A panel of B, `columns` rows of codes from `first`: (K, 2, columns) positive and negative parts, flat."""
-    here = min(columns, codes.shape[0] - first)
-    plain = scale.shape[0] == 0 and here == columns and _is_ascending(k_index)
-    turned = np.empty((len(k_index), columns), codes.dtype)
-    if plain:  # columns of the panel first: rows of B are often a power of two apart, and would evict one another
-        for j in range(columns):
-            codes_j = codes[first + j, k_index[0] : k_index[0] + len(k_index)]
-            for n in range(len(codes_j)):
-                turned[n, j] = codes_j[n]
-    for n in range(len(k_index)):
-        k = k_index[n]
-        row = n * 2 * columns
-        if plain:  # the usual case, without branches, so that it is vectorised
-            column = turned[n]
-            for j in range(columns):
-                value = _value(column[j], keep, values)
-                value_out[row + j] = max(value, value - value)
-                value_out[row + columns + j] = min(value, value - value)
-            for j in range(columns):
-                exponent_out[n * columns + j] = _exponent(column[j], keep, exponents, mark)
-            continue
-        for j in range(columns):
-            if k < 0 or j >= here:
-                value_out[row + j] = 0
-                value_out[row + columns + j] = 0
-                # columns beyond B have an ordinary exponent, so that nobody takes care of their zeros
-                exponent_out[n * columns + j] = mark if j < here else 0
-                continue
-            code = codes[first + j, k]
-            value = _value(code, keep, values)
-            at = n * columns + j
-            exponent_out[at] = _exponent(code, keep, exponents, mark)
-            value_out[row + j] = value
-            if scale.shape[0]:
-                # through the place of the positive part, which is written again below
-                _apply_scale_b(value_out, row + j, exponent_out, at, scale[first + j, k // block], mark)
-                value = value_out[row + j]
-            value_out[row + j] = max(value, value - value)
-            value_out[row + columns + j] = min(value, value - value)
-
-
-@numba.njit(cache=True, nogil=True)
-def _apply_scale_b(value: np.ndarray, at_value: Any, exponent: np.ndarray, at: Any, scale: Any, mark: Any) -> None:
-    if exponent[at] != mark and scale < INF:
-        value[at_value] *= 2.0**scale
-        exponent[at] += scale
+    """The chains of a tile for its panels of one width; one loop, because Python between short calls costs as much."""
+    values_a, values_b, exponents_a, exponents_b, keep_a, keep_b, mark = tables
+    k_block, columns, products, begin, panels = shape
+    floor, fraction_bits, mask, c_smallest = rounding
+    a_value, a_exponent, b_value, b_exponent = work
+    end = begin + columns * panels
+    for number in range(k_index.shape[0]):
+        if how != _NONE:
+            state[:, begin:end] = 0
+        for k0 in range(0, k_index.shape[1], k_block):
+            part = k_index[number, k0 : k0 + k_block]
+            pack_a(a[0], a[1], part, block, values_a, exponents_a, keep_a, mark, a_value, a_exponent)
+            for first in range(begin, end, columns):
+                pack_b(b[0], b[1], first, part, block, values_b, exponents_b, keep_b, mark, columns, b_value,
+                        b_exponent)  # fmt: skip
+                run_panel(a_value, a_exponent, b_value, b_exponent, state, first, columns, vectors, len(part),
+                          products, floor, fraction_bits, mask, c_smallest)  # fmt: skip
+        if how != _NONE:
+            last = min(end, registers.shape[1])
+            join_chain(state[:, begin:last], registers[:, begin:last], how, number, scale_rows,
+                       scale_columns[begin:last])  # fmt: skip
 
 
 def run_tile(
-    plan: Plan, a: Packable, b: Packable, k_index: np.ndarray, block: int, state: np.ndarray, work: Workspace
+    plan: Plan,
+    a: Packable,
+    b: Packable,
+    k_index: np.ndarray,
+    block: int,
+    state: np.ndarray,
+    join: Join | None = None,
 ) -> None:
-    """state <- a b^T + state for one tile, one chain of steps over `k_index` (a multiple of L long).
+    """state <- a b^T + state for one tile; or, with `join`, the sums of chains from +0 go to its registers.
 
     Arguments:
         a, b: (rows, K) and (cols, K) codes, each with the exponents of its block scales.
-        k_index: the k to take in order; -1 is a zero.
+        k_index: (chains, K) the k of each chain in order, a multiple of L long; -1 is a zero. One chain without `join`.
+        block: elements that share a block scale.
         state: (rows, cols rounded up to panels) accumulators, see `simd.run_panel`.
     """
-    mark, panels = ZERO_MARK[plan.exponent.itemsize * 8], plan.panels(len(b[0]))
-    k_block = plan.k_block
-    for k0 in range(0, len(k_index), k_block):
-        part = k_index[k0 : k0 + k_block]
-        _pack_a(*a, part, block, plan.values_a, plan.exponents_a, plan.keep_a, mark, work.a_value, work.a_exponent)
-        for first, vectors in panels:
-            columns = vectors * plan.lanes
-            _pack_b(
-                *b,
-                first,
-                part,
-                block,
-                plan.values_b,
-                plan.exponents_b,
-                plan.keep_b,
-                mark,
-                columns,
-                work.b_value,
-                work.b_exponent,
-            )
-            run_panel(
-                work.a_value,
-                work.a_exponent,
-                work.b_value,
-                work.b_exponent,
-                state,
-                first,
-                columns,
-                (0,) * vectors,
-                len(part),
-                plan.products,
-                plan.floor,
-                plan.fraction_bits,
-                plan.mask,
-                plan.c_smallest,
-            )
+    if join is None:
+        empty = np.empty((0, 0), np.float32)
+        join = Join(how=_NONE, registers=empty, rows=empty, columns=empty)
+    work = Workspace.of(plan, len(state), k_index.shape[1])
+    tables = (plan.values_a, plan.values_b, plan.exponents_a, plan.exponents_b, plan.keep_a, plan.keep_b,
+              ZERO_MARK[plan.exponent.itemsize * 8])  # fmt: skip
+    found = plan.panels(len(b[0]))
+    for vectors in sorted({v for _, v in found}, reverse=True):
+        these = [first for first, v in found if v == vectors]
+        _run_chains(
+            a,
+            b,
+            k_index,
+            block,
+            tables,
+            (plan.k_block, vectors * plan.lanes, plan.products, these[0], len(these)),
+            (0,) * vectors,
+            (plan.floor, plan.fraction_bits, plan.mask, plan.c_smallest),
+            (work.a_value, work.a_exponent, work.b_value, work.b_exponent),
+            state,
+            join.registers,
+            join.how,
+            join.rows,
+            join.columns,
+        )

@@ -15,9 +15,10 @@ from qsim.formats import FloatFormat, IntFormat, encode, get_format
 
 from . import check
 from .engine import Chain, Operands, Scales, add_to_nearest, canonical, for_each_tile, tiles, worker_of
-from .fused import promote_scaled
+from .fused import join_chain
 from .model import Instruction, get_instruction
 from .presets import Preset, Promotion, get_preset
+from .promoted import JOINS, Factors, can_run, run_promoted
 
 ScaleOrder: TypeAlias = Literal["product_first", "a_first", "b_first"]
 
@@ -139,7 +140,8 @@ def matmul(
         preset: `cublaslt_fp8_fast`, `cublaslt_fp8_precise`, `cublaslt_bf16`, `cublaslt_fp16`, `deepgemm`,
             `cutlass_fp8`; other arguments win over it. Without one it is a single chain.
         promote_every: K of each fresh chain, a multiple of the step; its float32 result is added to a register.
-        promotion: "add" (plain addition) or "ffma" (fma(scale, chain, register)); both to nearest even.
+        promotion: "add" (plain addition), "ffma" (fma(scale_a * scale_b, chain, register)) or "ffma_a_first"
+            (fma(chain * scale_a, scale_b, register)); each operation to nearest even.
         split_k: number of slices of K that run apart and are added forward in float32, or their lengths. Slices are
             equal in units of 128 bytes of A's type (cuBLASLt's, as reported; unverified). Libraries choose it by shape.
         k_order: a permutation that is applied to every stretch of its length in K; ascending by default.
@@ -215,9 +217,16 @@ def _tile(
     """One slice of K for one tile: chains, promoted or not."""
     if every is None and ins.arithmetic != "emulated":
         return chain.run(a, b, total, segments[0])
-    for number, k_index in enumerate(segments):
+    if total.dtype == np.uint32 and can_run(chain.plan, a.tops, b.tops, max(map(len, segments))):
+        assert chain.plan is not None
+        left, right = (a.codes, a.scales.exponents), (b.codes, b.scales.exponents)
+        factors = scales.factors(rows, columns) if how != "add" else Factors.none()
+        registers = total.view(np.float32)
+        out = run_promoted(chain.plan, left, right, segments, chain.block, registers, JOINS[how], factors)
+        return canonical(out.view(np.uint32))
+    for number, k_index in enumerate(segments):  # Inf, NaN and sums that may overflow
         part = chain.run(a, b, np.zeros_like(total), k_index)
-        if how == "ffma":
+        if how != "add":
             total = scales.promote(total, part, number, rows, columns)
         else:
             total = add_to_nearest(total, part)
@@ -274,20 +283,20 @@ def _unit(ins: Instruction) -> int:
 
 
 def _check_promotion(ins: Instruction, every: int | None, how: str, slices: int, scales: _Scaling) -> None:
-    if how not in ("add", "ffma"):
-        raise QsimError(f"promotion must be 'add' or 'ffma': got {how!r}")
+    if how not in JOINS:
+        raise QsimError(f"promotion must be 'add', 'ffma' or 'ffma_a_first': got {how!r}")
     if slices > 1 and ins.output not in ("f32", "f16"):
         raise QsimError(f"split_k adds float partial sums; {ins.name} has {ins.output} accumulators")
     if every is None:
-        if how == "ffma":
-            raise QsimError("promotion='ffma' needs promote_every")
+        if how != "add":
+            raise QsimError(f"promotion={how!r} needs promote_every")
         return
     if ins.output not in ("f32", "f16") or ins.arithmetic == "emulated":
         raise QsimError(f"promote_every applies to chains of native f32 or f16 instructions: got {ins.name}")
     if every < 1 or every % _unit(ins):
         raise QsimError(f"promote_every must be a multiple of the step of {ins.name}, {_unit(ins)}: got {every}")
-    if how == "ffma" and (ins.output != "f32" or slices > 1):
-        raise QsimError("promotion='ffma' needs f32 accumulators and split_k=1")
+    if how != "add" and (ins.output != "f32" or slices > 1):
+        raise QsimError(f"promotion={how!r} needs f32 accumulators and split_k=1")
 
 
 class _Scaling:
@@ -322,7 +331,8 @@ class _Scaling:
             self.block_a = check.block_scale(scale_a, "scale_a", ins.block_a, (m,), k)
             self.block_b = check.block_scale(scale_b, "scale_b", ins.block_b, (n,), k)
             return
-        self.promoted = how == "ffma"
+        self.how: Promotion = how
+        self.promoted = how != "add"
         if self.promoted:
             rows_a, rows_b, _ = preset.block if preset and preset.block else (1, 128, every)
             blocks = -(-k // every) if every else 1
@@ -334,18 +344,18 @@ class _Scaling:
             self.row = _result_scale(scale_a, "scale_a", m)
             self.column = _result_scale(scale_b, "scale_b", n)
 
-    def promote(self, total: np.ndarray, part: np.ndarray, number: int, rows: slice, columns: slice) -> np.ndarray:
-        """total <- fma(scale_a * scale_b, part, total) in float32, one rounding."""
+    def factors(self, rows: slice, columns: slice) -> Factors:
+        """The scales of a tile's chains."""
         assert self.row is not None
         assert self.column is not None
-        out = np.empty_like(total)
-        promote_scaled(
-            total.view(np.float32),
-            part.view(np.float32),
-            np.ascontiguousarray(self.row[rows, number]),
-            np.ascontiguousarray(self.column[columns, number]),
-            out.view(np.float32),
-        )
+        return Factors(rows=self.row[rows], columns=self.column[columns])
+
+    def promote(self, total: np.ndarray, part: np.ndarray, number: int, rows: slice, columns: slice) -> np.ndarray:
+        """The registers after chain `number`, one multiplication and one fused multiply-add each."""
+        factors = self.factors(rows, columns)
+        row, column = np.ascontiguousarray(factors.rows), np.ascontiguousarray(factors.columns)
+        out = total.copy()
+        join_chain(part.view(np.float32), out.view(np.float32), JOINS[self.how], number, row, column)
         return canonical(out)
 
     def apply(self, total: np.ndarray, rows: slice, columns: slice) -> np.ndarray:

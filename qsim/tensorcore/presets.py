@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 from qsim.errors import QsimError, quoted
 
-Promotion: TypeAlias = Literal["add", "ffma"]
-"""How a partial chain joins the float32 register: a plain addition, or fma(scale, partial, register), to nearest."""
+Promotion: TypeAlias = Literal["add", "ffma", "ffma_a_first"]
+"""How a chain joins the float32 register: a plain addition, fma(scale_a * scale_b, chain, register), or
+fma(chain * scale_a, scale_b, register); each operation to nearest even."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -365,7 +365,7 @@ def _chain_steps(
 chain_steps: Any = intrinsic(_chain_steps)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(inline="always")
 def run_panel(
     a: np.ndarray,
     a_exponent: np.ndarray,

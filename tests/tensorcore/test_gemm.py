@@ -351,7 +351,7 @@ BAD_MATMUL = [
     ({"preset": "cublaslt_fp8_fats"}, "unknown preset 'cublaslt_fp8_fats': .*did you mean 'cublaslt_fp8_fast'"),
     ({"promote_every": 100}, "promote_every must be a multiple of the step of hopper.wgmma.f32.e4m3, 32: got 100"),
     ({"promotion": "ffma"}, "promotion='ffma' needs promote_every"),
-    ({"promotion": "exact"}, "promotion must be 'add' or 'ffma'"),
+    ({"promotion": "exact"}, "promotion must be 'add', 'ffma' or 'ffma_a_first'"),
     ({"split_k": 0}, "split_k must be at least 1: got 0"),
     ({"split_k": [32, 16]}, r"must add up to K=64: got \[32, 16\]"),
     ({"k_order": [0, 0, 1]}, "k_order must be a permutation of 0..n-1 with n dividing K=64"),
