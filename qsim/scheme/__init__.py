@@ -1,5 +1,6 @@
 """How a tensor becomes codes: schemes, scale rules, quantised tensors."""
 
+from .from_codes import from_codes
 from .granularity import Granularity
 from .presets import FIELD, get_scheme, list_schemes, preset_names
 from .quantizer import encode_with, find_parameters, quantize, region_range, round_scale
@@ -19,6 +20,7 @@ __all__ = [
     "default_rule",
     "encode_with",
     "find_parameters",
+    "from_codes",
     "get_rule",
     "get_scheme",
     "list_schemes",
@@ -31,3 +33,5 @@ __all__ = [
     "tensor_scale_of",
     "with_tensor_scale",
 ]
+
+vars(quantize)["from_codes"] = from_codes  # qsim.quantize.from_codes: the other way to a quantised tensor

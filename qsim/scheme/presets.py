@@ -55,6 +55,7 @@ _OWN: dict[str, Scheme] = {
     "mxfp4-weight-only": Scheme(weight=_part("mxfp4")),
     "nvfp4-weight-only": Scheme(weight=_part("nvfp4")),
     "mxfp6a8": _block("mxfp6_e2m3", "mxfp8_e4m3"),
+    "mxfp4-fp8": Scheme(weight=_part("mxfp4"), activation=_part(_E4M3, "token", dynamic=True)),
     "mxfp4xfp8": Scheme(weight=_part("mxfp4"), activation=_part(_E4M3, "group(128)", dynamic=True, ragged=True)),
     "nf4-g64": Scheme(weight=_part("nf4", "group(64)")),
 }
@@ -78,8 +79,8 @@ _ALIASES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"} | {
 _LISTED = ("bf16", "fp16", "w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16-channel",
            "w8a8-tensor", "w8a8-channel-token", "w4a8-g128", "w4afp8-g128-token", "fp8-tensor", "fp8-static",
            "fp8-rowwise", "fp8-block128", "fp8-weight-only", "fp8-tensor-kvfp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4",
-           "mxfp6a8", "mxfp4xfp8", "mxfp8-weight-only", "mxfp6-weight-only", "mxfp4-weight-only", "nvfp4-weight-only",
-           "nf4-g64")  # fmt: skip
+           "mxfp6a8", "mxfp4xfp8", "mxfp4-fp8", "mxfp8-weight-only", "mxfp6-weight-only", "mxfp4-weight-only",
+           "nvfp4-weight-only", "nf4-g64")  # fmt: skip
 
 _KV = {"8": _E4M3, "fp8": _E4M3, "e4m3": _E4M3, "e5m2": "float8_e5m2", "int8": "int8", "int4": "int4"}
 _KV_SUFFIX = re.compile(r"(?P<base>.+)-kv(?P<kind>[a-z0-9]*)")
