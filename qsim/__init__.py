@@ -38,6 +38,7 @@ _LAZY = {
     "list_layouts": "qsim.checkpoints",
     "list_methods": "qsim.methods",
     "list_models": "hwmodels",
+    "list_pipelines": "qsim.kernels",
     "list_schemes": "qsim.scheme",
     "load": "qsim.models",
     "matmul": "qsim.tensorcore",
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from qsim.checkpoints import list_layouts
     from qsim.errors import QsimError
     from qsim.formats import cast, decode, encode, get_format, list_formats
-    from qsim.kernels import linear, pack
+    from qsim.kernels import linear, list_pipelines, pack
     from qsim.methods import list_methods, quantize_model
     from qsim.models import evaluate, load
     from qsim.scheme import QuantizedTensor, Scheme, get_scheme, list_schemes, quantize
@@ -72,8 +73,8 @@ __all__ = [
     "QsimError", "QuantizedTensor", "Scheme", "Table", "__version__", "algorithms", "analysis", "cast", "checkpoints",
     "decode", "encode", "evaluate", "families", "formats", "get_architecture", "get_device", "get_format",
     "get_instruction", "get_scheme", "kernels", "linear", "list_devices", "list_formats", "list_instructions",
-    "list_layouts", "list_methods", "list_models", "list_schemes", "load", "matmul", "methods", "models", "pack",
-    "plots", "predict", "quantize", "quantize_model", "scheme", "study", "tensorcore",
+    "list_layouts", "list_methods", "list_models", "list_pipelines", "list_schemes", "load", "matmul", "methods",
+    "models", "pack", "plots", "predict", "quantize", "quantize_model", "scheme", "study", "tensorcore",
 ]  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is import
 from .features import available_paths
 from .linear import linear
 from .packing import PackedWeight, has_fused_kernel, pack
+from .pipelines import Pipeline, get_pipeline, list_pipelines
 from .traffic import Traffic, traffic
 
-__all__ = ["PackedWeight", "Traffic", "available_paths", "has_fused_kernel", "linear", "pack", "traffic"]
+__all__ = ["PackedWeight", "Pipeline", "Traffic", "available_paths", "get_pipeline", "has_fused_kernel", "linear",
+           "list_pipelines", "pack", "traffic"]  # fmt: skip

@@ -3,7 +3,8 @@
 Three stages, as a GPU's fused kernel has them. Weights are dequantised to the instruction's input format with one
 rounding to nearest even (integers and FP8 that the instruction takes as they are stay codes); the instruction forms the
 sums; the epilogue multiplies scales and adds the bias in float32. With one scale per row it is one chain over K; with
-group scales that stay codes, one chain a group, promoted by a float32 addition.
+group scales that stay codes, one chain per group, promoted by a fused multiply-add with the scales, as cuBLASLt,
+DeepGEMM and humming do it. What a given library's kernel returns is a row of `pipelines`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from qsim.errors import QsimError
 
 from .activations import Activation, take
+from .groups import integer_groups
 from .packing import PackedWeight
 
 F32 = np.float32
@@ -88,8 +90,8 @@ def _integers(packed: PackedWeight) -> np.ndarray:
 
 
 def _scaled_chains(a: np.ndarray, b: np.ndarray, act: Activation, packed: PackedWeight, name: str) -> np.ndarray:
-    from qsim.tensorcore import matmul
-
+    """One chain over K and then the scales; or, with scales for groups of K, a chain for each group, which joins the
+    float32 register by fma(chain, activation scale * weight scale, register)."""
     q, k = packed.source, packed.shape[1]
     part = q.tensor_scheme
     assert part.granularity is not None
@@ -98,27 +100,55 @@ def _scaled_chains(a: np.ndarray, b: np.ndarray, act: Activation, packed: Packed
             "exact=True cannot keep integers as codes when group_index scatters the groups; use a "
             "floating-point instruction"
         )
-    per_row = (packed.shape[0], -(-k // (part.group_size or k)))
-    scales = _per_group(q.scales, part, per_row)
-    zeros = None if q.zeros is None else _per_group(q.zeros.astype(F32), part, per_row)
     sizes = [s for s in (part.group_size, act.group_size) if s]
     step = min(sizes) if sizes else k
-    total: np.ndarray | None = None
-    for k0 in range(0, k, step):
-        piece = slice(k0, min(k0 + step, k))
-        bits = matmul(a[:, piece], b[:, piece], instruction=name)
-        sums = bits if bits.dtype == np.int32 else bits.view(F32)
-        if zeros is not None:
-            # float64: exact for integer zero points, and for any fraction far closer than the float32 that follows
-            shift = zeros[:, k0 // (part.group_size or k)].astype(np.float64) - (1 << (q.element.bits - 1))
-            sums = sums - act.given[:, piece].sum(axis=1, dtype=np.int64)[:, None] * shift
-        scaled = sums.astype(F32) * scales[:, k0 // (part.group_size or k)]
-        if act.group is not None:
-            assert act.group_size is not None
-            scaled = scaled * act.group[:, k0 // act.group_size][:, None]
-        total = scaled if total is None else total + scaled
-    assert total is not None
+    scales = _per_chain(q.scales, part, packed.shape, step)
+    shifts = None
+    if q.zeros is not None:
+        shifts = _per_chain(q.zeros, part, packed.shape, step).astype(np.float64) - (1 << (q.element.bits - 1))
+    if step >= k:
+        total = _one_chain(a, b, act, shifts, name) * scales[:, 0]
+        return total * (act.row[:, None] if act.group is None else act.group)
+    rows = None
+    if act.group is not None:
+        assert act.group_size is not None
+        rows = np.repeat(act.group, act.group_size // step, axis=1)[:, : scales.shape[1]]
+    if act.integer:
+        total = integer_groups(a, b, step, scales, rows=rows, shifts=shifts)
+    else:
+        total = _joined(a, b, name, step, np.ones((len(a), scales.shape[1]), F32) if rows is None else rows, scales)
     return total * act.row[:, None]
+
+
+def _one_chain(a: np.ndarray, b: np.ndarray, act: Activation, shifts: np.ndarray | None, name: str) -> np.ndarray:
+    from qsim.tensorcore import matmul
+
+    bits = matmul(a, b, instruction=name)
+    sums = bits if bits.dtype == np.int32 else bits.view(F32)
+    if shifts is not None:
+        # float64: exact for integer zero points, and for any fraction far closer than the float32 that follows
+        sums = sums - act.given.sum(axis=1, dtype=np.int64)[:, None] * shifts[:, 0]
+    return sums.astype(F32)
+
+
+def _joined(a: np.ndarray, b: np.ndarray, name: str, step: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    from qsim.tensorcore import Preset, get_instruction, matmul
+
+    if get_instruction(name).arithmetic == "emulated":
+        raise QsimError(
+            f"{name} is made of other instructions and has no chains to scale by groups: use a native one, such as "
+            "hopper.wgmma.f32.e4m3"
+        )
+    how = Preset(name="scaled groups", instruction=name, promote_every=step, promotion="ffma", block=(1, 1, step))
+    return matmul(a, b, preset=how, scale_a=rows, scale_b=columns).view(F32)
+
+
+def _per_chain(values: np.ndarray, part: Any, shape: tuple[int, int], step: int) -> np.ndarray:
+    """(N, chains) float32 from the scales or zero points of any granularity."""
+    n, k = shape
+    group = part.group_size or k
+    per_row = _per_group(values.astype(F32), part, (n, -(-k // group)))
+    return np.repeat(per_row, group // step if group > step else 1, axis=1)[:, : -(-k // step)]
 
 
 def _per_group(values: np.ndarray, part: Any, shape: tuple[int, int]) -> np.ndarray:

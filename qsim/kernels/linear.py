@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -14,6 +14,9 @@ from . import products, special, streams
 from .activations import Activation, take
 from .features import check_path
 from .packing import PackedWeight, tiles_per_task
+
+if TYPE_CHECKING:
+    from .pipelines import Pipeline
 
 F32 = np.float32
 # Up to so many tokens stream over the packed weight; more of them, and it is expanded once for all.
@@ -34,6 +37,7 @@ def linear(
     *,
     activation: str | None = None,
     path: str | None = None,
+    kernel: str | Pipeline | None = None,
 ) -> np.ndarray:
     """x @ w.T + bias for a packed weight w.
 
@@ -46,6 +50,11 @@ def linear(
             bfloat16 `x` may take the CPU's BF16 instructions.
         path: `portable`, `vnni`, `bf16` or `amx`; None is the fastest that this CPU has and `QSIM_KERNELS` allows.
             The result is the same up to the order of float32 additions; integer sums are equal.
+        kernel: with `exact`, the fused kernel of a GPU whose bits are wanted: `humming`, or one row of
+            `list_pipelines()`. x is rounded to BF16 first; BF16 codes (uint16) are taken as well, and for 8-bit
+            activations a tuple of codes (int8, or E4M3 as uint8) and float32 scales, which is quantised already. The
+            result holds the kernel's output, BF16 values for nearly all. Choices that change the kernel's order, like
+            stream-K, are off.
 
     Returns:
         (..., N) float32. Weight-only: float32 products and sums. INT8 and INT4 by INT8: exact int32 sums (per group
@@ -54,8 +63,16 @@ def linear(
 
     Raises:
         ValueError: activations that are no real floats (integers, texts, masked elements), or beyond float32; K that
-            does not fit; NaN or Inf where activations are quantised; `instruction` without `exact`.
+            does not fit; NaN or Inf where activations are quantised; `instruction` or `kernel` without `exact`; a
+            kernel that does not run the scheme (the message says which do), or not with this group size; scales of a
+            weight that the kernel cannot store.
     """
+    if kernel is not None:
+        if not exact or instruction is not None or activation is not None or path is not None:
+            raise QsimError("kernel belongs to exact=True and decides the instruction, the activation and the path")
+        from .fused_gemm import fused_linear
+
+        return fused_linear(x, packed, kernel)
     source = real_array(x, "activations")
     n, k = packed.shape
     if source.ndim < 1 or source.shape[-1] != k:

@@ -1,4 +1,4 @@
-"""Codes to the values and exponents that `simd.run_panel` reads: rows of A, panels of B, the largest exponent of a row."""
+"""Codes to the values and exponents that `simd.run_panel` reads: rows of A, panels of B; largest exponents of rows."""
 
 from __future__ import annotations
 
