@@ -8,24 +8,55 @@ from types import MappingProxyType
 from typing import Any
 
 from .config import Config
+from .numerics import Numerics
 from .shape import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockTensors:
-    """Names of one decoder block's tensors below its prefix, without `.weight` and `.bias`; None where it has none."""
+class MlpTensors:
+    """Names of one gated or plain MLP, or of one expert; `gate_up` is the fused projection of both."""
 
-    attention_norm: str
-    mlp_norm: str
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-    output: str = "self_attn.o_proj"
-    gate: str | None = None
-    up: str
+    up: str | None = None
     down: str
+    gate: str | None = None
+    gate_up: str | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether it is down(act(gate) * up)."""
+        return self.gate is not None or self.gate_up is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTensors:
+    """Names of one decoder block's tensors below its prefix, without `.weight` and `.bias`; None where it has none.
+
+    Attributes:
+        attention_norm, mlp_norm: norms of what attention and MLP read (OPT-350m: of what they have added to).
+        attention_post, mlp_post: norms of what attention and MLP add to the residual.
+        query, key, value, or qkv: separate projections, or one that makes all three.
+        query_norm, key_norm: norms of queries and keys.
+        sinks: one score of each head that takes a share of attention and has no value; a tensor without `.weight`.
+        mlp: of a dense block; None where every block has experts.
+        router: of the experts.
+        expert: of expert `{e}`.
+    """
+
+    attention_norm: str | None = "input_layernorm"
+    mlp_norm: str | None = "post_attention_layernorm"
+    attention_post: str | None = None
+    mlp_post: str | None = None
+    query: str | None = "self_attn.q_proj"
+    key: str | None = "self_attn.k_proj"
+    value: str | None = "self_attn.v_proj"
+    qkv: str | None = None
+    output: str = "self_attn.o_proj"
     query_norm: str | None = None
     key_norm: str | None = None
+    sinks: str | None = None
+    mlp: MlpTensors | None = None
+    router: str | None = None
+    expert: MlpTensors | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +91,7 @@ class Family:
         harmless: keys of its configs that change no shape, beyond those that are harmless everywhere.
         shape: what the decoder is made of, from a config.
         tensors: names of the checkpoint's tensors, for the families that the decoder of `qsim.models` runs.
+        numerics: what the decoder computes, for these families.
     """
 
     name: str
@@ -70,3 +102,4 @@ class Family:
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     harmless: frozenset[str] = frozenset()
     tensors: Tensors | None = None
+    numerics: Numerics | None = None

@@ -8,16 +8,13 @@ from typing import Any
 
 from .blocks import Attention, Experts, Latent, Linear, Mlp, Recurrent
 from .config import Config
-from .family import BlockTensors, Tensors
+from .family import BlockTensors, MlpTensors, Tensors
 from .shape import Layer, Shape
 
+GATED = MlpTensors(gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
 TENSORS = Tensors(
-    embedding="model.embed_tokens", norm="model.norm", prefix="model.layers.{i}.",
-    block=BlockTensors(
-        attention_norm="input_layernorm", mlp_norm="post_attention_layernorm", gate="mlp.gate_proj", up="mlp.up_proj",
-        down="mlp.down_proj",
-    ),
-)  # fmt: skip
+    embedding="model.embed_tokens", norm="model.norm", prefix="model.layers.{i}.", block=BlockTensors(mlp=GATED)
+)
 """The names that Llama's checkpoints and those of its kin have."""
 
 

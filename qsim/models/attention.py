@@ -75,6 +75,8 @@ def attend(
     scale: float,
     math: AttentionMath,
     out: np.ndarray,
+    soft_cap: float | None = None,
+    sinks: np.ndarray | None = None,
 ) -> None:
     """Causal attention of one sequence.
 
@@ -85,6 +87,9 @@ def attend(
         scale: of the scores.
         math: how products are formed.
         out: (T, H, head_dim), written.
+        soft_cap: c: scaled scores become c tanh(x / c) (Gemma 2); None leaves them.
+        sinks: (H,) float32, a score beside those of the keys that takes its share and has no value (gpt-oss); None is
+            none.
     """
     tokens, heads, size = q.shape
     group = heads // keys.shape[0]
@@ -98,7 +103,16 @@ def attend(
             mine = slice(kv * group, (kv + 1) * group)
             rows = np.ascontiguousarray(q[start:stop, mine].transpose(1, 0, 2)).reshape(-1, size)
             scores = rows @ k.T if math.is_plain else _product(rows, k, math)
-            ops.causal_softmax(scores, stop - start, first, position + start, wide, scale)
+            factor = scale
+            if soft_cap is not None:
+                factor = 1.0
+                scores *= F32(scale / soft_cap)
+                np.tanh(scores, out=scores)
+                scores *= F32(soft_cap)
+            if sinks is None:
+                ops.causal_softmax(scores, stop - start, first, position + start, wide, factor)
+            else:
+                ops.sink_softmax(scores, stop - start, first, position + start, wide, factor, sinks[mine])
             mixed = scores @ v if math.is_plain else _product(scores, v.T, math, first_is_probability=True)
             out[start:stop, mine] = mixed.reshape(group, -1, size).transpose(1, 0, 2)
 

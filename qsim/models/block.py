@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +13,17 @@ from qsim.scheme import TensorScheme
 from . import ops
 from .attention import AttentionMath, attend
 from .cache import KVCache, round_entries
+from .fan import Fan, Rounding, keep
 from .flash import attend_tiles
-from .linear import Linear
+from .mlp import Experts, Mlp
+from .rope import Rope
 
 F32 = np.float32
-Rotary: TypeAlias = "tuple[np.ndarray, np.ndarray]"
-Rounding: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Norm:
-    """RMSNorm, or LayerNorm when it has a bias."""
+    """RMSNorm, or LayerNorm when it has a bias. `weight` is what multiplies: 1 + w where files hold w."""
 
     name: str
     weight: np.ndarray
@@ -49,33 +48,22 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fan:
-    """Linears of one input, computed side by side by one stacked Linear where that gives the same."""
-
-    parts: tuple[Linear, ...]
-    stacked: Linear | None
-    round: Rounding
-
-    def __call__(self, x: np.ndarray, observe: Any) -> np.ndarray:
-        """Their outputs side by side, (M, sum of N)."""
-        if observe is not None:
-            for one in self.parts:
-                observe(one.name, one.transformed(x))
-        if self.stacked is not None:
-            return self.round(self.stacked.rows(x))
-        return self.round(np.concatenate([one.rows(x) for one in self.parts], axis=1))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """Attention and MLP with their norms and residuals.
 
     Arguments:
         index: which block; its layer of the cache.
-        heads, kv_heads, head_dim, window: of attention.
-        norm_first: norms before the sublayers; OPT-350m has them after.
-        query_norm, key_norm: Qwen3's weights, or None.
-        activation: of the MLP; `silu` with a gate.
+        heads, kv_heads, head_dim, window, scale: of attention; `scale` multiplies scores.
+        soft_cap: scores become c tanh(x / c); None leaves them.
+        sinks: (heads,) scores that take a share of attention and have no value, or None.
+        norm_first: norms before the sublayers; OPT-350m has them after it adds.
+        attention_norm, mlp_norm: of what attention and MLP read; None in OLMo 2.
+        attention_post, mlp_post: of what they add to the residual, or None.
+        parallel: attention and MLP read the same hidden state.
+        residual: what attention and MLP add is multiplied by it.
+        columns: where the fused projection of queries, keys and values puts [q | k | v]; None is in that order.
+        query_norm, key_norm: weights over one head, or over all heads side by side; or None.
+        rope: rotary embeddings, or None.
         compiled: whether the Linears run in Numba's threads, so that attention should too.
         kv_cache, k_scale, v_scale: how keys and values are rounded.
         attention: how its products are formed.
@@ -86,18 +74,24 @@ class Block:
     kv_heads: int
     head_dim: int
     window: int | None
+    scale: float
+    soft_cap: float | None
+    sinks: np.ndarray | None
     norm_first: bool
-    attention_norm: Norm
-    mlp_norm: Norm
+    attention_norm: Norm | None
+    mlp_norm: Norm | None
+    attention_post: Norm | None
+    mlp_post: Norm | None
+    parallel: bool
+    residual: float
     qkv: Fan
+    columns: np.ndarray | None
     output: Fan
-    up: Fan
-    down: Fan
-    gated: bool
-    activation: str
+    mlp: Mlp | Experts
     query_norm: np.ndarray | None
     key_norm: np.ndarray | None
     norm_eps: float
+    rope: Rope | None
     compiled: bool
     kv_cache: TensorScheme | None
     k_scale: float
@@ -106,87 +100,78 @@ class Block:
     round: Rounding
 
     def __call__(
-        self,
-        x: np.ndarray,
-        batch: int,
-        starts: np.ndarray,
-        rotary: Rotary | None,
-        cache: KVCache | None,
-        observe: Any,
+        self, x: np.ndarray, batch: int, starts: np.ndarray, cache: KVCache | None, observe: Any
     ) -> np.ndarray:
         """Hidden states after the block.
 
         Arguments:
             x: (B * T, D) float32; not changed.
             starts: (B,) int64, position of each sequence's first token.
-            rotary: tables of cosines and sines, or None.
             cache: keys and values are added to and read from it; None attends within x alone.
             observe: called with a Linear's name and input, or None.
         """
-        return self.mlp_half(self.attention_half(x, batch, starts, rotary, cache, observe), observe)
+        between = self.attention_half(x, batch, starts, cache, observe)
+        if not self.parallel:
+            return self.mlp_half(between, observe)
+        h = x if self.mlp_norm is None else self.mlp_norm(x)
+        return self._add(between, self.mlp_output(h, observe), None)
 
     def attention_half(
-        self, x: np.ndarray, batch: int, starts: np.ndarray, rotary: Rotary | None, cache: KVCache | None, observe: Any
+        self, x: np.ndarray, batch: int, starts: np.ndarray, cache: KVCache | None, observe: Any
     ) -> np.ndarray:
         """Hidden states between attention and MLP."""
-        h = self.attention_norm(x) if self.norm_first else x
-        return self._add(x, self.attention_output(h, batch, starts, rotary, cache, observe), self.attention_norm)
+        h = x if self.attention_norm is None or not self.norm_first else self.attention_norm(x)
+        return self._add(x, self.attention_output(h, batch, starts, cache, observe), self.attention_norm)
 
     def mlp_half(self, x: np.ndarray, observe: Any) -> np.ndarray:
         """Hidden states after the block, of those between attention and MLP."""
-        h = self.mlp_norm(x) if self.norm_first else x
+        h = x if self.mlp_norm is None or not self.norm_first else self.mlp_norm(x)
         return self._add(x, self.mlp_output(h, observe), self.mlp_norm)
 
     def attention_output(
-        self, h: np.ndarray, batch: int, starts: np.ndarray, rotary: Rotary | None, cache: KVCache | None, observe: Any
+        self, h: np.ndarray, batch: int, starts: np.ndarray, cache: KVCache | None, observe: Any
     ) -> np.ndarray:
         """What attention adds to the residual, of its Linears' input h (B * T, D)."""
-        return self.output(self._attend(self.qkv(h, observe), batch, starts, rotary, cache), observe)
+        out = self.output(self._attend(self.qkv(h, observe), batch, starts, cache), observe)
+        return self._scaled(out if self.attention_post is None else self.attention_post(out))
 
     def mlp_output(self, h: np.ndarray, observe: Any) -> np.ndarray:
         """What the MLP adds to the residual, of its Linears' input h (M, D)."""
-        h = self.up(h, observe)
-        return self.down(self.round(self._activate(h)), observe)
+        out = self.mlp(h, observe)
+        return self._scaled(out if self.mlp_post is None else self.mlp_post(out))
 
-    def _add(self, x: np.ndarray, h: np.ndarray, norm: Norm) -> np.ndarray:
+    def _scaled(self, h: np.ndarray) -> np.ndarray:
+        return h if self.residual == 1 else self.round(h * F32(self.residual))
+
+    def _add(self, x: np.ndarray, h: np.ndarray, norm: Norm | None) -> np.ndarray:
         h += x
         h = self.round(h)
-        return h if self.norm_first else norm(h)
+        return h if self.norm_first or norm is None else norm(h)
 
-    def _activate(self, h: np.ndarray) -> np.ndarray:
-        if not self.gated:
-            return ops.activate(h, self.activation)
-        if self.activation == "silu":
-            return ops.swiglu(h)
-        half = h.shape[1] // 2
-        return ops.activate(h[:, :half], self.activation) * h[:, half:]
-
-    def _attend(
-        self, qkv: np.ndarray, batch: int, starts: np.ndarray, rotary: Rotary | None, cache: KVCache | None
-    ) -> np.ndarray:
+    def _attend(self, qkv: np.ndarray, batch: int, starts: np.ndarray, cache: KVCache | None) -> np.ndarray:
         size, heads, kv_heads = self.head_dim, self.heads, self.kv_heads
         length = qkv.shape[0] // batch
-        if self.query_norm is not None:
-            ops.head_norm(qkv, self.query_norm, F32(self.norm_eps), 0, heads)
-        if self.key_norm is not None:
-            ops.head_norm(qkv, self.key_norm, F32(self.norm_eps), heads, kv_heads)
-        if rotary is not None:
+        if self.columns is not None:
+            qkv = np.ascontiguousarray(qkv[:, self.columns])
+        self._norm_heads(qkv)
+        if self.rope is not None:
             positions = starts if length == 1 else (starts[:, None] + np.arange(length)).reshape(-1)
-            ops.rope(qkv, positions, *rotary, heads + kv_heads)
+            cos, sin = self.rope.tables(int(starts.max()) + length)
+            ops.rope(qkv, positions, cos, sin, heads + kv_heads, size)
             if self.round is not keep:
                 qkv[:] = self.round(qkv)
         k_at, v_at = heads * size, (heads + kv_heads) * size
         if self.kv_cache is not None:
             qkv[:, k_at:v_at] = round_entries(qkv[:, k_at:v_at], self.kv_cache, self.k_scale)
             qkv[:, v_at:] = round_entries(qkv[:, v_at:], self.kv_cache, self.v_scale)
-        scale = size**-0.5
+        plain = self.attention.is_plain and self.soft_cap is None and self.sinks is None
         if cache is not None:
             keys, values = cache.keys[self.index], cache.values[self.index]
             ops.append(qkv, k_at, starts, keys, values)
-            if length == 1 and self.attention.is_plain:
+            if length == 1 and plain:
                 wide = self.window or keys.shape[2]
-                return self.round(ops.attend_one(qkv[:, :k_at], keys, values, starts, wide, scale))
-        if self.compiled and self.attention.is_plain:
+                return self.round(ops.attend_one(qkv[:, :k_at], keys, values, starts, wide, self.scale))
+        if self.compiled and plain:
             return self.round(self._attend_compiled(qkv, batch, starts, cache))
         out = np.empty((batch * length, heads * size), F32)
         for b in range(batch):
@@ -199,9 +184,21 @@ class Block:
             else:
                 start = int(starts[b])
                 k, v = keys[b, :, : start + length], values[b, :, : start + length]
-            attend(here[:, :k_at].reshape(length, heads, size), k, v, position=start, window=self.window, scale=scale,
-                   math=self.attention, out=out[rows].reshape(length, heads, size))  # fmt: skip
+            attend(here[:, :k_at].reshape(length, heads, size), k, v, position=start, window=self.window,
+                   scale=self.scale, soft_cap=self.soft_cap, sinks=self.sinks, math=self.attention,
+                   out=out[rows].reshape(length, heads, size))  # fmt: skip
         return self.round(out)
+
+    def _norm_heads(self, qkv: np.ndarray) -> None:
+        """Norms of queries and keys, in place."""
+        first = 0
+        for weight, heads in ((self.query_norm, self.heads), (self.key_norm, self.kv_heads)):
+            if weight is not None and len(weight) == self.head_dim:
+                ops.head_norm(qkv, weight, F32(self.norm_eps), first, heads)
+            elif weight is not None:
+                columns = slice(first * self.head_dim, (first + heads) * self.head_dim)
+                ops.head_norm(qkv[:, columns], weight, F32(self.norm_eps), 0, 1)
+            first += heads
 
     def _attend_compiled(self, qkv: np.ndarray, batch: int, starts: np.ndarray, cache: KVCache | None) -> np.ndarray:
         size, heads, kv_heads = self.head_dim, self.heads, self.kv_heads
@@ -213,10 +210,5 @@ class Block:
             keys, values = cache.keys[self.index], cache.values[self.index]
         q = qkv[:, : heads * size].reshape(batch, length, heads, size)
         wide = self.window or int(starts.max()) + length
-        out = attend_tiles(q, keys, values, starts, wide, size**-0.5)
+        out = attend_tiles(q, keys, values, starts, wide, self.scale)
         return out.reshape(batch * length, heads * size)
-
-
-def keep(x: np.ndarray) -> np.ndarray:
-    """The rounding of float32 hidden states: none."""
-    return x

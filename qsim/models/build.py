@@ -11,15 +11,18 @@ import numpy as np
 from qsim.formats import cast
 from qsim.scheme import QuantizedTensor
 
-from . import families, rope
-from .block import Block, Fan, Norm, Rotary, Rounding, keep
+from . import families
+from .block import Block, Norm
+from .fan import Fan, Rounding, keep
 from .linear import Linear, stack, stack_arrays
+from .mlp import Experts, Mlp
+from .rope import Rope
 
 if TYPE_CHECKING:
+    from .config import ModelConfig
     from .model import Model
 
 F32 = np.float32
-_FIRST_TABLE = 512  # positions
 
 
 @dataclass(kw_only=True)
@@ -41,18 +44,7 @@ class Parts:
     blocks: list[Block] = field(default_factory=list)
     final_norm: Norm | None = None
     notes: list[str] = field(default_factory=list)
-    frequencies: np.ndarray | None = None
-    rope_factor: float = 1.0
-    _tables: Rotary | None = None
-
-    def rotary(self, positions: int) -> Rotary | None:
-        """Tables for at least that many positions; they grow as texts do."""
-        if self.frequencies is None:
-            return None
-        if self._tables is None or self._tables[0].shape[0] < positions:
-            size = max(_FIRST_TABLE, 1 << (positions - 1).bit_length())
-            self._tables = rope.tables(self.frequencies, self.rope_factor, size)
-        return self._tables
+    ropes: tuple[Rope, ...] = ()
 
 
 def build(model: Model, known: Mapping[Any, Linear]) -> Parts:
@@ -63,21 +55,29 @@ def build(model: Model, known: Mapping[Any, Linear]) -> Parts:
     for name in (names.project_in, names.project_out):
         if name is not None:
             maker.linear(name)
+    ropes = _ropes(c)
+    parts.ropes = tuple(dict.fromkeys(ropes.values()))
     for i in range(c.num_hidden_layers):
-        parts.blocks.append(maker.block(i))
+        parts.blocks.append(maker.block(i, ropes))
     parts.block_linears = tuple(n for i in range(c.num_hidden_layers) for n in families.block_names(c, i).linears)
     if names.norm is not None:
         parts.final_norm = maker.norm(names.norm)
     maker.linear(names.head, names.head if f"{names.head}.weight" in parts.tensors else names.embedding)
-    if c.architecture != "opt":
-        parts.frequencies, parts.rope_factor = rope.frequencies(
-            c.rope_theta, c.head_dim, c.rope_scaling, c.max_position_embeddings
-        )
     if maker.unscaled:
         parts.notes.append(
             f"KV scales are absent in {maker.unscaled} of {c.num_hidden_layers} layers and taken as 1, as loaders do"
         )
     return parts
+
+
+def _ropes(c: ModelConfig) -> dict[bool, Rope]:
+    """The rotary embedding of layers with a window (True) and without (False); empty where positions are learned."""
+    if not c.is_rotary:
+        return {}
+    whole = Rope(c.rope_theta, c.rotary_dim, c.rope_scaling, c.max_position_embeddings)
+    if c.local_rope_theta is None:
+        return {False: whole, True: whole}
+    return {False: whole, True: Rope(c.local_rope_theta, c.rotary_dim, None, c.max_position_embeddings)}
 
 
 def _rounding(name: str | None) -> Rounding:
@@ -133,30 +133,60 @@ class _Maker:
     def norm(self, name: str) -> Norm:
         c, tensors = self.model.config, self.parts.tensors
         if f"{name}.weight" in tensors:
-            weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+            weight, bias = self._gain(name), tensors.get(f"{name}.bias")
         else:  # OPT's LayerNorm without parameters
             weight, bias = np.ones(c.hidden_size, F32), np.zeros(c.hidden_size, F32)
         return Norm(name=name, weight=weight, bias=bias, eps=c.norm_eps, round=self.parts.round)
 
-    def block(self, i: int) -> Block:
+    def _gain(self, name: str) -> np.ndarray:
+        """What a norm multiplies by: its stored weight, plus 1 where files hold w of (1 + w)."""
+        weight, offset = self.parts.tensors[f"{name}.weight"], self.model.config.numerics.norm_offset
+        return weight + F32(offset) if offset else weight
+
+    def mlp(self, names: families.MlpNames) -> Mlp:
+        """A dense MLP, or one expert."""
+        c = self.model.config
+        clamp = None
+        if c.numerics.gate == "clamped":
+            assert c.swiglu_limit is not None
+            assert c.swiglu_alpha is not None
+            clamp = c.swiglu_limit, c.swiglu_alpha
+        return Mlp(
+            up=self.fan(names.first), down=self.fan([names.down]), gated=c.is_gated,
+            pairs=c.numerics.gate_order == "pairs", activation=c.hidden_act, clamp=clamp, round=self.parts.round,
+        )  # fmt: skip
+
+    def _experts(self, n: families.BlockNames) -> Experts:
+        c, tensors = self.model.config, self.parts.tensors
+        assert n.router is not None
+        return Experts(
+            name=n.router, weight=tensors[f"{n.router}.weight"], bias=tensors.get(f"{n.router}.bias"),
+            experts=tuple(self.mlp(names) for names in n.experts), per_token=c.num_experts_per_tok,
+            order=c.numerics.router, renormalise=c.norm_topk_prob, round=self.parts.round,
+        )  # fmt: skip
+
+    def block(self, i: int, ropes: Mapping[bool, Rope]) -> Block:
         c, model, n = self.model.config, self.model, families.block_names(self.model.config, i)
-        qkv, out, up, down = (self.fan(group) for group in n.groups)
+        qkv, out = self.fan(n.projections), self.fan([n.output])
+        mlp = self._experts(n) if n.experts else self.mlp(n.mlps[0])
         tensors = self.parts.tensors
         scales = [tensors.get(f"{n.attention}.{w}_scale") for w in "kv"]
         kv = model.kv_cache
         if kv is not None and kv.is_quantized and not kv.dynamic and any(s is None for s in scales):
             self.unscaled += 1
         k_scale, v_scale = (1.0 if s is None else float(np.asarray(s).reshape(-1)[0]) for s in scales)
-        compiled = all(one.runs_compiled for one in qkv.parts)
+        norms = [None if name is None else self.norm(name)
+                 for name in (n.attention_norm, n.attention_post, n.mlp_norm, n.mlp_post)]  # fmt: skip
+        window = c.sliding_windows[i]
         return Block(
-            index=i, compiled=compiled, heads=c.num_attention_heads, kv_heads=c.num_key_value_heads,
-            head_dim=c.head_dim,
-            window=c.sliding_windows[i], norm_first=c.do_layer_norm_before, attention_norm=self.norm(n.attention_norm),
-            mlp_norm=self.norm(n.mlp_norm), qkv=qkv, output=out, up=up, down=down, gated=c.is_gated,
-            activation=c.hidden_act, query_norm=self._vector(n.query_norm), key_norm=self._vector(n.key_norm),
-            norm_eps=c.norm_eps, kv_cache=kv, k_scale=k_scale, v_scale=v_scale, attention=model.attention,
-            round=self.parts.round,
+            index=i, compiled=all(one.runs_compiled for one in qkv.parts), heads=c.num_attention_heads,
+            kv_heads=c.num_key_value_heads, head_dim=c.head_dim, window=window, scale=c.score_scale,
+            soft_cap=c.attn_logit_softcapping, sinks=None if n.sinks is None else tensors[n.sinks],
+            norm_first=c.do_layer_norm_before, attention_norm=norms[0], attention_post=norms[1], mlp_norm=norms[2],
+            mlp_post=norms[3], parallel=c.use_parallel_residual, residual=c.residual_multiplier, qkv=qkv,
+            columns=None if n.qkv is None else families.fused_columns(c), output=out, mlp=mlp,
+            query_norm=None if n.query_norm is None else self._gain(n.query_norm),
+            key_norm=None if n.key_norm is None else self._gain(n.key_norm), norm_eps=c.norm_eps,
+            rope=ropes.get(window is not None), kv_cache=kv, k_scale=k_scale, v_scale=v_scale,
+            attention=model.attention, round=self.parts.round,
         )  # fmt: skip
-
-    def _vector(self, name: str | None) -> np.ndarray | None:
-        return None if name is None else self.parts.tensors[f"{name}.weight"]

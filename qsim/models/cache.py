@@ -25,6 +25,7 @@ class KVCache:
     Attributes:
         keys, values: (layers, B, KV heads, capacity, head_dim) float32.
         lengths: (B,) int64, tokens present of each sequence.
+        is_long: (B,) bool, whether keys were turned as those of texts beyond the trained context (`longrope`).
         limit: the most tokens that fit, the model's context.
         scheme: how entries are stored, or None for float32.
     """
@@ -32,7 +33,7 @@ class KVCache:
     def __init__(self, *, layers: int, batch: int, kv_heads: int, head_dim: int, limit: int, capacity: int = 0,
                  scheme: TensorScheme | None = None) -> None:  # fmt: skip
         self.limit, self.scheme = limit, scheme
-        self.lengths = np.zeros(batch, np.int64)
+        self.lengths, self.is_long = np.zeros(batch, np.int64), np.zeros(batch, bool)
         shape = (layers, batch, kv_heads, min(max(capacity, 1), limit), head_dim)
         self.keys, self.values = np.zeros(shape, F32), np.zeros(shape, F32)
 
@@ -90,7 +91,7 @@ class KVCache:
             raise QsimTypeError(f"a cache must be sliced by sequences, like cache[:2]: got {type(rows).__name__}")
         part = object.__new__(KVCache)
         part.limit, part.scheme = self.capacity, self.scheme
-        part.lengths = self.lengths[rows]
+        part.lengths, part.is_long = self.lengths[rows], self.is_long[rows]
         part.keys, part.values = self.keys[:, rows], self.values[:, rows]
         return part
 

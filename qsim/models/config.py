@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 from qsim.errors import QsimError
-from qsim.families import families, is_harmless
+from qsim.families import Numerics, Tensors, families, is_harmless
 
 from .rope import RopeScaling
 
-Architecture: TypeAlias = Literal["llama", "mistral", "qwen2", "qwen3", "opt"]
+ACTIVATIONS = ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
-ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+
+def architectures() -> tuple[str, ...]:
+    """Names of the families that the decoder runs."""
+    return tuple(name for name, family in families().items() if family.numerics is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +25,28 @@ class ModelConfig:
     """What a decoder is, under Hugging Face's names.
 
     Arguments:
-        architecture: `llama`, `mistral`, `qwen2`, `qwen3` or `opt`.
+        architecture: name of a family that has `numerics`, see `architectures`.
         vocab_size, hidden_size, intermediate_size, num_hidden_layers: sizes; OPT's `ffn_dim` is `intermediate_size`.
         num_attention_heads, num_key_value_heads, head_dim: query head h reads KV head h // (heads / KV heads).
         max_position_embeddings: the longest context, in tokens.
-        norm_eps: epsilon of RMSNorm, or of OPT's LayerNorm (1e-5, not in its config).
+        norm_eps: epsilon of RMSNorm, or of LayerNorm (OPT: 1e-5, not in its config).
         hidden_act: `silu`, `relu`, `gelu`, `gelu_new`, `gelu_pytorch_tanh`.
         rope_theta, rope_scaling: rotary embedding; OPT has learned positions instead.
-        attention_bias, attention_out_bias, mlp_bias: which Linears have a bias.
+        partial_rotary_factor: the share of each head, from its start, that is rotated.
+        local_rope_theta: base of layers with a sliding window, whose frequencies are not scaled; None is `rope_theta`
+            with its scaling (Gemma 3 has two bases).
+        attention_bias, attention_out_bias, mlp_bias: which Linears have a bias; `mlp_bias` is of experts too.
+        query_pre_attn_scalar, attention_multiplier: scores are multiplied by scalar^-0.5, or by the multiplier; where
+            both are None by head_dim^-0.5.
+        attn_logit_softcapping, final_logit_softcapping: scores, or logits, become c tanh(x / c); None leaves them.
+        embedding_multiplier, residual_multiplier: of embeddings, and of what attention and MLP add to the residual.
+        logits_scaling: logits are divided by it.
+        use_parallel_residual: attention and MLP read the same hidden state (GPT-NeoX).
+        num_experts, num_experts_per_tok, moe_intermediate_size: of mixtures of experts; 0 without.
+        sparse_layers: for each layer, whether its MLP is a mixture of experts.
+        norm_topk_prob: the shares of the chosen experts are divided by their sum.
+        router_bias: the router has a bias.
+        swiglu_limit, swiglu_alpha: of gpt-oss's experts.
         tie_word_embeddings: the head is the embedding.
         sliding_windows: for each layer, how many of the last tokens (itself included) a token attends to; None is all.
         bos_token_id, eos_token_ids: special tokens.
@@ -42,7 +59,7 @@ class ModelConfig:
         ValueError: sizes that do not fit each other.
     """
 
-    architecture: Architecture
+    architecture: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -55,6 +72,8 @@ class ModelConfig:
     hidden_act: str = "silu"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    partial_rotary_factor: float = 1.0
+    local_rope_theta: float | None = None
     attention_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
@@ -67,15 +86,33 @@ class ModelConfig:
     word_embed_proj_dim: int = 0
     final_layer_norm: bool = True
     layer_norm_affine: bool = True
+    query_pre_attn_scalar: float | None = None
+    attention_multiplier: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
+    use_parallel_residual: bool = False
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    sparse_layers: tuple[bool, ...] = ()
+    norm_topk_prob: bool = True
+    router_bias: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float | None = None
     quantization_config: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # the one way a frozen value can fill what was left out
-        if self.architecture not in ARCHITECTURES:
-            raise QsimError(f"architecture must be one of {', '.join(ARCHITECTURES)}: got {self.architecture!r}")
+        if self.architecture not in architectures():
+            raise QsimError(f"architecture must be one of {', '.join(architectures())}: got {self.architecture!r}")
         if not self.sliding_windows:
             put(self, "sliding_windows", (None,) * self.num_hidden_layers)
+        if not self.sparse_layers:
+            put(self, "sparse_layers", (False,) * self.num_hidden_layers)
         if not self.word_embed_proj_dim:
             put(self, "word_embed_proj_dim", self.hidden_size)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -88,28 +125,72 @@ class ModelConfig:
                 "num_key_value_heads must divide num_attention_heads: got "
                 f"{self.num_key_value_heads} and {self.num_attention_heads}"
             )
-        if self.architecture != "opt" and self.head_dim % 2:
-            raise QsimError(f"rotary embeddings need an even head_dim: got {self.head_dim}")
-        if self.hidden_act not in ("silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh"):
+        if self.is_rotary and (self.rotary_dim % 2 or not self.rotary_dim):
             raise QsimError(
-                f"hidden_act must be silu, relu, gelu, gelu_new or gelu_pytorch_tanh: got {self.hidden_act!r}"
+                f"rotary embeddings need an even head_dim: got {self.head_dim}"
+                + (f" times {self.partial_rotary_factor:g}" if self.partial_rotary_factor != 1 else "")
             )
-        if len(self.sliding_windows) != self.num_hidden_layers:
-            raise QsimError(
-                f"sliding_windows must have one entry per layer, {self.num_hidden_layers}: "
-                f"got {len(self.sliding_windows)}"
-            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise QsimError(f"hidden_act must be {', '.join(ACTIVATIONS[:-1])} or {ACTIVATIONS[-1]}: "
+                            f"got {self.hidden_act!r}")  # fmt: skip
+        for name in ("sliding_windows", "sparse_layers"):
+            if len(getattr(self, name)) != self.num_hidden_layers:
+                raise QsimError(
+                    f"{name} must have one entry per layer, {self.num_hidden_layers}: got {len(getattr(self, name))}"
+                )
+        if any(self.sparse_layers) and not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise QsimError(f"num_experts_per_tok must be from 1 to the {self.num_experts} experts: "
+                            f"got {self.num_experts_per_tok}")  # fmt: skip
+
+    @property
+    def numerics(self) -> Numerics:
+        """What the family's decoder computes."""
+        found = families()[self.architecture].numerics
+        assert found is not None  # `architectures` are the families that have it
+        return found
+
+    @property
+    def tensor_names(self) -> Tensors:
+        """Names of the family's tensors."""
+        found = families()[self.architecture].tensors
+        assert found is not None  # as above
+        return found
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether positions enter by rotary embeddings; OPT learns them."""
+        return self.tensor_names.positions is None
+
+    @property
+    def rotary_dim(self) -> int:
+        """Columns of a head that are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def score_scale(self) -> float:
+        """What q k^T is multiplied by."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by."""
+        root = self.hidden_size**0.5 if self.numerics.embedding_scale == "root" else 1.0
+        return root * self.embedding_multiplier
 
     @property
     def is_gated(self) -> bool:
-        """Whether the MLP is down(act(gate) * up); OPT's is fc2(act(fc1))."""
-        return self.architecture != "opt"
+        """Whether the MLP is down(act(gate) * up), and not down(act(up))."""
+        block = self.tensor_names.block
+        found = block.mlp or block.expert
+        return found is not None and found.is_gated
 
     @property
     def unknown_keys(self) -> tuple[str, ...]:
         """Keys of the config that this project does not know; they were ignored."""
         harmless = families()[self.architecture].harmless
-        return tuple(k for k in self.extra if not is_harmless(k) and k not in harmless)
+        return tuple(k for k, v in self.extra.items() if v is not None and not is_harmless(k) and k not in harmless)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -129,7 +210,7 @@ class ModelConfig:
         """
         from .hf_config import read_config
 
-        values = read_config(data, _architecture(data, where), where)
+        values = read_config(data, architecture_of(data, where), where)
         try:
             return cls(**values)
         except QsimError as error:
@@ -139,18 +220,30 @@ class ModelConfig:
         """The `config.json` that transformers and the serving engines read; `from_dict` is the inverse."""
         from .hf_config import write_config
 
-        head = {"architectures": list(families()[self.architecture].architectures[:1])}
+        head: dict[str, Any] = {"architectures": list(families()[self.architecture].architectures[:1])}
+        head["model_type"] = _model_type(self.architecture)
         return {**head, **write_config(self), **self.extra}
 
 
-def _architecture(data: Mapping[str, Any], where: str) -> str:
-    known = {name: a for a in ARCHITECTURES for name in families()[a].architectures}
+def architecture_of(data: Mapping[str, Any], where: str) -> str:
+    """The family that a config's class and model type name.
+
+    Raises:
+        QsimError: none that the decoder runs, or two that contradict each other.
+    """
+    kinds = {_model_type(name): name for name in architectures()}
+    known = {c: name for name in kinds.values() for c in families()[name].architectures if c.endswith("ForCausalLM")}
     classes, kind = data.get("architectures"), data.get("model_type")
     if isinstance(classes, list | tuple) and classes:
         found = [known[name] for name in classes if isinstance(name, str) and name in known]
-        if found and (kind is None or kind == found[0]):
+        if found and (kind is None or kind == _model_type(found[0])):
             return found[0]
-    elif not classes and kind in ARCHITECTURES:
-        return str(kind)
+    elif not classes and isinstance(kind, str) and kind in kinds:
+        return kinds[kind]
     given = f"architectures={classes!r:.80}, model_type={kind!r:.80}" if classes else f"model_type={kind!r:.80}"
     raise QsimError(f"{where}: supported architectures are {', '.join(known)}: got {given}")
+
+
+def _model_type(name: str) -> str:
+    numerics = families()[name].numerics
+    return name if numerics is None or numerics.model_type is None else numerics.model_type

@@ -14,7 +14,7 @@ from qsim.errors import QsimError, QsimTypeError, shown
 from qsim.fields import Fields
 from qsim.safetensors import TensorFiles, open_folder
 
-from . import families
+from . import families, stacked
 from .config import ModelConfig
 from .model import Model
 from .tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def load(path: str | Path) -> Model:
     Arguments:
         path: `tiny`, or a folder with `config.json` and safetensors: one file, or shards with their index. BF16, FP16,
             FP32, FP64 and FP8 weights become float32. A folder whose config has a `quantization_config` is read by
-            `qsim.checkpoints`, and its Linears stay quantised.
+            `qsim.checkpoints`, and its Linears stay quantised, as do gpt-oss's MXFP4 experts.
 
     Returns:
         The model, whole. Its `notes` list unknown config keys and tensors that were not used.
@@ -43,7 +43,8 @@ def load(path: str | Path) -> Model:
         OSError: a file cannot be read.
     """
     folder = resolve(path)
-    if quantization_of(folder, read_json(folder / "config.json")) is not None:
+    told = quantization_of(folder, read_json(folder / "config.json"))
+    if told is not None and not stacked.is_mxfp4(told[1]):
         from qsim.checkpoints import read  # upward: `load` is the name for all folders
 
         return read(folder)
@@ -58,14 +59,16 @@ def load_plain(folder: str | Path) -> Model:
     check_unquantized(found)
     notes = config_notes(config)
     expected = dict(families.expected_tensors(config))
-    tensors = {name: read_tensor(found, name, shape) for name, shape in expected.items()}
-    head, embedding = "lm_head.weight", families.model_names(config).embedding + ".weight"
-    left = sorted(found.keys() - expected.keys() - {head})
+    tensors, used = stacked.read_experts(found, config)
+    tensors |= {name: read_tensor(found, name, shape) for name, shape in expected.items() if name not in tensors}
+    names = families.model_names(config)
+    head, embedding = f"{names.head}.weight", f"{names.embedding}.weight"
+    left = sorted(found.keys() - expected.keys() - used - {head})
     if config.tie_word_embeddings and head in found:
         own = read_tensor(found, head, (config.vocab_size, config.word_embed_proj_dim))
         if not np.array_equal(own, tensors[embedding]):  # transformers does not tie these either
             tensors[head] = own
-            notes.append("config ties the head to the embedding, but lm_head.weight differs from it and is used")
+            notes.append(f"config ties the head to the embedding, but {head} differs from it and is used")
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         notes.append(f"tensors that the architecture does not have were not used: {left[0]}{more}")

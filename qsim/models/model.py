@@ -19,7 +19,6 @@ from qsim.scheme import QuantizedTensor, TensorScheme
 
 from . import families
 from .attention import PLAIN, AttentionMath
-from .block import Rotary
 from .cache import KVCache, check_kv_scheme, new_cache
 from .config import ModelConfig
 from .linear import Linear
@@ -90,21 +89,42 @@ class Model:
     # --- parts --------------------------------------------------------------------------------------------
 
     def linears(self) -> dict[str, Linear]:
-        """The decoder blocks' Linears by name, in the order in which they are applied. The head is `lm_head`."""
+        """The decoder blocks' Linears by name, in the order in which they are applied. The head is `head_name`."""
         return {name: one for name, one in self._parts.linears.items() if name in self._parts.block_linears}
 
     @property
     def lm_head(self) -> Linear:
         """The Linear from hidden states to logits."""
-        return self._parts.linears["lm_head"]
+        return self._parts.linears[self.head_name]
+
+    @property
+    def head_name(self) -> str:
+        """The name of the head among a checkpoint's tensors, `lm_head` in most families."""
+        return self.config.tensor_names.head
 
     @property
     def _parts(self) -> Any:
         return self.__dict__["_built"]
 
     def block_linears(self, i: int) -> list[list[str]]:
-        """Names of block i's Linears in groups that see the same input, in order: q k v, o, gate up, down."""
+        """Names of block i's Linears in groups that see the same input, in order: q k v, o, gate up, down; of experts
+        gate up of each, then down of each."""
         return families.block_names(self.config, self._index(i)).groups
+
+    def block_stages(self, i: int) -> list[list[list[str]]]:
+        """The groups of `block_linears` in the four steps of the computation: what is in one does not depend on what
+        else is in it. Only a step of experts has more than one group."""
+        return families.block_names(self.config, self._index(i)).stages
+
+    def float_readers(self, source: str) -> list[str]:
+        """What reads the output of a norm beside Linears, and is never quantised: the router of experts. `observe` is
+        called with its input too."""
+        return families.float_readers(self.config, source)
+
+    def input_size(self, name: str) -> int:
+        """Columns of what a Linear, or a router, reads."""
+        one = self._parts.linears.get(name)
+        return self.config.hidden_size if one is None else one.in_features
 
     def fold_groups(self, i: int) -> list[tuple[str, list[str]]]:
         """Where a per-channel factor of block i can be folded; see `families.fold_groups`."""
@@ -180,7 +200,7 @@ class Model:
         if last_only:
             x = x.reshape(batch, length, -1)[:, -1]
         if observe is not None:
-            observe("lm_head", x.reshape(-1, x.shape[-1]))
+            observe(self.head_name, x.reshape(-1, x.shape[-1]))
         y = self.unembed(np.ascontiguousarray(x))
         y = y.reshape((batch, -1) if last_only else (batch, length, -1))
         return y[0] if np.ndim(tokens) == 1 else y
@@ -209,13 +229,20 @@ class Model:
             hidden: (B, T, D) float32, from `embed` or block i - 1; not changed.
             observe: as in `logits`.
             half: only attention with its residual, or only the MLP with its own, of what the first gave.
+
+        Raises:
+            ValueError: a half of a block whose attention and MLP read the same hidden state (GPT-NeoX).
         """
         hidden = self._check_hidden(hidden)
         batch, length, size = hidden.shape
         self._check_length(length)
-        x, block = hidden.reshape(-1, size), self._parts.blocks[self._index(i)]
+        x, block, starts = hidden.reshape(-1, size), self._parts.blocks[self._index(i)], np.zeros(batch, np.int64)
+        if half is None:
+            return block(x, batch, starts, None, observe).reshape(batch, length, size)
+        if block.parallel:
+            raise QsimError(f"block {i} has no halves: its attention and MLP read the same hidden state")
         if half != "mlp":
-            x = block.attention_half(x, batch, np.zeros(batch, np.int64), self._rotary(length), None, observe)
+            x = block.attention_half(x, batch, starts, None, observe)
         if half != "attention":
             x = block.mlp_half(x, observe)
         return x.reshape(batch, length, size)
@@ -230,7 +257,7 @@ class Model:
         batch, length, size = x.shape
         self._check_length(length)
         block, starts = self._parts.blocks[self._index(i)], np.zeros(batch, np.int64)
-        out = block.attention_output(x.reshape(-1, size), batch, starts, self._rotary(length), None, None)
+        out = block.attention_output(x.reshape(-1, size), batch, starts, None, None)
         return out.reshape(batch, length, -1)
 
     def mlp_output(self, i: int, x: np.ndarray) -> np.ndarray:
@@ -252,7 +279,11 @@ class Model:
 
     def unembed(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (M, V) float32 of what `hidden` returns, as rows (M, E)."""
-        return self._parts.round(self.lm_head.rows(hidden))
+        y, config = self._parts.round(self.lm_head.rows(hidden)), self.config
+        if config.logits_scaling != 1:
+            y = self._parts.round(y / F32(config.logits_scaling))
+        cap = config.final_logit_softcapping
+        return y if cap is None else self._parts.round(np.tanh(y / F32(cap)) * F32(cap))
 
     def generate(self, tokens: Any, max_new_tokens: int = 256, **options: Any) -> Iterator[Any]:
         """Continue tokens; see `qsim.models.generate`."""
@@ -297,10 +328,10 @@ class Model:
             self._check_cache(cache, batch)
             cache.reserve(length)
             starts = cache.lengths
+            self._check_switch(cache, int(starts.max()) + length)
         x = self._embed(ids, starts)
-        rotary = self._rotary(int(starts.max()) + length)
         for block in self._parts.blocks:
-            x = block(x, batch, starts, rotary, cache, observe)
+            x = block(x, batch, starts, cache, observe)
         x = self._final(x, observe)
         if cache is not None:
             cache.advance(length)
@@ -317,10 +348,25 @@ class Model:
         if rows != batch:
             raise QsimError(f"the cache holds {rows} sequences: got tokens of {batch}")
 
+    def _check_switch(self, cache: KVCache, positions: int) -> None:
+        """Refuse to go on with keys that were turned by other frequencies than those of the longer text."""
+        for rope in self._parts.ropes:
+            if rope.switch is None:
+                continue
+            now = rope.is_long(positions)
+            if ((cache.lengths > 0) & (cache.is_long != now)).any():
+                raise QsimError(
+                    f"longrope turns all keys of a text of more than {rope.switch} tokens by other frequencies: the "
+                    f"cache holds keys of a {'shorter' if now else 'longer'} one; run the whole text with a new cache"
+                )
+            cache.is_long[:] = now
+
     def _embed(self, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
         names = families.model_names(self.config)
         tensors: Any = self.tensors
         x = tensors[names.embedding + ".weight"][ids.reshape(-1)]
+        if self.config.embedding_scale != 1:
+            x = x * self._parts.round(np.array([self.config.embedding_scale], F32))
         if names.project_in is not None:
             x = self._parts.linears[names.project_in].rows(x)
         if names.positions is not None:
@@ -338,9 +384,6 @@ class Model:
                 observe(project.name, x)
             x = self._parts.round(project.rows(x))
         return x
-
-    def _rotary(self, positions: int) -> Rotary | None:
-        return self._parts.rotary(positions)
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """The `linear_settings` that apply to a Linear."""
@@ -371,7 +414,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         tensor = tensors[name]
         if tuple(tensor.shape) != shape:
             raise QsimError(f"tensor {name} is {shape} by the config: got {tuple(tensor.shape)}")
-    optional = {"lm_head.weight"} | {
+    optional = {f"{config.tensor_names.head}.weight"} | {
         f"{families.block_names(config, i).attention}.{which}_scale"
         for i in range(config.num_hidden_layers)
         for which in "kv"

@@ -109,9 +109,22 @@ def _rope(x: Any, positions: Any, cos: Any, sin: Any, heads: Any) -> None:
             _rotate(x[m, h * size : (h + 1) * size], cos[p], sin[p])
 
 
-def rope(x: np.ndarray, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int) -> None:
-    """Rotate the first `heads` heads of every row in place, half-split as in Hugging Face's `rotate_half`."""
-    _rope(x, positions, cos, sin, heads)
+@njit(cache=True, nogil=True, boundscheck=False)
+def _rope_part(x: Any, positions: Any, cos: Any, sin: Any, heads: Any, head_dim: Any) -> None:
+    size = 2 * cos.shape[1]
+    for m in range(x.shape[0]):
+        p = positions[m]
+        for h in range(heads):
+            _rotate(x[m, h * head_dim : h * head_dim + size], cos[p], sin[p])
+
+
+def rope(x: np.ndarray, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray, heads: int, head_dim: int) -> None:
+    """Rotate the first `heads` heads of every row in place, half-split as in Hugging Face's `rotate_half`; of heads
+    wider than the tables' 2 columns a pair only the first columns."""
+    if 2 * cos.shape[1] == head_dim:
+        _rope(x, positions, cos, sin, heads)
+    else:
+        _rope_part(x, positions, cos, sin, heads, head_dim)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -146,6 +159,21 @@ def swiglu(x: np.ndarray) -> np.ndarray:
     out = np.empty((x.shape[0], x.shape[1] // 2), F32)
     _swiglu(x, out)
     return out
+
+
+def clamped_swiglu(x: np.ndarray, limit: float, alpha: float) -> np.ndarray:
+    """g sigmoid(alpha g) (u + 1) of rows [gate | up] (M, 2F), with g = min(gate, limit) and u held within +-limit:
+    (M, F). The activation of gpt-oss's experts."""
+    half = x.shape[1] // 2
+    gate = np.minimum(x[:, :half], F32(limit))
+    up = np.clip(x[:, half:], F32(-limit), F32(limit))
+    return swiglu(np.concatenate([gate * F32(alpha), (up + F32(1)) * F32(1 / alpha)], axis=1))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """softmax over the last axis, float32."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
 
 
 def activate(x: np.ndarray, kind: str) -> np.ndarray:
@@ -209,6 +237,44 @@ def causal_softmax(scores: np.ndarray, tokens: int, first_key: int, position: in
         scale: positive.
     """
     _causal_softmax(scores, np.int64(tokens), np.int64(position - first_key), np.int64(window), F32(scale))
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
+def _softmax_with(x: Any, scale: Any, sink: Any) -> None:
+    """softmax over scale * x and one more score, which gets no entry."""
+    top = max(_largest(x) * scale, sink)
+    total = exp32(sink - top)
+    for j in range(x.shape[0]):
+        e = exp32(x[j] * scale - top)
+        x[j] = e
+        total += e
+    factor = F32(1) / total
+    for j in range(x.shape[0]):
+        x[j] *= factor
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _sink_softmax(scores: Any, tokens: Any, past: Any, window: Any, scale: Any, sinks: Any) -> None:
+    for r in range(scores.shape[0]):
+        row, last = scores[r], past + r % tokens + 1
+        first = max(np.int64(0), last - window)
+        row[:first] = F32(0)
+        row[last:] = F32(0)
+        _softmax_with(row[first:last], scale, sinks[r // tokens])
+
+
+def sink_softmax(
+    scores: np.ndarray, tokens: int, first_key: int, position: int, window: int, scale: float, sinks: np.ndarray
+) -> None:
+    """As `causal_softmax`, with a further score for each head that takes its share: sinks (G,) float32."""
+    _sink_softmax(
+        scores,
+        np.int64(tokens),
+        np.int64(position - first_key),
+        np.int64(window),
+        F32(scale),
+        np.ascontiguousarray(sinks),
+    )
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)

@@ -71,7 +71,8 @@ def with_outliers(
     Large models have a few channels whose activations are a hundred times the others', the same ones in every layer;
     small models have none. Here the norms before attention and MLP grow in the chosen channels and the Linears that
     read them shrink by as much, so that what the model computes stays the same and only quantisation sees a difference.
-    Gains are powers of two: float32 logits keep their bits.
+    Gains are powers of two: float32 logits keep their bits, but for norms that multiply by 1 + w (Gemma), whose new w
+    is rounded.
 
     Arguments:
         channels: how many, chosen by `seed`, or which; the same in every layer.
@@ -125,17 +126,18 @@ def with_outliers(
 
 
 def _grown(model: Model, norm: str, names: list[str], chosen: np.ndarray, magnitude: float) -> dict[str, Any]:
-    weight = np.array(model.tensors[f"{norm}.weight"])
+    offset = F32(model.config.numerics.norm_offset)
+    weight = np.array(model.tensors[f"{norm}.weight"]) + offset
     typical = F32(np.median(np.abs(weight)))
     own = np.maximum(np.abs(weight[chosen]), np.finfo(F32).tiny)
     gain = np.exp2(np.clip(np.rint(np.log2(magnitude * typical / own)), -60, 60)).astype(F32)
     weight[chosen] *= gain
-    out: dict[str, Any] = {f"{norm}.weight": weight}
+    out: dict[str, Any] = {f"{norm}.weight": weight - offset}
     if f"{norm}.bias" in model.tensors:
         bias = np.array(model.tensors[f"{norm}.bias"])
         bias[chosen] *= gain
         out[f"{norm}.bias"] = bias
-    for name in names:
+    for name in (*names, *model.float_readers(norm)):
         smaller = _float_weight(model, name).copy()
         smaller[:, chosen] /= gain
         out[f"{name}.weight"] = smaller

@@ -157,7 +157,7 @@ def in_sixteen_bit(model: Model) -> Model:
     """Every product sees BF16 inputs where its scheme does not quantise them: what a 16-bit tensor core is given."""
     settings = {
         name: {"activation": "bfloat16"}
-        for name, linear in {**model.linears(), "lm_head": model.lm_head}.items()
+        for name, linear in {**model.linears(), model.head_name: model.lm_head}.items()
         if not (isinstance(linear.weight, QuantizedTensor) and linear.weight.scheme.activation.is_quantized)
     }
     return model.replace(linear_settings={**model.linear_settings, **settings})
@@ -274,7 +274,7 @@ def _exact_row(
     spec: StudySpec, subject: Subject, method: Method, device: Device, fast: Model, main: Adder, head: Adder
 ) -> ExactRow:
     settings = {name: {"engine": "exact", "instruction": main.instruction} for name in fast.linears()}
-    settings["lm_head"] = {"engine": "exact", "instruction": head.instruction}
+    settings[fast.head_name] = {"engine": "exact", "instruction": head.instruction}
     merged = {name: {**dict(fast.linear_settings.get(name, {})), **more} for name, more in settings.items()}
     exact = fast.replace(linear_settings=merged)
     found = evaluate(exact, subject.text, window=_window(spec, fast), reference=fast,

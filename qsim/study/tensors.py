@@ -65,9 +65,10 @@ def _widest(model: Model, tokens: np.ndarray) -> Layer:
 
 
 def _behind_norms(model: Model) -> Iterator[list[str]]:
-    """Names of the Linears that each norm of each block feeds."""
+    """Names of the Linears that each norm of each block feeds; a block's first ones where no norm does."""
     for i in range(model.config.num_hidden_layers):
-        yield from (names for before, names in model.fold_groups(i) if "norm" in before)
+        behind = [names for before, names in model.fold_groups(i) if "norm" in before]
+        yield from behind or [model.block_linears(i)[0]]  # OLMo 2's norms are behind attention and MLP
 
 
 def spread(x: np.ndarray) -> float:

@@ -31,6 +31,25 @@ CONFIGS = {
     "opt-350m": {"model_type": "opt", **BASE, "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
     "opt-plain-norms": {"model_type": "opt", **BASE, "ffn_dim": 96, "layer_norm_elementwise_affine": False,
                         "enable_bias": False, "activation_function": "gelu_new"},
+    "gemma2": {"model_type": "gemma2", **GATED, "head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20,
+               "attn_logit_softcapping": 3.0, "final_logit_softcapping": 9.0},
+    "gemma3": {"model_type": "gemma3_text", **GATED, "head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 24,
+               "layer_types": ["sliding_attention", "full_attention"], "rope_theta": 700.0,
+               "rope_local_base_freq": 90.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "mixtral": {"model_type": "mixtral", **GATED, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen3-moe": {"model_type": "qwen3_moe", **GATED, "head_dim": 24, "num_experts": 6, "num_experts_per_tok": 3,
+                  "moe_intermediate_size": 32, "norm_topk_prob": False, "mlp_only_layers": [0]},
+    "phi3": {"model_type": "phi3", **GATED, "num_key_value_heads": 4, "partial_rotary_factor": 0.75,
+             "sliding_window": 7},
+    "olmo2": {"model_type": "olmo2", **GATED},
+    "granite": {"model_type": "granite", **GATED, "embedding_multiplier": 3.0, "attention_multiplier": 0.2,
+                "residual_multiplier": 0.4, "logits_scaling": 0.5, "mlp_bias": True},
+    "gpt-neox": {"model_type": "gpt_neox", **BASE, "intermediate_size": 96, "rotary_pct": 0.5},
+    "gpt-neox-serial": {"model_type": "gpt_neox", **BASE, "intermediate_size": 96, "use_parallel_residual": False,
+                        "attention_bias": False, "hidden_act": "gelu_new"},
+    "starcoder2": {"model_type": "starcoder2", **GATED, "sliding_window": 6},
+    "gpt-oss": {"model_type": "gpt_oss", **GATED, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2,
+                "sliding_window": 6, "swiglu_limit": 0.7},
 }  # fmt: skip
 
 
@@ -43,7 +62,8 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
         if len(shape) == 2:
             x *= 1.0 if "embed" in name else 1.3 / np.sqrt(shape[1])
         else:
-            x = x * 0.2 + ("norm" in name and name.endswith("weight"))
+            is_gain = "norm" in name and name.endswith("weight")
+            x = x * 0.2 + (1 - config.numerics.norm_offset if is_gain else 0)
         out[name] = x.astype(np.float32)
     return out
 

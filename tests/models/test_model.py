@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import qsim
+from qsim.methods import Fold, apply_folds
 from qsim.models import AttentionMath, KVCache, Model, ModelConfig, reference
 from qsim.models.cache import round_entries
 from qsim.scheme import TensorScheme, get_scheme, quantize
@@ -25,7 +26,7 @@ def close(a: np.ndarray, b: np.ndarray, tolerance: float = 5e-6) -> None:
 def test_equals_the_slow_decoder(kind):
     model = random_model(kind)
     want = reference.logits(model.config, model.tensors, TOKENS[0])
-    assert 1 < np.abs(want).max() < 50
+    assert 1 < np.abs(want).max() < 100
     close(model.logits(TOKENS[0]), want)
 
 
@@ -105,16 +106,14 @@ def test_fold_groups_keep_the_function(kind):
     want = model.logits(TOKENS)
     rng = np.random.default_rng(0)
     found = model.fold_groups(1)
-    expected = {"llama": 3, "llama-tied": 4, "opt": 4, "opt-350m": 2, "opt-plain-norms": 1}
+    expected = {"llama": 3, "llama-tied": 4, "opt": 4, "opt-350m": 2, "opt-plain-norms": 1, "mixtral": 2 + 5,
+                "qwen3-moe": 2 + 6, "phi3": 4, "olmo2": 1, "gpt-neox": 2, "gpt-neox-serial": 2, "starcoder2": 2,
+                "gpt-oss": 2}  # fmt: skip
     assert len(found) == expected.get(kind, 3)
     for source, readers in found:
         factor = np.exp(rng.standard_normal(model.tensors[f"{readers[0]}.weight"].shape[1])).astype(np.float32)
-        changed = {f"{r}.weight": model.tensors[f"{r}.weight"] * factor for r in readers}
-        for part in ("weight", "bias"):
-            if f"{source}.{part}" in model.tensors:
-                old = model.tensors[f"{source}.{part}"]
-                changed[f"{source}.{part}"] = old / (factor[:, None] if old.ndim == 2 else factor)
-        close(model.replace(tensors=changed).logits(TOKENS), want, 1e-4)
+        fold = Fold(source=source, names=tuple(readers), scale=factor)
+        close(apply_folds(model, [fold]).logits(TOKENS), want, 1e-4)
 
 
 def test_replace_shares_what_did_not_change():

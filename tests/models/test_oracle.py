@@ -22,12 +22,22 @@ BASE = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
+    "pad_token_id": 0,
 }
 GATED = {**BASE, "intermediate_size": 96, "num_key_value_heads": 2}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 SLIDING = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+GATED_ROOMY = {**GATED, "eos_token_id": 1, "bos_token_id": 2}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5],
+    "long_factor": [1.0, 2, 3, 4, 5, 6, 8, 9.5],
+}
 CASES = {
     "llama": ("Llama", GATED),
     "llama2-mha": ("Llama", {**GATED, "num_key_value_heads": 4}),
@@ -50,6 +60,47 @@ CASES = {
     "opt-350m": ("OPT", {**BASE, "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32}),
     "opt-variants": ("OPT", {**BASE, "ffn_dim": 96, "enable_bias": False, "layer_norm_elementwise_affine": False,
                              "activation_function": "gelu", "tie_word_embeddings": False}),
+    "gemma2": ("Gemma2", {**GATED, "head_dim": 24, "sliding_window": 6, "query_pre_attn_scalar": 20}),
+    "gemma2-no-caps": ("Gemma2", {**GATED, "head_dim": 16, "sliding_window": 50, "attn_logit_softcapping": None,
+                                  "final_logit_softcapping": None, "attention_bias": True,
+                                  "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}}),
+    "gemma2-low-caps": ("Gemma2", {**GATED, "head_dim": 16, "sliding_window": 7, "attn_logit_softcapping": 1.5,
+                                   "final_logit_softcapping": 3.0, "num_key_value_heads": 4}),
+    "gemma3": ("Gemma3Text", {**GATED, "num_hidden_layers": 7, "head_dim": 24, "sliding_window": 6}),
+    "gemma3-rope": ("Gemma3Text", {**GATED, "head_dim": 24, "sliding_window": 6, "tie_word_embeddings": False,
+                                   "layer_types": [*["sliding_attention"] * 2, "full_attention"],
+                                   "rope_parameters": {
+                                       "full_attention": {"rope_type": "linear", "rope_theta": 700.0, "factor": 8.0},
+                                       "sliding_attention": {"rope_type": "default", "rope_theta": 90.0}}}),
+    "mixtral": ("Mixtral", {**GATED, "num_local_experts": 5}),
+    "mixtral-sliding": ("Mixtral", {**GATED, "num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 6,
+                                    "head_dim": 24, "num_key_value_heads": 4}),
+    "qwen3-moe": ("Qwen3Moe", {**GATED, **EXPERTS, "head_dim": 24, "norm_topk_prob": True}),
+    "qwen3-moe-dense-layers": ("Qwen3Moe", {**GATED, **EXPERTS, "mlp_only_layers": [1], "attention_bias": True,
+                                            "tie_word_embeddings": True, "head_dim": 16}),
+    "phi3": ("Phi3", GATED_ROOMY),
+    "phi3-partial-sliding": ("Phi3", {**GATED_ROOMY, "num_key_value_heads": 4, "sliding_window": 7,
+                                      "rope_parameters": {"rope_type": "default", "rope_theta": 500.0,
+                                                          "partial_rotary_factor": 0.75}}),
+    "phi3-longrope": ("Phi3", {**GATED_ROOMY, "original_max_position_embeddings": 128, "max_position_embeddings": 256,
+                               "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 128}}),
+    "olmo2": ("Olmo2", GATED),
+    "olmo2-mha": ("Olmo2", {**GATED, "num_key_value_heads": 4, "attention_bias": True, "tie_word_embeddings": True}),
+    "granite": ("Granite", {**GATED, "embedding_multiplier": 3.0, "attention_multiplier": 0.2,
+                            "residual_multiplier": 0.4, "logits_scaling": 1.5}),
+    "granite-biases": ("Granite", {**GATED, "attention_multiplier": 0.25,
+                                   "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "gpt-neox": ("GPTNeoX", {**BASE, "intermediate_size": 96}),
+    "gpt-neox-serial": ("GPTNeoX", {**BASE, "intermediate_size": 96, "use_parallel_residual": False,
+                                    "attention_bias": False, "hidden_act": "gelu_new", "tie_word_embeddings": True,
+                                    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0,
+                                                        "partial_rotary_factor": 1.0}}),
+    "gpt-oss": ("GptOss", {**GATED, "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16,
+                           "sliding_window": 6}),
+    "gpt-oss-rope": ("GptOss", {**GATED, "num_local_experts": 4, "num_experts_per_tok": 4, "head_dim": 24,
+                                "sliding_window": 9, "swiglu_limit": 0.5, "rope_parameters": YARN}),
+    "starcoder2": ("Starcoder2", {**GATED, "sliding_window": 6}),
+    "starcoder2-no-biases": ("Starcoder2", {**GATED, "use_bias": False, "tie_word_embeddings": False}),
 }  # fmt: skip
 
 
@@ -135,8 +186,9 @@ def test_the_config_we_write_is_the_config_they_read(pair, tmp_path):
     ignored = {"_name_or_path", "dtype", "transformers_version", "architectures"}
     differ = {k: (before.get(k), after.get(k)) for k in before.keys() | after.keys() if k not in ignored
               and before.get(k) != after.get(k)}  # fmt: skip
-    assert set(differ) <= {"max_window_layers", "sliding_window"}, differ  # no effect when no layer slides
-    if differ:
+    # no effect when no layer slides; and transformers 5 keeps the older key beside `rope_parameters`
+    assert set(differ) <= {"max_window_layers", "sliding_window", "partial_rotary_factor"}, differ
+    if differ.keys() - {"partial_rotary_factor"}:
         assert after.get("layer_types") == before.get("layer_types")
     read = ModelConfig.from_dict({**before, "dtype": "float32"})
     assert dataclasses.replace(read, extra={}) == dataclasses.replace(ours.config, extra={})

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..config import Config
-from ..family import Family
+from ..family import BlockTensors, Family, MlpTensors, Tensors
+from ..numerics import Numerics
 from ..parts import attention, decoder, mlp
 from ..shape import Layer, Shape
 
@@ -122,7 +123,20 @@ GPT_J = Family(
 GPT_NEOX = Family(
     name="gpt_neox", model_types=("gpt_neox",), architectures=("GPTNeoXForCausalLM",), shape=_neox,
     defaults=_sizes(50432, 6144, 44, 64, 2048, intermediate_size=24576, attention_bias=True,
-                    use_parallel_residual=True),
+                    use_parallel_residual=True, layer_norm_eps=1e-5, hidden_act="gelu", rotary_pct=0.25),
+    tensors=Tensors(
+        embedding="gpt_neox.embed_in", norm="gpt_neox.final_layer_norm", prefix="gpt_neox.layers.{i}.",
+        head="embed_out",
+        block=BlockTensors(
+            query=None, key=None, value=None, qkv="attention.query_key_value", output="attention.dense",
+            mlp=MlpTensors(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+        ),
+    ),
+    numerics=Numerics(
+        norm="layer", qkv_order="heads", writes=("attention_bias",),
+        keys={"norm_eps": "layer_norm_eps", "hidden_act": "hidden_act", "rope_theta": "rotary_emb_base",
+              "partial_rotary_factor": "rotary_pct", "use_parallel_residual": "use_parallel_residual"},
+    ),
 )  # fmt: skip
 PERSIMMON = Family(
     name="persimmon", model_types=("persimmon",), architectures=("PersimmonForCausalLM",), shape=_persimmon,

@@ -5,7 +5,8 @@ from typing import Any
 from ..blocks import Mixer, Mlp, Recurrent
 from ..config import Config
 from ..family import Family
-from ..parts import attention, decoder, experts, mamba2, mlp, sizes
+from ..numerics import KEYS, Numerics
+from ..parts import TENSORS, attention, decoder, experts, mamba2, mlp, sizes
 from ..shape import Layer, Shape
 
 _KINDS = ("full_attention", "linear_attention")
@@ -80,7 +81,13 @@ SSM_HARMLESS = frozenset({
 
 GRANITE = Family(
     name="granite", model_types=("granite",), architectures=("GraniteForCausalLM",), shape=_granite,
-    defaults=sizes(32000, 4096, 11008, 32, 32),
+    defaults=sizes(32000, 4096, 11008, 32, 32, max_position_embeddings=2048, attention_multiplier=1.0),
+    tensors=TENSORS,
+    numerics=Numerics(
+        keys={**KEYS, **{key: key for key in ("embedding_multiplier", "attention_multiplier", "residual_multiplier",
+                                              "logits_scaling")}},
+        writes=("num_key_value_heads", "attention_bias", "mlp_bias"),
+    ),
 )  # fmt: skip
 GRANITE_MOE = Family(
     name="granitemoe", model_types=("granitemoe", "granitemoeshared"), shape=_moe, aliases=_COUNTS,

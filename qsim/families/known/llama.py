@@ -1,7 +1,10 @@
 """Llama 1 to 3, and the many families that differ from it by a default or a bias."""
 
+from dataclasses import replace
+
 from ..config import Config
-from ..family import Family
+from ..family import Family, MlpTensors
+from ..numerics import KEYS, Numerics
 from ..parts import TENSORS, attention, decoder, maybe_sliding, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
@@ -109,6 +112,7 @@ _N = {"num_hidden_layers": ("num_layers",)}
 LLAMA = Family(
     name="llama", model_types=("llama",), architectures=("LlamaForCausalLM",), shape=_llama,
     defaults=sizes(32000, 4096, 11008, 32, 32, max_position_embeddings=2048), tensors=TENSORS,
+    numerics=Numerics(writes=("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias")),
 )  # fmt: skip
 ARCEE = Family(
     name="arcee", model_types=("arcee",), architectures=("ArceeForCausalLM",), shape=_arcee,
@@ -159,7 +163,11 @@ BAICHUAN = Family(
 )  # fmt: skip
 STARCODER2 = Family(
     name="starcoder2", model_types=("starcoder2",), architectures=("Starcoder2ForCausalLM",), shape=_starcoder2,
-    defaults=sizes(49152, 3072, 12288, 30, 24, 2, use_bias=True, tie_word_embeddings=True),
+    defaults=sizes(49152, 3072, 12288, 30, 24, 2, use_bias=True, tie_word_embeddings=True, norm_epsilon=1e-5,
+                   hidden_act="gelu_pytorch_tanh", max_position_embeddings=4096),
+    tensors=replace(TENSORS, block=replace(TENSORS.block, mlp=MlpTensors(up="mlp.c_fc", down="mlp.c_proj"))),
+    numerics=Numerics(norm="layer", keys={**KEYS, "norm_eps": "norm_epsilon"},
+                      writes=("num_key_value_heads", "sliding_window", "use_bias")),
     harmless=frozenset({"mlp_type", "norm_type"}),
 )  # fmt: skip
 STABLELM = Family(

@@ -1,7 +1,10 @@
 """Mistral, Ministral and Mixtral."""
 
+from dataclasses import replace
+
 from ..config import Config
-from ..family import Family
+from ..family import Family, MlpTensors
+from ..numerics import Numerics
 from ..parts import TENSORS, attention, decoder, experts, maybe_sliding, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
@@ -24,7 +27,7 @@ def _mixtral(c: Config) -> Shape:
 MISTRAL = Family(
     name="mistral", model_types=("mistral",), architectures=("MistralForCausalLM",), shape=_mistral,
     defaults=sizes(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, max_position_embeddings=131072),
-    tensors=TENSORS,
+    tensors=TENSORS, numerics=Numerics(writes=("num_key_value_heads", "head_dim", "sliding_window")),
 )  # fmt: skip
 MINISTRAL3 = Family(
     name="ministral3", model_types=("ministral3",), shape=_mistral,
@@ -38,5 +41,14 @@ MINISTRAL = Family(
 MIXTRAL = Family(
     name="mixtral", model_types=("mixtral",), architectures=("MixtralForCausalLM",), shape=_mixtral,
     aliases={"num_local_experts": ("num_experts",)},
-    defaults=sizes(32000, 4096, 14336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2),
+    defaults=sizes(32000, 4096, 14336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2,
+                   max_position_embeddings=131072, rope_theta=1e6, rms_norm_eps=1e-5),
+    tensors=replace(TENSORS, block=replace(
+        TENSORS.block, mlp=None, router="block_sparse_moe.gate",
+        expert=MlpTensors(gate="block_sparse_moe.experts.{e}.w1", up="block_sparse_moe.experts.{e}.w3",
+                          down="block_sparse_moe.experts.{e}.w2"),
+    )),
+    numerics=Numerics(
+        writes=("num_key_value_heads", "odd_head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok")
+    ),
 )  # fmt: skip

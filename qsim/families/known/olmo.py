@@ -1,9 +1,12 @@
 """OLMo 1 to 3, OLMoE and FlexOLMo."""
 
+from dataclasses import replace
+
 from ..blocks import Attention
 from ..config import Config
 from ..family import Family
-from ..parts import attention, decoder, experts, mlp, sizes, windowed
+from ..numerics import Numerics
+from ..parts import TENSORS, attention, decoder, experts, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
 
@@ -43,7 +46,12 @@ OLMO = Family(
 )  # fmt: skip
 OLMO2 = Family(
     name="olmo2", model_types=("olmo2",), architectures=("Olmo2ForCausalLM",), shape=_olmo2,
-    defaults=sizes(50304, 4096, 11008, 32, 32),
+    defaults=sizes(50304, 4096, 11008, 32, 32, max_position_embeddings=2048, rms_norm_eps=1e-5),
+    tensors=replace(TENSORS, block=replace(
+        TENSORS.block, attention_norm=None, attention_post="post_attention_layernorm", mlp_norm=None,
+        mlp_post="post_feedforward_layernorm", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm",
+    )),
+    numerics=Numerics(head_norm="all", writes=("num_key_value_heads", "attention_bias")),
 )  # fmt: skip
 OLMO3 = Family(
     name="olmo3", model_types=("olmo3",), architectures=("Olmo3ForCausalLM",), shape=_olmo3,

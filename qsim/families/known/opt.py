@@ -2,7 +2,8 @@
 
 from ..blocks import Linear
 from ..config import Config
-from ..family import BlockTensors, Family, Tensors
+from ..family import BlockTensors, Family, MlpTensors, Tensors
+from ..numerics import Numerics
 from ..parts import attention, decoder, mlp
 from ..shape import Layer, Shape
 
@@ -34,13 +35,15 @@ OPT = Family(
         "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072,
         "num_attention_heads": 12, "max_position_embeddings": 2048, "do_layer_norm_before": True,
         "enable_bias": True, "layer_norm_elementwise_affine": True, "tie_word_embeddings": True,
+        "activation_function": "relu",
     },
     tensors=Tensors(
         embedding=_BASE + "embed_tokens", positions=_BASE + "embed_positions", project_in=_BASE + "project_in",
         project_out=_BASE + "project_out", norm=_BASE + "final_layer_norm", prefix=_BASE + "layers.{i}.",
         block=BlockTensors(
-            attention_norm="self_attn_layer_norm", mlp_norm="final_layer_norm", output="self_attn.out_proj", up="fc1",
-            down="fc2",
+            attention_norm="self_attn_layer_norm", mlp_norm="final_layer_norm", output="self_attn.out_proj",
+            mlp=MlpTensors(up="fc1", down="fc2"),
         ),
     ),
+    numerics=Numerics(norm="layer", keys={"hidden_act": "activation_function"}),
 )  # fmt: skip

@@ -1,8 +1,11 @@
 """Phi 1 to 4 and their mixtures of experts."""
 
+from dataclasses import replace
+
 from ..config import Config
-from ..family import Family
-from ..parts import attention, decoder, experts, maybe_sliding, mlp, sizes
+from ..family import Family, MlpTensors
+from ..numerics import KEYS, Numerics
+from ..parts import TENSORS, attention, decoder, experts, maybe_sliding, mlp, sizes
 from ..shape import Layer, Shape
 
 
@@ -31,7 +34,16 @@ PHI = Family(
 )  # fmt: skip
 PHI3 = Family(
     name="phi3", model_types=("phi3",), architectures=("Phi3ForCausalLM",), shape=_phi3,
-    defaults=sizes(32064, 3072, 8192, 32, 32), harmless=frozenset({"full_attn_mod", "interpolate_factor"}),
+    defaults=sizes(32064, 3072, 8192, 32, 32, max_position_embeddings=4096, rms_norm_eps=1e-5),
+    tensors=replace(TENSORS, block=replace(
+        TENSORS.block, query=None, key=None, value=None, qkv="self_attn.qkv_proj",
+        mlp=MlpTensors(gate_up="mlp.gate_up_proj", down="mlp.down_proj"),
+    )),
+    numerics=Numerics(
+        keys={**KEYS, "partial_rotary_factor": "partial_rotary_factor"},
+        writes=("num_key_value_heads", "sliding_window", "original_max_position_embeddings"),
+    ),
+    harmless=frozenset({"full_attn_mod", "interpolate_factor"}),
 )  # fmt: skip
 PHIMOE = Family(
     name="phimoe", model_types=("phimoe",), architectures=("PhimoeForCausalLM", "PhiMoEForCausalLM"), shape=_phimoe,

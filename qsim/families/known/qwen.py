@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from ..blocks import Experts, Linear, Mixer, Mlp, Recurrent
 from ..config import Config
-from ..family import Family
+from ..family import Family, MlpTensors
+from ..numerics import KEYS, Numerics
 from ..parts import TENSORS, attention, decoder, experts, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
@@ -129,6 +130,7 @@ def _qwen3_5_moe(c: Config) -> Shape:
 
 
 _NORMED = replace(TENSORS, block=replace(TENSORS.block, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"))
+_SLIDING = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 _LINEAR = {
     "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
     "linear_conv_kernel_dim": 4, "full_attention_interval": 4, "head_dim": 256,
@@ -145,6 +147,7 @@ QWEN = Family(
 )  # fmt: skip
 QWEN2 = Family(
     name="qwen2", shape=_qwen2, tensors=TENSORS,
+    numerics=Numerics(writes=("num_key_value_heads", "odd_head_dim", *_SLIDING)),
     model_types=("qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "mimo"),
     architectures=("Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration",
                    "MiMoForCausalLM"),
@@ -153,6 +156,7 @@ QWEN2 = Family(
 )  # fmt: skip
 QWEN3 = Family(
     name="qwen3", model_types=("qwen3", "qwen3_vl", "qwen3_vl_text"), shape=_qwen3, tensors=_NORMED,
+    numerics=Numerics(writes=("num_key_value_heads", "head_dim", "attention_bias", *_SLIDING)),
     architectures=("Qwen3ForCausalLM", "Qwen3VLForConditionalGeneration"),
     defaults=sizes(151936, 4096, 22016, 32, 32, 32, head_dim=128, max_window_layers=28, sliding_window=4096,
                    max_position_embeddings=32768),
@@ -172,7 +176,18 @@ QWEN3_MOE = Family(
     aliases=_COUNTS,
     defaults=sizes(
         151936, 2048, 6144, 24, 32, 4, decoder_sparse_step=1, moe_intermediate_size=768, num_experts_per_tok=8,
-        num_experts=128, sliding_window=4096,
+        num_experts=128, sliding_window=4096, max_position_embeddings=32768,
+    ),
+    tensors=replace(_NORMED, block=replace(
+        _NORMED.block, router="mlp.gate",
+        expert=MlpTensors(gate="mlp.experts.{e}.gate_proj", up="mlp.experts.{e}.up_proj",
+                          down="mlp.experts.{e}.down_proj"),
+    )),
+    numerics=Numerics(
+        renormalise=None, keys={**KEYS, "norm_topk_prob": "norm_topk_prob"},
+        writes=("num_key_value_heads", "head_dim", "attention_bias", "use_sliding_window", "sliding_window",
+                "num_experts", "num_experts_per_tok", "moe_intermediate_size", "mlp_only_layers",
+                "decoder_sparse_step"),
     ),
 )  # fmt: skip
 QWEN3_NEXT = Family(
