@@ -288,7 +288,8 @@ def _amax(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
 # --- on a model ---------------------------------------------------------------------------------------------
 
 VIEW_WINDOWS = 8  # windows on which outputs of attention and MLP are compared
-_UNCLIPPED = ("q_proj", "k_proj")  # auto_clip.py: clipping these moves attention scores too much
+_UNCLIPPED = ("q_proj", "k_proj", "qkv_proj", "query_key_value")
+"""auto_clip.py: clipping these moves attention scores too much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +335,12 @@ def _fold(scheme: Scheme, settings: dict[str, Any], view: BlockView) -> list[Fol
     out = []
     seen = view.sublayer_inputs()
     for source, names in view.model.fold_groups(view.index):
-        inputs, weights = view.inputs[names[0]], [view.weight(n) for n in names]
-        loss = _own_loss(inputs, weights[0]) if source in view.inputs else _output_loss(view, names, seen[names[0]])
+        inputs, weights = view.inputs[view.observed(source, names)], [view.weight(n) for n in names]
+        loss = (
+            _own_loss(inputs, weights[0])
+            if source in view.inputs
+            else _output_loss(view, names, seen[view.observed(source, names)])
+        )
         found = search_scale(weights, scheme, inputs.mean_abs, loss, formula=settings["formula"],
                              grid=settings["grid"], scale_rule=settings["scale_rule"], name=names[0])  # fmt: skip
         out.append(Fold(source=source, names=tuple(names), scale=found.scale, details=_told(found)))

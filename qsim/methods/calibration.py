@@ -244,6 +244,7 @@ class InputStatistics:
     def result(self) -> LayerInputs:
         """The statistics. The Hessian's array is handed over: update no more."""
         scale = F32(2.0 / max(self.tokens, 1))
+        kept = int((self._wanted < self.tokens).sum())  # an expert can see fewer tokens than were expected
         if self._sum is not None:
             mirror(self._sum)
             self._sum *= scale
@@ -254,7 +255,7 @@ class InputStatistics:
             mean_abs=(self._total / max(self.tokens, 1)).astype(F32) if self._moments else None,
             max_abs=self._peak.view(F32).copy() if self._moments else None,
             histogram=self._counts if self._moments else None,
-            sample=self._sample if len(self._sample) else None,
+            sample=self._sample[:kept] if kept else None,
         )  # fmt: skip
 
 

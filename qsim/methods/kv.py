@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from qsim.models import Model
-from qsim.models.families import block_names
+from qsim.models.families import block_names, fused_columns
 from qsim.scheme import Scheme, TensorScheme
 
 F32 = np.float32
@@ -27,28 +27,43 @@ class KVRange:
 
     def __init__(self, model: Model, index: int) -> None:
         names = block_names(model.config, index)
-        self.key, self.value, self.prefix = names.key, names.value, names.attention
-        self._model, self._norm = model, names.key_norm
+        self.prefix, self._names, self._model = names.attention, names, model
         self.key_peak = self.value_peak = 0.0
 
     def update(self, name: str, x: np.ndarray) -> None:
-        """Take in the input of a Linear; of those that are not keys or values nothing is taken."""
-        if name not in (self.key, self.value):
+        """Take in the input of a Linear; of those that do not make keys or values nothing is taken."""
+        n, config = self._names, self._model.config
+        if name not in (n.key, n.value, n.qkv):
             return
         y = self._model.linears()[name].rows(np.ascontiguousarray(x))
-        if name == self.value:
-            self.value_peak = max(self.value_peak, float(np.abs(y).max()))
-            return
-        size, config = self._model.config.head_dim, self._model.config
-        heads = y.reshape(-1, size)
-        if self._norm is not None:
-            weight: Any = self._model.tensors[f"{self._norm}.weight"]
-            heads = heads / np.sqrt(np.mean(heads**2, axis=1, keepdims=True) + F32(config.norm_eps)) * weight
-        if config.architecture == "opt":
-            self.key_peak = max(self.key_peak, float(np.abs(heads).max()))
+        if name == n.qkv:
+            columns = fused_columns(config)
+            y = y if columns is None else y[:, columns]
+            y = y[:, config.num_attention_heads * config.head_dim :]
+            half = y.shape[1] // 2
+            self._keys(y[:, :half])
+            self._values(y[:, half:])
+        elif name == n.key:
+            self._keys(y)
         else:
-            pairs = np.hypot(heads[:, : size // 2], heads[:, size // 2 :])
-            self.key_peak = max(self.key_peak, float(pairs.max()))
+            self._values(y)
+
+    def _values(self, y: np.ndarray) -> None:
+        self.value_peak = max(self.value_peak, float(np.abs(y).max()))
+
+    def _keys(self, y: np.ndarray) -> None:
+        config, size = self._model.config, self._model.config.head_dim
+        heads, norm = y.reshape(-1, size), self._names.key_norm
+        if norm is not None:
+            weight: Any = self._model.tensors[f"{norm}.weight"]
+            rows = y.reshape(-1, len(weight))  # one head, or all heads of a token
+            eps, gain = F32(config.norm_eps), weight + F32(config.numerics.norm_offset)
+            heads = (rows / np.sqrt(np.mean(rows**2, axis=1, keepdims=True) + eps) * gain).reshape(-1, size)
+        turned = config.rotary_dim if config.is_rotary else 0
+        sizes = [np.abs(heads[:, turned:])] if turned < size else []
+        if turned:
+            sizes.append(np.hypot(heads[:, : turned // 2], heads[:, turned // 2 : turned]))
+        self.key_peak = max(self.key_peak, *(float(found.max()) for found in sizes))
 
 
 def kv_scales(seen: KVRange, scheme: TensorScheme) -> dict[str, float]:

@@ -42,7 +42,8 @@ def estimate_memory(
     c = model.config
     shapes = {name: linear.weight.shape for name, linear in model.linears().items()}
     groups = [g for i in range(c.num_hidden_layers) for g in model.block_linears(i)]
-    block = [shapes[n] for g in model.block_linears(0) for n in g]
+    stages = max((model.block_stages(i) for i in range(c.num_hidden_layers)), key=lambda s: sum(map(len, s)))
+    block = [shapes[n] for stage in stages for g in stage for n in g]
     parts = {"quantised layers": sum(n * k + 12 * (n * k // 32) for n, k in shapes.values())}
     hidden = 0
     if calibration is not None:
@@ -51,13 +52,14 @@ def estimate_memory(
         hidden = calibration.token_count * c.hidden_size * 4
         widest = max(sum(shapes[n][0] for n in g) + shapes[g[0]][1] for g in groups)
         copies = 2 if recipe.correction else 1
-        seen = sum(shapes[g[0]][1] for g in model.block_linears(0))  # inputs kept until the micro-batch is through
+        seen = sum(shapes[g[0]][1] for stage in stages for g in stage)  # inputs kept until the micro-batch is through
         parts["micro-batch"] = copies * 4 * tokens * (7 * c.hidden_size + 2 * widest + seen) + 8 * 256 * length
-        per_input = [
-            4 * k * k * (int(recipe.hessian) + int(recipe.correction)) + 4 * recipe.sample * k + 40 * k
-            for k in (shapes[g[0]][1] for g in model.block_linears(0))
-        ]
-        parts["statistics"] = max(per_input) if true_sequential and recipe.quantised_prefix else sum(per_input)
+        per_step = [
+            sum(4 * k * k * (int(recipe.hessian) + int(recipe.correction)) + 4 * recipe.sample * k + 40 * k
+                for k in (shapes[g[0]][1] for g in stage))
+            for stage in stages
+        ]  # fmt: skip
+        parts["statistics"] = max(per_step) if true_sequential and recipe.quantised_prefix else sum(per_step)
         parts["sampled windows"] = 4 * min(recipe.view_windows, windows) * length * (2 * c.hidden_size + 3 * widest)
         hidden *= copies
     # codes stacked as they are multiplied, and their float32 values

@@ -50,16 +50,15 @@ def through_block(
         half: as in `Model.block`.
 
     Returns:
-        (B, T, D) float32, and (B * T, K) float32 by name.
+        (B, T, D) float32, and (B * T, K) float32 by name; of an expert only the rows of tokens that chose it, in order.
     """
-    length, linears = hidden.shape[1], model.linears()
-    seen = {name: np.empty((len(hidden) * length, linears[name].in_features), F32) for name in wanted}
+    seen: dict[str, dict[int, np.ndarray]] = {name: {} for name in wanted}
     out = np.empty(hidden.shape, F32)
 
     def work(first: int, stop: int) -> None:
         def observe(name: str, x: np.ndarray) -> None:
             if name in seen:
-                seen[name][first * length : stop * length] = x
+                seen[name][first] = x.copy()
             if name == last:
                 raise _BlockDone
 
@@ -70,7 +69,11 @@ def through_block(
             pass
 
     by_windows(model, i, hidden.shape, work)
-    return out, seen
+    none = {name: np.empty((0, model.input_size(name)), F32) for name in wanted}
+    return out, {
+        name: np.concatenate([parts[first] for first in sorted(parts)]) if parts else none[name]
+        for name, parts in seen.items()
+    }
 
 
 def by_windows(model: Model, i: int, shape: tuple[int, ...], work: Callable[[int, int], None]) -> None:
@@ -90,6 +93,8 @@ def by_windows(model: Model, i: int, shape: tuple[int, ...], work: Callable[[int
 def _may_share(model: Model, i: int) -> bool:
     """Whether block i stays out of Numba's parallel loops, whose threads two callers must not share."""
     linears = model.linears()
+    if model.config.sparse_layers[i]:  # an expert may have few tokens of a window
+        return False
     plain = model.attention.is_plain and model.kv_cache is None
     return plain and all(_is_plain(linears[name]) for group in model.block_linears(i) for name in group)
 

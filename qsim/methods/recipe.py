@@ -37,12 +37,17 @@ class BlockView:
         """A Linear's float weight (N, K)."""
         return np.asarray(self.model.tensors[f"{name}.weight"])
 
+    def observed(self, source: str, names: Sequence[str]) -> str:
+        """Under which name the input that all of `names` share was observed: experts see only some tokens each, but
+        their router sees the whole output of the norm."""
+        return next(iter(self.model.float_readers(source)), names[0])
+
     def sublayer_inputs(self) -> dict[str, np.ndarray]:
-        """What enters attention and MLP behind their norms, (B, T, D), by the name of every Linear that reads it."""
+        """What enters attention and MLP behind their norms, (B, T, D), by the name of each reader, Linear or router."""
         out: dict[str, np.ndarray] = {}
 
         def observe(name: str, x: np.ndarray) -> None:
-            if x.shape[-1] == self.hidden.shape[-1]:
+            if x.size == self.hidden.size and x.shape[-1] == self.hidden.shape[-1]:
                 out[name] = x.reshape(self.hidden.shape).copy()
 
         self.model.block(self.index, self.hidden, observe=observe)

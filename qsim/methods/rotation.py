@@ -37,14 +37,16 @@ def rotate_model(model: Model, which: str = "offline", *, seed: int = 0) -> Mode
         A model of the same function up to float32 rounding, computed in float64, with an untied head.
 
     Raises:
-        ValueError: LayerNorm models (their mean subtraction does not commute with R1), quantised weights, sizes without
-            a known Hadamard matrix.
+        ValueError: LayerNorm models (their mean subtraction does not commute with R1), norms behind attention or MLP
+            (their gains cannot be folded into what reads the residual), fused projections and experts, which are not
+            turned here; quantised weights, sizes without a known Hadamard matrix.
     """
     c = model.config
     if which not in ROTATIONS:
         raise QsimError(f"rotations are {', '.join(ROTATIONS)}: got {which!r}")
-    if c.architecture == "opt":
-        raise QsimError("rotation needs RMSNorm: OPT's LayerNorm subtracts a mean, which a rotation does not keep")
+    reason = _reason(model)
+    if reason is not None:
+        raise QsimError(reason)
     if any(isinstance(t, QuantizedTensor) for t in model.tensors.values()):
         raise QsimError("rotation needs float weights: rotate before quantising")
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], c.hidden_size)
@@ -52,17 +54,19 @@ def rotate_model(model: Model, which: str = "offline", *, seed: int = 0) -> Mode
     old: dict[str, Any] = {name: np.asarray(t, dtype=np.float64) for name, t in model.tensors.items()}
     names = model_names(c)
     new: dict[str, Any] = {f"{names.embedding}.weight": old[f"{names.embedding}.weight"] @ r1}
-    head = old.get("lm_head.weight", old[f"{names.embedding}.weight"])
-    new["lm_head.weight"] = (head * old[f"{names.norm}.weight"]) @ r1
-    new[f"{names.norm}.weight"] = np.ones(c.hidden_size)
+    head, offset = old.get(f"{names.head}.weight", old[f"{names.embedding}.weight"]), c.numerics.norm_offset
+    new[f"{names.head}.weight"] = (head * (old[f"{names.norm}.weight"] + offset)) @ r1
+    new[f"{names.norm}.weight"] = np.ones(c.hidden_size) - offset
     settings = dict(model.linear_settings)
     for i in range(c.num_hidden_layers):
         n = block_names(c, i)
-        readers = {n.attention_norm: (n.query, n.key, n.value), n.mlp_norm: (n.gate, n.up)}
+        assert n.value is not None
+        assert n.down is not None
+        readers = {n.attention_norm: n.projections, n.mlp_norm: n.mlps[0].first}
         for norm, linears in readers.items():
             for name in linears:
-                new[f"{name}.weight"] = (old[f"{name}.weight"] * old[f"{norm}.weight"]) @ r1
-            new[f"{norm}.weight"] = np.ones(c.hidden_size)
+                new[f"{name}.weight"] = (old[f"{name}.weight"] * (old[f"{norm}.weight"] + offset)) @ r1
+            new[f"{norm}.weight"] = np.ones(c.hidden_size) - offset
         _turn_heads(new, old, n.value, n.output, r2)
         down = old[f"{n.down}.weight"]
         if which == "online":
@@ -80,6 +84,24 @@ def rotate_model(model: Model, which: str = "offline", *, seed: int = 0) -> Mode
         name=f"{model.name} rotated",
         notes=(*model.own_notes, f"rotated by Hadamard matrices, {which}"),
     )
+
+
+def _reason(model: Model) -> str | None:
+    """Why a model cannot be turned, in one sentence."""
+    c = model.config
+    names = block_names(c, 0)
+    if c.numerics.norm == "layer":
+        return f"rotation needs RMSNorm: the LayerNorm of {c.architecture} subtracts a mean, which no rotation keeps"
+    if names.attention_post is not None or names.mlp_post is not None:
+        return (
+            f"rotation needs norms before attention and MLP: {c.architecture} has norms behind them, whose gains "
+            "cannot be folded away; quantise without rotate"
+        )
+    if any(c.sparse_layers) or names.qkv is not None or names.gate_up is not None:
+        return (
+            f"rotation does not turn experts or fused projections, which {c.architecture} has; quantise without rotate"
+        )
+    return None
 
 
 def _turn_heads(new: dict[str, Any], old: dict[str, Any], value: str, output: str, r2: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qsim.formats._parallel import one_blas_thread
 from qsim.models import AttentionMath, Model
+from qsim.notes import Note
 from qsim.scheme import QuantizedTensor, shares_scale
 
 from .activations import input_scale_of, joint_error, stores_input_scale
@@ -23,6 +24,7 @@ from .passes import SMALL, Half, for_many_tokens, through_block
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord
 from .registry import get_method
+from .rtn import rtn
 from .store import Store
 
 F32 = np.float32
@@ -67,7 +69,7 @@ class Run:
     def _pass_work(self, i: int) -> float:
         if self.calibration is None:
             return 0.0
-        sizes = [sum(map(self._size, g)) for g in self.source.block_linears(i)]
+        sizes = [sum(self._size(n) for g in stage for n in g) for stage in self.source.block_stages(i)]
         once = 2.0 * self.calibration.token_count * sum(sizes)
         if not self.recipe.quantised_prefix:
             return once
@@ -108,17 +110,23 @@ class Run:
             own = sum(self._layer_work(n) for n in self._of_block(i)) + self._pass_work(i)
             self._report(max(before + own - self.done, 0.0), f"block {i} finished")
 
+    def _routers(self, i: int) -> list[list[str]]:
+        """The router of a block with experts as a group of its own: it sees what all experts together see."""
+        found = {r for source, _ in self.source.fold_groups(i) for r in self.source.float_readers(source)}
+        return [[name] for name in sorted(found)]
+
     def _of_block(self, i: int) -> list[str]:
         return [n for g in self.source.block_linears(i) for n in g if n in self.names]
 
     def _block_by_groups(self, i: int) -> None:
-        groups = self.source.block_linears(i)
-        steps = [[g] for g in groups] if self.sequential else [groups]
+        steps = self.source.block_stages(i) if self.sequential else [self.source.block_linears(i)]
         known = self.store.block(i)
         kv = None if known or not stores_kv(self.recipe.scheme) else KVRange(self.source, i)
         half: Half = None
         for n, step in enumerate(steps):
-            if n == _ATTENTION:  # what is behind attention need not go through it again
+            if (
+                n == _ATTENTION and not self.source.config.use_parallel_residual
+            ):  # what is behind attention need not go through it again
                 self._advance(i, self.current, "attention")
                 half = "mlp"
             wanted = [n for g in step for n in g if n in self.names]
@@ -145,7 +153,7 @@ class Run:
         inputs: dict[str, LayerInputs] = {}
         view_hidden = self._view_hidden()
         if self.calibration is not None:
-            inputs = self._observe(i, self.source.block_linears(i), kv, advance=True)
+            inputs = self._observe(i, [*self.source.block_linears(i), *self._routers(i)], kv, advance=True)
         folds, scales = known or ([], {} if kv is None else kv_scales(kv, self.recipe.scheme.kv_cache))
         if known is None and self.recipe.fold is not None and wanted:
             self._report(0.0, f"block {i}: searching scales")
@@ -162,10 +170,15 @@ class Run:
         """The quantised model with its KV scales and notes."""
         scheme = self.recipe.scheme
         label = f"{self.recipe.method} {scheme.name or scheme.weight.format.name}"
-        fallen = [r for r in self.records.values() if r.fallback]
+        fallen = [r for r in self.records.values() if r.fallback and r.tokens != 0]
         notes: list[str] = []
         if any("shared_scale_ratio" in r.details for r in self.records.values()):
             notes.append("layers that engines fuse (q k v, gate up) share one tensor scale, the largest of their own")
+        unseen = [r.layer for r in self.records.values() if r.tokens == 0]
+        if unseen:
+            more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
+            text = f"no calibration token reached {unseen[0]}{more}: rounded to nearest"
+            notes.append(Note("unseen_experts", text, unseen[0]))
         notes += [f"{r.layer}: {r.fallback} stood in for {r.method}" for r in fallen]
         settings: dict[str, Any] = {}
         if fp8_attention:
@@ -184,25 +197,29 @@ class Run:
         """Statistics of the inputs of some groups of block i, as the model so far gives them.
 
         With `advance` the hidden states behind the block are kept, too; without, a window is left as soon as the last
-        of the groups has been seen. With half "mlp" hidden states are behind attention already.
+        of the groups has been seen (no expert is certain to be). With half "mlp" hidden states are behind attention
+        already.
         """
         assert self.calibration is not None
         assert self.hidden is not None
-        recipe, leaders = self.recipe, [g[0] for g in groups]
+        recipe, leaders, experts = self.recipe, [g[0] for g in groups], self._experts_of(i)
+        # which tokens an expert sees can differ between the original and the quantised model: no correction there
         stats = {
             g[0]: InputStatistics(
-                self.source.linears()[g[0]].weight.shape[1], hessian=recipe.hessian, correction=recipe.correction,
+                self.source.input_size(g[0]), hessian=recipe.hessian,
+                correction=recipe.correction and g[0] not in experts,
                 moments=recipe.moments or stores_input_scale(recipe.scheme), sample=self._sample_rows(),
-                expected_tokens=self.calibration.token_count, name=g[0],
+                expected_tokens=self._expected_tokens(g[0] in experts), name=g[0],
             )
             for g in groups
         }  # fmt: skip
         work = 2.0 * (self._block_size(i) if advance else self._before(i, leaders[-1], half))
-        model, last = for_many_tokens(self.current), None if advance else leaders[-1]
+        model, last = for_many_tokens(self.current), None if advance or experts else leaders[-1]
         for batch in self.calibration.batches():
             others: dict[str, np.ndarray] = {}
             if self.original is not None:
-                _, others = through_block(self.source, i, self.original[batch], leaders, half=half, last=leaders[-1])
+                exact = [leader for leader in leaders if leader not in experts]
+                _, others = through_block(self.source, i, self.original[batch], exact, half=half, last=last)
             try:
                 out, seen = through_block(model, i, self.hidden[batch], leaders, half=half, last=last)
             except ValueError:  # of a norm; the Linear whose input was NaN first is named instead
@@ -220,6 +237,18 @@ class Run:
             self._report(work * self.calibration.tokens[batch].size, f"block {i}: watching {_short(leaders)}")
         found = {leader: s.result() for leader, s in stats.items()}
         return {name: found[g[0]] for g in groups for name in g}
+
+    def _experts_of(self, i: int) -> set[str]:
+        """The Linears of block i that only some tokens reach."""
+        stages = self.source.block_stages(i)
+        sparse = self.source.config.sparse_layers[i]
+        return {n for stage in stages[_ATTENTION:] for g in stage for n in g} if sparse else set()
+
+    def _expected_tokens(self, expert: bool) -> int:
+        """Tokens that a Linear will see; of an expert those of an even share."""
+        assert self.calibration is not None
+        config, tokens = self.source.config, self.calibration.token_count
+        return max(tokens * config.num_experts_per_tok // config.num_experts, 1) if expert else tokens
 
     def _before(self, i: int, leader: str, half: Half) -> int:
         """Weights that are multiplied before a group is reached."""
@@ -328,7 +357,7 @@ class Run:
         tensors: dict[str, Any] = dict(self.source.tensors)
         out: dict[str, np.ndarray] = {}
         for fold in folds:
-            changed = divided_source(tensors, fold)
+            changed = divided_source(self.source, tensors, fold)
             tensors |= changed
             out |= changed
         return out
@@ -355,6 +384,8 @@ def _solve_alone(
     recipe: Recipe, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None, name: str,
     tensor_scale: float | None,
 ) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
+    if inputs is not None and inputs.tokens == 0:
+        return _unseen(recipe, weight, scale, name, tensor_scale)
     shared = {} if tensor_scale is None else {"tensor_scale": tensor_scale}
     q, record = recipe.quantize(weight, inputs, scale, name, **shared)
     scheme = q.scheme
@@ -369,6 +400,21 @@ def _solve_alone(
         record = replace(record, joint_error=joint_error(x if scale is None else x / scale,
                                                          w if scale is None else w * scale, q))  # fmt: skip
     return name, q, record
+
+
+def _unseen(
+    recipe: Recipe, weight: np.ndarray, scale: np.ndarray | None, name: str, tensor_scale: float | None
+) -> tuple[str, QuantizedTensor, LayerRecord]:
+    """An expert that no token of the calibration chose is rounded to nearest, and its record says so."""
+    w = weight if scale is None else weight * scale
+    rule = recipe.settings.get("scale_rule")
+    q, record = rtn(w, recipe.scheme, scale_rule=rule, tokens=0, tensor_scale=tensor_scale, name=name)
+    if stores_input_scale(recipe.scheme):
+        q = replace(q, input_scale=input_scale_of(0.0, recipe.scheme, name))
+    return name, q, replace(
+        record, method=recipe.method, settings=recipe.settings, fallback="" if recipe.method == "rtn" else "rtn",
+        notes=(*record.notes, "no calibration token reached this expert"),
+    )  # fmt: skip
 
 
 def _outcome(record: LayerRecord) -> str:

@@ -67,23 +67,25 @@ def channel_sizes(model: Model, calibration: Any, *, windows: int | None = None)
         ValueError: too little text; NaN or Inf in an input, the layer is named.
     """
     given = calibration_of(model, calibration, windows=windows)
-    wanted = set(model.linears())
-    first: dict[str, np.ndarray] = {}
-    second: dict[str, np.ndarray] = {}
+    first = {name: np.zeros(one.in_features) for name, one in model.linears().items()}
+    second = {name: np.zeros_like(total) for name, total in first.items()}
+    tokens = dict.fromkeys(first, 0)
 
     def observe(name: str, x: np.ndarray) -> None:
-        if name not in wanted:
+        if name not in tokens:
             return
         wide = x.astype(np.float64)
         if not np.isfinite(wide).all():
             raise QsimError(f"activations must be finite: calibration gives NaN or Inf{where(name)}")
-        first[name] = first.get(name, 0.0) + np.abs(wide).sum(axis=0)
-        second[name] = second.get(name, 0.0) + np.square(wide).sum(axis=0)
+        first[name] += np.abs(wide).sum(axis=0)
+        second[name] += np.square(wide).sum(axis=0)
+        tokens[name] += len(wide)
 
     for batch in given.batches():
         model.logits(given.tokens[batch], observe=observe, last_only=True)
-    n = given.token_count
-    return {k: ChannelSize(tokens=n, mean_abs=first[k] / n, mean_square=second[k] / n) for k in model.linears()}
+    seen = {name: max(count, 1) for name, count in tokens.items()}  # an expert that no token chose has sizes of 0
+    return {k: ChannelSize(tokens=tokens[k], mean_abs=first[k] / n, mean_square=second[k] / n)
+            for k, n in seen.items()}  # fmt: skip
 
 
 def rank_channels(

@@ -259,7 +259,7 @@ def _fold(scheme: Scheme, alpha: float | None, scale_rule: str | None, view: Blo
     for source, names in view.model.fold_groups(view.index):
         if source in view.inputs:
             continue  # a Linear
-        inputs, weights = view.inputs[names[0]], [view.weight(n) for n in names]
+        inputs, weights = view.inputs[view.observed(source, names)], [view.weight(n) for n in names]
         assert inputs.max_abs is not None
         if alpha is not None:
             s, told = smoothing_scale(inputs.max_abs, weights, alpha, names[0]), {"alpha": alpha}
