@@ -29,7 +29,7 @@ def plot_option(function: _F) -> _F:
     """`--plot FILE`: draw a figure into FILE. Passed as `plot`, a Path that can be written, or None."""
     return click.option(
         "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_can_be_drawn,
-        help="Draw into FILE; .svg or .png decides the kind.",
+        help="Draw into FILE; .svg, .png or .pdf decides the kind.",
     )(function)  # fmt: skip
 
 
@@ -47,11 +47,31 @@ def out_file_option(help: str) -> Callable[[_F], _F]:
     )  # fmt: skip
 
 
-def draw(figure: Figure, plot: Path) -> None:
+SIZES = ("slide", "page", "column", "square")
+THEMES = ("light", "dark", "print")
+"""As in `qsim.plots.style`, which is slow to import."""
+
+
+def look_options(function: _F) -> _F:
+    """`--size` and `--theme` of a figure; passed as `size` and `theme`."""
+    size = click.option("--size", type=click.Choice(SIZES), default="page", show_default=True,
+                        help="What the figure is made for.")  # fmt: skip
+    theme = click.option("--theme", type=click.Choice(THEMES), default="light", show_default=True,
+                         help="Colours of the figure; print is black, grey and white.")  # fmt: skip
+    return size(theme(function))
+
+
+def given(name: str) -> bool:
+    """Whether the option of a parameter was given on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not None and source is not click.core.ParameterSource.DEFAULT
+
+
+def draw(figure: Figure, plot: Path, theme: str = "light") -> None:
     """Write a figure, and say so on stderr."""
     from qsim.plots.style import save
 
-    save(figure, plot)
+    save(figure, plot, theme=theme)
     wrote(plot)
 
 

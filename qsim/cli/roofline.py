@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from qsim.errors import QsimError
+
 from .hardware_options import (
     LARGEST,
     chosen_devices,
@@ -16,7 +18,7 @@ from .hardware_options import (
     scheme_option,
     set_option,
 )
-from .options import draw, plot_option
+from .options import draw, given, look_options, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
 
@@ -31,24 +33,34 @@ _COLUMNS = (
 @model_argument
 @device_option(multiple=True)
 @scheme_option(multiple=True)
-@click.option("--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
-              help="One decode step, or one prefill.")  # fmt: skip
+@click.option("--phase", type=click.Choice(["decode", "prefill"]), multiple=True, default=("decode",),
+              show_default=True, help="One decode step, or one prefill. Repeatable.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B",
               help="Batch size: sequences at once.")  # fmt: skip
 @click.option("--context", type=click.IntRange(max=LARGEST), default=2048, show_default=True, metavar="L",
               help="Tokens in the cache; the prompt of a prefill.")  # fmt: skip
 @how_options
 @set_option
+@click.option("--path", metavar="scheme|batch=1:256",
+              help="With --plot: each operator's path from scheme to scheme, in their order, or with "
+              "the batch.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["panels", "overlay"]), default="panels", show_default=True,
+              help="One panel for each device, or up to three devices on one.")  # fmt: skip
+@look_options
 @plot_option
 @table_options
 def roofline(
     model: str,
     device: tuple[str, ...],
     scheme: tuple[str, ...],
-    phase: str,
+    phase: tuple[str, ...],
     batch: int,
     context: int,
     overrides: tuple[str, ...],
+    path: str | None,
+    layout: str,
+    size: str,
+    theme: str,
     plot: Path | None,
     form: Form,
     tensor_parallel: int,
@@ -63,38 +75,47 @@ def roofline(
     Examples:
       qsim roofline llama-3-8b --device h100-sxm --scheme bf16 --scheme fp8-rowwise --plot roofline.svg
       qsim roofline llama-3-8b --device a100 --phase prefill --context 4096
+      qsim roofline llama-3-70b --scheme bf16 --scheme w4a16-g128 --path batch=1:256 --size slide --plot paths.png
     """
     import hwmodels
     from hwmodels.describe import roofs
     from hwmodels.prediction import operator_rows
 
+    from .roofline_view import path_of
+
+    moves, batches = path_of(path)
+    if moves == "batch" and given("batch"):
+        raise QsimError("--path batch=... says which batches: leave --batch out")
+    if moves == "scheme" and len(scheme) < 2:
+        raise QsimError(f"--path scheme needs at least two --scheme, in the order of the path: got {len(scheme)}")
+    if plot is None:
+        for name in (n for n in ("path", "layout", "size", "theme") if given(n)):
+            raise QsimError(f"--{name} is for the figure: give --plot FILE too")
     cases = [
-        hwmodels.predict(d, model, s, phase, batch, context, tensor_parallel=tensor_parallel, profile=profile,
+        hwmodels.predict(d, model, s, ph, b, context, tensor_parallel=tensor_parallel, profile=profile,
                          fidelity=fidelity, strict=strict)
-        for d in chosen_devices(device, overrides) for s in scheme
+        for ph in dict.fromkeys(phase) for d in chosen_devices(device, overrides) for s in scheme
+        for b in batches or (batch,)
     ]  # fmt: skip
+    several = {"phase": len(set(phase)) > 1, "batch": bool(batches)}
     rows = [
-        {"device": p.device.name, "scheme": p.scheme.name, **r, "tflop_per_s": r["gflop"] / r["time_s"] / 1e3}
+        {"device": p.device.name, "scheme": p.scheme.name,
+         **{key: value for key, value in (("phase", p.phase), ("batch", int(p.batch))) if several[key]},
+         **r, "tflop_per_s": r["gflop"] / r["time_s"] / 1e3}
         for p in cases
         for r in operator_rows(p)
-    ]
+    ]  # fmt: skip
     if plot is not None:
-        from qsim.plots.rooflines import Ceiling, Placed, roofline_figure
+        from .roofline_view import figure
 
-        ceilings = [Ceiling(**{k: v for k, v in c.items() if k != "label"}) for c in roofs(cases)]
-        points = [
-            Placed(label=r["operator"], device=r["device"], series=r["scheme"], intensity=r["flop_per_byte"],
-                   flop_per_s=r["tflop_per_s"] * 1e12, share=r["share"])
-            for r in rows if r["format"]
-        ]  # fmt: skip
-        case = f"{cases[0].architecture.name}, {phase}, batch {batch}, context {context}"
-        draw(roofline_figure(f"{case}, TP {tensor_parallel}" if tensor_parallel > 1 else case, ceilings, points), plot)
+        draw(figure(cases, path=moves, layout=layout, size=size), plot, theme)
 
     def table() -> None:
         for roof in roofs(cases):
             ridge = roof["peak_flop_per_s"] / roof["bandwidth_bytes_per_s"]
             click.echo(f"{roof['label']}: ridge at {ridge:.0f} operations per byte")
-        print_table(_COLUMNS, rows, names=3)
+        more = [Column(key, key, left=True) for key in several if several[key]]
+        print_table((*_COLUMNS[:2], *more, *_COLUMNS[2:]), rows, names=3 + len(more))
 
     if form != "table" or plot is None:
         deliver(form, rows, table)

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.text import Annotation
 
 import hwmodels
 from hwmodels.describe import roofs
 from hwmodels.device.load import device_names
-from hwmodels.prediction import Prediction, operator_rows
-from qsim.plots.rooflines import Ceiling, Placed, roofline_figure
+from hwmodels.prediction import Prediction
 from qsim.scheme import list_schemes
 
 ROUNDING = 1 + 1e-12  # a ratio of two sums of a few dozen float64 numbers
@@ -92,29 +90,3 @@ def test_a_roof_is_drawn_for_every_format_that_is_multiplied_in() -> None:
     assert [r["format"] for r in found] == ["int4", "bfloat16"]
     groq = roofs([hwmodels.predict("groq-like", "llama-2-70b", "w8a8-tensor", "decode", 1, 1024)])
     assert groq[0]["bandwidth_bytes_per_s"] > 80e12  # the chips that work at once
-
-
-def test_a_roofline_of_three_devices_can_be_read() -> None:
-    cases = [
-        hwmodels.predict(d, "llama-3-8b", s, "decode", 16, 2048)
-        for d in ("h100", "l40s", "asic") for s in ("bf16", "fp8", "w4a16-g128")
-    ]  # fmt: skip
-    ceilings = [Ceiling(**{k: v for k, v in r.items() if k != "label"}) for r in roofs(cases)]
-    points = [
-        Placed(label=r["operator"], device=p.device.name, series=p.scheme.name or "", intensity=r["flop_per_byte"],
-               flop_per_s=1e9 * r["gflop"] / r["time_s"], share=r["share"])
-        for p in cases for r in operator_rows(p) if r["format"]
-    ]  # fmt: skip
-    figure = roofline_figure("three devices", ceilings, points)
-    figure.draw_without_rendering()
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["h100-sxm", "l40s", "asic"]
-    for axes in figure.axes:
-        legend = axes.get_legend()
-        assert legend is not None
-        box = legend.get_window_extent()
-        assert box.x0 >= axes.bbox.x1  # beside the panel
-        assert box.x1 <= figure.bbox.x1  # not cut
-        assert box.y0 >= figure.bbox.y0
-        names = [t.get_window_extent() for t in axes.texts if isinstance(t, Annotation)]
-        assert names
-        assert not any(a.overlaps(b) for i, a in enumerate(names) for b in names[:i])

@@ -1,0 +1,124 @@
+"""Paths of operators under a roof: an arrow from the first value to the last, with values along the longest one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from .labels import Taken, Wanted, together
+from .style import GREY
+
+if TYPE_CHECKING:
+    from .roofline import Point, _Look
+
+MOST_PATHS = 3
+"""Paths drawn for each colour: those of the operators with most of the time, and of what moves most unlike them."""
+NEAR = 7.0
+"""Paths that stay within this many points of one another are drawn as one, with both names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """An operator's path: its points, where they are in pixels, and whether several series share it."""
+
+    points: tuple[Point, ...]
+    at: Any
+    shared: bool = False
+
+    @property
+    def share(self) -> float:
+        return max(p.share for p in self.points)
+
+    @property
+    def length(self) -> float:
+        return float(np.hypot(*np.diff(self.at, axis=0).T).sum())
+
+
+def draw_paths(axes: Axes, points: Sequence[Point], look: _Look, taken: Taken, moves: str) -> list[Wanted]:
+    """Draw the paths of a panel; returns the names to place, values along the longest path last."""
+    pixels = axes.figure.dpi / 72  # type: ignore[union-attr]
+    found: dict[tuple[str, ...], list[Point]] = {}
+    for p in points:
+        found.setdefault((p.device, p.case, "" if moves == "scheme" else p.scheme, p.operator), []).append(p)
+    series: dict[tuple[str, ...], list[_Way]] = {}
+    for key, way in _common(axes, found, 2 * pixels).items():
+        series.setdefault(("shared",) if way.shared else key[:-1], []).append(way)
+    names: list[Wanted] = []
+    longest, along = 0.0, []
+    for ways in series.values():
+        for way, operators in _kept(ways, NEAR * pixels):
+            mine, values = _draw(axes, way, operators, look, taken, pixels, moves)
+            names.append(mine)
+            if way.length > longest:
+                longest, along = way.length, values
+    return names + along
+
+
+def _common(axes: Axes, found: dict[tuple[str, ...], list[Point]], near: float) -> dict[tuple[str, ...], _Way]:
+    """Paths, those of one operator that several schemes share once."""
+    out: dict[tuple[str, ...], _Way] = {}
+    for key, way in found.items():
+        at = axes.transData.transform([(p.intensity, p.flop_per_s / 1e12) for p in way])
+        alike = (k for k in out if (k[:2], k[-1]) == (key[:2], key[-1]))
+        same = next((k for k in alike if _apart(out[k].at, at) < near), None)
+        if same is None:
+            out[key] = _Way(points=tuple(way), at=at)
+        else:
+            out[same] = replace(out[same], shared=True)
+    return out
+
+
+def _apart(a: Any, b: Any) -> float:
+    """Mean distance of two paths, value by value."""
+    return float(np.hypot(*(a - b).T).mean()) if len(a) == len(b) else float("inf")
+
+
+def _kept(ways: Sequence[_Way], near: float) -> list[tuple[_Way, list[str]]]:
+    """The paths to draw, each with the operators that it stands for, most of the time first."""
+    kept: list[tuple[_Way, list[str]]] = []
+    for way in sorted(ways, key=lambda w: -w.share):
+        same = next((names for other, names in kept if _apart(other.at, way.at) < near), None)
+        if same is not None:
+            same.append(way.points[0].operator)
+        elif len(kept) < MOST_PATHS and way.share >= 0.02:
+            kept.append((way, [way.points[0].operator]))
+    return kept
+
+
+def _draw(
+    axes: Axes, path: _Way, operators: Sequence[str], look: _Look, taken: Taken, pixels: float, moves: str
+) -> tuple[Wanted, list[Wanted]]:
+    way, at = path.points, path.at
+    x = np.array([p.intensity for p in way])
+    y = np.array([p.flop_per_s for p in way]) / 1e12
+    color = GREY if path.shared else look.colors[look.key(way[0])]
+    size = 3.4 * look.scale
+    still = path.length < 2 * size * pixels
+    if not still:
+        axes.plot(x, y, color=color, linewidth=1.3 * look.scale, zorder=3, gid="path", scalex=False, scaley=False)
+        last = max(i for i in range(len(at) - 1) if float(np.hypot(*(at[-1] - at[i]))) > 1.5 * size * pixels)
+        axes.annotate("", (x[-1], y[-1]), xytext=(x[last], y[last]), zorder=3, gid="arrow",
+                      arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 1.1 * size,
+                                  "linewidth": 0, "mutation_scale": 10 * look.scale})  # fmt: skip
+        taken.lines += [(*at[i], *at[i + 1]) for i in range(len(at) - 1)]
+    drawn = [0] if still else sorted({0, len(way) - 1, *(range(len(way)) if moves == "scheme" else ())})
+    for i in range(len(way)):
+        if i not in drawn and (still or min(float(np.hypot(*(at[i] - at[j]))) for j in drawn) < 1.6 * size * pixels):
+            continue
+        radius = size if i in drawn else 0.45 * size
+        if any(float(np.hypot(ax - at[i][0], ay - at[i][1])) < 0.6 * radius * pixels for ax, ay, _ in taken.circles):
+            continue  # where paths meet, one marker stands for all
+        scheme = None if path.shared or still else way[i].scheme
+        axes.plot([x[i]], [y[i]], zorder=4, gid="marker", scalex=False, scaley=False,
+                  **look.marker(operators[:1], scheme, color, radius))  # fmt: skip
+        taken.circles.append((float(at[i][0]), float(at[i][1]), 1.2 * radius * pixels))
+    name = Wanted(text=together(operators), x=float(x[-1]), y=float(y[-1]), radius=1.2 * size, color=color)
+    chosen = sorted({0, len(way) - 1, *range(0, len(way), max(1, len(way) // 4))})
+    along = [Wanted(text=f"{moves} {way[i].at}" if moves == "batch" and not i else way[i].at, x=float(x[i]),
+                    y=float(y[i]), radius=1.2 * size, color=color, fontsize=7.2, value=True)
+             for i in chosen]  # fmt: skip
+    return name, along
