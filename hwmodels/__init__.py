@@ -19,6 +19,11 @@ _LAZY = {
     "architecture_names": "hwmodels.workload.architecture",
     "list_devices": "hwmodels.listing",
     "list_models": "hwmodels.listing",
+    "kernel_families": "hwmodels.listing",
+    "KernelFamily": "hwmodels.timing.family",
+    "AttentionFamily": "hwmodels.timing.family",
+    "register_kernels": "hwmodels.timing.families",
+    "read_parameters": "hwmodels.calibration.store",
     "Roofline": "hwmodels.limits",
     "roofline": "hwmodels.limits",
     "kv_cache_bytes": "hwmodels.workload.footprint",
@@ -40,23 +45,27 @@ _LAZY = {
 }
 if TYPE_CHECKING:
     from hwmodels.limits import Roofline, roofline
-    from hwmodels.listing import list_devices, list_models
+    from hwmodels.listing import kernel_families, list_devices, list_models
     from hwmodels.prediction import Prediction, predict, speedup
     from hwmodels.request import predict_request, throughput
     from hwmodels.whatif import break_even, pareto, sweep, tornado
 
+    from .calibration.store import read_parameters
     from .device.device import Device
     from .device.load import device_names, get_device
     from .fitting.build import fit
+    from .timing.families import register_kernels
+    from .timing.family import AttentionFamily, KernelFamily
     from .timing.kernel import attention, attention_time, gemm, gemm_time
     from .workload.architecture import Architecture, architecture_names, get_architecture
     from .workload.footprint import kv_cache_bytes, state_bytes
 
 __all__ = [
-    "Architecture", "Device", "Prediction", "Roofline", "architecture_names", "attention", "attention_time",
-    "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture", "get_device", "kv_cache_bytes",
-    "list_devices", "list_models", "pareto", "predict", "predict_request", "roofline", "speedup", "state_bytes",
-    "sweep", "throughput", "tornado",
+    "Architecture", "AttentionFamily", "Device", "KernelFamily", "Prediction", "Roofline", "architecture_names",
+    "attention", "attention_time", "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture",
+    "get_device", "kernel_families", "kv_cache_bytes", "list_devices", "list_models", "pareto", "predict",
+    "predict_request", "read_parameters", "register_kernels", "roofline", "speedup", "state_bytes", "sweep",
+    "throughput", "tornado",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsim.errors import QsimError
-from qsim.files import TOML_LIMIT, parse_toml, read_text
+from qsim.files import TOML_LIMIT, parse_toml, read_text, read_toml
 
 from .grid import Grid
 from .neighbours import Neighbours
@@ -233,6 +233,25 @@ def _fitted(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
         shapes=table.get("shapes", 0),
         origin=origin,
     )
+
+
+def read_parameters(path: str | Path) -> dict[str, Parameters]:
+    """Kernel family -> parameters, of a TOML that `hwmodels.fit` wrote; for `KernelFamily.measured`.
+
+    Raises:
+        QsimError: no such file, or not one of fitted parameters.
+    """
+    origin, table = Path(path).stem, read_toml(path)
+    try:
+        return {name: _parameters(name, entry, origin) for name, entry in table["kernels"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise QsimError(f"{path} must hold fitted parameters, as hwmodels.fit writes them: {error} is wrong") from error
+
+
+def calibrated_names() -> tuple[str, ...]:
+    """The names of the shipped calibrations."""
+    folder = resources.files("hwmodels") / "calibration"
+    return tuple(sorted({f.name.split(".")[0] for f in folder.iterdir() if f.name.endswith(".toml")}))
 
 
 @lru_cache(maxsize=32)

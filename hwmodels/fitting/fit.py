@@ -16,7 +16,7 @@ from ..calibration.neighbours import find_neighbours
 from ..calibration.store import REGIME_EDGES, REGIMES, Parameters
 from ..calibration.surface import Surface, fit_surface
 from ..device.device import Device
-from ..timing.families import VECTOR, KernelFamily
+from ..timing.family import VECTOR, KernelFamily
 from ..timing.kernel import soft_roofline
 
 Array = NDArray[np.float64]

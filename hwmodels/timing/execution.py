@@ -12,8 +12,8 @@ from ..device.device import Device
 from ..workload.architecture import Architecture
 from ..workload.footprint import sram_chips
 from ..workload.operators import Operator
-from .families import get_family
-from .grouped import GROUPED, grouped
+from .families import get_family, grouped_family
+from .grouped import grouped
 from .kernel import DATAFLOW, TRANSFER_BAND, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 from .parameters import calibration_of
 from .peaks import format_peak, priced_format, sixteen_bit
@@ -200,7 +200,7 @@ class Runner:
     def _kernel_name(self, op: Operator) -> str:
         if op.kind == "gemm":
             if op.groups is not None:
-                return GROUPED.get(self.choice.kernel, self.choice.kernel)
+                return grouped_family(self.choice.kernel) or self.choice.kernel
             return "cublas_bf16" if op.head else self.choice.kernel
         return (self.attention_kernel or "") if op.kind == "attention" else ""
 

@@ -1,95 +1,149 @@
-"""Kernel families: what a matrix-product kernel reads, computes and writes, and which family runs a scheme.
-
-A family is the part of a kernel that does not depend on the device: the format it multiplies in, the bytes of its
-operands, and whether the run-time quantisation of the activation is inside its time. How fast it is on a device is
-calibration, in `hwmodels/calibration/*.toml`.
-"""
+"""The kernel families by name: those of `known`, those of installed packages, and those that a program registers."""
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
-from typing import Any
+import importlib
+import pkgutil
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TypeVar
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
 
-VECTOR = "vector"
-"""Compute format of a kernel that is bound by the vector units, not by the tensor cores."""
+from .family import AttentionFamily, KernelFamily
+
+ENTRY_POINTS = "hwmodels.kernels"
+"""The entry-point group of installed packages: each entry is a `KernelFamily` or an `AttentionFamily`."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_F = TypeVar("_F", KernelFamily, AttentionFamily)
 
 
-@dataclass(frozen=True, kw_only=True)
-class KernelFamily:
-    """One family.
+class Families(Mapping[str, _F]):
+    """Families by name, in the order of preference; what is shipped and installed is loaded at first use."""
 
-    Attributes:
-        compute: operand format of the product, as in a device file, or `vector`.
-        weight_bits: bits per weight with scales and zero points, where the caller gives no exact byte count.
-        activation_bytes, output_bytes: per element read and written.
-        includes_quantize: the run-time quantisation of the activation is part of the measured time.
-        like: families whose efficiencies are borrowed, nearest first, where this one is not calibrated.
-        min_m: least M that the library takes.
-        sixteen_bit: weights and activations are 16 bit; transferred predictions then have the narrower band.
+    def __init__(self, load: Callable[[], None]) -> None:
+        self._load = load
+        self._families: dict[str, _F] = {}
+
+    def __getitem__(self, name: str) -> _F:
+        self._load()
+        return self._families[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(self._families)
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._families)
+
+    def put(self, family: _F) -> None:
+        ordered = sorted([*(f for f in self._families.values() if f.name != family.name), family],
+                         key=lambda f: f.preference)  # fmt: skip
+        self._families = {f.name: f for f in ordered}
+
+
+class Registry:
+    """All families; see `register_kernels`."""
+
+    def __init__(self) -> None:
+        self.products: Families[KernelFamily] = Families(self.load)
+        self.attention: Families[AttentionFamily] = Families(self.load)
+        self._loaded = False
+        self._shipped: frozenset[str] = frozenset()
+
+    def load(self) -> None:
+        """Find what is shipped and installed, once. A family of a package that cannot be loaded is left out, with a
+        warning that names the package."""
+        if self._loaded:
+            return
+        self._loaded = True  # first, since a module that is loaded here may register its family itself
+        for module in pkgutil.iter_modules([str(Path(__file__).parent / "known")]):
+            found = importlib.import_module(f"{__package__}.known.{module.name}")
+            for family in (*getattr(found, "FAMILIES", ()), *getattr(found, "ATTENTION", ())):
+                self._add(family)
+        self._shipped = frozenset((*self.products, *self.attention))
+        for entry in entry_points(group=ENTRY_POINTS):
+            try:
+                self._add(entry.load())
+            except Exception as error:
+                package = entry.dist.name if entry.dist is not None else "an installed package"
+                warnings.warn(f"the kernel {entry.name} of {package} cannot be loaded: {error}", stacklevel=3)
+
+    def add(self, family: KernelFamily | AttentionFamily) -> None:
+        """See `register_kernels`."""
+        self.load()
+        self._add(family)
+
+    def _add(self, family: KernelFamily | AttentionFamily) -> None:
+        if not isinstance(family, KernelFamily | AttentionFamily):
+            raise QsimError(f"a kernel family must be a KernelFamily or AttentionFamily: got {type(family).__name__}")
+        if not _NAME.fullmatch(family.name) or family.name == "ideal":
+            raise QsimError(
+                "the name of a kernel family must be lower-case letters, digits and _, and not `ideal`: got "
+                f"{family.name!r}"
+            )
+        if family.name in self._shipped:
+            raise QsimError(f"hwmodels has a kernel family {family.name!r} already: give yours another name")
+        if isinstance(family, AttentionFamily):
+            self.attention.put(family)
+        else:
+            self.products.put(family)
+
+
+REGISTRY = Registry()
+FAMILIES: Mapping[str, KernelFamily] = REGISTRY.products
+"""Every family of matrix products, by name."""
+ATTENTION: Mapping[str, AttentionFamily] = REGISTRY.attention
+"""Every family of attention kernels, by name."""
+
+
+def register_kernels(family: KernelFamily | AttentionFamily) -> None:
+    """Make a kernel family known to `predict`, `gemm`, `attention`, `kernel_families` and `qsim`.
+
+    For a family outside this package. In an installed package, an entry point of the group `hwmodels.kernels` does the
+    same for every program, the command line included:
+
+        [project.entry-points."hwmodels.kernels"]
+        mine = "my_package.my_module:FAMILY"
+
+    Its parameters on a device go into `KernelFamily.measured`: what `hwmodels.fit` returns, or what `read_parameters`
+    reads of the TOML that it wrote. Registering a family again replaces it, as when a cell of a notebook runs again.
+
+    Raises:
+        QsimError: not a family, a name that cannot be typed, or the name of a family of this package.
     """
-
-    name: str
-    title: str
-    compute: str
-    weight_bits: float
-    activation_bytes: float
-    output_bytes: float = 2.0
-    includes_quantize: bool = False
-    like: tuple[str, ...] = ()
-    sixteen_bit: bool = False
-    min_m: int = 1
-
-
-def _family(name: str, title: str, compute: str, bits: float, act: float, *like: str, **more: Any) -> KernelFamily:
-    return KernelFamily(
-        name=name, title=title, compute=compute, weight_bits=bits, activation_bytes=act, like=like, **more
-    )
-
-
-FAMILIES: dict[str, KernelFamily] = {
-    f.name: f
-    for f in (
-        _family("cublas_bf16", "cuBLAS BF16", "bfloat16", 16, 2, "trtllm_bf16", sixteen_bit=True),
-        _family("trtllm_bf16", "BF16 in TensorRT-LLM", "bfloat16", 16, 2, "cublas_bf16", sixteen_bit=True),
-        _family("cublas_fp8", "cuBLASLt FP8, one scale per tensor", "float8_e4m3fn", 8, 1, "trtllm_fp8"),
-        _family("cublas_fp8_rowwise", "cuBLASLt FP8, scale per row", "float8_e4m3fn", 8, 1, "trtllm_fp8", "cublas_fp8"),
-        _family(
-            "trtllm_fp8", "FP8 with quantisation of the activation (TensorRT-LLM)", "float8_e4m3fn", 8, 4, "cublas_fp8",
-            includes_quantize=True,
-        ),
-        _family(
-            "trtllm_fp8_block", "FP8, 128x128 weight blocks (TensorRT-LLM)", "float8_e4m3fn", 8.002, 2, "trtllm_fp8",
-            includes_quantize=True,
-        ),
-        _family("cublas_int8", "torch._int_mm, int32 output", "int8", 8, 1, "trtllm_sq", output_bytes=4.0, min_m=17),
-        _family("trtllm_sq", "SmoothQuant W8A8 plugin (TensorRT-LLM)", "int8", 8, 1, "cublas_int8"),
-        _family("tinygemm_int4", "tinygemm INT4 group 128 (PyTorch)", VECTOR, 4.25, 2, "trtllm_int4_wo"),
-        _family("trtllm_int4_wo", "INT4 per-channel plugin (TensorRT-LLM)", "bfloat16", 4, 2, "marlin_int4"),
-        _family("trtllm_int8_wo", "INT8 per-channel plugin (TensorRT-LLM)", "bfloat16", 8, 2, "trtllm_int4_wo"),
-        _family("marlin_int4", "Marlin-class INT4", "bfloat16", 4.125, 2, "trtllm_int4_wo", "cublas_bf16"),
-        _family("marlin_fp8", "Marlin-class FP8 weight-only", "bfloat16", 8, 2, "trtllm_int8_wo", "trtllm_int4_wo"),
-        _family("native_fp4", "native 4-bit float product", "float4_e2m1fn", 4.5, 0.5625, "cublas_fp8", "trtllm_fp8"),
-        _family("native_mxfp8", "native MXFP8 product", "mxfp8_e4m3", 8.25, 1.03, "cublas_fp8", "trtllm_fp8"),
-        _family("torch_grouped_bf16", "torch._grouped_mm, BF16 experts", "bfloat16", 16, 2, "cublas_bf16",
-                sixteen_bit=True),
-        _family("torch_grouped_fp8", "torch._scaled_grouped_mm, FP8 experts, scale per row", "float8_e4m3fn", 8, 1,
-                "cublas_fp8_rowwise", "trtllm_fp8"),
-        _family("w4a8", "4-bit weights, INT8 product", "int8", 4.125, 1, "cublas_int8", "trtllm_sq"),
-    )
-}  # fmt: skip
+    REGISTRY.add(family)
 
 
 def get_family(name: str) -> KernelFamily:
     """The kernel family of that name.
 
     Raises:
-        ValueError: unknown name; the nearest are listed.
+        QsimError: unknown name; the nearest are listed.
     """
-    family = FAMILIES.get(name)
+    family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        near = difflib.get_close_matches(name, [*FAMILIES, "ideal"], n=3, cutoff=0.3)
-        raise QsimError(f"unknown kernel {name!r}: the nearest are {', '.join(near) or ', '.join(FAMILIES)}")
+        raise QsimError(nearest("kernel", name, [*FAMILIES, "ideal"]))
     return family
+
+
+def get_attention(name: str) -> AttentionFamily:
+    """The attention kernel of that name.
+
+    Raises:
+        QsimError: unknown name; the nearest are listed.
+    """
+    family = ATTENTION.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise QsimError(nearest("attention kernel", name, ATTENTION))
+    return family
+
+
+def grouped_family(kernel: str) -> str:
+    """The family that multiplies the experts of a mixture where `kernel` multiplies one matrix; "" for none."""
+    return get_family(kernel).grouped

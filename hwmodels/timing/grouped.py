@@ -9,17 +9,10 @@ import numpy as np
 from ..checks import check_positive
 from ..device.device import Device
 from ..workload.operators import gemm_cost, grouped_cost
-from .families import get_family
+from .families import get_family, grouped_family
 from .kernel import Estimate, estimate, ideal
 from .parameters import kernel_parameters, transferred
 from .peaks import kernel_peak
-
-GROUPED = {
-    "cublas_bf16": "torch_grouped_bf16", "trtllm_bf16": "torch_grouped_bf16", "cublas_fp8": "torch_grouped_fp8",
-    "cublas_fp8_rowwise": "torch_grouped_fp8", "trtllm_fp8": "torch_grouped_fp8",
-    "trtllm_fp8_block": "torch_grouped_fp8",
-}  # fmt: skip
-"""Kernel of a single product -> the grouped one that was measured."""
 
 
 def grouped(
@@ -38,14 +31,15 @@ def grouped(
         ValueError: as `timing.gemm`.
     """
     check_positive(M=m, N=n, K=k, groups=groups)
-    family = get_family(GROUPED.get(kernel, kernel))
+    twin = grouped_family(kernel)
+    family = get_family(twin or kernel)
     cost = grouped_cost(
         m, n, k, groups, weight_bytes=weight_bytes, operand=family.activation_bytes, output=family.output_bytes
     )
     peak = kernel_peak(device, family, compute, fidelity)
     if fidelity == "ideal":
         return ideal(cost, peak, device)
-    if kernel in GROUPED:
+    if twin:
         return estimate(device, cost, peak, kernel_parameters(device, family.name, fidelity), m, None)
     more = (np.asarray(groups) - 1) * family.activation_bytes * m * k
     large = gemm_cost(

@@ -23,7 +23,7 @@ from ..checks import check_not_negative, check_positive, check_steps
 from ..device.device import Device
 from ..device.load import get_device
 from ..workload.operators import Cost, attention_cost, gemm_cost
-from .families import get_family
+from .families import FAMILIES, get_family
 from .parameters import (
     attention_parameters,
     calibration_named,
@@ -119,8 +119,6 @@ def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
     from ..calibration.store import REGIME_EDGES, REGIMES
 
     if not p.band:
-        from .families import FAMILIES
-
         family = FAMILIES.get(p.kernel)
         half = TRANSFER_BAND[family is None or family.sixteen_bit]
         if family is None or family.sixteen_bit:
@@ -168,7 +166,7 @@ def gemm(
     Arguments:
         device: value or name.
         m, n, k: tokens, output features, input features; arrays broadcast.
-        kernel: family (`hwmodels.timing.families.FAMILIES`).
+        kernel: family (`hwmodels.kernel_families`).
         fidelity: see the module.
         weight_bytes: exact bytes of the packed weight; None takes the family's bits per weight.
         compute: peak to price against, where the family runs in another format on this device.

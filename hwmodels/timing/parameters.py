@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from qsim.errors import QsimError
 
-from .families import get_family
+from .families import ATTENTION, get_attention, get_family
 
 if TYPE_CHECKING:
     from ..calibration.store import Calibration, Parameters
     from ..device.device import Device
+    from .family import AttentionFamily
 
 FIDELITIES = ("ideal", "calibrated", "transferred")
-ATTENTION_KERNELS = ("sdpa_cudnn", "sdpa_flash", "trtllm", "fa3")
 
 
 @lru_cache(maxsize=512)
@@ -37,15 +37,33 @@ def calibration_of(device: Device) -> Calibration | None:
     return calibration_named(device.calibration)
 
 
+DONORS = {"h200": ("h100",), "h100": ("h200",), "a100": ("h100",), "l40s": ("a100",)}
+"""Calibration -> the calibrations that lend to it first; after them come all of `LENDERS`."""
+LENDERS = ("h100", "h200", "a100", "l40s")
+KIN = (frozenset({"h100", "h200"}),)
+"""Calibrations of the same chip: what one was corrected by at a shape holds on the other."""
+
+
 def _donors(device: Device) -> list[str]:
     """Calibrations to borrow from, nearest first."""
     own = [name for name in (device.transfer_from,) if name]
-    kin = {"h200": ["h100"], "h100": ["h200"], "a100": ["h100"], "l40s": ["a100"]}.get(device.calibration or "", [])
-    return [*own, *kin, *(n for n in ("h100", "h200", "a100", "l40s") if n not in (*own, *kin, device.calibration))]
+    kin = DONORS.get(device.calibration or "", ())
+    return [*own, *kin, *(n for n in LENDERS if n not in (*own, *kin, device.calibration))]
 
 
 def _is_kin(device: Device, donor: str) -> bool:
-    return donor == device.transfer_from or {donor, device.calibration} == {"h100", "h200"}
+    return donor == device.transfer_from or frozenset((donor, device.calibration)) in KIN
+
+
+def measured_parameters(device: Device, kernel: str) -> Parameters | None:
+    """What was fitted to a family on this very device, by its calibration or by the family itself; else None."""
+    return _fitted(device.calibration or device.name, calibration_of(device), kernel)
+
+
+def _fitted(name: str, table: Calibration | None, kernel: str) -> Parameters | None:
+    if table is not None and kernel in table.kernels:
+        return table.kernels[kernel]
+    return get_family(kernel).measured.get(name)
 
 
 def generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
@@ -79,23 +97,22 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
     family = get_family(kernel)
     check_fidelity(fidelity)
     own = calibration_of(device)
-    if fidelity == "calibrated" and own is not None:
-        if kernel in own.kernels:
-            return own.kernels[kernel]
-        if family.sixteen_bit:  # the same library under another name
-            for name in family.like:
-                if name in own.kernels:
-                    return own.kernels[name]
+    if fidelity == "calibrated":
+        found = measured_parameters(device, kernel)
+        if found is not None:
+            return found
     if fidelity == "calibrated" and own is not None:
         for name in family.like:
+            if name in own.kernels and family.sixteen_bit:  # the same library under another name
+                return own.kernels[name]
             if name in own.kernels:
                 return transferred(own.kernels[name], f"{name} on {device.calibration}")
     for donor in _donors(device):
         table = calibration_named(donor)
-        if table is not None:
-            for name in (kernel, *(family.like if family.sixteen_bit else ())):
-                if name in table.kernels:
-                    return transferred(table.kernels[name], f"{name} on {donor}", kin=_is_kin(device, donor))
+        for name in (kernel, *(family.like if family.sixteen_bit else ())):
+            found = _fitted(donor, table, name)
+            if found is not None:
+                return transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
     for donor in _donors(device):
         table = calibration_named(donor)
         for name in family.like:
@@ -108,11 +125,9 @@ def attention_parameters(
     device: Device, phase: str, kernel: str | None, fidelity: str = "calibrated", wide: bool = False
 ) -> Parameters:
     """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
-    if kernel is not None and kernel not in ATTENTION_KERNELS:
-        raise QsimError(f"unknown attention kernel {kernel!r}: one of {', '.join(ATTENTION_KERNELS)}")
-    if kernel == "fa3" and not any("hopper" in name for name in device.instructions.values()):
-        raise QsimError(f"FlashAttention-3 (fa3) needs Hopper's instructions: {device.name} has none of them")
-    names = [kernel] if kernel is not None else list(ATTENTION_KERNELS)
+    if kernel is not None:
+        _check_attention(device, phase, get_attention(kernel))
+    names = [kernel] if kernel is not None else [name for name, family in ATTENTION.items() if family.chosen]
     suffixes = [f"{phase}_wide", phase] if wide else [phase]
     own = calibration_of(device)
     if own is not None and fidelity == "calibrated":
@@ -132,3 +147,11 @@ def attention_parameters(
                         kin = donor == device.calibration or _is_kin(device, donor or "")
                         return transferred(found, f"{name} on {donor}", kin=kin)
     return generic(f"{kernel}.{phase}")
+
+
+def _check_attention(device: Device, phase: str, family: AttentionFamily) -> None:
+    """Refuse an attention kernel that a device cannot run, or a phase that it does not offer."""
+    if family.instruction and not any(family.instruction in name for name in device.instructions.values()):
+        raise QsimError(f"{family.title} ({family.name}) needs {family.needs}: {device.name} has none of them")
+    if phase not in family.phases:
+        raise QsimError(f"{family.title} ({family.name}) offers {' and '.join(family.phases)} only: got {phase}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qsim.errors import QsimError
 
-from .families import VECTOR, KernelFamily
+from .family import VECTOR, KernelFamily
 
 if TYPE_CHECKING:
     from ..device.device import Device

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qsim.errors import QsimError
-from qsim.formats import BlockFormat, IntFormat
 
-from .parameters import calibration_of
+from .families import FAMILIES
+from .family import VECTOR, KernelFamily
+from .parameters import measured_parameters
+from .peaks import SIXTEEN_BIT
+from .schemes import missing_product
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
@@ -26,7 +29,7 @@ class Profile:
     Attributes:
         launch_s: least time from kernel to kernel; 0 in a CUDA graph, where the kernels' own t0 contains the gap.
         host_s: time of a step that no kernel accounts for (scheduler, sampling, Python).
-        stack: whose kernels are preferred: `pytorch`, `trtllm`, `marlin`, or None for what is calibrated on the device.
+        stack: whose kernels are preferred (`KernelFamily.stack`), or None for what is calibrated on the device.
         attention: kernel, None for the device's own.
         small_kernels: element-wise kernels launched where a compiler would launch one.
         fuse_quantize: the run-time quantisation of activations is fused with the kernel before it.
@@ -83,22 +86,22 @@ PROFILES = {
             small_kernels=3.0, fuse_quantize=False, runs=PYTORCH, own_host=False,
         ),
         Profile(
-            name="torch_compile", title="PyTorch kernels in a CUDA graph", stack="pytorch", runs=PYTORCH,
+            name="torch_compile", title="PyTorch kernels in a CUDA graph", stack="pytorch-2.11", runs=PYTORCH,
             split=TORCH_COMPILE_SPLIT,
         ),
-        Profile(name="trtllm", title="TensorRT-LLM kernels", stack="trtllm", attention="trtllm",
+        Profile(name="trtllm", title="TensorRT-LLM kernels", stack="trtllm-1.x", attention="trtllm",
                 runs=("trtllm",)),
-        Profile(name="marlin", title="Marlin-class weight-only kernels", stack="marlin", runs=("marlin",)),
+        Profile(name="marlin", title="Marlin-class weight-only kernels", stack="marlin-2024", runs=("marlin",)),
         Profile(
             name="serving", title="serving engine: graph, plus 1.5 ms of scheduler and sampling a step", host_s=1.5e-3,
-            stack="trtllm", runs=("trtllm",), own_host=False,
+            stack="trtllm-1.x", runs=("trtllm",), own_host=False,
         ),
         Profile(
-            name="sdpa_cudnn", title="PyTorch, cuDNN attention", stack="pytorch", attention="sdpa_cudnn",
+            name="sdpa_cudnn", title="PyTorch, cuDNN attention", stack="pytorch-2.11", attention="sdpa_cudnn",
             runs=PYTORCH, split=TORCH_COMPILE_SPLIT,
         ),
         Profile(
-            name="sdpa_flash", title="PyTorch, flash attention back-end", stack="pytorch", attention="sdpa_flash",
+            name="sdpa_flash", title="PyTorch, flash attention back-end", stack="pytorch-2.11", attention="sdpa_flash",
             runs=PYTORCH, split=TORCH_COMPILE_SPLIT,
         ),
     )
@@ -117,10 +120,6 @@ def get_profile(name: str | Profile) -> Profile:
         near = difflib.get_close_matches(name, PROFILES, n=3, cutoff=0.3) or list(PROFILES)
         raise QsimError(f"unknown execution profile {name!r}: the nearest are {', '.join(near)}")
     return PROFILES[name]
-
-
-MEASURED_WIDTHS = (4, 8)
-"""Bits of the integer weights that the kernels behind the calibrations read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,91 +147,66 @@ def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: b
     Raises:
         ValueError: with `strict`, instead of a fallback; or a scheme that no kernel family covers.
     """
-    choice = _measured_width(_choose(device, scheme, profile), scheme)
-    if choice.fallback and strict:
-        raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {choice.fallback}")
-    return choice
+    able = _able(device, scheme)
+    if able:
+        return _choice(scheme, *_prefer(device, profile, able))
+    why = f"{missing_product(scheme)} on {device.name}"
+    if strict:
+        raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
+    alone = scheme.replace(activation="bfloat16", compute=None)
+    able = _able(device, alone)
+    if not able:
+        raise QsimError(f"no kernel family runs {scheme.name or 'this scheme'} on {device.name}: {why}")
+    note = f"{why}: priced as weight-only, dequantised to 16 bit inside the product"
+    return replace(_choice(alone, *_prefer(device, profile, able)), note=note, fallback=why)
 
 
-def _measured_width(choice: Choice, scheme: Scheme) -> Choice:
-    """Integer kernels were measured with 4 and 8 bits; other widths borrow the efficiencies of the next wider one."""
-    w = scheme.weight
-    if not isinstance(w.format, IntFormat) or w.bits in MEASURED_WIDTHS:
-        return choice
-    wider = min((bits for bits in MEASURED_WIDTHS if bits > w.bits), default=max(MEASURED_WIDTHS))
-    note = f"no {w.bits:g}-bit kernel was measured: priced with the efficiencies of the {wider}-bit one"
-    return replace(choice, stands_in=note)
+Able = tuple[KernelFamily, "str | None"]
 
 
-def _prefer(device: Device, profile: Profile, *candidates: tuple[str, str]) -> str:
-    """The candidate of the profile's stack, else the first one calibrated on the device, else the last."""
-    for stack, kernel in candidates:
-        if stack == profile.stack:
-            return kernel
-    own = calibration_of(device)
-    for _, kernel in candidates:
-        if own is not None and kernel in own.kernels:
-            return kernel
-    return candidates[-1][1]
+def _able(device: Device, scheme: Scheme) -> list[Able]:
+    """The families that run a scheme on a device, the preferred first, each with the format it multiplies in there
+    where that is not its own."""
+    found: list[Able] = []
+    for family in FAMILIES.values():
+        if family.runs is None or not family.runs(scheme):
+            continue
+        if family.formats is not None:
+            name = family.formats(device, scheme)
+            if name is not None:
+                found.append((family, name))
+        elif family.compute in (VECTOR, *SIXTEEN_BIT) or family.compute in device.compute.formats:
+            found.append((family, None))
+    return found
 
 
-def _choose(device: Device, scheme: Scheme, profile: Profile) -> Choice:
-    w, a = scheme.weight, scheme.activation
-    has = device.compute.formats
-    if not w.is_quantized and not a.is_quantized:
-        return Choice(
-            kernel=_prefer(device, profile, ("pytorch", "cublas_bf16"), ("trtllm", "trtllm_bf16"), ("", "cublas_bf16"))
-        )
-    if not a.is_quantized:
-        return Choice(kernel=_weight_only(device, scheme, profile))
-    if isinstance(w.format, BlockFormat) or (w.bits <= 4 and not isinstance(w.format, IntFormat)):
-        peak = w.format.name if w.format.name in has else None
-        if peak is None and w.bits <= 4 and "float4_e2m1fn" in has:
-            peak = "float4_e2m1fn"
-        if peak is not None:
-            return Choice(
-                kernel="native_fp4" if w.bits <= 4 else "native_mxfp8", compute=peak, quantizes_activation=True
-            )
-        return _fall_back(device, scheme, profile, f"no {w.format.name} product")
-    if isinstance(w.format, IntFormat) and isinstance(a.format, IntFormat):
-        if w.bits <= 4 and a.bits <= 4 and "int4" in has and device.vendor == "parametric":
-            return Choice(kernel="w4a8", compute="int4", quantizes_activation=True)
-        if "int8" not in has:
-            return _fall_back(device, scheme, profile, "no INT8 product")
-        if w.bits <= 4:
-            note = "4-bit operands are multiplied at the INT8 rate" if a.bits <= 4 else ""
-            return Choice(kernel="w4a8", compute="int8", quantizes_activation=True, note=note)
-        kernel = _prefer(device, profile, ("pytorch", "cublas_int8"), ("trtllm", "trtllm_sq"))
-        return Choice(kernel=kernel, quantizes_activation=True)
-    if w.format.name.startswith("float8") and a.format.name.startswith("float8"):
-        if "float8_e4m3fn" not in has:
-            return _fall_back(device, scheme, profile, "no FP8 product")
-        kind = w.granularity.kind if w.granularity is not None else "tensor"
-        if kind == "block":
-            return Choice(kernel="trtllm_fp8_block", quantizes_activation=True)
-        own = "cublas_fp8_rowwise" if kind in ("channel", "group") else "cublas_fp8"
-        if not a.dynamic:  # the plugin's time contains a quantisation that a static scale fuses away
-            return Choice(kernel=own, quantizes_activation=True)
-        kernel = _prefer(device, profile, ("pytorch", own), ("trtllm", "trtllm_fp8"))
-        return Choice(kernel=kernel, quantizes_activation=True)
-    return _fall_back(device, scheme, profile, f"no product of {w.format.name} with {a.format.name}")
+def _prefer(device: Device, profile: Profile, able: Sequence[Able]) -> Able:
+    """The family of the profile's stack, else the first one measured on the device, else the usual stand-in."""
+    for family, compute in able:
+        if profile.stack is not None and family.stack == profile.stack:
+            return family, compute
+    for family, compute in able:
+        if measured_parameters(device, family.name) is not None:
+            return family, compute
+    return max(able, key=lambda one: one[0].fallback)
 
 
-def _weight_only(device: Device, scheme: Scheme, profile: Profile) -> str:
-    w = scheme.weight
-    if isinstance(w.format, IntFormat) and w.bits <= 4:
-        return _prefer(
-            device, profile, ("pytorch", "tinygemm_int4"), ("trtllm", "trtllm_int4_wo"), ("marlin", "marlin_int4")
-        )
-    if isinstance(w.format, IntFormat):
-        return "trtllm_int8_wo"
-    return "marlin_fp8" if w.bits > 4 else "marlin_int4"
-
-
-def _fall_back(device: Device, scheme: Scheme, profile: Profile, why: str) -> Choice:
-    lacks = f"{why} on {device.name}"
+def _choice(scheme: Scheme, family: KernelFamily, compute: str | None) -> Choice:
     return Choice(
-        kernel=_weight_only(device, scheme, profile),
-        note=f"{lacks}: priced as weight-only, dequantised to 16 bit inside the product",
-        fallback=lacks,
-    )
+        kernel=family.name, compute=compute, quantizes_activation=scheme.activation.is_quantized,
+        stands_in=_stands_in(scheme, family), note=_widened(scheme, compute),
+    )  # fmt: skip
+
+
+def _stands_in(scheme: Scheme, family: KernelFamily) -> str:
+    """What the family was measured with instead of the scheme, "" where it was measured with that."""
+    if family.exact is None or family.exact(scheme):
+        return ""
+    w = scheme.weight
+    wider = next((bits for bits in (4, 8) if bits > w.bits), 8)
+    return f"no {w.bits:g}-bit kernel was measured: priced with the efficiencies of the {wider}-bit one"
+
+
+def _widened(scheme: Scheme, compute: str | None) -> str:
+    narrow = compute == "int8" and scheme.weight.bits <= 4 and scheme.activation.bits <= 4
+    return "4-bit operands are multiplied at the INT8 rate" if narrow else ""

@@ -15,8 +15,7 @@ from qsim.lazy import LazyModule
 
 from ..calibration.store import REGIMES, load_calibration
 from ..device.load import get_device
-from ..timing.families import get_family
-from ..timing.grouped import GROUPED
+from ..timing.families import FAMILIES, get_family
 from ..timing.kernel import gemm
 
 if TYPE_CHECKING:
@@ -39,13 +38,14 @@ def device_errors() -> pd.DataFrame:
         the transferred one, `sixteen_bit` that of the family, `origin` where the parameters come from.
     """
     n, k = (np.array(v, dtype=np.float64) for v in zip(*SHAPES, strict=True))
+    twins = {family.grouped for family in FAMILIES.values()}
     parts = []
     for name in CALIBRATED:
         device = get_device(name)
         table = load_calibration(str(device.calibration))
         assert table is not None
         for kernel in table.kernels:
-            if kernel in GROUPED.values():
+            if kernel in twins:
                 continue
             for regime in REGIMES:
                 m = np.array(SIZES[regime], dtype=np.float64)[:, None]

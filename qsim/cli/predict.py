@@ -57,8 +57,12 @@ _COLUMNS = (
     metavar="N",
     help="With --phase request: tokens to generate.",
 )
-@click.option("--kernel", metavar="NAME", help="Kernel family of the linear layers, instead of the profile's choice.")
-@click.option("--attention", metavar="NAME", help="Attention kernel: sdpa_cudnn, sdpa_flash, trtllm, fa3.")
+@click.option(
+    "--kernel",
+    metavar="NAME",
+    help="Kernel family of the linear layers, instead of the stack's choice; see qsim devices DEVICE --kernels.",
+)
+@click.option("--attention", metavar="NAME", help="Attention kernel; qsim devices DEVICE --kernels lists them.")
 @click.option("--baseline", metavar="SCHEME", help="Speed-up over this scheme, with its band.")
 @how_options
 @set_option

@@ -1,0 +1,120 @@
+"""Kernel families: all that is known of a matrix-product or attention kernel, whatever the device.
+
+A family says whose kernel it is and from when, the format it multiplies in, the bytes of its operands, whether the
+run-time quantisation of the activation is inside its time, and which schemes it runs. How fast it is on a device is
+calibration: in `hwmodels/calibration/*.toml`, or in the family itself where it comes from outside this package.
+
+A family is declared once, in a file of `hwmodels/timing/known/`, in an installed package, or by a program
+(`families.register_kernels`); every list of them is derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qsim.scheme import Scheme
+
+    from ..calibration.store import Parameters
+    from ..device.device import Device
+
+VECTOR = "vector"
+"""Compute format of a kernel that is bound by the vector units, not by the tensor cores."""
+
+_NONE: Mapping[str, Parameters] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelFamily:
+    """One family of matrix products.
+
+    Attributes:
+        name, title: for programs and for people.
+        engine, version, year: whose kernel it is, the version that was measured, and the year of that version: its
+            generation.
+        stack: software stack that runs it (`profiles.STACKS`); "" for one that no stack of today chooses.
+        compute: operand format of the product, as in a device file, or `vector`.
+        weight_bits: bits per weight with scales and zero points, where the caller gives no exact byte count.
+        activation_bytes, output_bytes: per element read and written.
+        includes_quantize: the run-time quantisation of the activation is part of the measured time.
+        layer_from_16_bit: `gemm_time` adds that quantisation unless told not to: the family is known as a layer.
+        runs: which schemes it multiplies; None for one that no scheme chooses by itself.
+        exact: which of these it was measured with; None for all. Others borrow its efficiencies, as `transferred`.
+        formats: for a device and a scheme, the format it multiplies in there, None where it cannot; without it, its
+            own `compute` where the device has that peak.
+        preference: among families that run a scheme, lower first.
+        fallback: what stands for a scheme where nothing is calibrated: the candidate with the highest number.
+        grouped: family of the kernel that multiplies the experts of a mixture in one call, "" for none.
+        like: families whose efficiencies are borrowed, nearest first, where this one is not calibrated.
+        measured: calibration name of a device -> fitted parameters, for a family from outside this package.
+        min_m: least M that the library takes.
+        sixteen_bit: weights and activations are 16 bit; transferred predictions then have the narrower band.
+        band: factors on a transferred time between which 80 % of measurements lie; None for those of all families.
+    """
+
+    name: str
+    title: str
+    compute: str
+    weight_bits: float
+    activation_bytes: float
+    engine: str = ""
+    version: str = ""
+    year: int | None = None
+    stack: str = ""
+    output_bytes: float = 2.0
+    includes_quantize: bool = False
+    layer_from_16_bit: bool = False
+    runs: Callable[[Scheme], bool] | None = None
+    exact: Callable[[Scheme], bool] | None = None
+    formats: Callable[[Device, Scheme], str | None] | None = None
+    preference: int = 50
+    fallback: int = 0
+    grouped: str = ""
+    like: tuple[str, ...] = ()
+    measured: Mapping[str, Parameters] = field(default_factory=lambda: _NONE)
+    sixteen_bit: bool = False
+    min_m: int = 1
+    band: tuple[float, float] | None = None
+
+    @property
+    def generation(self) -> str:
+        """Engine, version and year, in one text."""
+        return f"{self.engine} {self.version}".strip() + (f" ({self.year})" if self.year else "")
+
+    @property
+    def quantizes_activation(self) -> bool:
+        return self.activation_bytes < 2 or self.includes_quantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionFamily:
+    """One family of attention kernels.
+
+    Attributes:
+        name, title, engine, version, year: as in `KernelFamily`.
+        preference: among those measured on a device, lower first.
+        instruction: a part of the name of a tensor-core instruction that it needs, "" for none.
+        needs: that instruction in words.
+        compute: format of its two products; "" for the 16-bit one of the device.
+        element_bytes: of queries, keys, values and outputs.
+        phases: what it offers.
+        chosen: whether it is taken where none is asked for.
+    """
+
+    name: str
+    title: str
+    engine: str = ""
+    version: str = ""
+    year: int | None = None
+    preference: int = 50
+    instruction: str = ""
+    needs: str = ""
+    compute: str = ""
+    element_bytes: float = 2.0
+    phases: tuple[str, ...] = ("prefill", "decode")
+    chosen: bool = True
+
+    generation = KernelFamily.generation
