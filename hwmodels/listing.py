@@ -54,7 +54,7 @@ def kernel_families(device: str | Path | Device | None = None) -> Table[KernelFa
         device: only families that the device can run, with what their times rest on there; None lists all.
 
     Returns:
-        One row per family and iterating gives them. Columns: family, engine, version, year, stack, format, schemes (of
+        One row per family and iterating gives them. Columns: family, engine, version, year, stacks, format, schemes (of
         `qsim.list_schemes`), measured on (calibrations); with a device also fidelity and origin of its times there, and
         shapes and held-out error (in percent, on shapes that the fit had not seen) of the fit that they come from.
 
@@ -70,12 +70,20 @@ def kernel_families(device: str | Path | Device | None = None) -> Table[KernelFa
         product = isinstance(family, KernelFamily)
         runs = family.runs if isinstance(family, KernelFamily) else None
         schemes = [] if runs is None else [s.name for s in list_schemes() if runs(s)]
-        head = (family.name, family.engine, family.version, family.year,
-                family.stack if isinstance(family, KernelFamily) else "", family.compute if product else "attention",
-                ", ".join(schemes), ", ".join(_measured_on(family)))  # fmt: skip
+        stacks = ", ".join(family.stacks) if isinstance(family, KernelFamily) else ""
+        head = (
+            family.name,
+            family.engine,
+            family.version,
+            family.year,
+            stacks,
+            family.compute if product else "attention",
+            ", ".join(schemes),
+            ", ".join(_measured_on(family)),
+        )
         rows.append(head if used is None else (*head, *_behind(used)))
         values.append(family)
-    columns = ("family", "engine", "version", "year", "stack", "format", "schemes", "measured on")
+    columns = ("family", "engine", "version", "year", "stacks", "format", "schemes", "measured on")
     more = () if chip is None else ("fidelity", "origin", "shapes", "held-out error %")
     return Table(columns=(*columns, *more), rows=tuple(rows), values=tuple(values))
 

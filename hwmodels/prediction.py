@@ -173,6 +173,7 @@ def operator_rows(prediction: Prediction) -> list[dict[str, Any]]:
             "flop_per_byte": float(op.intensity),
             "bound": str(op.bound),
             "kernel": op.kernel,
+            "generation": op.generation,
             "format": "+".join(op.formats),
             "fidelity": op.fidelity,
         }
@@ -225,6 +226,7 @@ def predict(
     attention_kernel: str | None = None,
     kernel: str | None = None,
     tensor_parallel: int = 1,
+    stack: str | None = None,
     strict: bool = False,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
 ) -> Prediction:
@@ -237,7 +239,11 @@ def predict(
         fidelity: `ideal`, `calibrated`, `transferred` (`hwmodels.timing.kernel`).
         profile: execution profile (`hwmodels.timing.profiles`); `attention_kernel` and `kernel` override its choices.
         tensor_parallel: devices that share every layer, joined by the device's link.
-        strict: refuse a scheme the device has no arithmetic for, instead of pricing the usual fallback.
+        stack: whose kernels run the linear layers: `vllm-2026`, `trtllm-1.x`, `pytorch-2.11`, ... (see
+            `kernel_families`), or `best`: the fastest at each size among those measured on the device. None is the
+            profile's, or `best`.
+        strict: refuse a scheme the device has no arithmetic for, or that the stack has no kernel for, instead of
+            pricing the usual fallback.
         overrides: device fields, `{"memory.bandwidth_gbytes_per_s": 6000}` or `["key=value"]`.
 
     Raises:
@@ -251,8 +257,8 @@ def predict(
     if phase not in ("prefill", "decode"):
         raise QsimError(f"phase must be prefill or decode: got {phase!r}")
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
-    choice = _kernel_choice(dev, quant, how, kernel, strict)
-    notes: list[str] = [*arch.notes, *([Note("fallback", choice.note)] if choice.note else [])]
+    choice = _kernel_choice(dev, quant, how, kernel, stack, strict)
+    notes: list[str] = [*arch.notes, *choice.notes]
     notes += _ragged(arch, quant)
     notes += _beyond(arch, context)
     family = get_family(choice.kernel)
@@ -286,10 +292,21 @@ def predict(
     watts = dev.power.board_w * tensor_parallel if dev.power is not None else None
     return Prediction(
         device=dev, architecture=arch, scheme=quant, phase=phase, batch=batch, context=context, tokens=tokens,
-        tensor_parallel=tensor_parallel, profile=how.name, fidelity=tag, kernel=choice.kernel,
+        tensor_parallel=tensor_parallel, profile=how.name, fidelity=tag, kernel=_main_kernel(rows, choice),
         time_s=time, low_s=low, high_s=high, operators=tuple(rows), footprint=memory, largest_batch=most,
         energy_j=None if watts is None else watts * time, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _main_kernel(rows: Sequence[OperatorTime], choice: Choice) -> str:
+    """The family that most of the time of the linear layers goes to."""
+    if not choice.others:
+        return choice.kernel
+    spent: dict[str, float] = {}
+    for row in rows:
+        if row.kind == "gemm" and row.name != "lm_head":
+            spent[row.kernel] = spent.get(row.kernel, 0.0) + float(np.mean(row.time_s))
+    return max(spent, key=lambda name: spent[name], default=choice.kernel)
 
 
 def _ragged(arch: Architecture, quant: Scheme) -> list[Note]:
@@ -319,9 +336,13 @@ def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tens
     arch.check_split(tensor_parallel)
 
 
-def _kernel_choice(dev: Device, quant: Scheme, how: Profile, kernel: str | None, strict: bool) -> Choice:
+def _kernel_choice(
+    dev: Device, quant: Scheme, how: Profile, kernel: str | None, stack: str | None, strict: bool
+) -> Choice:
     if kernel is None:
-        return choose_kernel(dev, quant, how, strict=strict)
+        return choose_kernel(dev, quant, how, stack=stack, strict=strict)
+    if stack is not None:
+        raise QsimError(f"kernel and stack both name what runs the linear layers: got {kernel!r} and {stack!r}")
     family = get_family(kernel)
     return Choice(kernel=kernel, quantizes_activation=family.activation_bytes == 1 or family.includes_quantize)
 

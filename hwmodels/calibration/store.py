@@ -62,6 +62,8 @@ class Parameters:
         p: 1 adds the two times, large takes the larger.
         tau_s_per_k: latency of one step along K of a thread block; 0 where it was not fitted.
         exp_weight: share of the time of a softmax's exponentials that is not hidden behind the products.
+        floor_s: no call takes less.
+        tile_keys: keys of the tile that attention computes whole where the causal mask cuts it, as the fit sees it.
         surface: correction fitted on what is left, None without.
         borrowed: correction taken over from another kernel, None without.
         neighbours: what was left at measured shapes, None where it is not used; all corrections add up.
@@ -79,6 +81,8 @@ class Parameters:
     p: float
     tau_s_per_k: float = 0.0
     exp_weight: float = 0.0
+    floor_s: float = 0.0
+    tile_keys: float = 128.0
     surface: Surface | Grid | None = None
     borrowed: Borrowed | None = None
     neighbours: Neighbours | None = None
@@ -158,14 +162,31 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """Time of a library's kernel that quantises activations (M, K) with one scale per token: fixed time, time per step
+    along K (a block finds the largest value of a row), and traffic at a share of the memory bandwidth."""
+
+    t0_s: float
+    tau_s_per_k: float
+    eta_memory: float
+
+    def __call__(self, m: Any, k: Any, bandwidth_bytes_per_s: float) -> Any:
+        """Seconds; 16-bit values are read, 8-bit ones written. Arguments broadcast."""
+        m, k = np.asarray(m, dtype=np.float64), np.asarray(k, dtype=np.float64)
+        return self.t0_s + self.tau_s_per_k * k + 3.0 * m * k / (self.eta_memory * bandwidth_bytes_per_s)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Everything fitted for a device: kernels and attention by name, small operators, where it came from."""
+    """Everything fitted for a device: kernels and attention by name, small operators, the quantisation of activations
+    by software stack, where it came from."""
 
     name: str
     kernels: Mapping[str, Parameters]
     attention: Mapping[str, Parameters]
     small: Curve | None
     provenance: tuple[Mapping[str, Any], ...]
+    quantize: Mapping[str, Quantizer] = field(default_factory=dict)
 
 
 def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
@@ -225,6 +246,8 @@ def _fitted(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
         p=table["p"],
         tau_s_per_k=table.get("tau_ns_per_k", 0.0) * 1e-9,
         exp_weight=table.get("exp_weight", 0.0),
+        floor_s=table.get("floor_us", 0.0) * 1e-6,
+        tile_keys=table.get("tile_keys", 128.0),
         surface=_surface(table.get("surface")),
         neighbours=_neighbours(table.get("neighbours")),
         band={k: (v[0], v[1]) for k, v in table.get("band_80", {}).items()},
@@ -271,6 +294,7 @@ def load_calibration(device: str) -> Calibration | None:
     kernels: dict[str, Parameters] = {}
     borrows: dict[str, tuple[str, float]] = {}
     attention: dict[str, Parameters] = {}
+    quantize: dict[str, Quantizer] = {}
     small: Curve | None = None
     provenance = []
     for origin, text in texts:
@@ -282,6 +306,10 @@ def load_calibration(device: str) -> Calibration | None:
             kernels.setdefault(name, _parameters(name, entry, origin))
         for name, entry in _tables(table, "attention", origin):
             attention.setdefault(name, _parameters(name, entry, origin))
+        for name, entry in table.get("quantize", {}).items():
+            quantize[name] = Quantizer(
+                t0_s=entry["t0_us"] * 1e-6, tau_s_per_k=entry["tau_ns_per_k"] * 1e-9, eta_memory=entry["eta_memory"]
+            )
         if "small" in table:
             t = table["small"]
             small = Curve(
@@ -297,7 +325,9 @@ def load_calibration(device: str) -> Calibration | None:
         if not isinstance(grid, Grid):
             raise QsimError(f"{device}: kernel {name} takes its shape from {donor}, which has no grid there")
         kernels[name] = replace(kernels[name], borrowed=Borrowed(kernel=donor, k_scale=scale, grid=grid))
-    return Calibration(name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance))
+    return Calibration(
+        name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance), quantize=quantize
+    )
 
 
 def _number(value: float, digits: int = 5) -> str:
@@ -324,6 +354,8 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
     ]
     if fitted.exp_weight:
         lines.append(f"exp_weight = {_number(fitted.exp_weight)}")
+    if fitted.floor_s:
+        lines += [f"floor_us = {_number(fitted.floor_s * 1e6)}", f"tile_keys = {_number(fitted.tile_keys)}"]
     if fitted.borrowed is not None:
         lines += [f'shape_of = "{fitted.borrowed.kernel}"', f"shape_k_scale = {_number(fitted.borrowed.k_scale)}"]
     if isinstance(fitted.surface, Grid):

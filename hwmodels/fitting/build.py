@@ -26,6 +26,10 @@ from ..timing.families import get_family
 from . import sources
 from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
 from .flash import CITATION, flash_attention
+from .fp8_attention import fp8_attention
+from .humming import humming_kernels, quantizer
+from .marlin import CITATION as CITATION_MARLIN
+from .marlin import marlin_kernel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,6 +169,31 @@ def build_grouped(folder: Path) -> list[Path]:
     return written
 
 
+def build_humming(folder: Path) -> Path:
+    """Write the calibration of the humming families into `folder`."""
+    provenance = _provenance(
+        source="hwmodels/measurements: humming.csv, gemm_fused.csv", held_out="every layer left out in turn",
+        stack="humming-kernels 0.1.20, PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
+    )  # fmt: skip
+    q = quantizer()
+    more = (
+        f'[quantize."vllm-2026"]\nt0_us = {_number(q.t0_s * 1e6)}\ntau_ns_per_k = {_number(q.tau_s_per_k * 1e9)}\n'
+        f"eta_memory = {_number(q.eta_memory)}\n"
+    )
+    _write(folder / "h200.humming.toml", provenance, humming_kernels(), {}, more)
+    return folder / "h200.humming.toml"
+
+
+def build_fp8_attention(folder: Path) -> Path:
+    """Write the calibration of FP8 attention into `folder`."""
+    provenance = _provenance(
+        source="hwmodels/measurements/fp8_attention.csv", stack="cuDNN 9.19, CUDA 13.0, CUDA graphs",
+        held_out="every row left out in turn",
+    )  # fmt: skip
+    _write(folder / "h200.cudnn.toml", provenance, {}, fp8_attention())
+    return folder / "h200.cudnn.toml"
+
+
 def build(folder: Path, data: Path | None = None) -> list[Path]:
     """Write all calibrations into `folder`; those of the published tables only when `data` is given.
 
@@ -179,6 +208,13 @@ def build(folder: Path, data: Path | None = None) -> list[Path]:
             _provenance(source=CITATION, stack="FlashAttention-3", held_out="every bar left out in turn"),
             {},
             flash_attention(sources.data_table(data, "published")),
+        )
+        written.append(folder / "ampere.marlin.toml")
+        _write(
+            written[-1],
+            _provenance(source=CITATION_MARLIN, stack="Marlin", held_out="every published ratio left out in turn"),
+            {"marlin_int4": marlin_kernel(sources.data_table(data, "published"))},
+            {},
         )
         load_calibration.cache_clear()
         for device, name in sources.TABLE_DEVICES.items():
@@ -195,7 +231,7 @@ def build(folder: Path, data: Path | None = None) -> list[Path]:
                 table_attention(attention, device),
             )
         load_calibration.cache_clear()
-    written += build_grouped(folder)
+    written += [*build_grouped(folder), build_humming(folder), build_fp8_attention(folder)]
     written.append(folder / "h200.pytorch.toml")
     _write(
         written[-1],

@@ -12,11 +12,11 @@ from ..device.device import Device
 from ..workload.architecture import Architecture
 from ..workload.footprint import sram_chips
 from ..workload.operators import Operator
-from .families import get_family, grouped_family
+from .families import get_attention, get_family, grouped_family
 from .grouped import grouped
 from .kernel import DATAFLOW, TRANSFER_BAND, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
 from .parameters import calibration_of
-from .peaks import format_peak, priced_format, sixteen_bit
+from .peaks import attention_format, format_peak, priced_format, sixteen_bit
 from .profiles import Choice, Profile
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class OperatorTime:
     """One row of the operator table; times are of all calls of the step.
 
     Attributes:
+        kernel, generation: the family that is timed, and its engine, version and year; where the fastest of several was
+            taken at each of many sizes, all of them, joined by " or ".
         formats: what is multiplied: operand formats as in a device file, or `vector`; empty where nothing is.
         peak_flop_per_s: rate that no run of this operator beats. Where several formats are multiplied it is the rate of
             their mix: all operations over the sum of each format's operations at its own peak. 0 without a product.
@@ -51,6 +53,7 @@ class OperatorTime:
     memory_s: Any
     fidelity: str
     kernel: str = ""
+    generation: str = ""
     formats: tuple[str, ...] = ()
     peak_flop_per_s: float = 0.0
     bandwidth_bytes_per_s: float = 0.0
@@ -65,6 +68,26 @@ class OperatorTime:
     @property
     def intensity(self) -> Any:
         return self.flop / self.traffic_bytes
+
+
+Timed = tuple[Estimate, tuple[str, ...]]
+"""An estimate and the families that it is of."""
+
+
+def _faster(one: Timed, other: Estimate, kernel: str) -> Timed:
+    """At every size the faster of two estimates; the weaker tag where both are used."""
+    est, families = one
+    better = np.asarray(other.time_s < est.time_s)
+    if not better.any():
+        return one
+    if better.all():
+        return other, (kernel,)
+    pick = {
+        name: np.where(better, getattr(other, name), getattr(est, name))
+        for name in ("time_s", "low_s", "high_s", "compute_s", "memory_s")
+    }
+    weaker = est if est.kind == "transferred" else other
+    return Estimate(**pick, kind=weaker.kind, origin=weaker.origin), (*families, kernel)
 
 
 @dataclass(frozen=True)
@@ -82,13 +105,14 @@ class Runner:
 
     def kernels(self, ops: Sequence[Operator], phase: str, batch: Any, context: Any, new: Any) -> list[OperatorTime]:
         """Every operator as a kernel of its own."""
-        found: dict[int, Estimate] = {}
+        found: dict[int, Timed] = {}
         for head in (False, True):
             at = [i for i, op in enumerate(ops) if op.kind == "gemm" and op.head == head and op.groups is None]
             if at:
                 found.update(zip(at, self._products([ops[i] for i in at], head), strict=True))
         rows = []
         for i, op in enumerate(ops):
+            families = self._families(op)
             if op.kind == "attention":
                 est = attention(
                     self.device, phase, batch, context, kernel=self.attention_kernel, fidelity=self.fidelity,
@@ -104,17 +128,17 @@ class Runner:
                     fidelity=self.fidelity, compute=self.choice.compute,
                 )  # fmt: skip
             else:
-                est = found[i]
-            rows.append(self._row(op, self._as_run(op, est)))
+                est, families = found[i]
+            rows.append(self._row(op, self._as_run(op, est, families), families))
         return rows
 
-    def _as_run(self, op: Operator, est: Estimate) -> Estimate:
+    def _as_run(self, op: Operator, est: Estimate, families: Sequence[str]) -> Estimate:
         """The estimate, `transferred` where its kernel was measured in another stack or with another host."""
         own = calibration_of(self.device)
         host = own is not None and own.small is not None
         if est.kind != "calibrated" or op.kind == "small" or self.profile.measured(est.origin, host):
             return est
-        half = TRANSFER_BAND[op.kind == "attention" or get_family(self._kernel_name(op)).sixteen_bit]
+        half = TRANSFER_BAND[op.kind == "attention" or get_family(families[0]).sixteen_bit]
         return replace(
             est, kind="transferred", low_s=np.minimum(est.low_s, est.time_s * (1 - half)),
             high_s=np.maximum(est.high_s, est.time_s * (1 + half)),
@@ -132,17 +156,28 @@ class Runner:
             return op.cost.traffic_bytes
         return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
 
-    def _products(self, ops: Sequence[Operator], head: bool) -> list[Estimate]:
+    def _products(self, ops: Sequence[Operator], head: bool) -> list[Timed]:
+        """The products of a family, or at every size the fastest of several, with the families that are used."""
+        if head:
+            return [(est, ("cublas_bf16",)) for est in self._of_family(ops, "cublas_bf16", {})]
+        how = {"stands_in": bool(self.choice.stands_in)}
+        first = self._of_family(ops, self.choice.kernel, {**how, "compute": self.choice.compute})
+        found: list[Timed] = [(est, (self.choice.kernel,)) for est in first]
+        if self.fidelity != "calibrated":
+            return found
+        for kernel, compute in self.choice.others:
+            other = self._of_family(ops, kernel, {"compute": compute})
+            found = [_faster(one, est, kernel) for one, est in zip(found, other, strict=True)]
+        return found
+
+    def _of_family(self, ops: Sequence[Operator], kernel: str, how: dict[str, Any]) -> list[Estimate]:
         """One call for all products of a family: N, K and weight bytes along a leading axis."""
-        kernel = "cublas_bf16" if head else self.choice.kernel
         m = np.stack(np.broadcast_arrays(*(np.asarray(op.m, np.float64) for op in ops)))
         wide = (len(ops), *([1] * (m.ndim - 1)))
         n = np.array([op.n for op in ops], np.float64).reshape(wide)
         k = np.array([op.k for op in ops], np.float64).reshape(wide)
         w = np.array([float(op.weight_bytes) for op in ops]).reshape(wide)
-        how: dict[str, Any] = {"fidelity": self.fidelity}
-        if not head:
-            how |= {"compute": self.choice.compute, "stands_in": bool(self.choice.stands_in)}
+        how = {"fidelity": self.fidelity, **how}
         unique, inverse = (None, None)
         alike = n.size == w.size == len(ops)  # weights that depend on the batch are priced point by point
         if alike and m[0].size > 4096 and all(np.array_equal(m[0], row) for row in m[1:]):
@@ -164,7 +199,7 @@ class Runner:
             for i in range(len(ops))
         ]  # fmt: skip
 
-    def _row(self, op: Operator, est: Estimate) -> OperatorTime:
+    def _row(self, op: Operator, est: Estimate, families: Sequence[str] = ()) -> OperatorTime:
         time, low, high = est.time_s, est.low_s, est.high_s
         if self.fidelity != "ideal":
             further = self.profile.further_launches(op.role or op.name, op.row > 0) if op.kind == "small" else 0
@@ -178,31 +213,41 @@ class Runner:
                 least, (fast, slow) = self.profile.launch_s * launches, self._launch_band()
                 time, low, high = np.maximum(time, least), np.maximum(low, least * fast), np.maximum(high, least * slow)
                 low, high = np.minimum(low, time), np.maximum(high, time)
-        fmt = self._format(op)
+        fmt = self._format(op, families)
         return OperatorTime(
             name=op.name, kind=op.kind, calls=op.calls, time_s=time * op.calls, low_s=low * op.calls,
             high_s=high * op.calls, flop=op.cost.flop * op.calls, traffic_bytes=op.cost.traffic_bytes * op.calls,
             compute_s=est.compute_s * op.calls, memory_s=est.memory_s * op.calls, fidelity=est.kind,
-            kernel=self._kernel_name(op), formats=() if fmt is None else (fmt,),
+            kernel=" or ".join(families), generation=self._generation(op, families),
+            formats=() if fmt is None else (fmt,),
             peak_flop_per_s=0.0 if fmt is None else format_peak(self.device, fmt),
             bandwidth_bytes_per_s=self.device.memory.bandwidth_bytes_per_s,
         )  # fmt: skip
 
-    def _format(self, op: Operator) -> str | None:
+    def _format(self, op: Operator, families: Sequence[str]) -> str | None:
         """What the peak is of that an operator is priced against; None where nothing is multiplied."""
         if op.kind not in ("gemm", "attention"):
             return None
-        if op.kind == "attention" or op.head:
+        if op.kind == "attention":
+            named = self.attention_kernel
+            return attention_format(self.device, None if named is None else get_attention(named))
+        if op.head:
             return sixteen_bit(self.device)
-        family = get_family(self._kernel_name(op))
-        return priced_format(self.device, family, self.choice.compute, self.fidelity)
+        kernels = {self.choice.kernel: self.choice.compute, **dict(self.choice.others)}
+        named = [
+            priced_format(self.device, get_family(name), kernels.get(name, self.choice.compute), self.fidelity)
+            for name in families
+        ]
+        return max(named, key=lambda name: format_peak(self.device, name))
 
-    def _kernel_name(self, op: Operator) -> str:
+    def _families(self, op: Operator) -> tuple[str, ...]:
         if op.kind == "gemm":
-            if op.groups is not None:
-                return grouped_family(self.choice.kernel) or self.choice.kernel
-            return "cublas_bf16" if op.head else self.choice.kernel
-        return (self.attention_kernel or "") if op.kind == "attention" else ""
+            return (grouped_family(self.choice.kernel) or self.choice.kernel,)
+        return (self.attention_kernel,) if op.kind == "attention" and self.attention_kernel else ()
+
+    def _generation(self, op: Operator, families: Sequence[str]) -> str:
+        known = get_attention if op.kind == "attention" else get_family
+        return " or ".join(dict.fromkeys(known(name).generation for name in families))
 
     def fused(self, ops: Sequence[Operator]) -> list[OperatorTime]:
         """Dataflow: a layer is one kernel. Weights and cache move, activations stay; overhead is per layer.

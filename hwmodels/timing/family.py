@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from qsim.scheme import Scheme
+from qsim.scheme import Scheme
 
-    from ..calibration.store import Parameters
-    from ..device.device import Device
+from ..calibration.store import Parameters
+from ..device.device import Device
 
 VECTOR = "vector"
 """Compute format of a kernel that is bound by the vector units, not by the tensor cores."""
@@ -35,19 +33,23 @@ class KernelFamily:
         name, title: for programs and for people.
         engine, version, year: whose kernel it is, the version that was measured, and the year of that version: its
             generation.
-        stack: software stack that runs it (`profiles.STACKS`); "" for one that no stack of today chooses.
+        stacks: software stacks that run it, its own first.
         compute: operand format of the product, as in a device file, or `vector`.
         weight_bits: bits per weight with scales and zero points, where the caller gives no exact byte count.
         activation_bytes, output_bytes: per element read and written.
         includes_quantize: the run-time quantisation of the activation is part of the measured time.
         layer_from_16_bit: `gemm_time` adds that quantisation unless told not to: the family is known as a layer.
         runs: which schemes it multiplies; None for one that no scheme chooses by itself.
-        exact: which of these it was measured with; None for all. Others borrow its efficiencies, as `transferred`.
+        stands_in: for a scheme that it runs, what it was measured with instead, in a sentence, "" where it was measured
+            with that; None says the latter of all. Its efficiencies are then borrowed, as `transferred`.
+        fits: which of these have scales shared as it multiplies them; None for all. Where another family fits, this one
+            is not chosen.
         formats: for a device and a scheme, the format it multiplies in there, None where it cannot; without it, its
             own `compute` where the device has that peak.
         preference: among families that run a scheme, lower first.
         fallback: what stands for a scheme where nothing is calibrated: the candidate with the highest number.
         grouped: family of the kernel that multiplies the experts of a mixture in one call, "" for none.
+        lenders: for a device, (calibration, family) pairs to borrow from before all others where it is not calibrated.
         like: families whose efficiencies are borrowed, nearest first, where this one is not calibrated.
         measured: calibration name of a device -> fitted parameters, for a family from outside this package.
         min_m: least M that the library takes.
@@ -63,16 +65,18 @@ class KernelFamily:
     engine: str = ""
     version: str = ""
     year: int | None = None
-    stack: str = ""
+    stacks: tuple[str, ...] = ()
     output_bytes: float = 2.0
     includes_quantize: bool = False
     layer_from_16_bit: bool = False
     runs: Callable[[Scheme], bool] | None = None
-    exact: Callable[[Scheme], bool] | None = None
+    stands_in: Callable[[Scheme], str] | None = None
+    fits: Callable[[Scheme], bool] | None = None
     formats: Callable[[Device, Scheme], str | None] | None = None
     preference: int = 50
     fallback: int = 0
     grouped: str = ""
+    lenders: Callable[[Device], tuple[tuple[str, str], ...]] | None = None
     like: tuple[str, ...] = ()
     measured: Mapping[str, Parameters] = field(default_factory=lambda: _NONE)
     sixteen_bit: bool = False
@@ -101,6 +105,7 @@ class AttentionFamily:
         compute: format of its two products; "" for the 16-bit one of the device.
         element_bytes: of queries, keys, values and outputs.
         phases: what it offers.
+        head_sizes: sizes of a head that were fitted each for itself, as `<name>.<phase>_<size>`; () for one fit of all.
         chosen: whether it is taken where none is asked for.
     """
 
@@ -115,6 +120,7 @@ class AttentionFamily:
     compute: str = ""
     element_bytes: float = 2.0
     phases: tuple[str, ...] = ("prefill", "decode")
+    head_sizes: tuple[int, ...] = ()
     chosen: bool = True
 
     generation = KernelFamily.generation

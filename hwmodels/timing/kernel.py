@@ -22,8 +22,8 @@ from ..calibration.grid import Grid
 from ..checks import check_not_negative, check_positive, check_steps
 from ..device.device import Device
 from ..device.load import get_device
-from ..workload.operators import Cost, attention_cost, gemm_cost
-from .families import FAMILIES, get_family
+from ..workload.operators import CAUSAL_TILE, Cost, attention_cost, gemm_cost
+from .families import FAMILIES, get_attention, get_family
 from .parameters import (
     attention_parameters,
     calibration_named,
@@ -33,10 +33,11 @@ from .parameters import (
     kernel_parameters,
     transferred,
 )
-from .peaks import format_peak, kernel_peak, sixteen_bit
+from .peaks import attention_format, format_peak, kernel_peak
 
 if TYPE_CHECKING:
     from ..calibration.store import Parameters
+    from .family import KernelFamily
 
 TRANSFER_BAND = {True: 0.25, False: 0.40}
 """Half width of the 80 % band of a transferred estimate: 16-bit kernels, quantised kernels."""
@@ -98,7 +99,7 @@ def estimate(
 
         falls = p.kind == "calibrated" and p.measured(a, b)
         time = corrected(p, time, soft_at, size, a, b, device.compute.units, falls)
-    time = np.maximum(time, floor)
+    time = np.maximum(time, np.maximum(floor, p.floor_s) if p.floor_s else floor)
     low, high = _band(p, x, surface)
     return Estimate(
         time_s=time, low_s=np.maximum(time * low, floor), high_s=time * high, compute_s=compute, memory_s=memory,
@@ -111,7 +112,8 @@ def _limits(device: Device, cost: Cost, peak: float, p: Parameters, k: Any) -> t
     compute = cost.flop / (p.eta_compute * peak) + k * p.tau_s_per_k
     if p.exp_weight and device.compute.exp_per_s:
         compute = compute + p.exp_weight * cost.exp / device.compute.exp_per_s
-    return compute * cost.tile_work, cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
+    work = cost.tile_work if p.tile_keys == CAUSAL_TILE else 1 + (cost.tile_work - 1) * p.tile_keys / CAUSAL_TILE
+    return compute * work, cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
 
 
 def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
@@ -209,21 +211,33 @@ def gemm_time(
     kernel: str = "cublas_bf16",
     *,
     fidelity: str = "calibrated",
-    activation_quantize: bool = False,
+    activation_quantize: bool | None = None,
     **more: Any,
 ) -> Any:
     """Seconds of y[M,N] = x[M,K] w[N,K]^T; arguments broadcast. `gemm` gives the band too.
 
-    With `activation_quantize` the run-time quantisation of x is added as a kernel of its own, unless the family's time
-    already contains it.
+    Arguments:
+        activation_quantize: add the run-time quantisation of x as a kernel of its own, where the family's time does not
+            hold it already. None does so for families that are known as layers from 16-bit activations (humming with
+            8-bit activations); False is the product alone.
     """
     device = get_device(device)
     time = gemm(device, M, N, K, kernel, fidelity=fidelity, **more).time_s
     family = get_family(kernel)
-    if activation_quantize and not family.includes_quantize and family.activation_bytes == 1:
-        traffic = np.asarray(M, dtype=np.float64) * K * 3.0
-        time = time + small(device, traffic, row=K, fidelity=fidelity).time_s
+    wanted = family.layer_from_16_bit if activation_quantize is None else activation_quantize
+    if wanted and not family.includes_quantize and family.activation_bytes == 1:
+        time = time + _quantize_s(device, M, K, family, fidelity)
     return time[()] if isinstance(time, np.ndarray) else time
+
+
+def _quantize_s(device: Device, m: Any, k: Any, family: KernelFamily, fidelity: str) -> Any:
+    """Seconds of quantising x[M,K]: by the stack's own kernel where it was measured, else as an element-wise kernel."""
+    own = calibration_of(device)
+    measured = {} if own is None or fidelity != "calibrated" else own.quantize
+    for stack in family.stacks:
+        if stack in measured:
+            return measured[stack](m, k, device.memory.bandwidth_bytes_per_s)
+    return small(device, np.asarray(m, dtype=np.float64) * k * 3.0, row=k, fidelity=fidelity).time_s
 
 
 def check_heads(q_heads: Any, kv_heads: Any) -> None:
@@ -259,7 +273,7 @@ def attention(
 
     Arguments:
         phase: `prefill` (seq causal tokens) or `decode` (one query, seq tokens in the cache with the new one).
-        kernel: `sdpa_cudnn`, `sdpa_flash`, `trtllm`; None takes the device's own.
+        kernel: one of `hwmodels.kernel_families`, such as `sdpa_cudnn` or `cudnn_fp8`; None takes the device's own.
         new: queries of a prefill that continues a cache of `seq` tokens; None means all of them.
         value_dim, shared_kv: see `operators.attention_cost`; with either the estimate is `transferred`, as no kernel of
             such heads was measured; `shared_kv` has the efficiencies that FlashMLA publishes.
@@ -286,12 +300,15 @@ def attention(
     batch, seq, q, kv = (np.asarray(v, dtype=np.float64) for v in (batch, seq, q_heads, kv_heads))
     sizes = {"head_dim": head_dim, "value_dim": value_dim, "shared_kv": shared_kv,
              "kv_bytes_per_element": kv_bytes_per_element, "window": window, "chunked": chunked}  # fmt: skip
-    peak = format_peak(device, sixteen_bit(device))
+    family = None if kernel is None else get_attention(kernel)
+    peak = format_peak(device, attention_format(device, family))
+    if family is not None:
+        sizes["activation_bytes"] = family.element_bytes
     if fidelity == "ideal":
         cost = attention_cost(phase, batch=batch, context=seq, q_heads=q, kv_heads=kv, seq=new, **sizes)
         return ideal(cost, peak, device)
     wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
-    p = attention_parameters(device, phase, kernel, fidelity, wide)
+    p = attention_parameters(device, phase, kernel, fidelity, wide, head_dim)
     if shared_kv:
         p = generic("flash_mla", FLASH_MLA)
     elif value_dim is not None or (window is not None and phase == "prefill"):

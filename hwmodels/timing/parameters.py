@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qsim.errors import QsimError
 
@@ -101,6 +103,10 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
         found = measured_parameters(device, kernel)
         if found is not None:
             return found
+    for donor, name in () if family.lenders is None else family.lenders(device):
+        found = None if donor == device.calibration else _fitted(donor, calibration_named(donor), name)
+        if found is not None:
+            return transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
     if fidelity == "calibrated" and own is not None:
         for name in family.like:
             if name in own.kernels and family.sixteen_bit:  # the same library under another name
@@ -122,28 +128,53 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
 
 
 def attention_parameters(
-    device: Device, phase: str, kernel: str | None, fidelity: str = "calibrated", wide: bool = False
+    device: Device,
+    phase: str,
+    kernel: str | None,
+    fidelity: str = "calibrated",
+    wide: bool = False,
+    head_dim: Any = None,
 ) -> Parameters:
-    """Parameters of an attention kernel; without a name the device's first, else what a donor has."""
+    """Parameters of an attention kernel; without a name the device's first, else what a donor has.
+
+    Of a kernel that was measured by head size, those of the nearest size, as `transferred` where it is another.
+    """
+    family = None if kernel is None else get_attention(kernel)
+    if family is not None and family.head_sizes:
+        sizes = family.head_sizes
+        if head_dim is not None and np.ndim(head_dim):
+            raise QsimError(f"{family.name} was measured by head size: give one head_dim, not an array of them")
+        size = 128 if head_dim is None else min(sizes, key=lambda known: abs(np.log(known / head_dim)))
+        found = _attention_parameters(device, f"{phase}_{size}", phase, kernel, fidelity, False)
+        if head_dim in (None, size) or found.kind != "calibrated":
+            return found
+        return transferred(found, f"{found.origin}, heads of {size}")
+    return _attention_parameters(device, phase, phase, kernel, fidelity, wide)
+
+
+def _attention_parameters(
+    device: Device, suffix: str, phase: str, kernel: str | None, fidelity: str, wide: bool
+) -> Parameters:
+    """Those of the kernels whose names end in `suffix`; `wide` prefers the kernel for many query heads."""
     if kernel is not None:
         _check_attention(device, phase, get_attention(kernel))
     names = [kernel] if kernel is not None else [name for name, family in ATTENTION.items() if family.chosen]
-    suffixes = [f"{phase}_wide", phase] if wide else [phase]
+    suffixes = [f"{suffix}_wide", suffix] if wide else [suffix]
     own = calibration_of(device)
     if own is not None and fidelity == "calibrated":
-        for suffix in suffixes:
+        for ending in suffixes:
             for name in names:
-                if f"{name}.{suffix}" in own.attention:
-                    return own.attention[f"{name}.{suffix}"]
+                if f"{name}.{ending}" in own.attention:
+                    return own.attention[f"{name}.{ending}"]
     donors = _donors(device)
     near = [device.calibration] if own is not None and fidelity == "calibrated" else []
-    for suffix in suffixes:
+    for ending in suffixes:
         for place, wanted in ((donors, names), ([*near, *donors], ["trtllm"])):
             for donor in place:
                 table = calibration_named(donor)
                 for name in wanted:
-                    if table is not None and f"{name}.{suffix}" in table.attention:
-                        found = table.attention[f"{name}.{suffix}"]
+                    if table is not None and f"{name}.{ending}" in table.attention:
+                        found = table.attention[f"{name}.{ending}"]
                         kin = donor == device.calibration or _is_kin(device, donor or "")
                         return transferred(found, f"{name} on {donor}", kin=kin)
     return generic(f"{kernel}.{phase}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qsim.errors import QsimError
 
-from .family import VECTOR, KernelFamily
+from .family import VECTOR, AttentionFamily, KernelFamily
 
 if TYPE_CHECKING:
     from ..device.device import Device
@@ -42,6 +42,22 @@ def format_peak(device: Device, name: str) -> float:
     if peak is None:
         raise QsimError(f"{device.name} has no {name} peak: it has {', '.join(device.compute.formats)}")
     return peak
+
+
+def attention_format(device: Device, family: AttentionFamily | None) -> str:
+    """The format whose peak attention is priced against: of a kernel by name, else the 16-bit one.
+
+    Raises:
+        QsimError: the device has no such peak.
+    """
+    if family is None or not family.compute:
+        return sixteen_bit(device)
+    if device.compute.peak(family.compute) is None:
+        raise QsimError(
+            f"{device.name} has no {family.compute} peak, which {family.name} multiplies in; it has "
+            f"{', '.join(device.compute.formats)}"
+        )
+    return family.compute
 
 
 def priced_format(device: Device, family: KernelFamily, compute: str | None, fidelity: str = "calibrated") -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
+from qsim.notes import Note
 
 from .families import FAMILIES
 from .family import VECTOR, KernelFamily
@@ -19,6 +19,7 @@ from .schemes import missing_product
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
+    from ..calibration.store import Parameters
     from ..device.device import Device
 
 
@@ -29,7 +30,7 @@ class Profile:
     Attributes:
         launch_s: least time from kernel to kernel; 0 in a CUDA graph, where the kernels' own t0 contains the gap.
         host_s: time of a step that no kernel accounts for (scheduler, sampling, Python).
-        stack: whose kernels are preferred (`KernelFamily.stack`), or None for what is calibrated on the device.
+        stack: whose kernels are preferred (`KernelFamily.stacks`), or None for what is calibrated on the device.
         attention: kernel, None for the device's own.
         small_kernels: element-wise kernels launched where a compiler would launch one.
         fuse_quantize: the run-time quantisation of activations is fused with the kernel before it.
@@ -69,7 +70,7 @@ class Profile:
         return self.split.get(name, 1) - 1
 
 
-STACKS = ("pytorch", "grouped", "trtllm")
+STACKS = ("pytorch", "grouped", "trtllm", "humming")
 """Stacks of the shipped calibrations; a file of the user's is taken for what the user runs."""
 PYTORCH = ("pytorch", "grouped")
 TORCH_COMPILE_SPLIT = MappingProxyType({"rope": 2, "quantize": 3})
@@ -117,51 +118,90 @@ def get_profile(name: str | Profile) -> Profile:
     if isinstance(name, Profile):
         return name
     if name not in PROFILES:
-        near = difflib.get_close_matches(name, PROFILES, n=3, cutoff=0.3) or list(PROFILES)
-        raise QsimError(f"unknown execution profile {name!r}: the nearest are {', '.join(near)}")
+        raise QsimError(nearest("execution profile", name, PROFILES))
     return PROFILES[name]
+
+
+Able = tuple[KernelFamily, "str | None"]
+"""A family and the format it multiplies in on a device, None for its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The kernel of a scheme's linear layers: family, format it multiplies in, and whether it is a fallback.
 
+    `others` are families that the fastest is taken of at every size, each with its format: an engine picks by shape.
     `stands_in` says so where the family was measured with weights of another width: its efficiencies are then borrowed.
     """
 
     kernel: str
     compute: str | None = None
+    others: tuple[tuple[str, str | None], ...] = ()
     stands_in: str = ""
     quantizes_activation: bool = False
-    note: str = ""
+    notes: tuple[Note, ...] = ()
     fallback: str = ""
     """What the device lacks, where the choice is a fallback; empty otherwise."""
 
 
-def choose_kernel(device: Device, scheme: Scheme, profile: Profile, *, strict: bool = False) -> Choice:
+def choose_kernel(
+    device: Device, scheme: Scheme, profile: Profile, *, stack: str | None = None, strict: bool = False
+) -> Choice:
     """The kernel family that real stacks run a scheme with on a device.
 
     A scheme the device has no arithmetic for runs as what stacks do instead: the weights stay small and are turned into
     16 bit inside the product, activations stay in 16 bit. The choice says so.
 
+    Arguments:
+        stack: whose kernels, of `stack_names`; None is the profile's, or `best`: the fastest at each size among the
+            families measured on the device, or the newest where none was measured.
+
     Raises:
-        ValueError: with `strict`, instead of a fallback; or a scheme that no kernel family covers.
+        ValueError: an unknown stack; with `strict`, instead of a fallback; or a scheme that no kernel family covers.
     """
-    able = _able(device, scheme)
-    if able:
-        return _choice(scheme, *_prefer(device, profile, able))
-    why = f"{missing_product(scheme)} on {device.name}"
-    if strict:
-        raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
-    alone = scheme.replace(activation="bfloat16", compute=None)
-    able = _able(device, alone)
+    if stack is not None and stack not in stack_names():
+        raise QsimError(nearest("stack", stack, stack_names()))
+    able, notes, alone, why = _able(device, scheme), [], scheme, ""
+    if not able:
+        why = f"{missing_product(scheme)} on {device.name}"
+        if strict:
+            raise QsimError(f"{device.name} has no path for {scheme.name or 'this scheme'}: {why}")
+        alone = scheme.replace(activation="bfloat16", compute=None)
+        able = _able(device, alone)
+        notes = [Note("fallback", f"{why}: priced as weight-only, dequantised to 16 bit inside the product")]
     if not able:
         raise QsimError(f"no kernel family runs {scheme.name or 'this scheme'} on {device.name}: {why}")
-    note = f"{why}: priced as weight-only, dequantised to 16 bit inside the product"
-    return replace(_choice(alone, *_prefer(device, profile, able)), note=note, fallback=why)
+    if stack not in (None, BEST) and not _of_stack(device, able, stack):
+        missing = _without(device, scheme, able, str(stack))
+        if strict:
+            raise QsimError(missing)
+        notes.append(Note("no_such_stack", missing))
+        stack = BEST
+    families = _preferred(device, alone, profile.stack if stack is None else stack, able)
+    choice = _choice(alone, families)
+    return replace(choice, notes=(*notes, *choice.notes), fallback=why)
 
 
-Able = tuple[KernelFamily, "str | None"]
+BEST = "best"
+NVIDIA_ONLY = ("trtllm-1.x", "marlin-2024")
+
+
+def stack_names() -> tuple[str, ...]:
+    """The software stacks that a prediction can be asked for: `best`, and those that some family names."""
+    return (BEST, *dict.fromkeys(stack for family in FAMILIES.values() for stack in family.stacks))
+
+
+def _of_stack(device: Device, able: Sequence[Able], stack: str | None) -> list[Able]:
+    if stack in NVIDIA_ONLY and device.vendor != "NVIDIA":
+        return []
+    return [one for one in able if stack in one[0].stacks]
+
+
+def _without(device: Device, scheme: Scheme, able: Sequence[Able], stack: str) -> str:
+    """The sentence for a stack that has no kernel of a scheme on a device, with those that have one."""
+    there = [name for name in stack_names() if name != BEST and _of_stack(device, able, name)]
+    nearest_ones = " and ".join((*there, BEST)) if there else BEST
+    return f"stack {stack} has no kernel for {scheme.name or 'this scheme'} on {device.name}: {nearest_ones} can run it"
 
 
 def _able(device: Device, scheme: Scheme) -> list[Able]:
@@ -180,33 +220,60 @@ def _able(device: Device, scheme: Scheme) -> list[Able]:
     return found
 
 
-def _prefer(device: Device, profile: Profile, able: Sequence[Able]) -> Able:
-    """The family of the profile's stack, else the first one measured on the device, else the usual stand-in."""
-    for family, compute in able:
-        if profile.stack is not None and family.stack == profile.stack:
-            return family, compute
-    for family, compute in able:
-        if measured_parameters(device, family.name) is not None:
-            return family, compute
-    return max(able, key=lambda one: one[0].fallback)
+def _preferred(device: Device, scheme: Scheme, stack: str | None, able: Sequence[Able]) -> list[Able]:
+    """The families to take the fastest of: those of the stack, else those measured on the device, else a stand-in.
+
+    Times of two campaigns differ by more than kernels do, so `best` compares families of one campaign; a family is
+    compared only with those that read and write the same, as what is around it was priced for that.
+    """
+    if stack not in (None, BEST):
+        mine = [one for one in able if stack in one[0].stacks]
+        if mine:
+            return [next((one for one in mine if measured_parameters(device, one[0].name) is not None), mine[0])]
+    fitting = [one for one in able if one[0].fits is None or one[0].fits(scheme)]
+    exact = [one for one in fitting if not _stands_in(scheme, one[0])]
+    for candidates in (exact, fitting, able):
+        measured = [(one, p) for one in candidates if (p := measured_parameters(device, one[0].name)) is not None]
+        if measured:
+            (first, of_first), *rest = measured
+            return [first, *(one for one, p in rest if _comparable(scheme, first[0], one[0], of_first, p))]
+    return [max(able, key=lambda one: one[0].fallback)]
 
 
-def _choice(scheme: Scheme, family: KernelFamily, compute: str | None) -> Choice:
+def _comparable(
+    scheme: Scheme, one: KernelFamily, other: KernelFamily, of_one: Parameters, of_other: Parameters
+) -> bool:
+    same_library = one.sixteen_bit and other.sixteen_bit
+    alike = (one.output_bytes, one.activation_bytes, one.includes_quantize) == (
+        other.output_bytes, other.activation_bytes, other.includes_quantize
+    )  # fmt: skip
+    measured = all(not _stands_in(scheme, family) for family in (one, other))
+    return alike and measured and not same_library and _campaign(of_one) == _campaign(of_other)
+
+
+def _campaign(parameters: Parameters) -> str:
+    """Which measurements parameters were fitted on: our own, or those of a table."""
+    stack = parameters.origin.rpartition(".")[2]
+    return "own" if stack in OWN_CAMPAIGN else stack
+
+
+OWN_CAMPAIGN = ("pytorch", "grouped", "humming")
+
+
+def _choice(scheme: Scheme, families: Sequence[Able]) -> Choice:
+    (family, compute), *others = families
     return Choice(
         kernel=family.name, compute=compute, quantizes_activation=scheme.activation.is_quantized,
-        stands_in=_stands_in(scheme, family), note=_widened(scheme, compute),
+        stands_in=_stands_in(scheme, family), notes=_widened(scheme, compute),
+        others=tuple((other.name, its) for other, its in others),
     )  # fmt: skip
 
 
 def _stands_in(scheme: Scheme, family: KernelFamily) -> str:
     """What the family was measured with instead of the scheme, "" where it was measured with that."""
-    if family.exact is None or family.exact(scheme):
-        return ""
-    w = scheme.weight
-    wider = next((bits for bits in (4, 8) if bits > w.bits), 8)
-    return f"no {w.bits:g}-bit kernel was measured: priced with the efficiencies of the {wider}-bit one"
+    return "" if family.stands_in is None else family.stands_in(scheme)
 
 
-def _widened(scheme: Scheme, compute: str | None) -> str:
+def _widened(scheme: Scheme, compute: str | None) -> tuple[Note, ...]:
     narrow = compute == "int8" and scheme.weight.bits <= 4 and scheme.activation.bits <= 4
-    return "4-bit operands are multiplied at the INT8 rate" if narrow else ""
+    return (Note("widened", "4-bit operands are multiplied at the INT8 rate"),) if narrow else ()

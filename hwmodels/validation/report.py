@@ -113,10 +113,10 @@ def _published(validation: Validation) -> list[str]:
 def _claims(validation: Validation) -> list[str]:
     rows = [
         [c.text, c.case, f"{c.value:.3g} {c.unit}", "exact" if c.low == c.high else f"{c.low:.3g} to {c.high:.3g}",
-         c.fidelity, c.verdict]
+         c.fidelity, c.generation, c.verdict]
         for c in validation.claims
     ]  # fmt: skip
-    return ["## Claims", _table(["claim", "case", "computed", "80 % band", "fidelity", "remark"], rows)]
+    return ["## Claims", _table(["claim", "case", "computed", "80 % band", "fidelity", "kernels of", "remark"], rows)]
 
 
 def _limits() -> str:

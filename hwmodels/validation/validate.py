@@ -20,6 +20,7 @@ from ..fitting.fit import Settings, band_of, bands, coverage, fit_parameters, he
 from ..prediction import predict
 from ..workload.architecture import Architecture, from_table
 from ..workload.table import shipped_table
+from . import kernels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +112,10 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
         g, p = part()
         groups += g
         points += p
+    for found in (kernels.fused_products, kernels.fp8_prefills) if layers else (kernels.fp8_prefills,):
+        entries, more = found()
+        groups += [Group(**entry) for entry in entries]
+        points += more
     g, p, signs = _steps()
     groups += g
     points += p
@@ -121,7 +126,7 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
         groups += g
         points += p
         g, published, ratios = _published(Path(data))
-        groups += g
+        groups += [*(Group(**entry) for entry in kernels.published_gains(Path(data))[0]), *g]
     return Validation(
         groups=tuple(groups), points=pd.concat(points, ignore_index=True), signs=signs, published=tuple(published),
         ratios=tuple(ratios), claims=tuple(seed_claims()),

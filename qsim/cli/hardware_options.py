@@ -82,6 +82,13 @@ def model_names() -> Iterable[str]:
     return architecture_names()
 
 
+def stack_names() -> Iterable[str]:
+    """Software stacks whose kernels are known."""
+    from hwmodels.timing import profiles
+
+    return profiles.stack_names()
+
+
 def model_argument(function: _F) -> _F:
     """`MODEL`: an architecture's name, or a path to a config.json."""
     return click.argument("model", metavar="MODEL", shell_complete=complete(model_names))(function)
@@ -129,7 +136,7 @@ def chosen_devices(names: Sequence[str], overrides: Sequence[str]) -> list[Devic
 
 
 def how_options(function: _F | None = None, *, several_tp: bool = False) -> Any:
-    """`--tp --profile --fidelity --strict`; with `several_tp`, `--tp` is repeatable and passed as a tuple."""
+    """`--tp --profile --stack --fidelity --strict`; with `several_tp`, `--tp` is repeatable and passed as a tuple."""
     if function is None:
         return lambda inner: how_options(inner, several_tp=several_tp)
     tp: dict[str, Any] = {"multiple": True, "default": (1,)} if several_tp else {"default": 1}
@@ -139,6 +146,9 @@ def how_options(function: _F | None = None, *, several_tp: bool = False) -> Any:
                          help="Tensor-parallel size." + (" Repeatable." if several_tp else ""), **tp),
             click.option("--profile", default="cuda_graph", show_default=True, metavar="NAME",
                          help="How the stack runs: cuda_graph, eager, trtllm, torch_compile, serving, ..."),
+            click.option("--stack", metavar="NAME", shell_complete=complete(stack_names),
+                         help="Whose kernels run the linear layers: vllm-2026, trtllm-1.x, pytorch-2.11, ..., or best: "
+                         "the fastest measured at each size.  [default: the profile's, or best]"),
             click.option("--fidelity", type=click.Choice(["ideal", "calibrated", "transferred"]), default="calibrated",
                          show_default=True, help="Datasheet roofline, fitted kernels, or borrowed efficiencies."),
             click.option("--strict", is_flag=True, help="Refuse a scheme that the device has no arithmetic for."),

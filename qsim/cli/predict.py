@@ -28,8 +28,8 @@ _COLUMNS = (
     Column("operator", "operator", left=True), Column("calls", "calls"), Column("time", "time_s", milliseconds),
     Column("share", "share", "{:.1%}".format), Column("FLOP/B", "flop_per_byte", "{:.3g}".format),
     Column("bound", "bound", left=True), Column("kernel", "kernel", left=True),
-    Column("fidelity", "fidelity", left=True), Column("GFLOP", "gflop", "{:.4g}".format),
-    Column("MB", "mbytes", "{:.4g}".format),
+    Column("generation", "generation", left=True), Column("fidelity", "fidelity", left=True),
+    Column("GFLOP", "gflop", "{:.4g}".format), Column("MB", "mbytes", "{:.4g}".format),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -64,9 +65,7 @@ def roofline(
     plot: Path | None,
     form: Form,
     tensor_parallel: int,
-    profile: str,
-    fidelity: str,
-    strict: bool,
+    **how: Any,
 ) -> None:
     """Each operator has an intensity (operations per byte) and the rate it reaches; left of the ridge point it is bound
     by memory, right of it by arithmetic. MODEL is a name (llama-3-70b, ...) or a path to a Hugging Face config.json.
@@ -92,8 +91,7 @@ def roofline(
         for name in (n for n in ("path", "layout", "size", "theme") if given(n)):
             raise QsimError(f"--{name} is for the figure: give --plot FILE too")
     cases = [
-        hwmodels.predict(d, model, s, ph, b, context, tensor_parallel=tensor_parallel, profile=profile,
-                         fidelity=fidelity, strict=strict)
+        hwmodels.predict(d, model, s, ph, b, context, tensor_parallel=tensor_parallel, **how)
         for ph in dict.fromkeys(phase) for d in chosen_devices(device, overrides) for s in scheme
         for b in batches or (batch,)
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..family import KernelFamily
-from ..schemes import block_weight, integers
+from ..schemes import block_weight, integers, widths
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ...device.device import Device
 
 FP4 = "float4_e2m1fn"
+TODAY = ("vllm-2026", "trtllm-1.x")
 
 
 def _block_four(scheme: Scheme) -> bool:
@@ -36,10 +37,6 @@ def _int4_weight(scheme: Scheme) -> bool:
     return integers(scheme) and scheme.weight.bits <= 4
 
 
-def _four_bits(scheme: Scheme) -> bool:
-    return scheme.weight.bits == 4
-
-
 def _int4_or_int8(device: Device, scheme: Scheme) -> str | None:
     """INT8, which 4-bit operands are widened to; INT4 only on a parametric device, as no library of today uses it."""
     has = device.compute.formats
@@ -51,14 +48,15 @@ def _int4_or_int8(device: Device, scheme: Scheme) -> str | None:
 FAMILIES = (
     KernelFamily(
         name="native_fp4", title="native 4-bit float product", compute=FP4, weight_bits=4.5, activation_bytes=0.5625,
-        like=("cublas_fp8", "trtllm_fp8"), runs=_block_four, formats=_own_or_fp4,
+        like=("cublas_fp8", "trtllm_fp8"), runs=_block_four, formats=_own_or_fp4, fallback=30, stacks=TODAY,
     ),
     KernelFamily(
         name="native_mxfp8", title="native MXFP8 product", compute="mxfp8_e4m3", weight_bits=8.25,
         activation_bytes=1.03, like=("cublas_fp8", "trtllm_fp8"), runs=_block_eight, formats=_own_format,
+        stacks=TODAY,
     ),
     KernelFamily(
         name="w4a8", title="4-bit weights, INT8 product", compute="int8", weight_bits=4.125, activation_bytes=1,
-        like=("cublas_int8", "trtllm_sq"), runs=_int4_weight, exact=_four_bits, formats=_int4_or_int8,
+        like=("cublas_int8", "trtllm_sq"), runs=_int4_weight, stands_in=widths(4), formats=_int4_or_int8,
     ),
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..family import AttentionFamily, KernelFamily
-from ..schemes import fp8, integer_weight, integers, plain, weight_kind, weight_only
+from ..schemes import fp8, integer_weight, integers, plain, weight_kind, weight_only, widths
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
@@ -16,7 +16,7 @@ FP8 = "float8_e4m3fn"
 def _family(name: str, title: str, compute: str, bits: float, act: float, *like: str, **more: Any) -> KernelFamily:
     return KernelFamily(
         name=name, title=title, compute=compute, weight_bits=bits, activation_bytes=act, like=like,
-        engine="TensorRT-LLM", version="1.0 to 1.3", year=2025, stack="trtllm-1.x", preference=20, **more,
+        engine="TensorRT-LLM", version="1.0 to 1.3", year=2025, stacks=("trtllm-1.x",), preference=20, **more,
     )  # fmt: skip
 
 
@@ -41,12 +41,8 @@ def _int8_weight(scheme: Scheme) -> bool:
     return weight_only(scheme) and integer_weight(scheme) and scheme.weight.bits > 4
 
 
-def _four_bits(scheme: Scheme) -> bool:
-    return scheme.weight.bits == 4
-
-
-def _measured_bits(scheme: Scheme) -> bool:
-    return scheme.weight.bits in (4, 8)
+def _channel(scheme: Scheme) -> bool:
+    return weight_kind(scheme) == "channel"
 
 
 FAMILIES = (
@@ -57,11 +53,11 @@ FAMILIES = (
     _family("trtllm_fp8_block", "FP8, 128x128 weight blocks (TensorRT-LLM)", FP8, 8.002, 2, "trtllm_fp8",
             includes_quantize=True, runs=_block_fp8, grouped="torch_grouped_fp8"),
     _family("trtllm_sq", "SmoothQuant W8A8 plugin (TensorRT-LLM)", "int8", 8, 1, "cublas_int8", runs=_int8,
-            exact=_measured_bits, fallback=9),
+            stands_in=widths(4, 8), fallback=9),
     _family("trtllm_int4_wo", "INT4 per-channel plugin (TensorRT-LLM)", "bfloat16", 4, 2, "marlin_int4",
-            runs=_int4_weight, exact=_four_bits, fallback=2),
+            runs=_int4_weight, stands_in=widths(4), fits=_channel, fallback=2),
     _family("trtllm_int8_wo", "INT8 per-channel plugin (TensorRT-LLM)", "bfloat16", 8, 2, "trtllm_int4_wo",
-            runs=_int8_weight, exact=_measured_bits, fallback=9),
+            runs=_int8_weight, stands_in=widths(4, 8), fits=_channel, fallback=9),
 )  # fmt: skip
 
 ATTENTION = (
