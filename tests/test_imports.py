@@ -25,6 +25,7 @@ FLOOR = {
     "qsim.lazy",
     "qsim.notes",
     "qsim.pieces",
+    "qsim.registry",
     "qsim.tables",
 }  # everybody may
 GROUND = {"qsim.formats", "qsim.scheme", "qsim.families", "qsim.safetensors"}
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.lazy": set(),
     "qsim.notes": set(),
     "qsim.pieces": set(),
+    "qsim.registry": set(),
     "qsim.formats": set(),
     "qsim.safetensors": {"qsim.formats"},
     "qsim.scheme": {"qsim.formats"},

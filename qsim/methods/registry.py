@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from qsim.errors import QsimError, nearest
+from qsim.registry import OpenRegistry
 from qsim.scheme import Scheme
 from qsim.tables import Table
 
@@ -21,60 +16,24 @@ from .recipe import Recipe
 ENTRY_POINTS = "qsim.methods"
 """The entry-point group of installed packages: each entry is a `Method`."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
-
-class Registry(Mapping[str, Method]):
-    """Methods by name, in the order of lists. What lies in the folder and in installed packages is loaded at first use.
-
-    A method of an installed package that cannot be loaded is left out, with a warning that names the package.
-    """
+class Registry(OpenRegistry[Method]):
+    """Methods by name; see `qsim.registry.OpenRegistry`."""
 
     def __init__(self) -> None:
-        self._methods: dict[str, Method] = {}
-        self._loaded = False
+        super().__init__(
+            kind="method", package=__package__, attribute="METHOD", group=ENTRY_POINTS,
+            reserved={"none": "leaves a model in 16 bit"},
+        )  # fmt: skip
 
-    def register(self, method: Method) -> Method:
-        """Add a method; see `register`."""
-        self._load()
-        self._add(method)
-        return method
+    def check(self, value: object) -> None:
+        _check(value)
+        assert isinstance(value, Method), "checked above"
+        for other in (m for name, m in self._values.items() if name != value.name):
+            _check_flags(value, other)
 
-    def __getitem__(self, name: str) -> Method:
-        self._load()
-        return self._methods[name]
-
-    def __iter__(self) -> Iterator[str]:
-        self._load()
-        return iter(sorted(self._methods, key=lambda name: (self._methods[name].order, name)))
-
-    def __len__(self) -> int:
-        self._load()
-        return len(self._methods)
-
-    def _load(self) -> None:
-        if self._loaded:
-            return
-        self._loaded = True  # first, since a module that is loaded here may register its method itself
-        for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-            found = getattr(importlib.import_module(f"{__package__}.{module.name}"), "METHOD", None)
-            if found is not None:
-                self._add(found)
-        for entry in entry_points(group=ENTRY_POINTS):
-            try:
-                self._add(entry.load())
-            except Exception as error:
-                package = entry.dist.name if entry.dist is not None else "an installed package"
-                warnings.warn(f"the method {entry.name} of {package} cannot be loaded: {error}", stacklevel=3)
-
-    def _add(self, method: Method) -> None:
-        _check(method)
-        known = self._methods.get(method.name)
-        if known is not None and known != method and not _replaces(method, known):
-            raise QsimError(f"two methods are called {method.name!r}: give the one that is added another name")
-        for other in (m for m in self._methods.values() if m.name != method.name):
-            _check_flags(method, other)
-        self._methods[method.name] = method
+    def home(self, value: Method) -> str:
+        return getattr(value.recipe, "__module__", "")
 
 
 METHODS = Registry()
@@ -134,11 +93,6 @@ def get_recipe(method: str, scheme: str | Scheme | None, options: Mapping[str, A
 def _check(method: object) -> None:
     if not isinstance(method, Method):
         raise QsimError(f"a method must be a qsim.methods.Method: got {type(method).__name__}")
-    if not _NAME.fullmatch(method.name) or method.name == "none":
-        raise QsimError(
-            "the name of a method must be lower-case letters, digits, _ and -, and not `none`, which leaves a model in "
-            f"16 bit: got {method.name!r}"
-        )
     kind = method.options
     if not (isinstance(kind, type) and issubclass(kind, Options)):
         raise QsimError(f"method {method.name}: options must be a subclass of qsim.methods.Options: got {kind!r}")
@@ -150,12 +104,6 @@ def _check(method: object) -> None:
             f"method {method.name}: {kind.__name__} must be a frozen, keyword-only dataclass whose fields are all "
             f"`name: type = option(...)`: {culprit} is not"
         )
-
-
-def _replaces(method: Method, known: Method) -> bool:
-    """Whether a module outside the package, as a notebook, has made its own method again."""
-    homes = {getattr(one.recipe, "__module__", "") for one in (method, known)}
-    return len(homes) == 1 and not next(iter(homes)).startswith(f"{__package__}.")
 
 
 def _check_flags(method: Method, other: Method) -> None:
