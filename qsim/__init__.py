@@ -35,7 +35,7 @@ _LAZY = {
     "list_devices": "hwmodels",
     "list_formats": "qsim.formats",
     "list_instructions": "qsim.tensorcore",
-    "list_layouts": "qsim.checkpoints",
+    "list_layouts": "qsim.layouts",
     "list_methods": "qsim.methods",
     "list_models": "hwmodels",
     "list_pipelines": "qsim.kernels",
@@ -50,30 +50,45 @@ _LAZY = {
 
 # subpackages that `import qsim` makes reachable
 _PACKAGES = (
-    "algorithms", "analysis", "checkpoints", "families", "formats", "kernels", "methods", "models", "plots", "scheme",
-    "study", "tensorcore",
+    "algorithms", "analysis", "checkpoints", "families", "formats", "kernels", "layouts", "methods", "models", "plots",
+    "scheme", "study", "tensorcore",
 )  # fmt: skip
 
 if TYPE_CHECKING:
     from hwmodels import get_architecture, get_device, list_devices, list_models, predict
-    from qsim.checkpoints import list_layouts
     from qsim.errors import QsimError
     from qsim.formats import cast, decode, encode, get_format, list_formats
-    from qsim.kernels import linear, list_pipelines, pack
+    from qsim.kernels import list_pipelines, pack
+    from qsim.kernels.linear import linear
+    from qsim.layouts import list_layouts
     from qsim.methods import list_methods, quantize_model
     from qsim.models import evaluate, load
     from qsim.scheme import QuantizedTensor, Scheme, get_scheme, list_schemes, quantize
     from qsim.tables import Table
     from qsim.tensorcore import get_instruction, list_instructions, matmul
 
-    from . import analysis, checkpoints, families, formats, kernels, methods, models, plots, scheme, study, tensorcore
+    from . import (
+        analysis,
+        checkpoints,
+        families,
+        formats,
+        kernels,
+        layouts,
+        methods,
+        models,
+        plots,
+        scheme,
+        study,
+        tensorcore,
+    )
     from . import methods as algorithms
 
 __all__ = [
     "QsimError", "QuantizedTensor", "Scheme", "Table", "__version__", "algorithms", "analysis", "cast", "checkpoints",
     "decode", "encode", "evaluate", "families", "formats", "get_architecture", "get_device", "get_format",
-    "get_instruction", "get_scheme", "kernels", "linear", "list_devices", "list_formats", "list_instructions",
-    "list_layouts", "list_methods", "list_models", "list_pipelines", "list_schemes", "load", "matmul", "methods",
+    "get_instruction", "get_scheme", "kernels", "layouts", "linear", "list_devices", "list_formats",
+    "list_instructions", "list_layouts", "list_methods", "list_models", "list_pipelines", "list_schemes", "load",
+    "matmul", "methods",
     "models", "pack", "plots", "predict", "quantize", "quantize_model", "scheme", "study", "tensorcore",
 ]  # fmt: skip
 

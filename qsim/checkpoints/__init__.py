@@ -1,4 +1,4 @@
-"""Checkpoint folders in and out, in the layouts that serving engines load.
+"""Checkpoints in and out, in the layouts that serving engines load.
 
     read(folder)                                  # a Model; its Linears stay quantised as they are stored
     write(model, folder, "compressed-tensors")    # or plain, gptq, gptq_v2, awq, fp8; "auto" chooses
@@ -18,7 +18,8 @@ Which layout holds which scheme is `layouts_for(scheme)`, and why one does not `
     16- and 32-bit floats              x
 
 GPTQ and AWQ want float16 scales in groups or rows; GPTQ version 1 has no zero point 0. Nothing is changed to fit: what
-a layout cannot hold is refused before anything is written. Names load their part on first use.
+a layout cannot hold is refused before anything is written. The layouts themselves are `qsim.layouts`. Names load their
+part on first use.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
-    "LAYOUTS": "layouts",
-    "Written": "writer",
-    "convert": "writer",
-    "default_layout": "layouts",
-    "layouts_for": "layouts",
-    "list_layouts": "layouts",
-    "read": "reader",
-    "reason": "layouts",
-    "write": "writer",
+    "LAYOUTS": ("qsim.layouts", "LAYOUTS"),
+    "Written": (".writer", "Written"),
+    "convert": (".writer", "convert"),
+    "default_layout": ("qsim.layouts", "default_layout"),
+    "layouts_for": ("qsim.layouts", "layouts_for"),
+    "list_layouts": ("qsim.layouts", "list_layouts"),
+    "read": ("qsim.models", "load"),
+    "reason": ("qsim.layouts", "reason"),
+    "write": (".writer", "write"),
 }
 
 if TYPE_CHECKING:
-    from .layouts import LAYOUTS, default_layout, layouts_for, list_layouts, reason
-    from .reader import read
+    from qsim.layouts import LAYOUTS, default_layout, layouts_for, list_layouts, reason
+    from qsim.models import load as read
+
     from .writer import Written, convert, write
 
 __all__ = ["LAYOUTS", "Written", "convert", "default_layout", "layouts_for", "list_layouts", "read", "reason", "write"]
@@ -50,7 +52,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one that exists
 
     def __getattr__(name: str) -> Any:
         if name in _LAZY:
-            return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+            module, attribute = _LAZY[name]
+            return getattr(importlib.import_module(module, __name__), attribute)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

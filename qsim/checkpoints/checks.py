@@ -7,14 +7,12 @@ from typing import Any
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, get_format
+from qsim.layouts import Fact, Layer, get_layout, refusal
+from qsim.layouts.plain import DTYPES
 from qsim.models import Model
 from qsim.models.families import block_names, model_names
 from qsim.models.model import quantizable
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
-
-from .layouts import LAYOUTS, QUANTIZED, layouts_for, reason
-from .plain import DTYPES
-from .writing import Fact
 
 HEAD = "lm_head"
 
@@ -48,55 +46,20 @@ def kv_cache_of(model: Model, quantized: Mapping[str, QuantizedTensor]) -> Tenso
     return said[0][1] if said else None
 
 
-def choose_layout(layout: str, values: Iterable[QuantizedTensor | Scheme], kv: TensorScheme | None) -> str:
-    """The layout that was asked for; for `auto`, the first that holds everything.
-
-    Raises:
-        ValueError: an unknown one.
-    """
-    if layout != "auto":
-        if layout not in LAYOUTS:
-            raise QsimError(f"layout must be one of auto, {', '.join(LAYOUTS)}: got {layout!r}")
-        return layout
-    kept = list(values)
-    if not kept:
-        return "plain" if kv is None else "compressed-tensors"
-    for name in QUANTIZED:
-        if all(reason(value, name) is None for value in kept):
-            return name
-    return next(iter(QUANTIZED))  # it holds most: its refusal is the one to tell
-
-
-def check_layer(layout: str, name: str, wrong: str | None, kv: TensorScheme | None, scheme: Scheme) -> None:
-    """Refuse a layer that is `wrong`, a head where the layout has no place for one, and a KV cache likewise."""
-    if wrong is not None:
-        raise QsimError(wrong)
-    layer = layer_of(name)
-    if layer == HEAD and layout in ("awq", "fp8"):
-        raise QsimError(f"layer {layer}: {layout} leaves the head unquantised; use layout 'compressed-tensors'")
-    if kv is not None and layout != "plain" and (wrong := reason(with_kv(scheme, kv), layout)) is not None:
-        others = " or ".join(map(repr, layouts_for(with_kv(scheme, kv)))) or "kv_cache=None"
-        raise QsimError(f"layer {layer}: {wrong}; use {others}")
-
-
-def outline_refusal(scheme: Scheme, shape: tuple[int, ...], name: str, layout: str) -> str | None:
-    """As `refusal`, of a layer whose scheme and shape are all that is known yet."""
-    wrong = reason(scheme, layout)
-    if wrong is None and layout != "plain":
-        wrong = QUANTIZED[layout].shape_reason(scheme, shape, False)
-    if wrong is None:
-        return None
-    fits = [n for n in layouts_for(scheme) if n == "plain" or QUANTIZED[n].shape_reason(scheme, shape, False) is None]
-    use = f"use layout {' or '.join(map(repr, fits))}" if fits else "no layout holds it"
-    return f"layer {layer_of(name)}: {wrong}; {use}{', or dequantize=True' if layout == 'plain' else ''}"
+def check_layers(layout: str, layers: Iterable[Layer]) -> None:
+    """Refuse the first layer that a layout cannot hold."""
+    for layer in layers:
+        wrong = refusal(layer, layout)
+        if wrong is not None:
+            raise QsimError(wrong)
 
 
 def check_kv(layout: str, kv: TensorScheme | None) -> None:
-    """Refuse a quantised KV cache in a plain checkpoint."""
-    if kv is not None and layout == "plain":
+    """Refuse a quantised KV cache in a checkpoint without a config of quantisation."""
+    if kv is not None and get_layout(layout).quant_method is None:
         raise QsimError(
-            f"the KV cache is {kv.format.name}: layout plain has no place for that; use layout 'compressed-tensors', "
-            "or a model with kv_cache=None"
+            f"the KV cache is {kv.format.name}: layout {layout} has no place for that; use layout "
+            "'compressed-tensors', or a model with kv_cache=None"
         )
 
 

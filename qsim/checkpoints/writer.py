@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from qsim.errors import QsimError
 from qsim.files import write_json
 from qsim.folders import check_apart, recover
+from qsim.layouts import Fact, Layer, Layout, Notes, get_layout, refusal, write_plan
+from qsim.layouts.layout import Meaning
+from qsim.layouts.plain import DTYPES, narrowest, rounded
+from qsim.layouts.registry import choose_layout
 from qsim.models import Model
-from qsim.models.loading import KEYS
+from qsim.models.folder import KEYS
+from qsim.models.source import Source
 from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, TensorScheme, tensor_scale_of
 
@@ -23,27 +28,18 @@ from .checks import (
     HEAD,
     check_dtype,
     check_kv,
-    check_layer,
+    check_layers,
     check_settings,
-    choose_layout,
     fused_apart,
     fused_groups,
     fused_scales,
     kv_cache_of,
     layer_of,
     linear_names,
-    outline_refusal,
     with_kv,
 )
 from .folder import SHARD_BYTES, ShardWriter, check_target, copy_beside, new_folder
-from .fp8 import Meaning
-from .layouts import QUANTIZED, refusal
-from .parts import Notes
-from .plain import DTYPES, narrowest, rounded
-from .reader import Source
-from .writing import Fact, write_plan
 
-LayoutName: TypeAlias = Literal["auto", "plain", "compressed-tensors", "gptq", "gptq_v2", "awq", "fp8"]
 Progress: TypeAlias = Callable[[int, int, str], None]
 
 
@@ -71,7 +67,7 @@ class Written:
 def write(
     model: Model,
     path: str | Path,
-    layout: LayoutName = "auto",
+    layout: str = "auto",
     *,
     overwrite: bool = False,
     dequantize: bool = False,
@@ -84,8 +80,8 @@ def write(
 
     Arguments:
         path: the folder; it appears whole or not at all.
-        layout: how quantised layers are stored; `auto` is the first of compressed-tensors, gptq, gptq_v2, awq, fp8
-            that holds them all, and plain for an unquantised model. `layouts_for` says what each holds.
+        layout: how quantised layers are stored; `auto` is the first of `qsim.list_layouts()` that holds them all, which
+            is plain for an unquantised model. `layouts_for` says what each holds.
         overwrite: replace a checkpoint that is there; nothing else is ever replaced.
         dequantize: with `plain`, write the values of quantised layers.
         dtype: `float32`, `float16` or `bfloat16` to round unquantised tensors to. None rounds nothing: each is stored
@@ -104,15 +100,14 @@ def write(
     """
     quantized = {n: t for n, t in model.tensors.items() if isinstance(t, QuantizedTensor)}
     kv = kv_cache_of(model, quantized)
-    chosen = choose_layout(layout, quantized.values(), kv)
+    layers = [Layer.of(qt, layer_of(name), with_kv(qt.scheme, kv)) for name, qt in quantized.items()]
+    chosen = _chosen(layout, layers, kv)
     check_settings(model)
     values_only = _values_only(chosen, dequantize)
-    for name, qt in quantized.items():
-        if not values_only:
-            check_layer(chosen, name, refusal(qt, chosen, layer_of(name)), kv, qt.scheme)
-    facts = {} if chosen == "plain" else {layer_of(n): _fact(qt, kv) for n, qt in quantized.items()}
     if not values_only:
-        check_kv(chosen, kv)
+        check_layers(chosen.name, layers)
+        check_kv(chosen.name, kv)
+    facts = {layer_of(n): _fact(qt, kv) for n, qt in quantized.items()} if _is_quantized(chosen) else {}
     data = model.config.to_dict()
     if HEAD + ".weight" in model.tensors:
         data["tie_word_embeddings"] = False
@@ -130,7 +125,7 @@ def write(
 def convert(
     source: str | Path,
     target: str | Path,
-    layout: LayoutName = "auto",
+    layout: str = "auto",
     *,
     overwrite: bool = False,
     dequantize: bool = False,
@@ -156,16 +151,18 @@ def convert(
     """
     opened = Source(source, scale_inv=scale_inv)
     kv = opened.kv_cache
-    schemes = {name: opened.outline(name) for name in opened if opened.is_quantized(name)}
-    chosen = choose_layout(layout, schemes.values(), kv)
+    layers = [
+        Layer(scheme=with_kv(opened.outline(name), kv), shape=opened.expected[name], name=layer_of(name))
+        for name in opened
+        if opened.is_quantized(name)
+    ]
+    chosen = _chosen(layout, layers, kv)
     values_only = _values_only(chosen, dequantize)
     check_apart(opened.folder, target)
-    for name, scheme in schemes.items():
-        if not values_only:
-            check_layer(chosen, name, outline_refusal(scheme, opened.expected[name], name, chosen), kv, scheme)
-    facts = {} if chosen == "plain" else {layer_of(n): Fact(scheme=with_kv(s, kv)) for n, s in schemes.items()}
     if not values_only:
-        check_kv(chosen, kv)
+        check_layers(chosen.name, layers)
+        check_kv(chosen.name, kv)
+    facts = {layer.name: Fact(scheme=layer.scheme) for layer in layers} if _is_quantized(chosen) else {}
     job = _Job(layout=chosen, data=dict(opened.data), dtype=check_dtype(dtype), own_dtype=opened.config.dtype,
                kv_cache=kv)  # fmt: skip
     job.linears = [layer_of(n) for n in linear_names(opened.config)]
@@ -185,7 +182,7 @@ class _Job:
     """What both ways to write share."""
 
     def __init__(
-        self, *, layout: str, data: dict[str, Any], dtype: str | None, own_dtype: str, kv_cache: TensorScheme | None
+        self, *, layout: Layout, data: dict[str, Any], dtype: str | None, own_dtype: str, kv_cache: TensorScheme | None
     ) -> None:
         self.layout, self.data, self.dtype, self.kv_cache = layout, data, dtype, kv_cache
         self.own_dtype = own_dtype if own_dtype in DTYPES else "float32"
@@ -234,8 +231,8 @@ def _run(
 ) -> Written:
     recover(path)
     check_target(Path(path), overwrite=overwrite)
-    if job.layout != "plain" and not facts and job.kv_cache is None:
-        raise QsimError(f"the model has no quantised layer for layout {job.layout!r}: quantise it, or use 'plain'")
+    if _is_quantized(job.layout) and not facts and job.kv_cache is None:
+        raise QsimError(f"the model has no quantised layer for layout {job.layout.name!r}: quantise it, or use 'plain'")
     remarks, job.notes = job.notes, Notes()
     _config(job, facts)  # refuses layers that differ where they must not; its notes are those of the real facts, later
     job.notes = remarks
@@ -245,14 +242,15 @@ def _run(
         for done, (name, tensor) in enumerate(items):
             if progress is not None:
                 progress(done, count, name)
-            if isinstance(tensor, QuantizedTensor) and job.layout != "plain":
+            if isinstance(tensor, QuantizedTensor) and _is_quantized(job.layout):
                 layer = layer_of(name)
-                if not checked and (wrong := refusal(tensor, job.layout, layer)) is not None:
+                seen = Layer.of(tensor, layer, with_kv(tensor.scheme, job.kv_cache))
+                if not checked and (wrong := refusal(seen, job.layout.name)) is not None:
                     raise QsimError(wrong)
                 found[layer] = _fact(tensor, job.kv_cache)
-                if (remark := QUANTIZED[job.layout].remark(tensor)) is not None:
+                if (remark := job.layout.remark(tensor)) is not None:
                     job.notes.add(remark, layer)
-                for last, stored in QUANTIZED[job.layout].encode(tensor).items():
+                for last, stored in job.layout.encode(tensor).items():
                     shards.add(f"{layer}.{last}", stored)
             else:
                 shards.add(name, job.plain(name, tensor))
@@ -262,10 +260,10 @@ def _run(
             job.notes.add(f"not copied, because they are links or no regular files: {', '.join(left)}")
         files = shards.close()
         data, dtype = _config(job, found)
-        if job.layout in ("gptq", "gptq_v2"):
+        if job.layout.beside is not None:
             legacy = {k: v for k, v in data["quantization_config"].items() if k != "quant_method"}
-            write_json(folder / "quantize_config.json", {"quant_method": "gptq", **legacy})
-            files.append("quantize_config.json")
+            write_json(folder / job.layout.beside, {"quant_method": job.layout.quant_method, **legacy})
+            files.append(job.layout.beside)
         if add_files is not None:
             before = set(folder.iterdir())
             add_files(folder)
@@ -275,7 +273,7 @@ def _run(
             progress(count, count, "")
     return Written(
         path=Path(path),
-        layout=job.layout,
+        layout=job.layout.name,
         files=tuple(sorted([*files, *beside, "config.json"])),
         total_bytes=shards.total_bytes,
         dtype=dtype,
@@ -287,13 +285,13 @@ def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
     """The whole config.json, and the dtype in it."""
     data = {key: value for key, value in job.data.items() if key not in KEYS}
     dtype = job.dtype or job.own_dtype
-    if facts or (job.kv_cache is not None and job.layout == "compressed-tensors"):
+    if facts or (job.kv_cache is not None and job.layout.kv_cache_alone):
         plain = [name for name in job.linears if name not in facts]
         try:
             version = importlib.metadata.version("qsim")
         except importlib.metadata.PackageNotFoundError:
             version = "unknown"
-        data["quantization_config"] = write_plan(job.layout, facts, plain, job.kv_cache, version)
+        data["quantization_config"] = write_plan(job.layout.name, facts, plain, job.kv_cache, version)
         apart = fused_apart(facts, job.fused)
         if apart is not None:
             job.notes.add("engines fuse q k v and gate up, and want them stored alike", apart)
@@ -304,16 +302,25 @@ def _config(job: _Job, facts: Mapping[str, Fact]) -> tuple[dict[str, Any], str]:
         if common in ("float16", "bfloat16") and common != dtype:
             job.notes.add(f"the config's dtype is {common}, not {dtype}: engines cast scales to it")
             dtype = common
-        if "float32" in scales and dtype != "float32" and job.layout == "compressed-tensors":
+        if "float32" in scales and dtype != "float32" and job.layout.casts_scales:
             job.notes.add(f"scales are float32: engines that run in {dtype} may round them")
     key = "dtype" if "dtype" in data and "torch_dtype" not in data else "torch_dtype"
     data[key] = dtype
     return data, dtype
 
 
-def _values_only(layout: str, dequantize: bool) -> bool:
-    if dequantize and layout != "plain":
-        raise QsimError(f"dequantize=True belongs to layout 'plain': got {layout!r}")
+def _chosen(layout: str, layers: Sequence[Layer], kv: TensorScheme | None) -> Layout:
+    """The layout that was asked for; for `auto`, the first that holds everything."""
+    return get_layout(choose_layout(layers, kv_cache=kv is not None) if layout == "auto" else layout, auto=True)
+
+
+def _is_quantized(layout: Layout) -> bool:
+    return layout.quant_method is not None
+
+
+def _values_only(layout: Layout, dequantize: bool) -> bool:
+    if dequantize and _is_quantized(layout):
+        raise QsimError(f"dequantize=True belongs to layout 'plain': got {layout.name!r}")
     return dequantize
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.errors import QsimError
+from qsim.layouts import LAYOUTS
 from qsim.methods import METHODS
 
 from .method_options import MethodCommand, given_options, method_options
@@ -40,8 +41,8 @@ TINY_BYTES = 65536
     help="w4a16-g128, w8a8, fp8-block128, mxfp4, ... Default: the method's usual; w4a16-g128-sym for --layout gptq.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The new checkpoint.")
-@click.option("--layout", default="auto", show_default=True, metavar="NAME",
-              help="compressed-tensors, gptq, gptq_v2, awq, fp8; auto: the first that holds the scheme.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto", show_default=True, metavar="NAME",
+              help=f"{', '.join(LAYOUTS)}; auto: the first that holds the scheme.")  # fmt: skip
 @click.option("--force", "--overwrite", "overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
               help="Text, UTF-8, or token ids: .npy, (T,) or (windows, T), or .json, a list of them. Default for the "
@@ -204,10 +205,8 @@ def _kept(part: Path, restart: bool) -> str:
 
 def _scheme_for(method: str, layout: str) -> str:
     """The method's usual scheme, or what the layout wants instead, which is said."""
-    from qsim.checkpoints.layouts import default_scheme
-
     usual = METHODS[method].default_scheme
-    found = default_scheme(layout, usual)
+    found = LAYOUTS[layout].usual_scheme(usual) if layout in LAYOUTS else usual
     if found != usual:
         click.echo(
             f"scheme {found}: layout {layout} is symmetric unless --scheme says otherwise, since the fast kernels of "
@@ -232,8 +231,8 @@ def _refuse_what_cannot_be_written(
     """Find out before hours of work whether the layout holds the result."""
     from fnmatch import fnmatchcase
 
-    from qsim.checkpoints.checks import outline_refusal
-    from qsim.checkpoints.layouts import QUANTIZED, check_layout, default_layout, layouts_for
+    from qsim.checkpoints.checks import check_layers
+    from qsim.layouts import Layer, default_layout
     from qsim.methods.activations import needs_input_scale, stores_input_scale
     from qsim.methods.registry import get_recipe
 
@@ -244,22 +243,12 @@ def _refuse_what_cannot_be_written(
                          "needs calibration text: give --calibration")  # fmt: skip
     grouped = found.weight.granularity is not None and found.weight.granularity.kind == "group"
     scattered = recipe.scattered and grouped
-    shapes = {n: one.weight.shape for n, one in source.linears().items()
-              if not any(fnmatchcase(n, pattern) for pattern in ignore)}  # fmt: skip
-    if layout == "auto":
-        default_layout(found)
-        names = [n for n in layouts_for(found) if n in QUANTIZED]
-        if any(all(QUANTIZED[n].shape_reason(found, s, scattered) is None for s in shapes.values()) for n in names):
-            return
-        layout = names[0]
-    check_layout(layout)
-    for name, shape in shapes.items():
-        wrong = outline_refusal(found, shape, name, layout)
-        if wrong is None and layout in QUANTIZED:
-            wrong = QUANTIZED[layout].shape_reason(found, shape, scattered)
-            wrong = wrong and f"layer {name}: {wrong}"
-        if wrong is not None:
-            raise QsimError(wrong)
+    layers = [
+        Layer(scheme=found, shape=one.weight.shape, act_order=scattered, name=name)
+        for name, one in source.linears().items()
+        if not any(fnmatchcase(name, pattern) for pattern in ignore)
+    ]
+    check_layers(default_layout(found, layers) if layout == "auto" else layout, layers)
 
 
 def _announce(estimate: MemoryEstimate) -> None:

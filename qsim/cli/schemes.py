@@ -33,7 +33,7 @@ def schemes(name: str | None, form: Form) -> None:
         rows = [scheme_row(scheme) | {"layouts": " ".join(_layouts(scheme))} for scheme in list_schemes()]
         deliver(form, rows, lambda: _print(rows))
         return
-    from qsim.checkpoints.layouts import LAYOUTS, reason
+    from qsim.layouts import LAYOUTS, reason
     from qsim.scheme import get_scheme
 
     scheme = get_scheme(name)
@@ -53,7 +53,7 @@ def schemes(name: str | None, form: Form) -> None:
 
 
 def _layouts(scheme: Any) -> tuple[str, ...]:
-    from qsim.checkpoints import layouts_for
+    from qsim.layouts import layouts_for
 
     return layouts_for(scheme)
 

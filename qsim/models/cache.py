@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError, QsimTypeError
-from qsim.formats import BlockFormat, FloatFormat, cast, get_format
+from qsim.formats import cast, get_format
 from qsim.scheme import Scheme, TensorScheme, quantize
 
 F32 = np.float32
@@ -98,26 +98,6 @@ class KVCache:
     def __repr__(self) -> str:
         kind = "float32" if self.scheme is None else self.scheme.format.name
         return f"KVCache({self.batch} sequences of {self.lengths.tolist()} tokens, {kind}, {self.nbytes} bytes)"
-
-
-def check_kv_scheme(scheme: TensorScheme) -> None:
-    """Refuse a scheme that a cache cannot have.
-
-    Raises:
-        ValueError: granularities of weights, block formats, zero points with a stored scale.
-    """
-    if not scheme.is_quantized or isinstance(scheme.format, BlockFormat):
-        if isinstance(scheme.format, BlockFormat):
-            raise QsimError(f"a KV cache must be a 16-bit float, FP8 or integers: got {scheme.format.name}")
-        return
-    assert scheme.granularity is not None
-    if scheme.granularity.kind not in ("tensor", "token", "group"):
-        raise QsimError(f"the granularity of a KV cache must be tensor, token or group(g): got {scheme.granularity}")
-    if not scheme.dynamic and (scheme.granularity.kind != "tensor" or not isinstance(scheme.format, FloatFormat)):
-        raise QsimError(
-            f"stored KV scales must be per tensor, of FP8: got {scheme.format.name}, {scheme.granularity}; "
-            "use dynamic=True for scales found from every token"
-        )
 
 
 def round_entries(x: np.ndarray, scheme: TensorScheme, scale: float) -> np.ndarray:

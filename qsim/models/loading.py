@@ -2,58 +2,67 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qsim import files
-from qsim.errors import QsimError, QsimTypeError, shown
-from qsim.fields import Fields
-from qsim.safetensors import TensorFiles, open_folder
+from qsim.errors import QsimError
+from qsim.layouts.layout import Meaning
+from qsim.safetensors import open_folder
 
 from . import families, stacked
-from .config import ModelConfig
+from .folder import TINY, check_unquantized, config_notes, quantization_of, read_config, read_json, read_tensor, resolve
 from .model import Model
+from .source import HEAD, Source
 from .tokenizer import load_tokenizer
 
-TINY = Path(__file__).parent / "tiny"
-KEYS = ("quantization_config", "compression_config")  # of config.json; the second is compressed-tensors' older name
-_LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own files, before there was a key
-_MARKS = (".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv",
-          ".weight_global_scale")  # fmt: skip
 
-
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, scale_inv: Meaning | None = None) -> Model:
     """A model from a folder of Hugging Face files, or the embedded one.
 
     Arguments:
         path: `tiny`, or a folder with `config.json` and safetensors: one file, or shards with their index. BF16, FP16,
-            FP32, FP64 and FP8 weights become float32. A folder whose config has a `quantization_config` is read by
-            `qsim.checkpoints`, and its Linears stay quantised, as do gpt-oss's MXFP4 experts.
+            FP32, FP64 and FP8 weights become float32. How it is quantised is read from `quantization_config`, or from a
+            legacy `quantize_config.json` or `quant_config.json`: in any layout of `qsim.list_layouts()`, or with MXFP4
+            experts as gpt-oss ships them.
+        scale_inv: what FP8's `weight_scale_inv` does to the codes, `multiply` or `divide`, where the config does not
+            say; see `qsim.layouts.fp8`.
 
     Returns:
-        The model, whole. Its `notes` list unknown config keys and tensors that were not used.
+        The model, whole; Linears that are stored quantised stay so. Its `notes` list what was ignored or met on the
+        way: unknown keys, tensors that were not used, zero points that contradict the config, KV scales of 1.
 
     Raises:
-        ValueError: not a checkpoint, an unsupported architecture, a file, shard or tensor that is missing, truncated or
-            of the wrong shape, weights that are NaN or Inf; the message names the file and the tensor.
+        QsimError: not a checkpoint, an unsupported architecture or quantisation, a file, shard or tensor that is
+            missing, truncated or of the wrong shape or dtype, weights that are NaN or Inf; the message names the file
+            and the tensor.
         OSError: a file cannot be read.
     """
     folder = resolve(path)
     told = quantization_of(folder, read_json(folder / "config.json"))
-    if told is not None and not stacked.is_mxfp4(told[1]):
-        from qsim.checkpoints import read  # upward: `load` is the name for all folders
+    if told is None or stacked.is_mxfp4(told[1]):
+        return _load_plain(folder)
+    source = Source(folder, scale_inv=scale_inv)
+    assert source.plan is not None, "the config is quantised"
+    tensors: dict[str, Any] = {name: source.load(name) for name in source}
+    head, embedding = tensors.get(HEAD), next(iter(tensors.values()))
+    if source.config.tie_word_embeddings and isinstance(head, np.ndarray) and np.array_equal(head, embedding):
+        del tensors[HEAD]  # a copy of what it is tied to
+    return Model(
+        config=source.config,
+        tensors=tensors,
+        tokenizer=load_tokenizer(folder),
+        kv_cache=source.kv_cache,
+        name=folder.name,
+        path=folder,
+        provenance=f"{folder.name}, {source.plan.layout.quant_method} safetensors",
+        notes=source.notes.lines(),
+    )
 
-        return read(folder)
-    return load_plain(folder)
 
-
-def load_plain(folder: str | Path) -> Model:
+def _load_plain(folder: Path) -> Model:
     """As `load`, for a folder without quantised weights."""
-    folder = resolve(folder)
     config = read_config(folder)
     found = open_folder(folder)
     check_unquantized(found)
@@ -81,95 +90,6 @@ def load_plain(folder: str | Path) -> Model:
         provenance=f"{folder.name}, {config.dtype} safetensors",
         notes=tuple(notes),
     )
-
-
-def resolve(path: str | Path) -> Path:
-    """The folder of a name or path.
-
-    Raises:
-        ValueError: it is not a checkpoint folder.
-    """
-    if not isinstance(path, str | Path):
-        raise QsimTypeError(f"a model must be `tiny` or a path: got {type(path).__name__}")
-    folder = TINY if str(path) == "tiny" else Path(path)
-    if not os.path.isdir(folder):  # False also for names that no file can have
-        what = "is a file" if os.path.exists(folder) else "does not exist"
-        raise QsimError(f"{shown(folder)} {what}: a model is `tiny` or a folder with config.json and safetensors files")
-    if not os.path.isfile(folder / "config.json"):
-        raise QsimError(f"{folder} is not a checkpoint: it has no config.json")
-    return folder
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        QsimError: it is not one; as `qsim.files.read_json`.
-    """
-    data = files.read_json(path)
-    if not isinstance(data, dict):
-        raise QsimError(f"{path} is not a JSON object")
-    return data
-
-
-def quantization_of(folder: Path, data: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]] | None:
-    """How the weights of a folder are quantised: the file that says it, and what it says; None when none does.
-
-    Arguments:
-        data: its config.json.
-
-    Raises:
-        QsimError: what says it is not an object.
-    """
-    where = folder / "config.json"
-    for key in KEYS:
-        if data.get(key) is not None:
-            return where, Fields(data[key], f"{where}: {key}").table
-    legacy = next((folder / name for name in _LEGACY if os.path.isfile(folder / name)), None)
-    return None if legacy is None else (legacy, read_json(legacy))
-
-
-def check_unquantized(found: TensorFiles) -> None:
-    """Refuse parts of quantised weights in a folder that does not say how to read them.
-
-    Raises:
-        QsimError: the first such tensor.
-    """
-    odd = next((name for name in found if name.endswith(_MARKS)), None)
-    if odd is not None:
-        raise QsimError(
-            f"{found[odd].path}: tensor {odd} belongs to a quantised checkpoint, but config.json has no "
-            "quantization_config that says how to read it"
-        )
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The config of a folder; what is wrong with it is said with the file's name."""
-    path = folder / "config.json"
-    return ModelConfig.from_dict(read_json(path), str(path))
-
-
-def config_notes(config: ModelConfig) -> list[str]:
-    """What a reader must know of a config: its unknown keys, listed once."""
-    unknown = [key for key in config.unknown_keys if key not in KEYS]
-    return [f"unknown config keys were ignored: {', '.join(unknown)}"] if unknown else []
-
-
-def read_tensor(found: TensorFiles, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 tensor of that shape.
-
-    Raises:
-        ValueError: it is missing, of another shape, or has NaN or Inf.
-    """
-    if name not in found:
-        raise QsimError(f"{found.path} has no tensor {name}, {shape} by config.json")
-    entry = found[name]
-    if entry.shape != shape:
-        raise QsimError(f"{entry.path}: tensor {name} is {shape} by config.json: got {entry.shape}")
-    out = entry.float32()
-    if not (np.isfinite(out.min()) and np.isfinite(out.max())):
-        raise QsimError(f"{entry.path}: tensor {name} has {int((~np.isfinite(out)).sum())} values that are NaN or Inf")
-    return out
 
 
 def tiny_text(which: Literal["calibration", "test"]) -> str:

@@ -16,10 +16,11 @@ import numpy as np
 from qsim.arrays import as_plain_array
 from qsim.errors import QsimError, QsimTypeError
 from qsim.scheme import QuantizedTensor, TensorScheme
+from qsim.scheme.kv import check_kv_scheme
 
 from . import families
 from .attention import PLAIN, AttentionMath
-from .cache import KVCache, check_kv_scheme, new_cache
+from .cache import KVCache, new_cache
 from .config import ModelConfig
 from .linear import Linear
 

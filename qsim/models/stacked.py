@@ -22,6 +22,7 @@ from qsim.scheme import QuantizedTensor, get_scheme
 
 from . import families
 from .config import ModelConfig
+from .folder import read_tensor
 
 F32 = np.float32
 _BLOCK, _BYTES = 32, 16  # elements of a block, and bytes of their codes
@@ -49,8 +50,6 @@ def read_experts(found: TensorFiles, config: ModelConfig) -> tuple[dict[str, Any
     Raises:
         QsimError: a tensor that is missing, of another shape or dtype, or has NaN or Inf.
     """
-    from .loading import read_tensor
-
     expected, out = families.expected_tensors(config), dict[str, Any]()
     used: set[str] = set()
     for stacked, layers in names(config):

@@ -412,15 +412,15 @@ class Scheme:
         return cls.from_dict(parse_toml(text, "a scheme"))
 
     def to_quantization_config(self, method: str | None = None) -> dict[str, Any]:
-        """The Hugging Face `quantization_config`; see `qsim.scheme.huggingface.to_config`."""
-        from .huggingface import to_config
+        """The Hugging Face `quantization_config`; see `qsim.layouts.to_config`."""
+        from qsim.layouts import to_config  # upward: a scheme in the words of a layout
 
         return to_config(self, method)
 
     @classmethod
     def from_quantization_config(cls, config: Mapping[str, Any]) -> Scheme:
-        """A scheme from a Hugging Face `quantization_config`; see `qsim.scheme.huggingface.from_config`."""
-        from .huggingface import from_config
+        """A scheme from a Hugging Face `quantization_config`; see `qsim.layouts.from_config`."""
+        from qsim.layouts import from_config  # upward, as above
 
         return from_config(config)
 

@@ -8,11 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from qsim.checkpoints import patterns
-from qsim.checkpoints.parts import Notes, Parts
-from qsim.checkpoints.quantization import read_plan
-from qsim.checkpoints.writing import Fact, write_plan
 from qsim.errors import QsimError
+from qsim.layouts import Fact, patterns, read_plan, write_plan
+from qsim.layouts.parts import Notes, Parts
 from qsim.safetensors import NUMPY_OF, Stored
 from qsim.scheme import get_scheme, quantize
 
@@ -286,12 +284,12 @@ def wrong(part: Stored):
 ])  # fmt: skip
 def test_any_part_of_any_kind(name, layout):
     """Every part of a layer in every wrong form is read or refused in a sentence."""
-    from qsim.checkpoints.layouts import QUANTIZED
+    from qsim.layouts import LAYOUTS
 
     scheme = get_scheme(name)
     w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     qt = quantize(w, scheme, name=LAYER, input_scale=0.5)
-    parts = QUANTIZED[layout].encode(qt)
+    parts = LAYOUTS[layout].encode(qt)
     plan = read_plan(written(name, layout), Notes()).layer(LAYER)
     assert plan.decode(Parts(LAYER, parts), plan.scheme, Notes()).shape == qt.shape
     refused = []

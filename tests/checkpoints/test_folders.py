@@ -315,7 +315,7 @@ def test_an_fp8_weight_without_a_scale(tmp_path):
         ({"pack_dtype": "int16"}, "pack_dtype int32: got 'int16'"),
         (
             {"quant_method": "bitsandbytes"},
-            "quant_method must be one of gptq, awq, compressed-tensors, fp8: got 'bit",
+            "quant_method must be one of compressed-tensors, gptq, awq, fp8: got 'bit",
         ),
         ({"quant_method": "awq", "version": "gemv"}, "read in version gemm: got 'gemv'"),
         ({"quant_method": "awq", "bits": 8}, "AWQ holds 4 bits: got bits=8"),

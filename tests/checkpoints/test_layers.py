@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.checkpoints import awq, compressed, fp8, gptq
-from qsim.checkpoints.layouts import QUANTIZED, reason
-from qsim.checkpoints.parts import Notes, Parts
-from qsim.checkpoints.words import pack_dense, pack_whole
+from qsim.layouts import LAYOUTS, awq, compressed, fp8, gptq, reason
+from qsim.layouts.compressed_config import compressed_layout
+from qsim.layouts.parts import Notes, Parts
+from qsim.layouts.words import pack_dense, pack_whole
 from qsim.safetensors import Stored, integers
 from qsim.scheme import QuantizedTensor, get_scheme, quantize
-from qsim.scheme.huggingface import compressed_layout
 
 from . import reference as slow
 
@@ -51,7 +50,7 @@ def test_integers_round_trip(name, layout):
         assert layout == "awq"
         assert qt.element.bits != 4
         return
-    stored = QUANTIZED[layout].encode(qt)
+    stored = LAYOUTS[layout].encode(qt)
     notes = Notes()
     assert decode(layout, stored, name, notes) == qt
     assert notes.lines() == ()
@@ -63,7 +62,7 @@ def test_an_independent_reading_gives_the_same_values(name, layout):
     qt = random_codes(name, 32, 64, seed=3)
     if reason(qt, layout) is not None:
         return
-    arrays = {key: s.bits for key, s in QUANTIZED[layout].encode(qt).items()}
+    arrays = {key: s.bits for key, s in LAYOUTS[layout].encode(qt).items()}
     bits = qt.element.bits
     if layout.startswith("gptq"):
         values = slow.gptq(arrays, bits, 2 if layout.endswith("v2") else 1)
@@ -97,7 +96,7 @@ def test_floats_and_activations_round_trip(name, layout):
             assert layout == "fp8"
             assert name not in ("fp8-tensor", "fp8-static", "fp8-block128")
             continue
-        back = decode(layout, QUANTIZED[layout].encode(qt), scheme)
+        back = decode(layout, LAYOUTS[layout].encode(qt), scheme)
         np.testing.assert_array_equal(back.codes, qt.codes)
         np.testing.assert_array_equal(back.scales, qt.scales)
         assert back.scheme == scheme
@@ -117,7 +116,7 @@ def test_any_integer_layer(data):
     qt = random_codes(f"w{bits}a16-g{group}-{how}", n, k, seed=data.draw(st.integers(0, 99)), lowest_zero=0)
     for layout in ("gptq_v2", "awq", "compressed-tensors"):
         if reason(qt, layout) is None:
-            assert decode(layout, QUANTIZED[layout].encode(qt), qt.scheme) == qt
+            assert decode(layout, LAYOUTS[layout].encode(qt), qt.scheme) == qt
 
 
 # --- GPTQ -------------------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def test_act_order_keeps_its_index():
         codes=qt.codes, scales=qt.scales, zeros=qt.zeros, scheme=qt.scheme, group_index=index, name="layer"
     )
     for layout in ("gptq", "gptq_v2"):
-        stored = QUANTIZED[layout].encode(ordered)
+        stored = LAYOUTS[layout].encode(ordered)
         np.testing.assert_array_equal(stored["g_idx"].bits, index)
         assert decode(layout, stored, qt.scheme) == ordered
         arrays = {key: s.bits for key, s in stored.items()}
@@ -167,7 +166,7 @@ def test_the_stored_zero_points_decide():
     asym = random_codes("w4a16-g32-asym")
     for layout in ("gptq_v2", "awq", "compressed-tensors"):
         notes = Notes()
-        back = decode(layout, QUANTIZED[layout].encode(asym), "w4a16-g32-sym", notes)
+        back = decode(layout, LAYOUTS[layout].encode(asym), "w4a16-g32-sym", notes)
         assert back == asym
         assert "read as asymmetric" in notes.lines()[0]
 
@@ -324,7 +323,7 @@ def without(stored, key):
 @pytest.mark.parametrize("layout", ["gptq", "awq", "compressed-tensors"])
 def test_a_part_that_is_missing_or_odd_is_named(layout):
     qt = random_codes("w4a16-g32-asym")
-    stored = QUANTIZED[layout].encode(qt)
+    stored = LAYOUTS[layout].encode(qt)
     for key, part in stored.items():
         if key in ("g_idx", "weight_shape"):
             continue
@@ -356,7 +355,7 @@ def test_an_index_out_of_range():
 def test_static_activations_need_their_scale():
     for layout in ("fp8", "compressed-tensors"):
         qt = quantize(weight(), "fp8-static", input_scale=0.5)
-        stored = QUANTIZED[layout].encode(qt)
+        stored = LAYOUTS[layout].encode(qt)
         with pytest.raises(ValueError, match=r"layer.input_scale is missing"):
             decode(layout, without(stored, "input_scale"), qt.scheme)
         assert "calibrate first" in reason(quantize(weight(), "fp8-static"), layout)

@@ -5,7 +5,7 @@ import pytest
 
 import qsim.checkpoints
 from qsim.checkpoints import LAYOUTS, default_layout, layouts_for, reason
-from qsim.checkpoints.layouts import refusal
+from qsim.layouts import refusal
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme, list_schemes, quantize
 
 CT = "compressed-tensors"

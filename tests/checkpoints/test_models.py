@@ -271,7 +271,7 @@ def test_a_kv_scale_of_one_is_noted(tmp_path):
 def test_kv_caches_where_they_have_no_place(tmp_path):
     with pytest.raises(ValueError, match="layout plain has no place for that"):
         write(with_kv(tiny()), tmp_path / "out", "plain")
-    with pytest.raises(ValueError, match="GPTQ has no place for a quantised KV cache.*use 'compressed-tensors'"):
+    with pytest.raises(ValueError, match="GPTQ has no place for a quantised KV cache.*use layout 'compressed-tensors'"):
         write(with_kv(quantized("w4a16-g32-sym")), tmp_path / "out", "gptq")
     written = write(with_kv(quantized("fp8-tensor")), tmp_path / "out", "plain", dequantize=True)
     assert written.notes[0].startswith("the KV cache is not quantised in a plain checkpoint")

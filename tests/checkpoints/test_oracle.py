@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qsim.checkpoints import compressed, convert, read, write
-from qsim.checkpoints.parts import Notes, Parts
-from qsim.checkpoints.writing import Fact, write_plan
+from qsim.checkpoints import convert, read, write
+from qsim.layouts import Fact, compressed, write_plan
+from qsim.layouts.compressed_config import compressed_layout
+from qsim.layouts.parts import Notes, Parts
 from qsim.safetensors import NUMPY_OF, Stored, open_folder
 from qsim.scheme import QuantizedTensor, get_scheme, quantize
-from qsim.scheme.huggingface import compressed_layout
 
 from .test_layers import random_codes
 from .tiny import config_of, quantized, tiny
@@ -143,7 +143,7 @@ def test_we_read_blocks_that_compressed_tensors_compressed(name):
 def test_dense_words_are_theirs(bits):
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    from qsim.checkpoints.words import pack_dense
+    from qsim.layouts.words import pack_dense
 
     codes = np.random.default_rng(bits).integers(0, 1 << bits, (5, 77)).astype(np.uint8)
     half = 1 << (bits - 1)
@@ -351,7 +351,7 @@ def test_transformers_takes_the_configs_it_has_no_kernels_for():
     """GPTQ and AWQ need a GPU there: their config classes take ours, and ours takes what they save."""
     from transformers.utils import quantization_config as theirs
 
-    from qsim.checkpoints.quantization import read_plan
+    from qsim.layouts import read_plan
 
     for name, layout, kind in (
         ("w4a16-g128", "gptq", theirs.GPTQConfig), ("w8a16-channel-sym", "gptq_v2", theirs.GPTQConfig),

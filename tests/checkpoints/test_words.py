@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.checkpoints import words as w
+from qsim.layouts import words as w
 
 from . import reference as slow
 

@@ -234,7 +234,7 @@ def _predict(example: dict[str, Any], _folder: Path) -> None:
 
 
 def _scheme_config(config: Any, _folder: Path) -> None:
-    from qsim.scheme.huggingface import from_config
+    from qsim.layouts import from_config
 
     from_config(config)
 

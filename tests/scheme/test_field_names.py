@@ -3,8 +3,8 @@
 import pytest
 
 from qsim.errors import QsimError
+from qsim.layouts.compressed_config import compressed_args
 from qsim.scheme import FIELD, get_scheme, list_schemes, preset_names
-from qsim.scheme.huggingface import compressed_args
 
 # fields of `QuantizationArgs` that say how a tensor is observed, not how it is stored
 _OBSERVING = ("observer", "observer_kwargs", "actorder")

@@ -11,19 +11,23 @@ Source: vLLM `quantization/fp8.py`; transformers `integrations/finegrained_fp8.p
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.fields import Fields
+from qsim.formats import get_format
 from qsim.safetensors import Stored, exactly
-from qsim.scheme import Granularity, QuantizedTensor, Scheme
-from qsim.scheme.huggingface import to_config
+from qsim.scheme import Granularity, QuantizedTensor, Scheme, TensorScheme
 
+from .config import one_scheme, read_block, said
+from .layout import Facts, Layer, LayerPlan, Layout, Meaning, Plan, Reading
 from .parts import Notes, Parts, with_scale_format
 
-Meaning: TypeAlias = Literal["multiply", "divide"]
-PARTS = ("weight", "weight_scale", "weight_scale_inv", "input_scale", "activation_scale")
+_E4M3 = get_format("float8_e4m3fn")
 _SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu")
 _STORED = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 # A scale multiplies codes of up to 448: above this the largest weight would be over 7168, far beyond any decoder's,
@@ -31,9 +35,9 @@ _STORED = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 _IMPLAUSIBLE = 16.0
 
 
-def scheme_reason(scheme: Scheme) -> str | None:
-    """Why FP8 cannot hold a scheme; None when it can."""
-    w, a = scheme.weight, scheme.activation
+def refuses(layer: Layer) -> str | None:
+    """Why FP8 cannot hold a layer; None when it can. Every shape fits; the last blocks may be smaller."""
+    w, a, qt = layer.scheme.weight, layer.scheme.activation, layer.tensor
     if w.format.name != "float8_e4m3fn":
         return f"fp8 holds float8_e4m3fn: got {w.format.name}"
     assert w.granularity is not None
@@ -47,24 +51,14 @@ def scheme_reason(scheme: Scheme) -> str | None:
     if a.format.name != "float8_e4m3fn":
         return f"fp8 quantises activations to float8_e4m3fn as well: got {a.format.name}"
     try:
-        to_config(with_scale_format(scheme, "float32"), "fp8")
-    except ValueError as error:
+        said(with_scale_format(layer.scheme, "float32"), "fp8", to_config, from_config)
+    except QsimError as error:
         return str(error)
-    return None
-
-
-def shape_reason(scheme: Scheme, shape: tuple[int, ...], act_order: bool) -> str | None:
-    """Every shape fits; the last blocks may be smaller."""
-    return None
-
-
-def tensor_reason(qt: QuantizedTensor) -> str | None:
-    """Why FP8 cannot hold this tensor, whose scheme it can; None when it can."""
-    how = qt.tensor_scheme
-    assert how.scale_format is not None
-    if exactly(qt.scales, how.scale_format) is None:
-        return f"fp8 stores {how.scale_format.name} scales: these scales are not numbers of that format"
-    if not qt.scheme.activation.dynamic and qt.input_scale is None:
+    if layer.name == "lm_head":
+        return "fp8 leaves the head unquantised"
+    if qt is not None and exactly(qt.scales, w.scale_format) is None:
+        return f"fp8 stores {w.scale_format.name} scales: these scales are not numbers of that format"
+    if qt is not None and not a.dynamic and qt.input_scale is None:
         return "fp8 stores the scale of static activations, and this layer has no input_scale; calibrate first"
     return None
 
@@ -154,3 +148,95 @@ def _granularity(name: str, key: str, shape: tuple[int, ...], weight: tuple[int,
     if shape in ((n,), (n, 1)):
         return Granularity(kind="channel")
     raise QsimError(f"tensor {name}.{key} has shape {shape}, expected {stated.scale_shape(weight)} ({stated})")
+
+
+# --- the config -----------------------------------------------------------------------------------------------
+
+
+def to_config(scheme: Scheme) -> dict[str, Any]:
+    """The config of a model with one scheme."""
+    config: dict[str, Any] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic" if scheme.activation.dynamic else "static",
+        "ignored_layers": ["lm_head"],
+    }
+    block = scheme.weight.granularity
+    if block is not None and block.kind == "block":
+        config |= {"fmt": "e4m3", "weight_block_size": [block.rows, block.columns]}
+    if scheme.kv_cache.is_quantized:
+        config["kv_cache_scheme"] = "dynamic" if scheme.kv_cache.dynamic else "static"
+    return config
+
+
+def from_config(keys: Fields) -> Scheme:
+    """The scheme of the keys of AutoFP8, vLLM and DeepSeek."""
+    dynamic = keys.text("activation_scheme", "dynamic", choices=("static", "dynamic")) == "dynamic"
+    block = read_block(keys, "weight_block_size")
+    if block:
+        weight = Granularity(kind="block", rows=block[0], columns=block[1])
+        activation = Granularity(kind="group", columns=block[1])
+    else:
+        weight = activation = Granularity(kind="tensor")
+    kv = keys.table.get("kv_cache_scheme")
+    if isinstance(kv, Mapping):  # as compressed-tensors says it
+        kv = "dynamic" if keys.inner("kv_cache_scheme").flag("dynamic", False) else "static"
+    else:
+        kv = keys.text("kv_cache_scheme", "")
+    return Scheme(
+        weight=TensorScheme(format=_E4M3, granularity=weight, ragged=bool(block)),
+        activation=TensorScheme(format=_E4M3, granularity=activation, dynamic=dynamic, ragged=bool(block)),
+        kv_cache=TensorScheme(format=_E4M3, granularity=Granularity(kind="tensor"), dynamic=kv == "dynamic")
+        if kv
+        else TensorScheme(format=get_format("bfloat16")),
+    )
+
+
+def plan(keys: Fields, reading: Reading) -> Plan:
+    """How the config says that layers are stored."""
+    form = keys.text(("format", "fmt"), "e4m3")
+    if form not in ("e4m3", "float8_e4m3fn", "fp8"):
+        raise QsimError(f"fp8 checkpoints are read with codes float8_e4m3fn: got {form[:60]!r}")
+    meaning, semantics = reading.scale_inv, keys.text("weight_scale_semantics", "")
+    if semantics:
+        if semantics != "inverse":
+            raise QsimError(f"weight_scale_semantics must be inverse, or left out: got {semantics[:60]!r}")
+        meaning = "divide"
+    scheme = from_config(keys)
+    ignored, kept = keys.items("ignored_layers", str, ()), keys.items("modules_to_not_convert", str, ())
+    skip = ignored or kept
+
+    def layer(name: str) -> LayerPlan:
+        skipped = name == "lm_head" or any(f".{part}." in f".{name}." for part in skip)
+        return LayerPlan(scheme=scheme, decode=partial(decode, meaning=meaning), skipped=skipped)
+
+    return Plan(layout=LAYOUT, layer=layer, kv_cache=scheme.kv_cache if scheme.kv_cache.is_quantized else None)
+
+
+def write_config(facts: Facts) -> dict[str, Any]:
+    """The config of a model that is written."""
+    scheme = one_scheme("fp8", facts)
+    config = said(with_scale_format(scheme, "float32"), "fp8", to_config, from_config)
+    config["ignored_layers"] = list(facts.plain)
+    if scheme.weight.scale_format is not None and scheme.weight.scale_format.name == "float8_e8m0fnu":
+        config["scale_fmt"] = "ue8m0"
+    return config
+
+
+LAYOUT = Layout(
+    name="fp8",
+    says="E4M3 with one scale per tensor or block, as AutoFP8, vLLM and DeepSeek keep it",
+    order=50,
+    quant_method="fp8",
+    refuses=refuses,
+    encode=encode,
+    to_config=to_config,
+    from_config=from_config,
+    plan=plan,
+    write_config=write_config,
+    parts=("weight", "weight_scale", "weight_scale_inv", "input_scale", "activation_scale"),
+    marks=("weight_scale", "weight_scale_inv"),
+    scale=("weight_scale", "weight_scale_inv"),
+    kept=("bits", "checkpoint_format", "dynamic", "expert_dtype", "group_size", "lm_head", "pack_dtype", "scale_fmt",
+          "sym", "format", "fmt"),
+    remark=remark,
+)  # fmt: skip

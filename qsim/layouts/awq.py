@@ -13,49 +13,43 @@ Source: AutoAWQ `modules/linear/gemm.py`, `utils/packing_utils.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.fields import Fields
 from qsim.formats import IntFormat
 from qsim.safetensors import Stored, exactly, words
 from qsim.scheme import QuantizedTensor, Scheme
 
-from .gptq import common_reason
+from .config import grouped, one_scheme, read_group_size, said
+from .gptq import weight_only
+from .layout import Facts, Layer, LayerPlan, Layout, Plan, Reading
 from .parts import Notes, Parts, signed_codes, with_scale_format
 from .words import pack_awq, transposed, unpack_awq
 
-PARTS = ("qweight", "qzeros", "scales")
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 
 
-def scheme_reason(scheme: Scheme) -> str | None:
-    """Why AWQ cannot hold a scheme; None when it can."""
-    w = scheme.weight
+def refuses(layer: Layer) -> str | None:
+    """Why AWQ cannot hold a layer; None when it can."""
+    w = layer.scheme.weight
     if not isinstance(w.format, IntFormat) or w.bits != 4:
         return f"AWQ holds 4-bit integers: got {w.format.name}"
-    if scheme.activation.is_quantized:
-        return f"AWQ holds weights only: activations are {scheme.activation.format.name}"
-    if scheme.kv_cache.is_quantized:
-        return f"AWQ has no place for a quantised KV cache: got {scheme.kv_cache.format.name}"
-    return common_reason(scheme, "AWQ", GROUPS)
-
-
-def shape_reason(scheme: Scheme, shape: tuple[int, ...], act_order: bool) -> str | None:
-    """Why AWQ cannot hold a weight of this shape; None when it can."""
-    n, k = shape
-    group = scheme.weight.group_size or k
-    if n % 8:
-        return f"AWQ needs N to be a multiple of 8: got N={n}"
-    if k % group:
-        return f"AWQ needs groups that divide K: got group_size={group}, K={k}"
-    return "AWQ has no g_idx: columns are in act order, in groups that are not consecutive" if act_order else None
-
-
-def tensor_reason(qt: QuantizedTensor) -> str | None:
-    """Why AWQ cannot hold this tensor, whose scheme it can; None when it can."""
-    if exactly(qt.scales, "float16") is None:
-        return "AWQ stores float16 scales: these scales are not float16 numbers"
-    return shape_reason(qt.scheme, qt.shape, qt.group_index is not None)
+    wrong = weight_only(layer, "AWQ", GROUPS)
+    if wrong is not None:
+        return wrong
+    if layer.name == "lm_head":
+        return "awq leaves the head unquantised"
+    if layer.shape is not None:
+        n, k = layer.shape
+        group = w.group_size or k
+        if n % 8:
+            return f"AWQ needs N to be a multiple of 8: got N={n}"
+        if k % group:
+            return f"AWQ needs groups that divide K: got group_size={group}, K={k}"
+    return "AWQ has no g_idx: columns are in act order, in groups that are not consecutive" if layer.act_order else None
 
 
 def encode(qt: QuantizedTensor) -> dict[str, Stored]:
@@ -104,3 +98,67 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes) -> QuantizedTensor:
         scheme=scheme,
         name=name,
     )
+
+
+# --- the config -----------------------------------------------------------------------------------------------
+
+
+def to_config(scheme: Scheme) -> dict[str, Any]:
+    """The config of a model with one scheme."""
+    if scheme.weight.bits != 4:
+        raise QsimError(f"the AWQ format is 4-bit only: got {scheme.weight.format.name}")
+    return {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": scheme.weight.group_size or -1,
+        "zero_point": not scheme.weight.symmetric,
+        "version": "gemm",
+        "modules_to_not_convert": None,
+    }
+
+
+def from_config(keys: Fields) -> Scheme:
+    """The scheme of the config's keys."""
+    return grouped(keys.integer("bits", 2, 8), read_group_size(keys), not keys.flag("zero_point", True))
+
+
+def plan(keys: Fields, reading: Reading) -> Plan:
+    """How the config says that layers are stored."""
+    version = keys.text("version", "gemm")
+    if version.lower() != "gemm":
+        raise QsimError(f"AWQ checkpoints are read in version gemm: got {version[:60]!r}")
+    bits = keys.integer("bits", 1, 64)
+    if bits != 4:
+        raise QsimError(f"AWQ holds 4 bits: got bits={bits}")
+    scheme, skip = from_config(keys), keys.items("modules_to_not_convert", str, ())
+
+    def layer(name: str) -> LayerPlan:
+        skipped = name == "lm_head" or any(part in name for part in skip)
+        return LayerPlan(scheme=scheme, decode=decode, skipped=skipped)
+
+    return Plan(layout=LAYOUT, layer=layer)
+
+
+def write_config(facts: Facts) -> dict[str, Any]:
+    """The config of a model that is written."""
+    config = said(one_scheme("awq", facts), "awq", to_config, from_config)
+    return config | {"modules_to_not_convert": list(facts.plain) or None}
+
+
+LAYOUT = Layout(
+    name="awq",
+    says="4-bit integers packed along the output features (GEMM)",
+    order=40,
+    quant_method="awq",
+    refuses=refuses,
+    encode=encode,
+    to_config=to_config,
+    from_config=from_config,
+    plan=plan,
+    write_config=write_config,
+    parts=("qweight", "qzeros", "scales"),
+    marks=("qweight",),
+    scale=("scales",),
+    kept=("checkpoint_format", "format", "lm_head", "pack_dtype", "sym"),
+    is_legacy=lambda config: "w_bit" in config,
+)

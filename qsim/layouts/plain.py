@@ -14,6 +14,8 @@ from qsim.formats import cast
 from qsim.safetensors import DTYPE_OF, NUMPY_OF, Stored, exactly
 from qsim.scheme import QuantizedTensor
 
+from .layout import Layer, Layout
+
 DTYPES = ("float32", "float16", "bfloat16")
 _PIECE = 1 << 22  # values at a time
 
@@ -79,3 +81,13 @@ def rounded(tensor: np.ndarray | QuantizedTensor, dtype: str, name: str) -> tupl
         out[at : at + piece.shape[0]] = found.bits
         at += piece.shape[0]
     return Stored(dtype=DTYPE_OF[dtype], bits=out), True
+
+
+def refuses(layer: Layer) -> str | None:
+    """Why a plain checkpoint cannot hold a layer; None when it can."""
+    if layer.scheme.weight.is_quantized:
+        return f"plain holds unquantised weights: got {layer.scheme.weight.format.name}"
+    return None
+
+
+LAYOUT = Layout(name="plain", says="16- and 32-bit floats", refuses=refuses, order=0)

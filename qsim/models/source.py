@@ -1,36 +1,25 @@
-"""From a folder to its tensors, one at a time, and from those to a model."""
+"""An opened checkpoint folder: its tensors, one at a time, quantised as they are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.models import Model, ModelConfig
-from qsim.models.families import block_names, expected_tensors, model_names
-from qsim.models.loading import (
-    check_unquantized,
-    config_notes,
-    load_plain,
-    quantization_of,
-    read_config,
-    read_json,
-    read_tensor,
-    resolve,
-)
-from qsim.models.model import quantizable
-from qsim.models.tokenizer import load_tokenizer
+from qsim.layouts import LayerPlan, Notes, Parts, Plan, read_plan
+from qsim.layouts.layout import Meaning
+from qsim.layouts.parts import with_scale_format
 from qsim.safetensors import FORMAT_OF, Entry, Stored, TensorFiles, open_folder
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
-from .fp8 import Meaning
-from .parts import Notes, Parts, with_scale_format
-from .quantization import LayerPlan, Plan, read_plan
+from .config import ModelConfig
+from .families import block_names, expected_tensors, model_names
+from .folder import check_unquantized, config_notes, quantization_of, read_config, read_json, read_tensor, resolve
+from .model import quantizable
 
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
 
 
 class Source:
@@ -41,7 +30,7 @@ class Source:
         scale_inv: what `weight_scale_inv` does to the codes, where the config does not say.
 
     Raises:
-        ValueError: as `read`, as far as headers and configs tell.
+        ValueError: as `load`, as far as headers and configs tell.
     """
 
     def __init__(self, path: str | Path, *, scale_inv: Meaning | None = None) -> None:
@@ -58,9 +47,9 @@ class Source:
         self.expected = dict(expected_tensors(self.config))
         self.layers: dict[str, dict[str, Entry]] = self._find_layers()
         self.scales = self._find_kv_scales()
-        if self.config.tie_word_embeddings and (_HEAD in self.files or "lm_head" in self.layers):
+        if self.config.tie_word_embeddings and (HEAD in self.files or "lm_head" in self.layers):
             embedding = next(iter(self.expected.values()))
-            self.expected[_HEAD] = embedding
+            self.expected[HEAD] = embedding
         self._check()
 
     def _read_plan(self, scale_inv: Meaning | None) -> Plan | None:
@@ -77,11 +66,11 @@ class Source:
         """Quantised layers by name, with the entries of their parts."""
         if self.plan is None:
             return {}
-        names = {name.rpartition(".")[0] for name in self.files if name.rpartition(".")[2] in self.plan.marks}
+        names = {name.rpartition(".")[0] for name in self.files if name.rpartition(".")[2] in self.plan.layout.marks}
         out: dict[str, dict[str, Entry]] = {name: {} for name in sorted(names)}
         for name, entry in self.files.items():
             layer, _, last = name.rpartition(".")
-            if layer in out and last in self.plan.parts:
+            if layer in out and last in self.plan.layout.parts:
                 out[layer][last] = entry
         return out
 
@@ -130,7 +119,8 @@ class Source:
         for name, shape in self.expected.items():
             if not self.is_quantized(name) and name not in self.files:
                 layer = name.removesuffix(".weight")
-                expected = f"{layer}.{self.plan.marks[0]} or " if self.plan is not None and layer in allowed else ""
+                mark = self.plan.layout.marks[0] if self.plan is not None and layer in allowed else None
+                expected = "" if mark is None else f"{layer}.{mark} or "
                 raise QsimError(f"{self.files.path} has no tensor {expected}{name}, {shape} by config.json")
             used |= {entry.name for entry in self.entries(name)}
         for layer in self.layers:
@@ -154,13 +144,12 @@ class Source:
         for layer in sorted(allowed - self.layers.keys()):
             if f"{layer}.weight" not in self.expected:
                 continue
+            scale = f"{layer}.{self.plan.layout.scale[0]}"
             plan, entry = self.plan.layer(layer), self.files[f"{layer}.weight"]
             if not entry.dtype.startswith("F") and entry.dtype != "BF16":
                 raise QsimError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, but its scale is missing")
             if entry.dtype.startswith("F8"):
-                raise QsimError(
-                    f"{entry.path}: tensor {entry.name} is {entry.dtype}, but {layer}.{self.plan.scale[0]} is missing"
-                )
+                raise QsimError(f"{entry.path}: tensor {entry.name} is {entry.dtype}, but {scale} is missing")
             if plan is not None and not plan.skipped:
                 self.notes.add("the config quantises layers that are stored unquantised: read as stored", layer)
 
@@ -177,7 +166,7 @@ class Source:
         assert self.plan is not None
         layer = name.removesuffix(".weight")
         scheme, parts = self._layer_plan(layer).scheme, self.layers[layer]
-        entry = next((parts[key] for key in self.plan.scale if key in parts), None)
+        entry = next((parts[key] for key in self.plan.layout.scale if key in parts), None)
         if entry is None or entry.dtype not in FORMAT_OF or scheme.weight.scale_format is None:
             return scheme
         if scheme.weight.scale_format.name in ("float8_e8m0fnu", "float8_e4m3fn"):
@@ -247,41 +236,4 @@ def _not_a_linear(layer: str, entry: Entry, config: ModelConfig) -> str:
     return (
         f"{entry.path}: tensor {entry.name} belongs to no Linear of {config.architecture}: it is quantised, and "
         "only weights of Linears (and the head) are read quantised"
-    )
-
-
-def read(path: str | Path, *, scale_inv: Meaning | None = None) -> Model:
-    """A model from a folder: plain, GPTQ, AWQ (GEMM), compressed-tensors or FP8.
-
-    Arguments:
-        path: a folder with `config.json` and safetensors, or `tiny`. How it is quantised is read from
-            `quantization_config`, or from a legacy `quantize_config.json` or `quant_config.json`.
-        scale_inv: what FP8's `weight_scale_inv` does to the codes, `multiply` or `divide`, where the config does not
-            say; see `qsim.checkpoints.fp8`.
-
-    Returns:
-        The model, whole; Linears that are stored quantised stay so. Its `notes` list what was ignored or met on the
-        way: unknown keys, tensors that were not used, zero points that contradict the config, KV scales of 1.
-
-    Raises:
-        ValueError: not a checkpoint, a truncated or corrupt file, a shard or tensor that is missing, a wrong shape or
-            dtype, a quantisation that is not read here; one sentence with the file and the tensor.
-        OSError: a file cannot be read.
-    """
-    source = Source(path, scale_inv=scale_inv)
-    if source.plan is None:
-        return load_plain(source.folder)
-    tensors: dict[str, Any] = {name: source.load(name) for name in source}
-    head, embedding = tensors.get(_HEAD), next(iter(tensors.values()))
-    if source.config.tie_word_embeddings and isinstance(head, np.ndarray) and np.array_equal(head, embedding):
-        del tensors[_HEAD]  # a copy of what it is tied to
-    return Model(
-        config=source.config,
-        tensors=tensors,
-        tokenizer=load_tokenizer(source.folder),
-        kv_cache=source.kv_cache,
-        name=source.folder.name,
-        path=source.folder,
-        provenance=f"{source.folder.name}, {source.plan.method} safetensors",
-        notes=source.notes.lines(),
     )

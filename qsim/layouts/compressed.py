@@ -25,89 +25,94 @@ Source: compressed-tensors 0.20.0, `compressors/`; the release of October 2025 f
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.fields import Fields
 from qsim.formats import BlockFormat, IntFormat, pack, unpack
 from qsim.safetensors import DTYPE_OF, Stored, exactly, integers, words
 from qsim.scheme import QuantizedTensor, Scheme, encode_with, get_rule
-from qsim.scheme.huggingface import compressed_layout, to_config
 
+from .compressed_config import (
+    BLOCK_LAYOUTS,
+    FORMATS,
+    PACKED,
+    compressed_layout,
+    from_config,
+    read_groups,
+    to_config,
+    write_config,
+)
+from .config import said
+from .layout import Layer, LayerPlan, Layout, Plan, Reading
 from .parts import Notes, Parts, as_int8, from_int8, signed_codes, unsigned_codes, with_scale_format
 from .words import dense_count, pack_dense, pack_whole, unpack_dense, unpack_whole, whole_count
 
 Words: TypeAlias = Literal["dense", "whole"]
-PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
-         "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale")  # fmt: skip
-PACKED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", *PACKED, "mxfp8-quantized")
+WHO = "compressed-tensors"
 _SCALES = ("F32", "F16", "BF16")
 _VALUES = ("F32", "F16", "BF16", "F64")
-_NAMES_OF_BLOCKS = ("mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "nvfp4")
 
 
-def scheme_reason(scheme: Scheme) -> str | None:
-    """Why compressed-tensors cannot hold a scheme; None when it can."""
-    w, who = scheme.weight, "compressed-tensors"
+def refuses(layer: Layer) -> str | None:
+    """Why compressed-tensors cannot hold a layer; None when it can."""
+    wrong = _refuses_scheme(layer.scheme)
+    if wrong is None and layer.shape is not None:
+        granularity, k = layer.scheme.weight.granularity, layer.shape[1]
+        assert granularity is not None
+        if granularity.kind == "group" and granularity.columns is not None and k % granularity.columns:
+            return f"{WHO} needs groups that divide K: got group_size={granularity.columns}, K={k}"
+    if wrong is None and layer.act_order:
+        return f"{WHO} has dropped act order with groups that are not consecutive (actorder=group)"
+    return _refuses_tensor(layer.tensor, layer.scheme) if wrong is None and layer.tensor is not None else wrong
+
+
+def _refuses_scheme(scheme: Scheme) -> str | None:
+    w = scheme.weight
     if isinstance(w.format, BlockFormat):
-        if w.format.name not in _NAMES_OF_BLOCKS:
-            return f"{who} holds the block formats {', '.join(_NAMES_OF_BLOCKS)}: got {w.format.name}"
+        if w.format.name not in BLOCK_LAYOUTS:
+            return f"{WHO} holds the block formats {', '.join(BLOCK_LAYOUTS)}: got {w.format.name}"
     elif isinstance(w.format, IntFormat):
         if w.zero_point_format not in (None, w.format):
             assert w.zero_point_format is not None
-            return f"{who} stores zero points as integers: got {w.zero_point_format.name}"
+            return f"{WHO} stores zero points as integers: got {w.zero_point_format.name}"
     elif w.format.name != "float8_e4m3fn":
-        return f"{who} holds integers, float8_e4m3fn, MX and NVFP4: got {w.format.name}"
+        return f"{WHO} holds integers, float8_e4m3fn, MX and NVFP4: got {w.format.name}"
     if not isinstance(w.format, BlockFormat):
         assert w.scale_format is not None
         if w.scale_format.name not in ("float32", "float16", "bfloat16"):
-            return f"{who} stores scales of {w.format.name} as 16- or 32-bit floats: got {w.scale_format.name}"
+            return f"{WHO} stores scales of {w.format.name} as 16- or 32-bit floats: got {w.scale_format.name}"
     a = scheme.activation
     if a.is_quantized and not a.symmetric:
-        return f"{who} activations with a zero point are not written here: got {a.format.name}"
+        return f"{WHO} activations with a zero point are not written here: got {a.format.name}"
     if a.is_quantized and not a.dynamic and a.granularity is not None and a.granularity.kind != "tensor":
-        return f"{who} has one static activation scale per layer: got {a.granularity}"
+        return f"{WHO} has one static activation scale per layer: got {a.granularity}"
     try:
-        to_config(scheme, "compressed-tensors")
-    except ValueError as error:
+        said(scheme, WHO, to_config, from_config)
+    except QsimError as error:
         return str(error)
     return None
 
 
-def shape_reason(scheme: Scheme, shape: tuple[int, ...], act_order: bool) -> str | None:
-    """Why compressed-tensors cannot hold a weight of this shape; None when it can."""
-    granularity, (_, k), who = scheme.weight.granularity, shape, "compressed-tensors"
-    assert granularity is not None
-    if granularity.kind == "group" and granularity.columns is not None and k % granularity.columns:
-        return f"{who} needs groups that divide K: got group_size={granularity.columns}, K={k}"
-    if act_order:
-        return f"{who} has dropped act order with groups that are not consecutive (actorder=group)"
-    return None
-
-
-def tensor_reason(qt: QuantizedTensor) -> str | None:
-    """Why compressed-tensors cannot hold this tensor, whose scheme it can; None when it can."""
-    how, who = qt.tensor_scheme, "compressed-tensors"
-    assert how.scale_format is not None
-    wrong = shape_reason(qt.scheme, qt.shape, qt.group_index is not None)
-    if wrong is not None:
-        return wrong
-    if exactly(qt.scales, how.scale_format) is None:
-        return f"{who} stores {how.scale_format.name} scales: these scales are not numbers of that format"
+def _refuses_tensor(qt: QuantizedTensor, scheme: Scheme) -> str | None:
+    scale_format, activation = scheme.weight.scale_format, scheme.activation
+    assert scale_format is not None
+    if exactly(qt.scales, scale_format) is None:
+        return f"{WHO} stores {scale_format.name} scales: these scales are not numbers of that format"
     if qt.tensor_scale is not None and _global_scale(qt.tensor_scale) is None:
         return (
-            f"{who} stores NVFP4's tensor scale as its reciprocal, and {qt.tensor_scale!r} is not the reciprocal of a "
+            f"{WHO} stores NVFP4's tensor scale as its reciprocal, and {qt.tensor_scale!r} is not the reciprocal of a "
             "float32; quantise with tensor_scale = 1 / float32"
         )
-    activation = qt.scheme.activation
     if activation.is_quantized and qt.input_scale is None:
         if not activation.dynamic:
-            return f"{who} stores the scale of static activations, and this layer has no input_scale; calibrate first"
+            return f"{WHO} stores the scale of static activations, and this layer has no input_scale; calibrate first"
         if isinstance(activation.format, BlockFormat) and activation.format.tensor_scale:
             return (
-                f"{who} stores the tensor scale of {activation.format.name} activations, and this layer has no "
+                f"{WHO} stores the tensor scale of {activation.format.name} activations, and this layer has no "
                 "input_scale; calibrate first"
             )
     return None
@@ -368,3 +373,38 @@ def _group_index(parts: Parts, scheme: Scheme, k: int) -> np.ndarray | None:
     if index.max() >= groups:
         raise QsimError(f"tensor {parts.name}.weight_g_idx must have groups 0 to {groups - 1}: got {index.max()}")
     return None if np.array_equal(index, np.arange(k) // group) else index
+
+
+def plan(keys: Fields, reading: Reading) -> Plan:
+    """How the config says that layers are stored."""
+    groups = read_groups(keys, reading.notes)
+
+    def layer(name: str) -> LayerPlan | None:
+        group = groups.group_of(name)
+        if group is None:
+            return None
+        return LayerPlan(scheme=group.scheme, decode=partial(decode, fmt=group.layout), skipped=groups.is_ignored(name))
+
+    return Plan(layout=LAYOUT, layer=layer, kv_cache=groups.kv_cache)
+
+
+# First in the order of preference: it holds most, and every engine reads it.
+LAYOUT = Layout(
+    name=WHO,
+    says="what llm-compressor writes: integers, FP8, MX and NVFP4, also with quantised activations",
+    order=10,
+    quant_method=WHO,
+    refuses=refuses,
+    encode=encode,
+    to_config=to_config,
+    from_config=from_config,
+    plan=plan,
+    write_config=write_config,
+    parts=("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+           "weight_global_scale", "input_scale", "input_zero_point", "input_global_scale"),
+    marks=("weight_packed", "weight_scale"),
+    scale=("weight_scale",),
+    is_legacy=lambda config: "config_groups" in config,
+    kv_cache_alone=True,
+    casts_scales=True,
+)  # fmt: skip

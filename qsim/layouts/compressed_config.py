@@ -1,196 +1,34 @@
-"""A scheme as the `quantization_config` of a Hugging Face `config.json`, and back.
+"""The config of compressed-tensors: groups of layers, each with the arguments of its weights and its activations.
 
-Four dialects: GPTQ, AWQ, compressed-tensors and FP8 (AutoFP8, vLLM, DeepSeek). Keys that a scheme does not hold
-(act order, damping, observers, ignored layers) are written with the usual defaults and ignored when read.
+Source: compressed-tensors 0.20.0, `quantization/quant_args.py`, `quant_scheme.py`, `utils/match.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qsim.errors import QsimError
 from qsim.fields import Fields
 from qsim.formats import BlockFormat, IntFormat, get_format
+from qsim.scheme import Granularity, Scheme, TensorScheme
+from qsim.scheme.kv import check_kv_scheme
 
-from .granularity import Granularity
-from .scheme import Scheme, TensorScheme
+from .config import read_block, read_group_size
+from .layout import Facts
+from .parts import Notes
+from .patterns import Patterns
 
-METHODS = ("gptq", "awq", "compressed-tensors", "fp8")
-LARGEST = 1 << 24  # group, or block: more columns than any layer has
-
-_FLOAT16 = get_format("float16")
-_E4M3 = get_format("float8_e4m3fn")
-
-
-def to_config(scheme: Scheme, method: str | None = None) -> dict[str, Any]:
-    """The `quantization_config` of a scheme.
-
-    Arguments:
-        method: `gptq`, `awq`, `compressed-tensors` or `fp8`; None is compressed-tensors, which can say most.
-
-    Raises:
-        ValueError: the dialect cannot say this scheme; the message names the part.
-    """
-    method = method or "compressed-tensors"
-    if method not in METHODS:
-        raise QsimError(f"the quantization_config method must be one of {', '.join(METHODS)}: got {method!r}")
-    if not scheme.weight.is_quantized:
-        raise QsimError(f"weights are {scheme.weight.format.name}: an unquantised model has no quantization_config")
-    config = {"gptq": _to_gptq, "awq": _to_awq, "compressed-tensors": _to_compressed, "fp8": _to_fp8}[method](scheme)
-    back = from_config(config)
-    for part in ("weight", "activation", "kv_cache"):
-        if not _same(getattr(back, part), getattr(scheme, part)):
-            raise QsimError(
-                f"{method} cannot express {part}={getattr(scheme, part).to_dict()}; "
-                f"it would be read as {getattr(back, part).to_dict()}"
-            )
-    return config
-
-
-def _same(a: TensorScheme, b: TensorScheme) -> bool:
-    """Whether two parts store the same: a shorter last group shows in the shape, a 16- or 32-bit float in the model."""
-    return (not a.is_quantized and not b.is_quantized) or replace(a, ragged=b.ragged) == b
-
-
-def from_config(config: Mapping[str, Any]) -> Scheme:
-    """A scheme from a `quantization_config`.
-
-    Raises:
-        QsimError: no or an unknown `quant_method`, a key that is missing, of another type or out of its range, layers
-            with different schemes.
-    """
-    method = Fields(config, "quantization_config").text("quant_method", "", choices=("", *METHODS))
-    keys = Fields(config, f"quantization_config ({method})")
-    if not method:
-        raise QsimError(f"quantization_config: quant_method must be one of {', '.join(METHODS)}: got none")
-    read = {"gptq": read_gptq, "awq": read_awq, "compressed-tensors": _read_compressed, "fp8": read_fp8}[method]
-    return read(keys)
-
-
-def _group_size(keys: Fields) -> int:
-    size = keys.integer("group_size", -1, LARGEST)
-    if size == 0:
-        raise keys.refuse("group_size", "must be -1, for one scale per row, or at least 1")
-    return size
-
-
-def _grouped(bits: int, group_size: int, symmetric: bool) -> Scheme:
-    weight = TensorScheme(
-        format=get_format(f"int{bits}" if symmetric else f"uint{bits}"),
-        granularity=Granularity(kind="channel") if group_size == -1 else Granularity(kind="group", columns=group_size),
-        symmetric=symmetric,
-        scale_format=_FLOAT16,  # type: ignore[arg-type]
-    )
-    return Scheme(weight=weight, activation=TensorScheme(format=get_format("bfloat16")))
-
-
-# --- GPTQ, AWQ ----------------------------------------------------------------------------------------------
-
-
-def _to_gptq(scheme: Scheme) -> dict[str, Any]:
-    return {
-        "quant_method": "gptq",
-        "bits": scheme.weight.bits,
-        "group_size": scheme.weight.group_size or -1,
-        "sym": scheme.weight.symmetric,
-        "desc_act": False,
-        "lm_head": False,
-        "checkpoint_format": "gptq",
-        "pack_dtype": "int32",
-    }
-
-
-def read_gptq(keys: Fields) -> Scheme:
-    """The scheme of GPTQ's keys."""
-    return _grouped(keys.integer("bits", 2, 8), _group_size(keys), keys.flag("sym", True))
-
-
-def _to_awq(scheme: Scheme) -> dict[str, Any]:
-    if scheme.weight.bits != 4:
-        raise QsimError(f"the AWQ format is 4-bit only: got {scheme.weight.format.name}")
-    return {
-        "quant_method": "awq",
-        "bits": 4,
-        "group_size": scheme.weight.group_size or -1,
-        "zero_point": not scheme.weight.symmetric,
-        "version": "gemm",
-        "modules_to_not_convert": None,
-    }
-
-
-def read_awq(keys: Fields) -> Scheme:
-    """The scheme of AWQ's keys."""
-    return _grouped(keys.integer("bits", 2, 8), _group_size(keys), not keys.flag("zero_point", True))
-
-
-# --- FP8 ----------------------------------------------------------------------------------------------------
-
-
-def _to_fp8(scheme: Scheme) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "quant_method": "fp8",
-        "activation_scheme": "dynamic" if scheme.activation.dynamic else "static",
-        "ignored_layers": ["lm_head"],
-    }
-    block = scheme.weight.granularity
-    if block is not None and block.kind == "block":
-        config |= {"fmt": "e4m3", "weight_block_size": [block.rows, block.columns]}
-    if scheme.kv_cache.is_quantized:
-        config["kv_cache_scheme"] = "dynamic" if scheme.kv_cache.dynamic else "static"
-    return config
-
-
-def read_fp8(keys: Fields) -> Scheme:
-    """The scheme of the keys of AutoFP8, vLLM and DeepSeek."""
-    dynamic = keys.text("activation_scheme", "dynamic", choices=("static", "dynamic")) == "dynamic"
-    block = _block_of(keys, "weight_block_size")
-    if block:
-        weight = Granularity(kind="block", rows=block[0], columns=block[1])
-        activation = Granularity(kind="group", columns=block[1])
-    else:
-        weight = activation = Granularity(kind="tensor")
-    kv = keys.table.get("kv_cache_scheme")
-    if isinstance(kv, Mapping):  # as compressed-tensors says it
-        kv = "dynamic" if keys.inner("kv_cache_scheme").flag("dynamic", False) else "static"
-    else:
-        kv = keys.text("kv_cache_scheme", "")
-    return Scheme(
-        weight=TensorScheme(format=_E4M3, granularity=weight, ragged=bool(block)),
-        activation=TensorScheme(format=_E4M3, granularity=activation, dynamic=dynamic, ragged=bool(block)),
-        kv_cache=TensorScheme(format=_E4M3, granularity=Granularity(kind="tensor"), dynamic=kv == "dynamic")
-        if kv
-        else TensorScheme(format=get_format("bfloat16")),
-    )
-
-
-def _block_of(keys: Fields, name: str) -> tuple[int, int] | None:
-    """Rows and columns of a block: two numbers, or a text such as `128x128`."""
-    value = keys.table.get(name)
-    if isinstance(value, str):
-        keys.text(name)
-        parts = value.lower().split("x")
-        sizes = [int(part) for part in parts if part.isdecimal() and len(part) < 9]
-        if len(sizes) != 2 or len(parts) != 2:
-            raise keys.refuse(name, "must be two numbers, as in [128, 128] or 128x128")
-    else:
-        sizes = keys.items(name, int, (), most=2)
-        if value is not None and len(sizes) != 2:
-            raise keys.refuse(name, "must be two numbers")
-    if any(not 1 <= size <= LARGEST for size in sizes):
-        raise keys.refuse(name, f"must be two numbers from 1 to {LARGEST}")
-    return (sizes[0], sizes[1]) if sizes else None
-
-
-# --- compressed-tensors -------------------------------------------------------------------------------------
-
+PACKED = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", *PACKED, "mxfp8-quantized")
+_STATUS = ("initialized", "calibration", "frozen", "compressed")
 _TORCH = {"float32": "torch.float32", "float16": "torch.float16", "bfloat16": "torch.bfloat16",
           "float8_e4m3fn": "torch.float8_e4m3fn", "float8_e8m0fnu": "torch.uint8"}  # fmt: skip
 _FROM_TORCH = {v: k for k, v in _TORCH.items()}
 _FLOATS = {("float", 8): "float8_e4m3fn", ("float", 6): "float6_e2m3fn", ("float", 4): "float4_e2m1fn"}
 _BLOCKS = {(4, 32): "mxfp4", (6, 32): "mxfp6_e2m3", (8, 32): "mxfp8_e4m3", (4, 16): "nvfp4"}
-_LAYOUTS = {"mxfp4": "mxfp4-pack-quantized", "mxfp6_e2m3": "mxfp6-pack-quantized", "mxfp8_e4m3": "mxfp8-quantized",
+BLOCK_LAYOUTS = {"mxfp4": "mxfp4-pack-quantized", "mxfp6_e2m3": "mxfp6-pack-quantized", "mxfp8_e4m3": "mxfp8-quantized",
             "nvfp4": "nvfp4-pack-quantized"}  # fmt: skip
 
 
@@ -208,8 +46,10 @@ def compressed_args(part: TensorScheme) -> dict[str, Any] | None:
     element = fmt.element if isinstance(fmt, BlockFormat) else fmt
     if not isinstance(element, IntFormat) and element.name not in _FLOATS.values():
         raise QsimError(f"compressed-tensors has integers, {', '.join(_FLOATS.values())}: got {fmt.name}")
-    if element.bits < 8 and not isinstance(element, IntFormat) and fmt.name not in _LAYOUTS:
-        raise QsimError(f"compressed-tensors has {element.name} in blocks, as {', '.join(_LAYOUTS)}: got {fmt.name}")
+    if element.bits < 8 and not isinstance(element, IntFormat) and fmt.name not in BLOCK_LAYOUTS:
+        raise QsimError(
+            f"compressed-tensors has {element.name} in blocks, as {', '.join(BLOCK_LAYOUTS)}: got {fmt.name}"
+        )
     args: dict[str, Any] = {
         "num_bits": fmt.bits,
         "type": "int" if isinstance(element, IntFormat) else "float",
@@ -250,7 +90,7 @@ def read_args(keys: Fields | None, *, weight_only: bool = False, layout: str = "
         return _UNQUANTIZED
     keys.read.update(_KEPT)
     bits, kind = keys.integer("num_bits", 1, 32, 8), keys.text("type", "int", choices=("int", "float"))
-    symmetric, group = keys.flag("symmetric", True), _group_size(keys) if "group_size" in keys else None
+    symmetric, group = keys.flag("symmetric", True), read_group_size(keys) if "group_size" in keys else None
     # the library infers a strategy that is left out from the group size
     inferred = "tensor" if group is None else "channel" if group == -1 else "group"
     strategy = keys.text("strategy", inferred, choices=_STRATEGIES)
@@ -258,10 +98,10 @@ def read_args(keys: Fields | None, *, weight_only: bool = False, layout: str = "
     dynamic = keys.table.get("dynamic") == "local" or keys.flag("dynamic", False)
     scale = _FROM_TORCH.get(keys.text("scale_dtype", ""), "")
     zero_point = _FROM_TORCH.get(keys.text("zp_dtype", ""), "")
-    block = _block_of(keys, "block_structure")
+    block = read_block(keys, "block_structure")
     # an MX scale_dtype is uint8; configs that leave it out say MX by the bits or by the layout
     is_block = kind == "float" and (
-        bits < 8 or strategy == "tensor_group" or scale == "float8_e8m0fnu" or layout in _LAYOUTS.values()
+        bits < 8 or strategy == "tensor_group" or scale == "float8_e8m0fnu" or layout in BLOCK_LAYOUTS.values()
     )
     if is_block:
         if (bits, group or 0) not in _BLOCKS:
@@ -303,13 +143,14 @@ def compressed_layout(scheme: Scheme) -> str:
     """The `format` that compressed-tensors chooses for a scheme: integers are packed when they are weight-only."""
     w = scheme.weight
     if isinstance(w.format, BlockFormat):
-        return _LAYOUTS.get(w.format.name, "dense")
+        return BLOCK_LAYOUTS.get(w.format.name, "dense")
     if not w.is_integer:
         return "float-quantized"
     return "int-quantized" if scheme.activation.is_quantized else "pack-quantized"
 
 
-def _to_compressed(scheme: Scheme) -> dict[str, Any]:
+def to_config(scheme: Scheme) -> dict[str, Any]:
+    """The config of a model with one scheme."""
     layout = compressed_layout(scheme)
     group = {
         "targets": ["Linear"],
@@ -376,7 +217,12 @@ def compressed_groups(keys: Fields, *, kv_cache: TensorScheme = _UNQUANTIZED) ->
     return out
 
 
-def _read_compressed(keys: Fields) -> Scheme:
+def from_config(keys: Fields) -> Scheme:
+    """The one scheme of a config's keys.
+
+    Raises:
+        QsimError: as `compressed_groups`, or groups that differ.
+    """
     groups = compressed_groups(keys, kv_cache=read_args(keys.inner("kv_cache_scheme", None)))
     if not groups or any(g.scheme != groups[0].scheme for g in groups):
         raise QsimError(
@@ -384,3 +230,131 @@ def _read_compressed(keys: Fields) -> Scheme:
             f"({', '.join(g.name for g in groups)}) that differ; read them one at a time"
         )
     return groups[0].scheme
+
+
+# --- a model --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """What a config says of the layers.
+
+    Attributes:
+        group_of: from a layer's name to its group; None where none targets it.
+        is_ignored: whether the config leaves a layer unquantised.
+        kv_cache: how the KV cache is stored; None when unquantised.
+    """
+
+    group_of: Callable[[str], ConfigGroup | None]
+    is_ignored: Callable[[str], bool]
+    kv_cache: TensorScheme | None
+
+
+def read_groups(keys: Fields, notes: Notes) -> Groups:
+    """The groups of a config by the layers that they mean.
+
+    Raises:
+        QsimError: as `compressed_groups`; a format, a sparsity or a transform that is not read here.
+    """
+    # a label of the writer's life cycle: what is stored decides how a layer is read, see `compressed.decode`
+    status = keys.text("quantization_status", "compressed")
+    if status not in _STATUS:
+        notes.add(f"quantization_status {status[:60]!r} is not known: layers are read as they are stored")
+    for key in ("sparsity_config", "transform_config", "moe_sparsity_config"):
+        told = keys.inner(key, None)
+        if told is None or (key == "sparsity_config" and told.text("format", "dense") == "dense"):
+            continue
+        if told.table:
+            raise QsimError(f"compressed-tensors {key} is not read here: got keys {', '.join(sorted(told.table)[:9])}")
+    kv = _kv_cache(keys, notes)
+    groups = compressed_groups(keys, **({} if kv is None else {"kv_cache": kv}))
+    for group in groups:
+        if group.layout not in FORMATS:
+            raise QsimError(
+                f"compressed-tensors formats read here are {', '.join(FORMATS)}: group {group.name} has "
+                f"{group.layout[:60]!r}"
+            )
+    group_of = _targets(groups, f"{keys.where}: config_groups")
+    ignored = _Names(keys.items("ignore", str, (), most=1 << 16), f"{keys.where}: ignore")
+    return Groups(group_of=group_of, is_ignored=lambda name: ignored.entry_of(name) is not None, kv_cache=kv)
+
+
+def _kv_cache(keys: Fields, notes: Notes) -> TensorScheme | None:
+    told = keys.inner("kv_cache_scheme", None)
+    if told is None:
+        return None
+    try:
+        found = read_args(told)
+        check_kv_scheme(found)
+    except ValueError as error:
+        notes.add(f"the KV cache is not quantised here, its scheme is not supported: {error}")
+        return None
+    return found
+
+
+class _Names:
+    """Targets or ignored layers of compressed-tensors, looked up as the library's `match_targets` ranks them.
+
+    A layer's own name goes before a regular expression (`re:...`), and that before its class, in whatever order they
+    are listed; regular expressions are tried in the order of their texts.
+    """
+
+    def __init__(self, entries: Sequence[str], where: str) -> None:
+        self._exact = {entry for entry in entries if not entry.startswith("re:")}
+        self._expressions = sorted({entry for entry in entries if entry.startswith("re:")})
+        self._patterns = Patterns([entry.removeprefix("re:") for entry in self._expressions], where)
+
+    def entry_of(self, name: str) -> str | None:
+        """The entry that means a Linear of this name; None when none does."""
+        if name in self._exact:
+            return name
+        found = self._patterns.first(name)
+        if found is not None:
+            return self._expressions[found]
+        return next((kind for kind in ("Linear", "Module") if kind in self._exact), None)
+
+
+def _targets(groups: Sequence[ConfigGroup], where: str) -> Callable[[str], ConfigGroup | None]:
+    """From a layer's name to its group. A target of two groups is the later one's, as in the library."""
+    by_target = {target: group for group in groups for target in group.targets}
+    names = _Names(tuple(by_target), where)
+
+    def group_of(name: str) -> ConfigGroup | None:
+        found = names.entry_of(name)
+        return None if found is None else by_target[found]
+
+    return group_of
+
+
+def write_config(facts: Facts) -> dict[str, Any]:
+    """The config of a model that is written: one group for each scheme."""
+    schemes: dict[str, tuple[Scheme, list[str]]] = {}
+    for name, fact in facts.layers.items():
+        key = str({part: _said(getattr(fact.scheme, part)) for part in ("weight", "activation")})
+        schemes.setdefault(key, (fact.scheme, []))[1].append(name)
+    layouts = {compressed_layout(scheme) for scheme, _ in schemes.values()}
+    groups: dict[str, Any] = {}
+    for i, (scheme, names) in enumerate(schemes.values()):
+        groups[f"group_{i}"] = {
+            "targets": ["Linear"] if len(schemes) == 1 else names,
+            "weights": _said(scheme.weight),
+            "input_activations": _said(scheme.activation),
+            "output_activations": None,
+        } | ({"format": compressed_layout(scheme)} if len(layouts) > 1 else {})
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layouts.pop() if len(layouts) == 1 else "mixed-precision" if layouts else "dense",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "ignore": list(facts.plain),
+        "kv_cache_scheme": None if facts.kv_cache is None else _said(facts.kv_cache),
+        "config_groups": groups,
+    }
+
+
+def _said(part: TensorScheme) -> dict[str, Any] | None:
+    """QuantizationArgs without the dtypes that the tensors tell: releases that lack those keys refuse a config."""
+    args = compressed_args(part)
+    if args is not None and args.get("scale_dtype") != "torch.uint8":
+        args = {key: value for key, value in args.items() if key not in ("scale_dtype", "zp_dtype")}
+    return args
