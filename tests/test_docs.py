@@ -27,7 +27,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_package_has_a_page(site: Path) -> None:
-    for package in ("formats", "scheme", "tensorcore", "kernels", "models", "methods", "layouts", "checkpoints", "study"):
+    packages = ("formats", "scheme", "tensorcore", "kernels", "models", "methods", "layouts", "checkpoints", "study")
+    for package in packages:
         page = (site / "qsim" / f"{package}.html").read_text(encoding="utf-8")
         module = importlib.import_module(f"qsim.{package}")
         for name in module.__all__:
