@@ -51,7 +51,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise QsimError(f"{path} exists: choose another folder, or overwrite=True to replace the checkpoint in it")
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
         raise QsimError(f"{path} is not a checkpoint (it has no config.json), so overwrite=True does not replace it")
 
 

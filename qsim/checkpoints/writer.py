@@ -18,12 +18,13 @@ from qsim.layouts import Fact, Layer, Layout, Notes, get_layout, refusal, write_
 from qsim.layouts.layout import Meaning
 from qsim.layouts.plain import DTYPES, narrowest, rounded
 from qsim.layouts.registry import choose_layout
-from qsim.models import Model
-from qsim.models.folder import KEYS
+from qsim.models import Model, load
+from qsim.models.folder import KEYS, gguf_file
 from qsim.models.source import Source
 from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, TensorScheme, tensor_scale_of
 
+from . import gguf
 from .checks import (
     HEAD,
     check_dtype,
@@ -72,20 +73,23 @@ def write(
     overwrite: bool = False,
     dequantize: bool = False,
     dtype: str | None = None,
+    tensor_type: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
     add_files: Callable[[Path], object] | None = None,
 ) -> Written:
-    """Write a model as a Hugging Face folder.
+    """Write a model as a Hugging Face folder, or as a GGUF file.
 
     Arguments:
-        path: the folder; it appears whole or not at all.
+        path: the folder; it appears whole or not at all. With `gguf` a path that ends in `.gguf` is the file itself.
         layout: how quantised layers are stored; `auto` is the first of `qsim.list_layouts()` that holds them all, which
             is plain for an unquantised model. `layouts_for` says what each holds.
         overwrite: replace a checkpoint that is there; nothing else is ever replaced.
-        dequantize: with `plain`, write the values of quantised layers.
+        dequantize: with `plain` and `gguf`, write the values of quantised layers.
         dtype: `float32`, `float16` or `bfloat16` to round unquantised tensors to. None rounds nothing: each is stored
             in the model's own dtype where that is exact, else in the narrowest that is.
+        tensor_type: with `gguf`, the type to round matrices to that are not quantised: `q8_0`, `q6_k`, `q5_0`, `q4_k`,
+            `q4_0`, `mxfp4`, `bf16`, `f16` or `f32`. None stores each in the narrowest float that holds it.
         shard_bytes: the largest file, in bytes.
         progress: called with tensors done, tensors in all, and a name.
         add_files: called with the folder before it appears, for what must be in it from the start.
@@ -103,10 +107,22 @@ def write(
     layers = [Layer.of(qt, layer_of(name), with_kv(qt.scheme, kv)) for name, qt in quantized.items()]
     chosen = _chosen(layout, layers, kv)
     check_settings(model)
+    if tensor_type is not None and chosen.container != "gguf":
+        raise QsimError(f"tensor_type={tensor_type!r} belongs to layout 'gguf': got {chosen.name!r}")
     values_only = _values_only(chosen, dequantize)
     if not values_only:
         check_layers(chosen.name, layers)
         check_kv(chosen.name, kv)
+    if model.path is not None:
+        check_apart(model.path, path)
+    if chosen.container == "gguf":
+        check_dtype(dtype)
+        done = gguf.write_model(
+            model, Path(path), overwrite=overwrite, dequantize=dequantize, dtype=dtype, tensor_type=tensor_type,
+            progress=progress, add_files=add_files,
+        )  # fmt: skip
+        return Written(path=Path(path), layout=chosen.name, files=done.files, total_bytes=done.total_bytes,
+                       dtype=dtype or model.config.dtype, notes=done.notes)  # fmt: skip
     facts = {layer_of(n): _fact(qt, kv) for n, qt in quantized.items()} if _is_quantized(chosen) else {}
     data = model.config.to_dict()
     if HEAD + ".weight" in model.tensors:
@@ -114,8 +130,6 @@ def write(
     job = _Job(layout=chosen, data=data, dtype=check_dtype(dtype), own_dtype=model.config.dtype, kv_cache=kv)
     job.linears = [layer_of(n) for n in linear_names(model.config)]
     job.fused = fused_groups(model.config)
-    if model.path is not None:
-        check_apart(model.path, path)
     job.beside = model.path
     tensors = {n: t for n, t in model.tensors.items() if not (values_only and job.drops(n))}
     return _run(job, path, tensors.items(), len(tensors), facts, True, overwrite, shard_bytes, progress,
@@ -130,6 +144,7 @@ def convert(
     overwrite: bool = False,
     dequantize: bool = False,
     dtype: str | None = None,
+    tensor_type: str | None = None,
     scale_inv: Meaning | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
@@ -138,17 +153,24 @@ def convert(
 
     Held at any time are one shard (256 MiB unless `shard_bytes` says otherwise) and one layer with its codes.
     Unquantised tensors keep their bits. What headers and config tell is checked before the first byte is written;
-    zero points and scales are checked as they come, and what does not fit leaves nothing behind.
+    zero points and scales are checked as they come, and what does not fit leaves nothing behind. To and from GGUF the
+    whole model is held.
 
     Arguments:
-        source: a folder in any layout that `read` reads, or `tiny`.
+        source: a folder or file that `read` reads, or `tiny`.
         target: the new folder.
-        layout, overwrite, dequantize, dtype, shard_bytes, progress: as in `write`.
+        layout, overwrite, dequantize, dtype, tensor_type, shard_bytes, progress: as in `write`.
         scale_inv: as in `read`.
 
     Raises:
         ValueError, OSError: as `read` and `write`; a target that is the source or holds it.
     """
+    one_file = layout != "auto" and get_layout(layout, auto=True).container == "gguf"
+    if one_file or gguf_file(source) is not None:
+        return write(load(source, scale_inv=scale_inv), target, layout, overwrite=overwrite, dequantize=dequantize,
+                     dtype=dtype, tensor_type=tensor_type, shard_bytes=shard_bytes, progress=progress)  # fmt: skip
+    if tensor_type is not None:
+        raise QsimError(f"tensor_type={tensor_type!r} belongs to layout 'gguf': got {layout!r}")
     opened = Source(source, scale_inv=scale_inv)
     kv = opened.kv_cache
     layers = [

@@ -130,7 +130,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way to store the layers of a model in a folder of safetensors. Every list, choice and table of layouts is
+    """One way to store the layers of a model in a file or folder. Every list, choice and table of layouts is
     derived from such values.
 
     Arguments:
@@ -154,6 +154,7 @@ class Layout:
         beside: a file that the config is also written to, for older loaders.
         kv_cache_alone: whether the KV cache may be quantised in a model whose layers are not.
         casts_scales: engines cast its float32 scales to the model's dtype.
+        container: of the tensors: a folder of safetensors, or one GGUF file, whose tensors `qsim.layouts.gguf` stores.
         order: where lists show it: smallest first, then by name; `auto` is the first that holds a model.
     """
 
@@ -176,4 +177,5 @@ class Layout:
     beside: str | None = None
     kv_cache_alone: bool = False
     casts_scales: bool = False
+    container: Literal["safetensors", "gguf"] = "safetensors"
     order: int = 100

@@ -120,7 +120,7 @@ def layouts_for(value: str | Scheme | QuantizedTensor | Layer) -> tuple[str, ...
     """The layouts that hold a scheme (or a layer, see `reason`), the preferred one first; () when none does.
 
     >>> layouts_for("w4a16-g128"), layouts_for("fp8-block128"), layouts_for("nf4-g64"), layouts_for("bf16")
-    (('compressed-tensors', 'gptq', 'gptq_v2', 'awq'), ('compressed-tensors', 'fp8'), (), ('plain',))
+    (('compressed-tensors', 'gptq', 'gptq_v2', 'awq'), ('compressed-tensors', 'fp8'), (), ('plain', 'gguf'))
     """
     layer = _layer(value)
     return tuple(name for name in LAYOUTS if reason(layer, name) is None)

@@ -13,6 +13,7 @@ from qsim import files
 from qsim.errors import QsimError, QsimTypeError, shown
 from qsim.fields import Fields
 from qsim.layouts import LAYOUTS
+from qsim.layouts.gguf.file import is_gguf
 from qsim.safetensors import TensorFiles
 
 from .config import ModelConfig
@@ -20,6 +21,21 @@ from .config import ModelConfig
 TINY = Path(__file__).parent / "tiny"
 KEYS = ("quantization_config", "compression_config")  # of config.json; the second is compressed-tensors' older name
 _LEGACY = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own files, before there was a key
+
+
+def gguf_file(path: str | Path) -> Path | None:
+    """The GGUF file that a path is, or the one of a folder without config.json; None when there is none."""
+    if not isinstance(path, str | Path) or str(path) == "tiny":
+        return None
+    place = Path(path)
+    if os.path.isfile(place):
+        return place if is_gguf(place) or place.suffix == ".gguf" else None
+    if not os.path.isdir(place) or os.path.isfile(place / "config.json"):
+        return None
+    found = sorted(place.glob("*.gguf"))
+    if len(found) > 1:
+        raise QsimError(f"{place} has {len(found)} GGUF files: give one of them, as {found[0]}")
+    return found[0] if found else None
 
 
 def resolve(path: str | Path) -> Path:
@@ -33,7 +49,8 @@ def resolve(path: str | Path) -> Path:
     folder = TINY if str(path) == "tiny" else Path(path)
     if not os.path.isdir(folder):  # False also for names that no file can have
         what = "is a file" if os.path.exists(folder) else "does not exist"
-        raise QsimError(f"{shown(folder)} {what}: a model is `tiny` or a folder with config.json and safetensors files")
+        known = "`tiny`, a folder with config.json and safetensors files, or a GGUF file"
+        raise QsimError(f"{shown(folder)} {what}: a model is {known}")
     if not os.path.isfile(folder / "config.json"):
         raise QsimError(f"{folder} is not a checkpoint: it has no config.json")
     return folder

@@ -12,17 +12,28 @@ from qsim.layouts.layout import Meaning
 from qsim.safetensors import open_folder
 
 from . import families, stacked
-from .folder import TINY, check_unquantized, config_notes, quantization_of, read_config, read_json, read_tensor, resolve
+from .folder import (
+    TINY,
+    check_unquantized,
+    config_notes,
+    gguf_file,
+    quantization_of,
+    read_config,
+    read_json,
+    read_tensor,
+    resolve,
+)
 from .model import Model
 from .source import HEAD, Source
 from .tokenizer import load_tokenizer
 
 
 def load(path: str | Path, *, scale_inv: Meaning | None = None) -> Model:
-    """A model from a folder of Hugging Face files, or the embedded one.
+    """A model from a folder of Hugging Face files, from a GGUF file, or the embedded one.
 
     Arguments:
-        path: `tiny`, or a folder with `config.json` and safetensors: one file, or shards with their index. BF16, FP16,
+        path: `tiny`; a GGUF file, or a folder with one, see `qsim.layouts.gguf`; or a folder with `config.json` and
+            safetensors: one file, or shards with their index. BF16, FP16,
             FP32, FP64 and FP8 weights become float32. How it is quantised is read from `quantization_config`, or from a
             legacy `quantize_config.json` or `quant_config.json`: in any layout of `qsim.list_layouts()`, or with MXFP4
             experts as gpt-oss ships them.
@@ -39,6 +50,11 @@ def load(path: str | Path, *, scale_inv: Meaning | None = None) -> Model:
             and the tensor.
         OSError: a file cannot be read.
     """
+    file = gguf_file(path)
+    if file is not None:
+        from .gguf import load_gguf
+
+        return load_gguf(file)
     folder = resolve(path)
     told = quantization_of(folder, read_json(folder / "config.json"))
     if told is None or stacked.is_mxfp4(told[1]):

@@ -46,10 +46,14 @@ class ByteTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`, read by the library `tokenizers`."""
+    """The text of a `tokenizer.json`, read by the library `tokenizers`.
 
-    def __init__(self, path: Path) -> None:
-        text = read_text(path)
+    Arguments:
+        text: JSON.
+        path: how messages name it.
+    """
+
+    def __init__(self, text: str, path: str | Path) -> None:
         parse_json(text, str(path))  # the library overflows its stack on JSON that is nested deeply
         try:
             import tokenizers
@@ -83,6 +87,10 @@ class HuggingFaceTokenizer:
             ends[-1] = size[-1]
         return np.array(encoded.ids, dtype=np.int64), np.diff(ends, prepend=0)
 
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json` of this tokenizer."""
+        return str(self._tokenizer.to_str())
+
     def __repr__(self) -> str:
         return f"HuggingFaceTokenizer({self._tokenizer.get_vocab_size()} tokens)"
 
@@ -100,7 +108,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         return None
     if path.stat().st_size < 1 << 16 and _is_bytes(path):
         return ByteTokenizer()
-    return HuggingFaceTokenizer(path)
+    return HuggingFaceTokenizer(read_text(path), path)
 
 
 def _is_bytes(path: Path) -> bool:

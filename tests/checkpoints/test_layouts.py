@@ -10,7 +10,7 @@ from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme, list_
 
 CT = "compressed-tensors"
 HELD = {
-    "bf16": "plain", "fp16": "plain", "w4a16-g128": "compressed-tensors gptq gptq_v2 awq",
+    "bf16": "plain gguf", "fp16": "plain gguf", "mxfp4-weight-only": "compressed-tensors gguf", "w4a16-g128": "compressed-tensors gptq gptq_v2 awq",
     "w4a16-g128-sym": "compressed-tensors gptq gptq_v2 awq", "w3a16-g128": "compressed-tensors gptq gptq_v2",
     "w3a16-g128-sym": "compressed-tensors gptq gptq_v2", "w8a16-channel": "compressed-tensors gptq gptq_v2",
     "fp8-tensor": "compressed-tensors fp8", "fp8-static": "compressed-tensors fp8",
@@ -36,6 +36,8 @@ def test_the_table_of_the_package_is_true():
     rows = {
         "integers of 2, 3, 4, 8 bits": ["w2a16-g64", "w3a16-g128", "w4a16-g128", "w8a16-channel"],
         "integers of 5, 6, 7 bits": ["w5a16-channel", "w6a16-g64-sym", "w7a16-channel"],
+        "symmetric 4, 5, 8 bits, groups of 32": ["w4a16-g32-sym", "w5a16-g32-sym", "w8a16-g32-sym"],
+        "MXFP4, weights only": ["mxfp4-weight-only"],
         "with integer activations": ["w8a8", "w4a8", "w8a8-tensor-static"],
         "E4M3, one scale per tensor": ["fp8-tensor", "fp8-static"],
         "E4M3, one scale per row": ["fp8-rowwise", "fp8-weight-only"],
@@ -52,7 +54,7 @@ def test_the_table_of_the_package_is_true():
         for layout, at in columns.items():
             mark = line[at : at + len(layout)].strip()
             held = {layout in layouts_for(name) for name in schemes}
-            assert held == ({True, False} if mark == "4 b" else {mark == "x"}), (label, layout)
+            assert held == ({True, False} if mark in ("4 b", "-") else {mark == "x"}), (label, layout)
 
 
 def normal(*shape):
@@ -145,8 +147,8 @@ def test_default_layout_looks_at_the_tensors():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="layout must be one of plain, .*awq, fp8: got 'gguf'"):
-        reason("w4a16", "gguf")
+    with pytest.raises(ValueError, match="layout must be one of plain, .*awq, fp8, gguf: got 'ggml'"):
+        reason("w4a16", "ggml")
     with pytest.raises(ValueError, match="unknown scheme"):
         layouts_for("w4a17")
     assert get_scheme("w4a16").name

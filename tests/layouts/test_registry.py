@@ -54,7 +54,7 @@ assert qsim.get_scheme("int8").to_quantization_config("bytewise")["quant_method"
 def run(*args):
     return CliRunner().invoke(main, [str(a) for a in args], prog_name="qsim", env={"COLUMNS": "100"})
 
-assert "fp8, bytewise; auto:" in " ".join(run("quantize", "--help").output.split())
+assert "fp8, gguf, bytewise; auto:" in " ".join(run("quantize", "--help").output.split())
 assert "bytewise" in run("schemes", "w8a16-g32-sym").output
 small = {**CONFIGS["llama"], "vocab_size": 256}
 write_folder(place / "model", small, random_tensors(ModelConfig.from_dict(small)))

@@ -1,0 +1,136 @@
+"""From a GGUF file to a model, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsim.errors import QsimError
+from qsim.families.gguf import ROPE, GgufArchitecture, architecture_of, config_of, gguf_name
+from qsim.fields import Fields
+from qsim.layouts import Notes
+from qsim.layouts.gguf.file import GgufFile, GgufTensor, open_gguf
+from qsim.layouts.gguf.tensors import from_blocks
+from qsim.scheme import QuantizedTensor
+
+from .config import ModelConfig
+from .families import expected_tensors
+from .gguf_tokenizer import tokenizer_of
+from .model import Model, quantizable
+from .rope import RopeScaling, frequencies
+
+# The one scaling that llama.cpp stores as a tensor, with the constants that every published model has.
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}  # fmt: skip
+
+
+def load_gguf(path: str | Path) -> Model:
+    """A model from a GGUF file, with its tokenizer.
+
+    Linears in Q8_0, Q5_0, Q4_0 and MXFP4 stay quantised; everything else becomes float32. The file is read one tensor
+    at a time.
+
+    Raises:
+        QsimError: as `qsim.layouts.gguf.file.open_gguf`; an architecture that the decoder does not run, a tensor that
+            is missing, of another shape or a type that is not read; the message names the file and the tensor or key.
+        OSError: the file cannot be read.
+    """
+    file, notes = open_gguf(path), Notes()
+    metadata = Fields(file.metadata, str(file.path))
+    arch = architecture_of(metadata)
+    data, unknown = config_of(metadata, {name: one.shape for name, one in file.tensors.items()})
+    if unknown:
+        notes.add(f"unknown keys of the file were ignored: {', '.join(key[:80] for key in unknown[:20])}")
+    config = ModelConfig.from_dict(_with_rope(file, data), str(file.path))
+    linears, used = quantizable(config), {ROPE}
+    tensors: dict[str, np.ndarray | QuantizedTensor] = {}
+    for name, shape in expected_tensors(config).items():
+        stored = gguf_name(arch, name)
+        one = file.tensors.get(stored)
+        if one is None:
+            raise QsimError(f"{file.path} has no tensor {stored}, {shape} by its metadata")
+        if one.shape != shape:
+            raise QsimError(f"{file.path}: tensor {stored} is {shape} by the file's metadata: got {one.shape}")
+        used.add(stored)
+        heads = paired_heads(arch, config, stored)
+        tensors[name] = _read(one, name, heads, name in linears, notes)
+    left = sorted(file.tensors.keys() - used)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        notes.add(f"tensors that the architecture does not have were not used: {left[0]}{more}")
+    tokenizer, why = tokenizer_of(metadata)
+    if why is not None:
+        notes.add(why)
+    return Model(
+        config=config,
+        tensors=tensors,
+        tokenizer=tokenizer,
+        name=file.path.stem,
+        path=file.path,
+        provenance=f"{file.path.name}, {arch.name} GGUF",
+        notes=notes.lines(),
+    )
+
+
+def _read(one: GgufTensor, name: str, heads: int | None, linear: bool, notes: Notes) -> np.ndarray | QuantizedTensor:
+    if one.type.scheme is not None and linear:
+        raw = one.raw() if heads is None else unpaired(one.raw(), heads)
+        try:
+            return from_blocks(one.type, raw, name.removesuffix(".weight"))
+        except QsimError as error:
+            raise QsimError(f"{one.path}: tensor {one.name}: {error}") from None
+    if linear and one.type.values > 1:
+        notes.add(f"Linears in {one.type.name} were read as float32", name.removesuffix(".weight"))
+    values = one.values()
+    return values if heads is None else unpaired(values, heads)
+
+
+def paired_heads(arch: GgufArchitecture, config: ModelConfig, stored: str) -> int | None:
+    """How many heads' rows of a tensor are stored pair by pair, by GGUF's name; None when it is stored as it is."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    parts = stored.split(".")
+    return heads.get(parts[2]) if arch.paired and len(parts) == 4 else None
+
+
+def unpaired(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows in Hugging Face's order: of each head the first halves of all pairs, then the second halves."""
+    parts = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def paired(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `unpaired`, llama.cpp's order."""
+    parts = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def rope_factors(theta: float, head_dim: int, scaling: RopeScaling) -> np.ndarray:
+    """What llama.cpp divides the frequencies by, float32 (head_dim / 2,)."""
+    plain, _ = frequencies(theta, head_dim, None, 1)
+    scaled, _ = frequencies(theta, head_dim, scaling, 1)
+    return (plain / scaled).astype(np.float32)
+
+
+def _with_rope(file: GgufFile, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with Llama 3.1's rotary scaling, where the file has the tensor of its factors.
+
+    Raises:
+        QsimError: factors that are not those of Llama 3.1.
+    """
+    one = file.tensors.get(ROPE)
+    if one is None:
+        return dict(data)
+    factors, head_dim = one.values().reshape(-1), data["head_dim"]
+    if factors.size != head_dim // 2 or data["rope_scaling"] is not None:
+        raise QsimError(f"{file.path}: tensor {ROPE} must have {head_dim // 2} factors, and no other rotary scaling")
+    if (factors == 1).all():
+        return dict(data)
+    scaling = {**LLAMA3, "factor": float(np.round(factors.max(), 4))}
+    found = RopeScaling.from_dict(scaling)
+    # the factors are quotients of float32 numbers, computed by another program: a few units in the last place
+    if found is None or not np.allclose(rope_factors(data["rope_theta"], head_dim, found), factors, rtol=1e-4, atol=0):
+        raise QsimError(f"{file.path}: tensor {ROPE} holds other factors than those of Llama 3.1: not read here")
+    return {**data, "rope_scaling": scaling}
