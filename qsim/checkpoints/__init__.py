@@ -20,9 +20,9 @@ Which layout holds which scheme is `layouts_for(scheme)`, and why one does not `
     act order with g_idx                                         x       x
     16- and 32-bit floats              x                                                  x
 
-`-`: some of them. GPTQ and AWQ want float16 scales in groups or rows; GPTQ version 1 has no zero point 0. Nothing is changed to fit: what
-a layout cannot hold is refused before anything is written. The layouts themselves are `qsim.layouts`. Names load their
-part on first use.
+`-`: some of them. GPTQ and AWQ want float16 scales in groups or rows; GPTQ version 1 has no zero point 0. Nothing is
+changed to fit: what a layout cannot hold is refused before anything is written. The layouts themselves are
+`qsim.layouts`. Names load their part on first use.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme, list_
 
 CT = "compressed-tensors"
 HELD = {
-    "bf16": "plain gguf", "fp16": "plain gguf", "mxfp4-weight-only": "compressed-tensors gguf", "w4a16-g128": "compressed-tensors gptq gptq_v2 awq",
+    "bf16": "plain gguf", "fp16": "plain gguf", "mxfp4-weight-only": "compressed-tensors gguf",
+    "w4a16-g128": "compressed-tensors gptq gptq_v2 awq",
     "w4a16-g128-sym": "compressed-tensors gptq gptq_v2 awq", "w3a16-g128": "compressed-tensors gptq gptq_v2",
     "w3a16-g128-sym": "compressed-tensors gptq gptq_v2", "w8a16-channel": "compressed-tensors gptq gptq_v2",
     "fp8-tensor": "compressed-tensors fp8", "fp8-static": "compressed-tensors fp8",

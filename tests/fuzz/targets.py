@@ -108,6 +108,37 @@ def _file(data: bytes, folder: Path) -> None:
         entry.bits()
 
 
+@cache
+def _gguf_file() -> bytes:
+    """A small model as a GGUF file, its header first."""
+    import tempfile
+
+    from qsim.checkpoints import write
+    from qsim.models import load
+
+    model = tiny(num_hidden_layers=1, vocab_size=256).replace(tokenizer=load("tiny").tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        write(model, Path(folder) / "a.gguf", "gguf", tensor_type="q8_0")
+        return (Path(folder) / "a.gguf").read_bytes()
+
+
+def _gguf(data: bytes, folder: Path) -> None:
+    (folder / "model.gguf").write_bytes(data)
+    _load(folder / "model.gguf")
+
+
+@st.composite
+def _gguf_files(draw: Any) -> bytes:
+    """The file with some bytes changed, most in its header, or cut."""
+    data = bytearray(_gguf_file())
+    for _ in range(draw(st.integers(1, 5))):
+        at = draw(st.integers(0, 6000 if draw(st.integers(0, 3)) else len(data) - 1))
+        new = draw(st.one_of(st.binary(min_size=1, max_size=9), st.sampled_from(
+            [bytes(8), bytes([255]) * 8, (1 << 40).to_bytes(8, "little"), (8).to_bytes(4, "little")])))  # fmt: skip
+        data[at : at + len(new)] = new
+    return bytes(data[: draw(st.integers(0, len(data)))] if not draw(st.integers(0, 4)) else data)
+
+
 def _index(data: bytes, folder: Path) -> None:
     from qsim.safetensors import open_folder
 
@@ -388,6 +419,7 @@ TARGETS: tuple[Target, ...] = (
            examples=st.sampled_from(_CONFIGS[:-2]).flatmap(lambda c: nasty.trees(c, _CONFIG_KEYS)), share=2.0),
     Target(name="safetensors", names_file="model.safetensors", use=_file,
            examples=nasty.safetensors(_HEADER, bytes(32))),
+    Target(name="gguf", use=_gguf, examples=st.deferred(_gguf_files), names_file="model.gguf"),
     Target(name="index", use=_index, examples=nasty.json_texts(_INDEX, ("metadata", "weight_map"))),
     Target(name="quantisation-config", use=_quantisation_config, examples=_quantisation_configs(), share=2.0),
     Target(name="quantised-weights", use=_weights_of_quantised, examples=_quantised_headers()),

@@ -93,7 +93,7 @@ def test_unknown_keys_and_tensors_are_noted_once(tmp_path):
 
 
 def test_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="nowhere does not exist: a model is `tiny` or a folder"):
+    with pytest.raises(ValueError, match="nowhere does not exist: a model is `tiny`, a folder"):
         load(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is a file: a model is"):

@@ -1,4 +1,4 @@
-"""The tensor types of GGUF: how many values a block has, in how many bytes, and what they are.
+"""The tensor types of GGUF: the number of values in a block, its size in bytes, and what the values are.
 
 A type is known by a number in the file. Those with a `decode` are read; the others exist and are refused by name.
 
