@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qsim.errors import QsimError
 from qsim.files import TOML_LIMIT, parse_toml, read_text, read_toml
 
+from .collectives import Collective, collective_of
 from .grid import Grid
 from .neighbours import Neighbours
 from .surface import Surface, tile_rows
@@ -178,13 +179,14 @@ class Quantizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Everything fitted for a device: kernels and attention by name, small operators, the quantisation of activations
-    by software stack, where it came from."""
+    """Everything fitted for a device: kernels and attention by name, small operators, collectives, the quantisation of
+    activations by software stack, where it came from."""
 
     name: str
     kernels: Mapping[str, Parameters]
     attention: Mapping[str, Parameters]
     small: Curve | None
+    collectives: tuple[Collective, ...]
     provenance: tuple[Mapping[str, Any], ...]
     quantize: Mapping[str, Quantizer] = field(default_factory=dict)
 
@@ -192,6 +194,10 @@ class Calibration:
 def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
     if table is None:
         return None
+    if "sizes_x" in table:
+        knots = tuple(np.log2(np.array(table[f"sizes_{axis}"], dtype=np.float64)) for axis in "xab")
+        values = np.array(table["values"].split(), dtype=np.float64) * table["unit"]
+        return Grid(knots=knots, values=values.reshape([len(k) for k in knots]))  # type: ignore[arg-type]
     if "values_permille" in table:
         knots = tuple(np.array(table[f"knots_log2_{axis}"], dtype=np.float64) for axis in range(3))
         return Grid(
@@ -296,7 +302,7 @@ def load_calibration(device: str) -> Calibration | None:
     attention: dict[str, Parameters] = {}
     quantize: dict[str, Quantizer] = {}
     small: Curve | None = None
-    provenance = []
+    provenance, collectives = [], []
     for origin, text in texts:
         table = parse_toml(text, f"calibration {origin}")
         provenance.append({"file": origin, **table.get("provenance", {})})
@@ -310,6 +316,7 @@ def load_calibration(device: str) -> Calibration | None:
             quantize[name] = Quantizer(
                 t0_s=entry["t0_us"] * 1e-6, tau_s_per_k=entry["tau_ns_per_k"] * 1e-9, eta_memory=entry["eta_memory"]
             )
+        collectives += [collective_of(entry) for entry in table.get("collectives", ())]
         if "small" in table:
             t = table["small"]
             small = Curve(
@@ -326,8 +333,9 @@ def load_calibration(device: str) -> Calibration | None:
             raise QsimError(f"{device}: kernel {name} takes its shape from {donor}, which has no grid there")
         kernels[name] = replace(kernels[name], borrowed=Borrowed(kernel=donor, k_scale=scale, grid=grid))
     return Calibration(
-        name=device, kernels=kernels, attention=attention, small=small, provenance=tuple(provenance), quantize=quantize
-    )
+        name=device, kernels=kernels, attention=attention, small=small, collectives=tuple(collectives),
+        provenance=tuple(provenance), quantize=quantize,
+    )  # fmt: skip
 
 
 def _number(value: float, digits: int = 5) -> str:
@@ -359,7 +367,7 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
     if fitted.borrowed is not None:
         lines += [f'shape_of = "{fitted.borrowed.kernel}"', f"shape_k_scale = {_number(fitted.borrowed.k_scale)}"]
     if isinstance(fitted.surface, Grid):
-        lines += [f"[{head}.surface]", *_grid_lines(fitted.surface)]
+        lines += [f"[{head}.surface]", *_grid_lines(fitted.surface, GRID_UNIT[section])]
     elif fitted.surface is not None:
         lines += [f"[{head}.surface]", *_surface_lines(fitted.surface)]
     if fitted.neighbours is not None:
@@ -387,13 +395,23 @@ def _whole(values: Any) -> str:
     return ", ".join(str(round(1000 * float(v))) for v in values)
 
 
-def _grid_lines(g: Grid) -> list[str]:
-    """Corner values in thousandths, a line for each pair of the first two knots."""
+GRID_UNIT = {"kernels": 0.004, "attention": 0.01}
+"""What the whole numbers of a grid count: far below the noise of a measurement, and most have two digits."""
+
+
+def _grid_lines(g: Grid, unit: float) -> list[str]:
+    """Corner values as whole numbers: with waves in thousandths, a line for each pair of the first two knots; without,
+    in one text of multiples of `unit`, which TOML readers take in at once, a line for each first size."""
+    if g.waves is None:
+        sizes = zip("xab", g.knots, strict=True)
+        rows = np.rint(g.values.reshape(g.values.shape[0], -1) / unit).astype(int).tolist()
+        return [
+            *(f"sizes_{axis} = [{', '.join(f'{2.0**v:.6g}' for v in knots)}]" for axis, knots in sizes),
+            f"unit = {unit}", 'values = """', *(" ".join(map(str, row)) for row in rows), '"""',
+        ]  # fmt: skip
     lines = [f"knots_log2_{axis} = {_row(k)}" for axis, k in enumerate(g.knots)]
     lines += ["values_permille = [", *(f"  {_whole(r)}," for r in g.values.reshape(-1, g.values.shape[2])), "]"]
-    if g.waves is not None:
-        lines += ["waves_permille = [", *(f"  [{_whole(r)}]," for r in g.waves), "]"]
-    return lines
+    return [*lines, "waves_permille = [", *(f"  [{_whole(r)}]," for r in g.waves), "]"]
 
 
 def _neighbour_lines(n: Neighbours) -> list[str]:

@@ -18,6 +18,7 @@ from ..calibration.surface import Surface, fit_surface
 from ..device.device import Device
 from ..timing.family import VECTOR, KernelFamily
 from ..timing.kernel import soft_roofline
+from .field import Field, field_weights, fit_field, place
 
 Array = NDArray[np.float64]
 
@@ -66,6 +67,8 @@ class Settings:
         smooth, waves: further penalty, wave features.
         exp_weight: share of the exponentials' time that adds to the products' (not fitted).
         knots: log2 of the three coordinates: a grid instead of the surface.
+        field: prior of what the grid holds; None takes penalties on the change from corner to corner. Shapes are then
+            left out by the hash that numbers them.
         neighbours: whether what is left at the measured shapes corrects their surroundings.
         folds: how many parts the shapes are left out in.
     """
@@ -76,6 +79,7 @@ class Settings:
     waves: bool = True
     exp_weight: float = 0.0
     knots: Knots | None = None
+    field: Field | None = None
     neighbours: bool = False
     folds: int = 5
 
@@ -97,6 +101,26 @@ def gemm_rows(device: Device, family: KernelFamily, m: Any, n: Any, k: Any, time
 
 def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | None) -> Parameters:
     """Soft roofline by robust least squares on the logarithm, then the correction fitted on what is left."""
+    fitted = _fit_roofline(rows, kernel, settings)
+    left = np.log(rows.time_s / soft_time(rows, fitted))
+    if settings.knots is not None and settings.field is not None:
+        coordinates = np.log2(np.stack([rows.x, rows.a, rows.b]))
+        return replace(fitted, surface=fit_field(coordinates, left, settings.knots, settings.field))
+    if settings.knots is not None:
+        grid = fit_grid(
+            rows.x, rows.a, rows.b, left, knots=settings.knots, units=units if settings.waves else None, smooth=0.1,
+            ridge=0.01,
+        )  # fmt: skip
+        return replace(fitted, surface=grid)
+    if settings.ridge:
+        fitted = replace(fitted, surface=_surface(rows, left, settings, units))
+    if settings.neighbours:
+        left = np.log(rows.time_s / predict_rows(rows, fitted, units))
+        fitted = replace(fitted, neighbours=find_neighbours(rows.x, rows.a, rows.b, left))
+    return fitted
+
+
+def _fit_roofline(rows: Rows, kernel: str, settings: Settings) -> Parameters:
     from scipy.optimize import least_squares
 
     def unpack(theta: Array) -> Parameters:
@@ -118,20 +142,7 @@ def fit_parameters(rows: Rows, kernel: str, settings: Settings, units: int | Non
         if best is None or found.cost < best.cost:
             best = found
     assert best is not None
-    fitted = replace(unpack(best.x), rows=len(rows), shapes=len(np.unique(rows.shape)))
-    left = np.log(rows.time_s / soft_time(rows, fitted))
-    if settings.knots is not None:
-        grid = fit_grid(
-            rows.x, rows.a, rows.b, left, knots=settings.knots, units=units if settings.waves else None, smooth=0.1,
-            ridge=0.01,
-        )  # fmt: skip
-        return replace(fitted, surface=grid)
-    if settings.ridge:
-        fitted = replace(fitted, surface=_surface(rows, left, settings, units))
-    if settings.neighbours:
-        left = np.log(rows.time_s / predict_rows(rows, fitted, units))
-        fitted = replace(fitted, neighbours=find_neighbours(rows.x, rows.a, rows.b, left))
-    return fitted
+    return replace(unpack(best.x), rows=len(rows), shapes=len(np.unique(rows.shape)))
 
 
 def _surface(rows: Rows, left: Array, settings: Settings, units: int | None) -> Surface:
@@ -196,6 +207,9 @@ def held_out(
         predictions (n,), the fold each row was left out with (n,), and predictions of `others` by the fit that has not
         seen their shape (by the whole fit, where `rows` lack the shape).
     """
+    if settings.field is not None:
+        guess, fold = _held_out_field(rows, kernel, settings)
+        return guess, fold, []
     fold = folds_of(rows.shape, settings.folds)
     out = np.empty(len(rows))
     more = [np.full(len(o), np.nan) for o in others]
@@ -212,6 +226,23 @@ def held_out(
         fitted = fit_parameters(rows, kernel, settings, units)
         more = [np.where(np.isnan(g), predict_rows(o, fitted, units), g) for o, g in zip(others, more, strict=True)]
     return out, fold, more
+
+
+def _held_out_field(rows: Rows, kernel: str, settings: Settings) -> tuple[Array, NDArray[np.int64]]:
+    """As `held_out`; the covariances of all rows are made once."""
+    assert settings.field is not None
+    assert settings.knots is not None
+    between = place(np.log2(np.stack([rows.x, rows.a, rows.b])), settings.knots, settings.field).between
+    fold = rows.shape % settings.folds
+    out = np.empty(len(rows))
+    for i in np.unique(fold):
+        kept, outside = np.flatnonzero(fold != i), np.flatnonzero(fold == i)
+        fitted = _fit_roofline(rows.take(fold != i), kernel, settings)
+        soft = soft_time(rows, fitted)
+        left = np.log(rows.time_s[kept] / soft[kept])
+        weights = field_weights(between[np.ix_(kept, kept)], left, settings.field.noise)
+        out[outside] = soft[outside] * np.exp(between[np.ix_(outside, kept)] @ weights)
+    return np.maximum(out, np.maximum(rows.flop_s, rows.memory_s)), fold
 
 
 def regime_of(x: Array) -> NDArray[np.int64]:

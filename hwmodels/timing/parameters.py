@@ -39,22 +39,24 @@ def calibration_of(device: Device) -> Calibration | None:
     return calibration_named(device.calibration)
 
 
-DONORS = {"h200": ("h100",), "h100": ("h200",), "a100": ("h100",), "l40s": ("a100",)}
-"""Calibration -> the calibrations that lend to it first; after them come all of `LENDERS`."""
-LENDERS = ("h100", "h200", "a100", "l40s")
-KIN = (frozenset({"h100", "h200"}),)
-"""Calibrations of the same chip: what one was corrected by at a shape holds on the other."""
+KIN = (("h100", "h200"), ("b200", "b300", "gb200", "gb300"))
+"""Calibrations of chips of one generation: what one was corrected by at a shape holds on the others."""
+NEAR = {"a100": ("h100",), "l40s": ("a100",), "rtx-pro-6000": ("l40s", "b200")}
+"""Calibration -> further calibrations that lend to it first; after them come all of `LENDERS`."""
+LENDERS = ("h100", "h200", "a100", "l40s", "b200", "b300", "gb200", "gb300", "rtx-pro-6000")
 
 
 def _donors(device: Device) -> list[str]:
     """Calibrations to borrow from, nearest first."""
+    kin = [name for group in KIN if device.calibration in group for name in group]
     own = [name for name in (device.transfer_from,) if name]
-    kin = DONORS.get(device.calibration or "", ())
-    return [*own, *kin, *(n for n in LENDERS if n not in (*own, *kin, device.calibration))]
+    near = (*kin, *own, *NEAR.get(device.calibration or "", ()), *LENDERS)
+    return [name for name in dict.fromkeys(near) if name != device.calibration]
 
 
-def _is_kin(device: Device, donor: str) -> bool:
-    return donor == device.transfer_from or frozenset((donor, device.calibration)) in KIN
+def is_kin(device: Device, donor: str) -> bool:
+    """Whether a calibration is of a chip of the same generation, or the one that the device file names."""
+    return donor == device.transfer_from or any(device.calibration in group and donor in group for group in KIN)
 
 
 def measured_parameters(device: Device, kernel: str) -> Parameters | None:
@@ -106,7 +108,7 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
     for donor, name in () if family.lenders is None else family.lenders(device):
         found = None if donor == device.calibration else _fitted(donor, calibration_named(donor), name)
         if found is not None:
-            return transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
+            return transferred(found, f"{name} on {donor}", kin=is_kin(device, donor))
     if fidelity == "calibrated" and own is not None:
         for name in family.like:
             if name in own.kernels and family.sixteen_bit:  # the same library under another name
@@ -118,7 +120,7 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
         for name in (kernel, *(family.like if family.sixteen_bit else ())):
             found = _fitted(donor, table, name)
             if found is not None:
-                return transferred(found, f"{name} on {donor}", kin=_is_kin(device, donor))
+                return transferred(found, f"{name} on {donor}", kin=is_kin(device, donor))
     for donor in _donors(device):
         table = calibration_named(donor)
         for name in family.like:
@@ -175,7 +177,7 @@ def _attention_parameters(
                 for name in wanted:
                     if table is not None and f"{name}.{ending}" in table.attention:
                         found = table.attention[f"{name}.{ending}"]
-                        kin = donor == device.calibration or _is_kin(device, donor or "")
+                        kin = donor == device.calibration or is_kin(device, donor or "")
                         return transferred(found, f"{name} on {donor}", kin=kin)
     return generic(f"{kernel}.{phase}")
 
