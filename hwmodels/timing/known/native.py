@@ -48,7 +48,8 @@ def _int4_or_int8(device: Device, scheme: Scheme) -> str | None:
 FAMILIES = (
     KernelFamily(
         name="native_fp4", title="native 4-bit float product", compute=FP4, weight_bits=4.5, activation_bytes=0.5625,
-        like=("trtllm13_nvfp4", "cublas_fp8", "trtllm_fp8"), runs=_block_four, formats=_own_or_fp4, fallback=30, stacks=TODAY,
+        like=("trtllm13_nvfp4", "cublas_fp8", "trtllm_fp8"), runs=_block_four, formats=_own_or_fp4, fallback=30,
+        stacks=TODAY,
     ),
     KernelFamily(
         name="native_mxfp8", title="native MXFP8 product", compute="mxfp8_e4m3", weight_bits=8.25,

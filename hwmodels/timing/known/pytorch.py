@@ -37,7 +37,8 @@ def _int4(scheme: Scheme) -> bool:
 
 
 FAMILIES = (
-    _family("cublas_bf16", "cuBLAS BF16", "bfloat16", 16, 2, "trtllm_bf16", sixteen_bit=True, runs=plain, fallback=9,
+    _family("cublas_bf16", "cuBLAS BF16", "bfloat16", 16, 2, "trtllm_bf16", "trtllm13_bf16", "vllm_bf16",
+            sixteen_bit=True, runs=plain, fallback=9,
             grouped="torch_grouped_bf16", stacks=("pytorch-2.11", "vllm-2026")),
     _family("cublas_fp8", "cuBLASLt FP8, one scale per tensor", FP8, 8, 1, "trtllm_fp8", runs=_tensor_fp8, fallback=1,
             grouped="torch_grouped_fp8", stacks=("pytorch-2.11", "vllm-2026")),
