@@ -14,6 +14,7 @@ _LAZY = {
     "Device": "hwmodels.device.device",
     "get_device": "hwmodels.device.load",
     "device_names": "hwmodels.device.load",
+    "register_device": "hwmodels.device.load",
     "Architecture": "hwmodels.workload.architecture",
     "get_architecture": "hwmodels.workload.architecture",
     "architecture_names": "hwmodels.workload.architecture",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
     from .calibration.store import read_parameters
     from .device.device import Device
-    from .device.load import device_names, get_device
+    from .device.load import device_names, get_device, register_device
     from .fitting.build import fit
     from .timing.families import register_kernels
     from .timing.family import AttentionFamily, KernelFamily
@@ -64,8 +65,8 @@ __all__ = [
     "Architecture", "AttentionFamily", "Device", "KernelFamily", "Prediction", "Roofline", "architecture_names",
     "attention", "attention_time", "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture",
     "get_device", "kernel_families", "kv_cache_bytes", "list_devices", "list_models", "pareto", "predict",
-    "predict_request", "read_parameters", "register_kernels", "roofline", "speedup", "state_bytes", "sweep",
-    "throughput", "tornado",
+    "predict_request", "read_parameters", "register_device", "register_kernels", "roofline", "speedup", "state_bytes",
+    "sweep", "throughput", "tornado",
 ]  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from qsim.errors import QsimError
 
@@ -33,6 +33,24 @@ class Declared(Protocol):
 
 T = TypeVar("T", bound=Declared)
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+def add_installed(kind: str, group: str, add: Callable[[Any], object]) -> None:
+    """Add what installed packages declare by entry points of a group.
+
+    One that cannot be loaded or added is left out, with a warning that names the package.
+
+    Arguments:
+        kind: what one is called in the warning.
+        group: of entry points, as a package's `pyproject.toml` names it.
+        add: takes each value.
+    """
+    for entry in entry_points(group=group):
+        try:
+            add(entry.load())
+        except Exception as error:
+            package = entry.dist.name if entry.dist is not None else "an installed package"
+            warnings.warn(f"the {kind} {entry.name} of {package} cannot be loaded: {error}", stacklevel=3)
 
 
 class OpenRegistry(Mapping[str, T], Generic[T]):
@@ -100,12 +118,7 @@ class OpenRegistry(Mapping[str, T], Generic[T]):
             found = getattr(importlib.import_module(f"{self.package}.{module.name}"), self.attribute, None)
             if found is not None:
                 self._add(found)
-        for entry in entry_points(group=self.group):
-            try:
-                self._add(entry.load())
-            except Exception as error:
-                package = entry.dist.name if entry.dist is not None else "an installed package"
-                warnings.warn(f"the {self.kind} {entry.name} of {package} cannot be loaded: {error}", stacklevel=3)
+        add_installed(self.kind, self.group, self._add)
 
     def _add(self, value: T) -> None:
         self.check(value)

@@ -6,22 +6,25 @@ The unit is in every key. A wrong file is refused with file, key and value; a nu
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from qsim.errors import QsimError, QsimTypeError, nearest, shown
 from qsim.files import parse_toml, read_toml
+from qsim.registry import add_installed
 
 from .device import Compute, Device, Link, Memory, OnChip, Peak, Power
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 KINDS = ("gpu", "asic-dataflow", "asic-sram", "asic", "cpu")
 
 # key -> (SI factor, least and largest plausible value in the key's own unit)
@@ -44,7 +47,7 @@ _NUMBERS: dict[str, tuple[float, float, float]] = {
 }
 _TEXTS = ("title", "vendor", "kind", "calibration", "transfer_from", "notes")
 _TABLES: dict[str, tuple[str, ...]] = {
-    "": (*_TEXTS, "fuses_layers", "layer_overhead_us", "hop_latency_us"),
+    "": (*_TEXTS, "aliases", "fuses_layers", "layer_overhead_us", "hop_latency_us"),
     "compute": ("units", "vector_tflops", "exp_per_clock_per_unit"),
     "compute.peaks": (
         "input", "accumulate", "dense_tflops", "instruction", "flop_per_clock_per_unit", "clock_mhz", "source",
@@ -59,11 +62,68 @@ _REQUIRED = (("title",), ("kind",), ("compute", "peaks"), ("memory", "capacity_g
              ("memory", "bandwidth_gbytes_per_s"))  # fmt: skip
 
 
+ENTRY_POINTS = "hwmodels.devices"
+"""The entry-point group of installed packages: each entry is the path of a device's TOML file."""
+_FILES: dict[str, Path | Traversable] = {}
+"""Name -> file of every device that is known by its name."""
+
+
 @lru_cache(maxsize=1)
+def _shipped() -> frozenset[str]:
+    """Names of the devices that are shipped as data; they are known from here on."""
+    found = (resources.files("hwmodels") / "devices").iterdir()
+    _FILES.update({file.name[:-5]: file for file in found if file.name.endswith(".toml")})
+    return frozenset(_FILES)
+
+
+@lru_cache(maxsize=1)
+def _find() -> None:
+    """The devices that are shipped, and those of installed packages."""
+    _shipped()
+    add_installed("device", ENTRY_POINTS, _add_file)
+
+
+def _add_file(path: str | Path) -> None:
+    file = Path(path)
+    name = file.stem.lower().replace("_", "-")
+    device = _build(name, str(file), read_toml(file))  # refused here rather than at first use
+    for wanted in (name, *device.table.get("aliases", ())):
+        if wanted in _shipped() or _aliases().get(wanted, name) != name:
+            raise QsimError(f"{file}: hwmodels has a device {wanted!r} already; give yours another name")
+    _FILES[name] = file
+    _aliases.cache_clear()
+    _by_name.cache_clear()
+
+
+def register_device(path: str | Path) -> Device:
+    """Make a device of your own known by name: to `get_device`, `list_devices`, `predict` and, while this program runs,
+    the command line. Its name is the file's, without `.toml`; `aliases` in it are further names.
+
+    A path works wherever a name does, without this. In an installed package an entry point of the group
+    `hwmodels.devices` makes the name known to every program:
+
+        [project.entry-points."hwmodels.devices"]
+        mine = "my_package:PATH_OF_TOML"
+
+    Raises:
+        QsimError: the file is wrong, or a name of it is that of another device.
+        OSError: it cannot be read.
+    """
+    _find()
+    _add_file(path)
+    return _by_name(Path(path).stem.lower().replace("_", "-"))
+
+
 def device_names() -> tuple[str, ...]:
-    """Names of the devices shipped as data."""
-    folder = resources.files("hwmodels") / "devices"
-    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+    """Names of all devices: those shipped as data, those of installed packages, and those registered."""
+    _find()
+    return tuple(sorted(_FILES))
+
+
+@lru_cache(maxsize=1)
+def _aliases() -> dict[str, str]:
+    """Every alias -> the device it is of."""
+    return {alias: name for name in _FILES for alias in _by_name(name).table.get("aliases", ())}
 
 
 def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Device:
@@ -74,7 +134,8 @@ def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequenc
     of a file of one's own, add up.
 
     Arguments:
-        name: one of `device_names()`, a path ending in `.toml`, or a device (returned as it is without overrides).
+        name: one of `device_names()` or an alias of one, a path ending in `.toml`, or a device (returned as it is
+            without overrides).
         overrides: key path -> value, as in the file and in its units: `{"memory.bandwidth_gbytes_per_s": 6000}`, or
             texts `"memory.bandwidth_gbytes_per_s=6000"` as the command line gives them.
 
@@ -95,26 +156,18 @@ def get_device(name: str | Path | Device, overrides: Mapping[str, Any] | Sequenc
         device = _build(path.stem, text, read_toml(path))
         return _changed(device, changes) if changes else device
     key = text.strip().lower().replace("_", "-")
-    key = _ALIASES.get(key, key)
-    if key not in device_names():
-        raise QsimError(
-            nearest("device", text, [*device_names(), *_ALIASES], cutoff=0.3, all_below=len(device_names()))
-        )
-    return _changed(_shipped(key), changes) if changes else _shipped(key)
+    names = device_names()
+    if key not in names:
+        key = _aliases().get(key, key)
+    if key not in names:
+        raise QsimError(nearest("device", text, [*names, *_aliases()], cutoff=0.3, all_below=len(names)))
+    return _changed(_by_name(key), changes) if changes else _by_name(key)
 
 
-_ALIASES = {
-    "a100": "a100-sxm-80gb", "a100-sxm": "a100-sxm-80gb", "a100-80gb": "a100-sxm-80gb", "a100-40gb": "a100-sxm-40gb",
-    "a100-pcie": "a100-pcie-80gb", "h100": "h100-sxm", "h200-sxm": "h200", "4090": "rtx-4090", "rtx4090": "rtx-4090",
-    "rtx6000-ada": "rtx-6000-ada", "rtx6000ada": "rtx-6000-ada", "sn40l": "sn40l-like", "groq": "groq-like",
-}  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _shipped(key: str) -> Device:
-    file = f"{key}.toml"
-    text = (resources.files("hwmodels") / "devices" / file).read_text(encoding="utf-8")
-    return _build(key, file, parse_toml(text, file))
+@lru_cache(maxsize=128)
+def _by_name(key: str) -> Device:
+    text = _FILES[key].read_text(encoding="utf-8")
+    return _build(key, _FILES[key].name, parse_toml(text, _FILES[key].name))
 
 
 def parse_overrides(overrides: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
@@ -162,7 +215,9 @@ def overrides_by_device(names: Sequence[str], items: Sequence[str]) -> tuple[lis
     Raises:
         QsimError: as `parse_overrides`; a prefix that is none of `names`.
     """
-    known = [{name, _ALIASES.get(name, name), Path(name).stem if name.endswith(".toml") else name} for name in names]
+    _find()
+    aliases = _aliases()
+    known = [{name, aliases.get(name, name), Path(name).stem if name.endswith(".toml") else name} for name in names]
     common: list[str] = []
     single: list[list[str]] = [[] for _ in names]
     for item in items:
@@ -172,7 +227,7 @@ def overrides_by_device(names: Sequence[str], items: Sequence[str]) -> tuple[lis
             common.append(item)
             continue
         wanted = prefix.strip()
-        at = [i for i, labels in enumerate(known) if {wanted, _ALIASES.get(wanted, wanted)} & labels]
+        at = [i for i, labels in enumerate(known) if {wanted, aliases.get(wanted, wanted)} & labels]
         if not at:
             raise QsimError(f"{item!r} changes {wanted}, which is not among the devices: {', '.join(names)}")
         for i in at:
@@ -260,8 +315,7 @@ def check_key(path: str, file: str) -> None:
     if known is not None and last in known:
         return
     everything = [f"{t}.{k}" if t else k for t, keys in _TABLES.items() for k in keys]
-    near = difflib.get_close_matches(path, everything, n=2, cutoff=0.3)
-    raise QsimError(f"{file}: unknown key {path!r}; the nearest are {', '.join(near) or ', '.join(everything[:6])}")
+    raise QsimError(f"{file}: {nearest('key', path, everything, cutoff=0.3)}")
 
 
 def _check_value(path: str, value: Any, file: str) -> None:
@@ -277,6 +331,9 @@ def _check_value(path: str, value: Any, file: str) -> None:
                 f"{file}: {path} = {value!r} is outside {low:g} to {high:g}; the key's unit is "
                 f"{last.split('_', 1)[-1] if '_' in last else 'a count'}: is the value in another unit?"
             )
+    elif last == "aliases":
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) and _NAME.fullmatch(v) for v in value):
+            raise QsimError(f"{file}: {path} must be a list of lower-case names: got {value!r}")
     elif last == "fuses_layers":
         if not isinstance(value, bool):
             raise QsimError(f"{file}: {path} must be true or false: got {value!r}")

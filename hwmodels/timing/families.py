@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
 from qsim.errors import QsimError, nearest
+from qsim.registry import add_installed
 
 from .family import AttentionFamily, KernelFamily
 
@@ -67,12 +66,7 @@ class Registry:
             for family in (*getattr(found, "FAMILIES", ()), *getattr(found, "ATTENTION", ())):
                 self._add(family)
         self._shipped = frozenset((*self.products, *self.attention))
-        for entry in entry_points(group=ENTRY_POINTS):
-            try:
-                self._add(entry.load())
-            except Exception as error:
-                package = entry.dist.name if entry.dist is not None else "an installed package"
-                warnings.warn(f"the kernel {entry.name} of {package} cannot be loaded: {error}", stacklevel=3)
+        add_installed("kernel", ENTRY_POINTS, self._add)
 
     def add(self, family: KernelFamily | AttentionFamily) -> None:
         """See `register_kernels`."""

@@ -6,7 +6,6 @@ answer at once. A verb's file holds one click command of the same name and no lo
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import click
 
 from qsim import __version__
+from qsim.errors import nearest
 
 from .guard import guarded
 from .verbs import VERBS, refuse_repeats, verbose_option
@@ -38,9 +38,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            near = difflib.get_close_matches(args[0], VERBS, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}"
-            ctx.fail(f"no verb {args[0]!r}: {hint}")
+            ctx.fail(nearest("verb", args[0], VERBS, cutoff=0.6, all_below=len(VERBS)))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,12 +10,12 @@ from .config import Config
 from .family import BlockTensors, Family, MlpTensors, Tensors
 from .keys import is_harmless, repeats
 from .numerics import Numerics
-from .read import Reading, families, load_config, model_types, open_config, read_config
+from .read import Reading, families, load_config, model_types, open_config, read_config, register_family
 from .shape import Layer, Shape
 
 __all__ = [
     "Attention", "BlockTensors", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mixer", "Mlp",
     "MlpTensors", "Numerics", "Reading",
     "Recurrent", "Shape", "Tensors", "families", "is_harmless", "load_config", "model_types",
-    "open_config", "read_config", "repeats",
+    "open_config", "read_config", "register_family", "repeats",
 ]  # fmt: skip

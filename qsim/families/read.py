@@ -14,34 +14,80 @@ from typing import Any
 
 from qsim.errors import QsimError, nearest
 from qsim.files import check_depth, read_json
+from qsim.registry import add_installed
 
 from .config import Config
 from .family import Family
 from .keys import is_harmless, repeats
 from .shape import Shape
 
+ENTRY_POINTS = "qsim.families"
+"""The entry-point group of installed packages: each entry is a `Family`."""
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
 """Where a model of several modalities keeps the config of its language model."""
 _NEXT_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 _SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
+_FAMILIES: dict[str, Family] = {}
+_TYPES: dict[str, Family] = {}
+
+
 @lru_cache(maxsize=1)
-def families() -> Mapping[str, Family]:
-    """Every family by name, from the files of `qsim.families.known`."""
+def _load() -> None:
+    """The families of the files of `qsim.families.known`, and of installed packages."""
     from . import known
 
-    found: dict[str, Family] = {}
     for module in sorted(m.name for m in iter_modules(known.__path__)):
-        values = vars(import_module(f"{known.__name__}.{module}")).values()
-        found |= {f.name: f for f in values if isinstance(f, Family)}
-    return MappingProxyType(found)
+        for family in vars(import_module(f"{known.__name__}.{module}")).values():
+            if isinstance(family, Family):
+                _FAMILIES[family.name] = family
+                _TYPES.update(dict.fromkeys(family.model_types, family))
+    add_installed("family", ENTRY_POINTS, _add)
 
 
-@lru_cache(maxsize=1)
+def _add(family: Family) -> None:
+    if not isinstance(family, Family):
+        raise QsimError(f"a model family must be a Family: got {type(family).__name__}")
+    for kind in family.model_types:
+        taken = _TYPES.get(kind)
+        if taken is not None and taken.name != family.name:
+            raise QsimError(f"model type {kind!r} is that of the family {taken.name}: a family must have its own")
+    known = _FAMILIES.get(family.name)
+    if known is not None and known.shape.__module__ != family.shape.__module__:
+        raise QsimError(f"two families are called {family.name!r}: give the one that is added another name")
+    _FAMILIES[family.name] = family
+    _TYPES.update(dict.fromkeys(family.model_types, family))
+
+
+def register_family(family: Family) -> None:
+    """Make a family known to whatever reads a `config.json`: prices, the NumPy decoder, methods, the command line.
+
+    For a family outside this package. In an installed package an entry point of the group `qsim.families` does the
+    same for every program:
+
+        [project.entry-points."qsim.families"]
+        mine = "my_package.my_module:FAMILY"
+
+    Registering a family of the same module again replaces it, as when a cell of a notebook runs again.
+
+    Raises:
+        QsimError: no `Family`, or a name or model type that another one has.
+    """
+    _load()
+    _add(family)
+
+
+def families() -> Mapping[str, Family]:
+    """Every family by name: those of `qsim.families.known`, of installed packages, and those registered."""
+    _load()
+    return MappingProxyType(_FAMILIES)
+
+
 def model_types() -> Mapping[str, Family]:
     """Every family by each of the model types that its configs name."""
-    return MappingProxyType({kind: family for family in families().values() for kind in family.model_types})
+    _load()
+    return MappingProxyType(_TYPES)
 
 
 def load_config(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

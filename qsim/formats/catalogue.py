@@ -7,13 +7,14 @@ IEEE 754-2019 3.6, NVIDIA PTX ISA (tf32, NVFP4), arXiv 2305.14314 appendix E (NF
 
 from __future__ import annotations
 
-import difflib
 import re
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from qsim.errors import QsimError, QsimTypeError, quoted
+from qsim.errors import QsimError, QsimTypeError, nearest
+from qsim.registry import add_installed
 from qsim.tables import Table
 
 from .float_format import NanCodes
@@ -31,6 +32,9 @@ def _float(name: str, *aliases: str, e: int, m: int, bias: int, nan: NanCodes = 
         **more,  # type: ignore[arg-type]
     )
 
+
+ENTRY_POINTS = "qsim.formats"
+"""The entry-point group of installed packages: each entry is a format value."""
 
 FormatLike: TypeAlias = str | Format | np.dtype[Any] | type[Any]
 """What `get_format` takes: a name, a format, or a NumPy or ml_dtypes type or dtype."""
@@ -87,7 +91,13 @@ def _block(name: str, *aliases: str, element: str, scale: str = "float8_e8m0fnu"
 
 
 def register(fmt: Format, *, replace: bool = False) -> None:
-    """Make a format known by its name and aliases.
+    """Make a format known by its name and aliases: to `get_format`, `list_formats`, schemes and, while this program
+    runs, the command line.
+
+    In an installed package an entry point of the group `qsim.formats` does the same for every program:
+
+        [project.entry-points."qsim.formats"]
+        mine = "my_package.my_module:FORMAT"
 
     Raises:
         ValueError: a name is taken by a different format and `replace` is False.
@@ -114,7 +124,12 @@ for _fmt in (
 ):
     register(_fmt)
 
-_NAMED = tuple(dict.fromkeys(f.name for f in _BY_NAME.values()))
+
+@lru_cache(maxsize=1)
+def _add_installed() -> None:
+    """Formats of installed packages, once, when a name is not known here or all are listed."""
+    add_installed("format", ENTRY_POINTS, register)
+
 
 _FLOAT_NAME = re.compile(r"float(\d+)_e(\d+)m(\d+)(?:b(\d+))?(f?)(n?)(uz)?")
 _P3109_NAME = re.compile(r"(?:p3109_)?binary(\d+)p(\d+)([su])([ef])")
@@ -206,11 +221,11 @@ def get_format(fmt: FormatLike) -> Format:
         parsed = parse(key)
         if parsed is not None:
             return parsed
-    near = difflib.get_close_matches(key, _BY_NAME, n=3, cutoff=0.5)
-    hint = f"the nearest are {', '.join(near)}" if near else "see qsim.formats.list_formats()"
-    raise QsimError(
-        f"unknown format {quoted(fmt)}: {hint}; names like float7_e3m3fn and binary8p4se are read by their grammar"
-    )
+    _add_installed()
+    if key in _BY_NAME:
+        return _BY_NAME[key]
+    known = nearest("format", fmt, _BY_NAME, cutoff=0.5)
+    raise QsimError(f"{known}; names like float7_e3m3fn and binary8p4se are read by their grammar")
 
 
 def _name_of_dtype(fmt: Any) -> Any:
@@ -239,13 +254,14 @@ def get_element_format(fmt: FormatLike) -> ElementFormat:
 
 
 def list_formats() -> Table[Format]:
-    """The registered formats that the package names, in the order of the catalogue, as a table with their limits.
+    """The registered formats, in the order of the catalogue, as a table with their limits.
 
     Iterating gives the formats.
     """
     from .describe import describe
 
-    formats = tuple(_BY_NAME[name] for name in _NAMED)
+    _add_installed()
+    formats = tuple({f.name: f for f in _BY_NAME.values()}.values())
     columns = ("name", "kind", "bits", "layout", "max", "smallest_normal", "smallest_subnormal", "aliases")
     return Table(
         columns=("format", *(c.replace("_", " ") for c in columns[1:])),

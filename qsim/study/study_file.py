@@ -5,7 +5,6 @@ The file and the value are one: `read_spec("study.toml")` gives a `StudySpec`, `
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -15,7 +14,7 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
 from qsim.files import read_toml
 
 from .spec import DEFAULT_DEVICES, Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
@@ -61,8 +60,7 @@ def _first(error: ValidationError) -> str:
     start = f"{at}: " if at else ""
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         last = str(fault["loc"][-1])
-        near = difflib.get_close_matches(last, _keys(), n=2, cutoff=0.5)
-        return f"unknown key {at}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        return f"{at}: {nearest('key', last, _keys(), cutoff=0.5)}"
     message = fault["msg"].removeprefix("Value error, ")
     given = fault.get("input")
     said = isinstance(given, dict | tuple | list) or repr(given) in message

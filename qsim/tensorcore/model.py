@@ -6,7 +6,6 @@ Nothing here multiplies: `reference` does it slowly, `kernels` fast.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from qsim.errors import QsimError, QsimTypeError
+from qsim.errors import QsimError, QsimTypeError, nearest
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, get_format
 from qsim.tables import Table
 
@@ -318,9 +317,7 @@ def _unknown(name: str) -> str:
     parts = name.split(".")
     architectures = sorted({row.architecture for row in _table().values()})
     if parts[0] not in architectures:
-        near = difflib.get_close_matches(name, _table(), n=3, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        return f"no instruction {name!r}: architectures are {', '.join(architectures)}{hint}"
+        return f"{nearest('instruction', name, _table(), cutoff=0.5)}; architectures are {', '.join(architectures)}"
     operations = sorted({n.split(".")[1] for n in list_instructions(parts[0] + ".")})
     if len(parts) < 2 or parts[1] not in operations:
         return (

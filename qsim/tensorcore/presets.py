@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qsim.errors import QsimError, quoted
+from qsim.errors import QsimError, nearest
 
 Promotion: TypeAlias = Literal["add", "ffma", "ffma_a_first"]
 """How a chain joins the float32 register: a plain addition, fma(scale_a * scale_b, chain, register), or
@@ -84,6 +83,4 @@ def get_preset(preset: str | Preset) -> Preset:
         return preset
     if preset in PRESETS:
         return PRESETS[preset]
-    near = difflib.get_close_matches(str(preset), PRESETS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise QsimError(f"unknown preset {quoted(preset)}: there are {', '.join(PRESETS)}{hint}")
+    raise QsimError(nearest("preset", preset, PRESETS, cutoff=0.5, all_below=len(PRESETS)))

@@ -75,7 +75,7 @@ def test_shell_completion_offers_the_verbs() -> None:
 def test_unknown_verb_names_the_nearest() -> None:
     result = run("fromats")
     assert result.exit_code == 2
-    assert "did you mean formats" in result.stderr
+    assert "the nearest is formats" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def test_bias_and_refusals():
 
 @pytest.mark.parametrize("name", ["w4a8-g128", "w4a8-g128-asym", "fp8-block128", "w4a8-g64-ag32-sym"])
 def test_chains_of_groups_join_by_one_fused_multiply_add(name):
-    """Chain by chain in float64: the product of a chain and a scale has at most 48 bits and is exact. Adding the register
-    may round, which moves the float32 rounding only next to a tie: with these numbers it never does.
+    """Chain by chain in float64: the product of a chain and a scale has at most 48 bits, so it is exact. Adding the
+    register may round, which moves the float32 rounding only next to a tie: with these numbers it never does.
     """
     rng = np.random.default_rng(8)
     w, x = (rng.standard_normal((m, 256)).astype(np.float32) for m in (128, 3))

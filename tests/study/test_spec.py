@@ -46,8 +46,8 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"qualty": {}}, "s.toml: unknown key qualty; did you mean quality?"),
-        ({"quality": {"max_byte": 1}}, "s.toml: unknown key quality.max_byte; did you mean max_bytes"),
+        ({"qualty": {}}, "s.toml: qualty: unknown key 'qualty': the nearest is quality"),
+        ({"quality": {"max_byte": 1}}, "s.toml: quality.max_byte: unknown key 'max_byte': the nearest are max_bytes"),
         ({"quality": {"window": 3}}, "s.toml: quality: window must be at least 16: got 3"),
         ({"quality": {"max_loss": 0}}, "max_loss must be positive: got 0"),
         ({"quality": {"window": "x"}}, "s.toml: quality.window: Input should be a valid integer"),

@@ -132,7 +132,7 @@ def test_the_story_fits_the_terminal(columns, example):
         (["ampere.mma.f32.bf16", "--example", "nothing"], "no example 'nothing': there are swallow"),
         (["ampere.mma.f32.bf16", "-a", "1", "-b", "1", "-c", "1 2"], "-c takes one number: got 2"),
         (["ampere.mma.f32.bf16", "-a", "x", "-b", "1"], "'x' is not a number"),
-        (["--list", "pascal"], "no instruction 'pascal'"),
+        (["--list", "pascal"], "unknown instruction 'pascal'"),
     ],
 )
 def test_mistakes_get_a_sentence(arguments, message):
