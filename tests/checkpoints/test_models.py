@@ -45,6 +45,9 @@ def test_write_and_read(tmp_path, layout, name):
         back = back.replace(kv_cache=None)
     assert_same(model, back)
     assert qsim.models.load(tmp_path / "out").tensors.keys() == model.tensors.keys()
+    if layout == "gguf":  # one file with its own config
+        assert written.files == ("model.gguf",)
+        return
     config = config_of(tmp_path / "out")["quantization_config"]
     assert config["quant_method"] == layout.removesuffix("_v2")
 
@@ -100,6 +103,8 @@ def test_other_families(tmp_path, family):
     changes = {"architectures": [classes[family]], "model_type": family}
     if family == "opt":
         changes |= {"ffn_dim": 256, "word_embed_proj_dim": 64, "activation_function": "relu"}
+        llama = ("num_key_value_heads", "hidden_act", "rope_theta", "rms_norm_eps", "head_dim", "intermediate_size")
+        changes |= dict.fromkeys(llama)
     for layout in ("compressed-tensors", "gptq_v2", "awq"):
         model = quantized("w4a16-g32", **changes)
         write(model, tmp_path / layout, layout)
