@@ -243,6 +243,17 @@ def _parameters(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
     raise QsimError(f"calibration {origin}: kernel {name} {why}; qsim calibrate --out writes such a file")
 
 
+def _quantizer(name: str, table: Mapping[str, Any], origin: str) -> Quantizer:
+    try:
+        return Quantizer(
+            t0_s=table["t0_us"] * 1e-6, tau_s_per_k=table["tau_ns_per_k"] * 1e-9, eta_memory=table["eta_memory"]
+        )
+    except (KeyError, TypeError) as error:
+        raise QsimError(
+            f"calibration {origin}: quantize.{name} must have t0_us, tau_ns_per_k and eta_memory as numbers: {error}"
+        ) from error
+
+
 def _fitted(name: str, table: Mapping[str, Any], origin: str) -> Parameters:
     return Parameters(
         kernel=name,
@@ -268,13 +279,13 @@ def read_parameters(path: str | Path) -> dict[str, Parameters]:
     """Kernel family -> parameters, of a TOML that `hwmodels.fit` wrote; for `KernelFamily.measured`.
 
     Raises:
-        QsimError: no such file, or not one of fitted parameters.
+        QsimError: not a file of fitted parameters. OSError: it cannot be opened.
     """
-    origin, table = Path(path).stem, read_toml(path)
-    try:
-        return {name: _parameters(name, entry, origin) for name, entry in table["kernels"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise QsimError(f"{path} must hold fitted parameters, as hwmodels.fit writes them: {error} is wrong") from error
+    origin = Path(path).stem
+    found = {name: _parameters(name, entry, origin) for name, entry in _tables(read_toml(path), "kernels", origin)}
+    if not found:
+        raise QsimError(f"{path} has no fitted kernel; hwmodels.fit(..., out=...) writes such a file")
+    return found
 
 
 def calibrated_names() -> tuple[str, ...]:
@@ -312,10 +323,8 @@ def load_calibration(device: str) -> Calibration | None:
             kernels.setdefault(name, _parameters(name, entry, origin))
         for name, entry in _tables(table, "attention", origin):
             attention.setdefault(name, _parameters(name, entry, origin))
-        for name, entry in table.get("quantize", {}).items():
-            quantize[name] = Quantizer(
-                t0_s=entry["t0_us"] * 1e-6, tau_s_per_k=entry["tau_ns_per_k"] * 1e-9, eta_memory=entry["eta_memory"]
-            )
+        for name, entry in _tables(table, "quantize", origin):
+            quantize[name] = _quantizer(name, entry, origin)
         collectives += [collective_of(entry) for entry in table.get("collectives", ())]
         if "small" in table:
             t = table["small"]

@@ -13,7 +13,7 @@ import hwmodels
 from hwmodels.calibration.neighbours import find_neighbours
 from hwmodels.calibration.store import load_calibration
 from hwmodels.device.load import get_device
-from hwmodels.fitting import build, sources
+from hwmodels.fitting import build, humming, sources
 from hwmodels.fitting.fit import Settings, bands, coverage, fit_parameters, gemm_rows, held_out, predict_rows
 from hwmodels.timing.families import get_family
 from hwmodels.validation.validate import REQUIRED, validate
@@ -147,8 +147,14 @@ def test_every_calibration_names_its_source() -> None:
     assert load_calibration("nothing") is None
 
 
-def test_own_measurements_need_no_other_folder() -> None:
+def test_own_measurements_need_no_other_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = {fmt: humming.FORMATS[fmt] for fmt in ("w4a16_g128", "w8a8_int8")}  # all twelve take a quarter of a minute
+    monkeypatch.setattr(humming, "FORMATS", two)
     result = validate()
+    fused = {g.name: g for g in result.groups if "fused products" in g.section}
+    assert set(fused) == {"humming_w4a16_g128", "humming_w8a8_int8, product", "humming_w8a8_int8, layer"}
+    assert all(g.passed for g in fused.values())
+    assert next(g for g in result.groups if "FP8 attention" in g.section and g.name == "all").passed
     layers = {g.name: g for g in result.groups if g.name in REQUIRED}
     assert set(layers) == set(REQUIRED)
     for name, group in layers.items():

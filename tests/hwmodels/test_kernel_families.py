@@ -125,6 +125,10 @@ def test_wrong_families_are_refused(call, says: str) -> None:  # type: ignore[no
 
 def test_a_file_that_is_no_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fit.toml"
-    path.write_text("[kernels.mine]\np = 2\n")
-    with pytest.raises(QsimError, match="as hwmodels.fit writes them"):
-        hwmodels.read_parameters(path)
+    for text, says in (
+        ("[kernels.mine]\np = 2\n", "kernel mine has no t0_us"), ("kernels = 3", "kernels must be a table"),
+        ("", "has no fitted kernel"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(QsimError, match=says):
+            hwmodels.read_parameters(path)
