@@ -1,6 +1,6 @@
-"""The humming families of an H200, fitted on our own recordings: `measurements/humming.csv` and `gemm_fused.csv`.
+"""The humming families of an H200, fitted on our own recordings, `RECORDINGS` in `hwmodels/measurements`.
 
-Where both recordings hold a shape and size, their mean is taken. Products are fitted alone; the quantisation of the
+Where several recordings hold a shape and size, their mean is taken. Products are fitted alone; the quantisation of the
 activation, which `layer` rows hold too, is a kernel of its own (`layer_rows`).
 """
 
@@ -27,6 +27,7 @@ FORMATS = {
 }  # fmt: skip
 """`fmt` of the recordings -> family."""
 
+RECORDINGS = ("humming", "gemm_fused", "gemm_zero_points")
 SIXTEEN = Settings(ridge=(1.0,), smooth=0.1, waves=False, folds=99)
 EIGHT = Settings(ridge=(0.3,), smooth=0.3, folds=99)
 """For 16-bit and for 8-bit activations, chosen by the error over layers left out. Products with 16-bit activations
@@ -37,7 +38,7 @@ def recorded(fmt: str, part: str = "gemm") -> pd.DataFrame:
     """The rows of a format: layer, N, K, M, median_s; of products with 16-bit activations both parts are one."""
     import pandas as pd
 
-    table = pd.concat([own_table("humming"), own_table("gemm_fused")], ignore_index=True)
+    table = pd.concat([own_table(name) for name in RECORDINGS], ignore_index=True)
     mine = table[table.fmt == fmt]
     mine = mine[mine.part == (part if part in set(mine.part) else "layer")]
     return mine.groupby(["layer", "N", "K", "M"], as_index=False).median_s.mean()
