@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import numpy as np
@@ -14,9 +14,7 @@ from . import products, special, streams
 from .activations import Activation, take
 from .features import check_path
 from .packing import PackedWeight, tiles_per_task
-
-if TYPE_CHECKING:
-    from .pipelines import Pipeline
+from .pipelines import Pipeline
 
 F32 = np.float32
 # Up to so many tokens stream over the packed weight; more of them, and it is expanded once for all.
