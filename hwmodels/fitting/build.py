@@ -172,7 +172,8 @@ def build_grouped(folder: Path) -> list[Path]:
 def build_humming(folder: Path) -> Path:
     """Write the calibration of the humming families into `folder`."""
     provenance = _provenance(
-        source="hwmodels/measurements: humming.csv, gemm_fused.csv, gemm_zero_points.csv", held_out="every layer left out in turn",
+        source="hwmodels/measurements: humming.csv, gemm_fused.csv, gemm_zero_points.csv",
+        held_out="every layer left out in turn",
         stack="humming-kernels 0.1.20, PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
     )  # fmt: skip
     q = quantizer()

@@ -42,7 +42,8 @@ def from_codes(
             stored codes: uint8 of E8M0 and E4M3 scales, uint16 of BF16 scales (float16 has a type of its own).
         zero_points: of the shape of `scales`, on the scale of the codes: unsigned codes have unsigned zero points,
             and value = (code - zero point) * scale. A symmetric integer scheme becomes the one with zero points.
-        tensor_scale: the scale over the whole tensor that NVFP4 multiplies last; for no other scheme.
+        tensor_scale: the scale over the whole tensor that NVFP4 multiplies last; for no other scheme. A number, or the
+            uint32 code of a float32.
         name: the layer, for messages.
 
     Raises:
@@ -195,6 +196,8 @@ def _tensor_scale(value: Any, how: TensorScheme, where: str) -> float | None:
         return None
     if not wanted:
         raise QsimError(f"tensor_scale belongs to NVFP4: {how.format.name} has none{where}")
+    if isinstance(value, np.ndarray | np.generic) and value.dtype == np.uint32:
+        value = np.asarray(value).view(F32)
     array = real_array(value, f"tensor_scale{where}", dtype=F32)
     if array.size != 1 or not np.isfinite(array).all():
         raise QsimError(f"tensor_scale must be one finite number: got {array.reshape(-1)[:4].tolist()}{where}")

@@ -23,8 +23,9 @@ from qsim.scheme import get_scheme
 LLAMA_70B = ((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672))
 SUMS = {
     "humming_w3a16_g128": (13.1, 15.9, 51.5), "humming_mxfp4_a16": (14.6, 21.4, 54.5),
-    "humming_nvfp4_a16": (15.0, 21.7, 56.8), "humming_w4a8_fp8": (12.3, 16.9, 37.3), "humming_mxfp4_fp8": (11.9, 13.3, 33.1),
-    "humming_w8a8_fp8": (18.5, 19.5, 55.8), "humming_w8a8_int8": (18.6, 19.4, 56.5),
+    "humming_nvfp4_a16": (15.0, 21.7, 56.8), "humming_w4a8_fp8": (12.3, 16.9, 37.3),
+    "humming_mxfp4_fp8": (11.9, 13.3, 33.1), "humming_w8a8_fp8": (18.5, 19.5, 55.8),
+    "humming_w8a8_int8": (18.6, 19.4, 56.5),
 }  # fmt: skip
 """Measured milliseconds of all linear layers of Llama-3-70B, from 16-bit activations, at 1, 32 and 256 tokens on an
 H200: sums of layers of which no fit has seen one."""

@@ -31,6 +31,9 @@ def test_parts_of_a_quantised_tensor_give_it_back(name):
     stored = encode(q.scales, q.tensor_scheme.scale_format)
     if stored.dtype == np.uint8:
         assert from_codes(codes, name, stored, tensor_scale=q.tensor_scale) == q
+        if q.tensor_scale is not None:
+            word = np.float32(q.tensor_scale).view(np.uint32)
+            assert from_codes(codes, name, stored, tensor_scale=word) == q
 
 
 def test_bf16_scales_are_kept_as_bf16():
