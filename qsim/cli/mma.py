@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from qsim.errors import QsimError
+
 from .numbers import NumberType
 from .table import Form, console, deliver, table_options
 from .verbs import verb
@@ -24,6 +26,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> l
               "stops-at-64, small-c, no-carry.")  # fmt: skip
 @click.option("--list", "prefix", is_flag=False, flag_value="", metavar="[PREFIX]",
               help="List the instructions, all or those whose name starts so.")  # fmt: skip
+@click.option("--pipeline", is_flag=False, flag_value="", metavar="[NAME]",
+              help="A fused kernel of a GPU, like humming.w4a16: one output element from codes to result. Without a "
+              "name, the list of them.")  # fmt: skip
 @table_options
 def mma(
     instructions: tuple[str, ...],
@@ -32,6 +37,7 @@ def mma(
     c: list[float] | None,
     example: str | None,
     prefix: str | None,
+    pipeline: str | None,
     form: Form,
 ) -> None:
     """One INSTRUCTION: how its terms are aligned to the largest exponent, what is cut off below, the sum, the rounding.
@@ -44,7 +50,13 @@ def mma(
       qsim mma hopper.wgmma.f32.e4m3 hopper.mma.f32.e4m3 ada.mma.f32.e4m3
       qsim mma hopper.wgmma.f32.e4m3 --example stops-at-64
       qsim mma --list hopper
+      qsim mma --pipeline humming.w4a8_fp8
     """
+    if pipeline is not None:
+        if instructions or a or b or c or example or prefix is not None:
+            raise QsimError("--pipeline has its own example: leave out instructions, -a, -b, -c, --example and --list")
+        _pipeline(pipeline, form)
+        return
     from . import mma_view
 
     if prefix is not None or not instructions:
@@ -59,3 +71,17 @@ def mma(
         else mma_view.print_several(explanations, says, out),
         whole=[e.as_dict() for e in explanations],
     )  # fmt: skip
+
+
+def _pipeline(name: str, form: Form) -> None:
+    from . import pipeline_view
+
+    if not name:
+        rows = pipeline_view.pipeline_rows("")
+        deliver(form, rows, lambda: pipeline_view.print_pipelines(rows, console()))
+        return
+    from qsim.kernels.trace import trace
+
+    t = trace(name)
+    shown = pipeline_view.as_dict(t)
+    deliver(form, shown["steps"], lambda: pipeline_view.print_trace(t, console()), whole=shown)

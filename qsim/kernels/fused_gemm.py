@@ -53,7 +53,7 @@ def sums(row: Pipeline, a: np.ndarray, b: np.ndarray, scales: np.ndarray | None,
     """The float32 registers (M, N) when the last instruction is done; group scales are in them."""
     k, group = a.shape[1], row.chain
     if row.promotion in ("", "add"):
-        order, lengths = _order(row, k)
+        order, lengths = order_of(row, k)
         bits = matmul(a, b, instruction=row.instruction, promote_every=group or None, k_order=order, split_k=lengths)
         return bits.astype(F32) if bits.dtype == np.int32 else bits.view(F32)
     per_row = q.tensor_scheme.granularity
@@ -68,13 +68,13 @@ def sums(row: Pipeline, a: np.ndarray, b: np.ndarray, scales: np.ndarray | None,
         b,
         preset=how,
         promote_every=group,
-        promotion=row.promotion,
+        promotion=row.promotion,  # type: ignore[arg-type]
         scale_a=left,
-        scale_b=q.scales,  # type: ignore[arg-type]
+        scale_b=q.scales,
     ).view(F32)
 
 
-def _order(row: Pipeline, k: int) -> tuple[np.ndarray | None, list[int] | int]:
+def order_of(row: Pipeline, k: int) -> tuple[np.ndarray | None, list[int] | int]:
     """K in the order of the kernel, and the lengths of what runs apart."""
     if row.slices > 1:
         whole = np.arange(k).reshape(-1, row.slice_block) if k % row.slice_block == 0 else None

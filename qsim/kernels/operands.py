@@ -194,7 +194,8 @@ def _given(x: tuple[Any, ...], how: TensorScheme, k: int) -> tuple[np.ndarray, n
     if codes.dtype.name == how.format.name and codes.dtype.kind not in "iu":
         codes = codes.view(np.uint8)
     codes = whole_array(codes, "codes of activations")
-    is_float = isinstance(how.format, FloatFormat)
+    fmt = how.format
+    is_float = isinstance(fmt, FloatFormat)
     allowed = (np.uint8,) if is_float else (np.int8, np.uint8)
     if codes.dtype not in allowed or codes.ndim != 2 or codes.shape[1] != k:
         raise QsimError(
@@ -208,7 +209,7 @@ def _given(x: tuple[Any, ...], how: TensorScheme, k: int) -> tuple[np.ndarray, n
     if scales.size != (1 if one else len(codes) * groups):
         shape = "(1,)" if one else f"({len(codes)}, {groups})"
         raise QsimError(f"scales of activations must have the shape {shape}: got {scales.shape}")
-    if is_float and bool(((codes & 0x7F) > how.format.max_code).any()):
+    if isinstance(fmt, FloatFormat) and bool(((codes & 0x7F) > fmt.max_code).any()):
         raise QsimError("FP8 codes of activations must be finite: at least one is NaN or Inf")
     if not np.isfinite(scales).all():
         raise QsimError("scales of activations must be finite: at least one is NaN or Inf")

@@ -139,7 +139,9 @@ def _rows() -> dict[str, Pipeline]:
         unknown = next((key for key in table if key not in Pipeline.__dataclass_fields__), None)
         if unknown is not None:
             raise QsimError(f"{fields.where}: {nearest('key', unknown, Pipeline.__dataclass_fields__)}")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+        }
         row = Pipeline(**values)
         if row.name in rows:
             raise QsimError(f"{fields.where} is there a second time")
@@ -198,8 +200,8 @@ def choose(kernel: str | Pipeline, scheme: Scheme, tokens: int) -> Pipeline:
     elif kernel in kernels:
         candidates = [row for row in rows.values() if row.kernel == kernel]
     else:
-        known = rows if "." in kernel else kernels
-        raise QsimError(nearest("kernel", kernel, known) + "; qsim.list_pipelines() shows all")
+        near = nearest("kernel", kernel, rows if "." in kernel else kernels)
+        raise QsimError(f"{near}; qsim.list_pipelines() shows all")
     fitting = [row for row in candidates if row.fits(scheme)]
     found = next((row for row in fitting if row.fits(scheme, tokens)), None)
     if found is not None:

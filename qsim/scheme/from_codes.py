@@ -181,7 +181,7 @@ def _with_scale_format(how: TensorScheme, values: np.ndarray, stored_as: str | N
         return how
     names = [stored_as] if stored_as else [fmt.name, "bfloat16", "float32"]
     found = next(name for name in names if name and (name == stored_as or _holds(values, get_format(name))))
-    return how if found == fmt.name else replace(how, scale_format=get_format(found))
+    return how if found == fmt.name else replace(how, scale_format=get_format(found))  # type: ignore[arg-type]
 
 
 def _holds(values: np.ndarray, fmt: Any) -> bool:
