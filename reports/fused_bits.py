@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from _machine import describe
 import qsim
 from qsim.kernels.operands import quantized
 from qsim.kernels.pipelines import Pipeline, get_pipeline, list_pipelines
+from qsim.kernels.stream_k import MOST_PARTS, is_possible, partial_outputs, possible_outputs
 
 F32 = np.float32
 HOME = Path(__file__).parents[1]
@@ -69,7 +71,15 @@ def codes_of(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def count_humming(data: Any, counts: dict[str, np.ndarray]) -> None:
+def schedule(config: str, k: int) -> dict[str, int]:
+    """The arguments of `partial_outputs` that a recorded tile configuration means: with stream-K each block of threads
+    has four steps of its tile; warps share the tile's K."""
+    tile, warp = (int(re.findall(rf"{what}_shape.: .\d+, \d+, (\d+)", config)[0]) for what in ("block", "warp"))
+    parts = "'use_stream_k': True" in config or '"use_stream_k": true' in config
+    return {"length": 4 * tile if parts else k, "warps": tile // warp, "stretch": warp}
+
+
+def count_humming(data: Any, configs: dict[str, Any], counts: dict[str, np.ndarray]) -> None:
     """Outputs compared and different of each format: batch-invariant, default scheduling where repeatable, and codes of
     activations."""
     for key in data:
@@ -82,9 +92,12 @@ def count_humming(data: Any, counts: dict[str, np.ndarray]) -> None:
         x = data[f"x.{packed.shape[1]}.{m}.{distribution}"]
         y = codes_of(qsim.linear(x, packed, exact=True, kernel="humming"))
         stem = key.removesuffix(".yi")
-        for what in ("yi", "y"):
-            if f"{stem}.{what}" in data:
-                counts[f"{name} {what}"] += count(y, data[f"{stem}.{what}"])
+        counts[f"{name} yi"] += count(y, data[key])
+        if f"{stem}.y" in data:
+            how = schedule(configs[f"{name}.{shape}.{m}"]["config"], packed.shape[1])
+            values = possible_outputs(partial_outputs(x, packed, "humming", **how))
+            assert len(values) == 1
+            counts[f"{name} y"] += count(codes_of(values[0]), data[f"{stem}.y"])
         if f"{stem}.q" in data:
             how = packed.scheme.activation
             q, scale = quantized(get_pipeline(row), x, how, packed.shape[1], None)
@@ -183,9 +196,37 @@ def count_kernels(counts: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) 
         ]
 
 
+def stream_k() -> None:
+    """Which of the outputs that were seen with stream-K are in the set of possible ones."""
+    record = recorder()
+    with np.load(HOME / "tests" / "golden" / "h200_kernels.npz") as file:
+        data = {key: file[key] for key in file.files}
+    print("| case | parts of K | warps that share a part | values seen | not possible | elements with one answer |")
+    print("|---|---|---|---|---|---|")
+    for key, case in json.loads(data["notes"].tobytes())["stream_k"].items():
+        name, shape, m = key.split(".")
+        n, k = map(int, shape.split("x"))
+        how = schedule(json.dumps(case["schedule"]).replace("[", "(").replace('\\"', '"'), k)
+        count_of = -(-k // how["length"])
+        head = f"| {key} | {count_of} of {how['length']} | {how['warps']}"
+        if count_of > MOST_PARTS:
+            print(f"{head} | {len(case['counts'])} outputs | orders not followed | |")
+            continue
+        made, _ = record.fused_inputs(name, n, k, int(m))
+        q = qsim.quantize.from_codes(made["codes"], FORMATS[name][0], made["weight_scale"])
+        parts = partial_outputs(made["x"][:2], qsim.pack(q), "humming", **how)
+        values = possible_outputs(parts)
+        seen = (data[f"stream_k.{key}.seen"].astype(np.uint32) << 16).view(F32)
+        distinct = [seen[..., i] for i in range(seen.shape[-1])]
+        outside = sum(int((~is_possible(y, parts)).sum()) for y in distinct)
+        unique = float((values[0] == values[-1]).mean())
+        print(f"{head} | {seen.size} | {outside} | {100 * unique:.0f} % |", flush=True)
+
+
 # ---- the part that the tests keep
 
 KEPT_ROWS = {512: 64, 4096: 32}
+KEPT_DEFAULT = ("w4a16_g128", "w8a16_ch", "nvfp4_a16")  # of which outputs with the default scheduling are kept
 KEPT_TOKENS = {512: ("1", "16", "72"), 4096: ("1", "16")}
 
 
@@ -203,8 +244,8 @@ def golden(data: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
             elif parts[2] != "weight_scale_2":
                 array = array[:rows]
         else:
-            keep = parts[2] in KEPT_TOKENS[k] and parts[4] != "y"
-            if parts[4] == "yi":
+            keep = parts[2] in KEPT_TOKENS[k] and (parts[4] != "y" or parts[0] in KEPT_DEFAULT)
+            if parts[4] in ("y", "yi"):
                 array = array[:, :rows]
         if keep:
             kept[key] = array
@@ -239,13 +280,14 @@ def main() -> None:
     for k in SHAPES:
         with np.load(arguments.data / f"humming_bits_{k}.npz") as file:
             data = {key: file[key] for key in file.files}
-        count_humming(data, counts)
+        count_humming(data, json.loads((arguments.data / "humming_bits.json").read_text(encoding="utf-8")), counts)
         kept |= golden(data, k)
     if arguments.golden is not None:
         np.savez_compressed(arguments.golden, **kept)  # type: ignore[arg-type]
     count_kernels(counts, hashes)
     print("# The bits of fused kernels: every row and how it is known\n")
-    print(*(f"* {line}" for line in describe("numpy", "numba")), "", sep="\n")
+    lines = [line for line in describe("numpy", "numba") if not line.startswith("Command")]
+    print(*(f"* {line}" for line in lines), "* Command: python reports/fused_bits.py --data DIR", "", sep="\n")
     table(counts, hashes)
     print("\n## By recording\n")
     print(
@@ -258,6 +300,12 @@ def main() -> None:
         print(f"| {key} | {compared:,} | {differ} |")
     total = sum(counts.values(), np.zeros(2, np.int64))
     print(f"\nAll together {total[0]:,} values, {total[1]} differ.")
+    print("\n## Stream-K: outputs that are possible\n")
+    print(
+        "Parts of K are rounded to BF16 and added in BF16 in the order in which they finish. 64 runs of each case; of"
+    )
+    print("the first two rows of outputs, every value seen.\n")
+    stream_k()
 
 
 if __name__ == "__main__":

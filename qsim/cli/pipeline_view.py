@@ -90,7 +90,7 @@ def print_trace(t: Trace, out: Console) -> None:
     _head("2  Sums", _order(row), out)
     out.print()
     promoted = any(p.sum is not None for p in t.parts)
-    shown = _PARTS if promoted else (_PARTS[0], _PARTS[3])
+    shown: tuple[Column, ...] = _PARTS if promoted else (_PARTS[0], _PARTS[3])
     if not any(p.scale is not None for p in t.parts):
         shown = tuple(c for c in shown if c.keys != "scale")
     print_table(shown, [asdict(p) for p in t.parts], lined=True, gap=3, indent=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,26 +28,53 @@ def fused_linear(x: Any, packed: PackedWeight, kernel: str | Pipeline) -> np.nda
     Raises:
         QsimError: see there.
     """
-    n, k = packed.shape
+    first = x[0] if isinstance(x, tuple) and x else x
+    leading = as_plain_array(first, "activations").shape[:-1]
+    if 0 in leading:
+        choose(kernel, packed.scheme, 1)
+        return np.zeros((*leading, packed.shape[0]), F32)
+    row, a, scales, b, offset = operands_of(x, packed, kernel)
+    out = epilogue(row, sums(row, a, b, scales, packed.source), scales, packed.source, offset)
+    return out.reshape(*leading, packed.shape[0])
+
+
+def operands_of(
+    x: Any, packed: PackedWeight, kernel: str | Pipeline
+) -> tuple[Pipeline, np.ndarray, np.ndarray | None, np.ndarray, int]:
+    """The row that runs, A (M, K) and its scales, B (N, K), and the offset of block exponents.
+
+    Raises:
+        QsimError: what `linear` refuses.
+    """
+    k = packed.shape[1]
     if packed.bias is not None:
         raise QsimError("kernel= computes what the kernel returns, which has no bias: pack without it and add it")
-    pair = isinstance(x, tuple)
+    pair, how = isinstance(x, tuple), packed.scheme.activation
     leading = as_plain_array(x[0] if pair and x else x, "activations").shape[:-1]
-    tokens = int(np.prod(leading, dtype=np.int64))
-    row = choose(kernel, packed.scheme, max(tokens, 1))
-    how = packed.scheme.activation
+    row = choose(kernel, packed.scheme, int(np.prod(leading, dtype=np.int64)))
     if pair and not how.is_quantized:
         raise QsimError(f"{row.name} takes {row.activation} activations: codes with scales belong to 8-bit ones")
-    if tokens == 0:
-        return np.zeros((*leading, n), F32)
     if how.is_quantized:
         flat = x if pair else bf16_codes(x, k).reshape(-1, k)
         a, scales = quantized(row, flat, how, k, packed.input_scale)
     else:
         a, scales = bf16_codes(x, k).reshape(-1, k), None
     b, offset = weight_operand(row, packed.source)
-    out = epilogue(row, sums(row, a, b, scales, packed.source), scales, packed.source, offset)
-    return out.reshape(*leading, n)
+    return row, a, scales, b, offset
+
+
+def columns_of(q: QuantizedTensor, columns: np.ndarray) -> QuantizedTensor:
+    """Ascending columns of a weight, for `sums`. Where they are no whole groups, the weight is left as it is: its
+    scales are in the operands then."""
+    group = q.tensor_scheme.group_size
+    codes = np.ascontiguousarray(q.codes[:, columns])
+    if group is None:
+        return replace(q, codes=codes)
+    numbers = np.unique(columns // group)
+    if len(columns) != len(numbers) * group:
+        return q
+    zeros = None if q.zeros is None else np.ascontiguousarray(q.zeros[:, numbers])
+    return replace(q, codes=codes, scales=np.ascontiguousarray(q.scales[:, numbers]), zeros=zeros)
 
 
 def sums(row: Pipeline, a: np.ndarray, b: np.ndarray, scales: np.ndarray | None, q: QuantizedTensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from qsim.formats import decode, encode
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, quantize
 from qsim.tensorcore import get_instruction, matmul
 
-from .fused_gemm import epilogue, factor, order_of, sums
+from .fused_gemm import columns_of, epilogue, factor, order_of, sums
 from .operands import bf16_codes, quantized, weight_operand
 from .pipelines import Pipeline, get_pipeline
 
@@ -187,7 +187,7 @@ def _parts(row: Pipeline, a: np.ndarray, b: np.ndarray, scales: Any, q: Quantize
         return found
     step = row.chain if row.chain >= 64 else 64
     for end in range(step, k + 1, step):
-        so_far = sums(row, a[:, :end], b[:, :end], _cut(scales, end, k), _prefix(q, end))[0, 0]
+        so_far = sums(row, a[:, :end], b[:, :end], _cut(scales, end, k), columns_of(q, np.arange(end)))[0, 0]
         chain, scale = None, None
         if row.chain >= 64:
             bits = matmul(a[:1, end - step : end], b[:1, end - step : end], instruction=row.instruction)
@@ -207,14 +207,3 @@ def _group_scale(row: Pipeline, scales: Any, q: QuantizedTensor, number: int) ->
 
 def _cut(scales: Any, end: int, k: int) -> Any:
     return scales if scales is None or scales.ndim == 1 else scales[:, : scales.shape[1] * end // k]
-
-
-def _prefix(q: QuantizedTensor, end: int) -> QuantizedTensor:
-    """The first columns of a weight whose groups end there too."""
-    if q.tensor_scheme.group_size is None:
-        return replace(q, codes=q.codes[:, :end])
-    if end % q.tensor_scheme.group_size:
-        return q  # one chain: scales are in the operands
-    groups = end // q.tensor_scheme.group_size
-    zeros = None if q.zeros is None else q.zeros[:, :groups]
-    return replace(q, codes=q.codes[:, :end], scales=q.scales[:, :groups], zeros=zeros)
