@@ -23,16 +23,19 @@ def _groups(
     out: np.ndarray,
 ) -> None:
     for n in numba.prange(b.shape[0]):
+        wide = b[n].astype(np.int16)  # CPUs multiply and add pairs of int16
         for m in range(a.shape[0]):
             register = F32(0)
             for g in range(columns.shape[1]):
-                total, given = np.int32(0), np.int32(0)
-                for k in range(g * step, min((g + 1) * step, a.shape[1])):
-                    total = np.int32(total + np.int32(np.int32(a[m, k]) * np.int32(b[n, k])))
+                x, w = a[m, g * step : (g + 1) * step], wide[g * step : (g + 1) * step]
+                total = 0
+                for k in range(len(x)):
+                    total += np.int32(x[k]) * np.int32(w[k])
                 part = F32(total)
                 if shifts.shape[0]:
-                    for k in range(g * step, min((g + 1) * step, a.shape[1])):
-                        given = np.int32(given + np.int32(a[m, k]))
+                    given = 0
+                    for k in range(len(x)):
+                        given += np.int32(x[k])
                     # exact for integer shifts, and far closer than float32 for any
                     part = F32(np.float64(total) - np.float64(given) * shifts[n, g])
                 scale = F32(rows[m, g] * columns[n, g]) if rows.shape[0] else columns[n, g]
@@ -63,7 +66,7 @@ def integer_groups(
     """
     out = np.empty((len(a), len(b)), F32)
     _groups(
-        np.ascontiguousarray(a),
+        np.ascontiguousarray(a, np.int16),
         np.ascontiguousarray(b),
         step,
         np.empty((0, 0), F32) if rows is None else np.ascontiguousarray(rows),
