@@ -36,9 +36,9 @@ def _fold_integers(
         for g in range(scales.shape[1]):
             scale = scales[n, g]
             zero = zeros[n, g] if half == 0 else F32(half)
-            for k in range(g * group, (g + 1) * group):
-                value = F32(np.int32(np.int32(codes[n, k]) ^ np.int32(half))) - zero
-                out[n, k] = _bf16(F32(value * scale))
+            given, made = codes[n, g * group : (g + 1) * group], out[n, g * group : (g + 1) * group]
+            for k in range(len(given)):  # of slices, so that no index can be negative and the loop is vectorised
+                made[k] = _bf16(F32(F32(F32(np.int32(given[k]) ^ np.int32(half)) - zero) * scale))
 
 
 @numba.njit(cache=True, parallel=True)
@@ -47,8 +47,9 @@ def _fold_table(codes: np.ndarray, table: np.ndarray, scales: np.ndarray, group:
     for n in numba.prange(codes.shape[0]):
         for g in range(scales.shape[1]):
             scale = scales[n, g]
-            for k in range(g * group, (g + 1) * group):
-                out[n, k] = _bf16(F32(table[codes[n, k]] * scale))
+            given, made = codes[n, g * group : (g + 1) * group], out[n, g * group : (g + 1) * group]
+            for k in range(len(given)):
+                made[k] = _bf16(F32(table[given[k]] * scale))
 
 
 def weight_operand(row: Pipeline, q: QuantizedTensor) -> tuple[np.ndarray, int]:
