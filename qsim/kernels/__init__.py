@@ -9,10 +9,11 @@
 from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
 
 from .features import available_paths
+from .identify import identify
 from .linear import linear
 from .packing import PackedWeight, has_fused_kernel, pack
 from .pipelines import Pipeline, get_pipeline, list_pipelines
 from .traffic import Traffic, traffic
 
-__all__ = ["PackedWeight", "Pipeline", "Traffic", "available_paths", "get_pipeline", "has_fused_kernel", "linear",
-           "list_pipelines", "pack", "traffic"]  # fmt: skip
+__all__ = ["PackedWeight", "Pipeline", "Traffic", "available_paths", "get_pipeline", "has_fused_kernel", "identify",
+           "linear", "list_pipelines", "pack", "traffic"]  # fmt: skip

@@ -28,12 +28,12 @@ def _groups(
             register = F32(0)
             for g in range(columns.shape[1]):
                 x, w = a[m, g * step : (g + 1) * step], wide[g * step : (g + 1) * step]
-                total = 0
+                total: Any = 0
                 for k in range(len(x)):
                     total += np.int32(x[k]) * np.int32(w[k])
                 part = F32(total)
                 if shifts.shape[0]:
-                    given = 0
+                    given: Any = 0
                     for k in range(len(x)):
                         given += np.int32(x[k])
                     # exact for integer shifts, and far closer than float32 for any
