@@ -8,12 +8,13 @@ file of `known/`; a new one is a new file.
 from .blocks import Attention, Experts, Latent, Linear, Mixer, Mlp, Recurrent
 from .config import Config
 from .family import BlockTensors, Family, MlpTensors, Tensors
-from .keys import is_harmless, repeats
+from .keys import FACTS, is_harmless, repeats
 from .numerics import Numerics
 from .read import Reading, families, load_config, model_types, open_config, read_config, register_family
 from .shape import Layer, Shape
 
 __all__ = [
+    "FACTS",
     "Attention", "BlockTensors", "Config", "Experts", "Family", "Latent", "Layer", "Linear", "Mixer", "Mlp",
     "MlpTensors", "Numerics", "Reading",
     "Recurrent", "Shape", "Tensors", "families", "is_harmless", "load_config", "model_types",

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qsim.errors import QsimError
-from qsim.families import Numerics, Tensors, families, is_harmless
+from qsim.families import FACTS, Numerics, Tensors, families, is_harmless
 
 from .rope import RopeScaling
 
@@ -189,8 +189,8 @@ class ModelConfig:
     @property
     def unknown_keys(self) -> tuple[str, ...]:
         """Keys of the config that this project does not know; they were ignored."""
-        harmless = families()[self.architecture].harmless
-        return tuple(k for k, v in self.extra.items() if v is not None and not is_harmless(k) and k not in harmless)
+        known = {*families()[self.architecture].harmless, *FACTS}  # of the latter one that contradicts is refused
+        return tuple(k for k, v in self.extra.items() if v is not None and not is_harmless(k) and k not in known)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "config.json") -> ModelConfig:

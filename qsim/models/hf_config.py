@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qsim.families import Attention, Config, Experts, Mlp, Numerics, Shape, open_config, repeats
+from qsim.families import FACTS, Attention, Config, Experts, Mlp, Numerics, Shape, open_config, repeats
 from qsim.families.config import POSITIONS, SIZE
-from qsim.families.keys import FACTS
 from qsim.fields import Fields
 
 from .rope import RopeScaling
@@ -34,7 +33,7 @@ _NO: tuple[Any, ...] = (0,)
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": _NO, "final_logit_softcapping": _NO, "logit_scale": _ONE, "embedding_multiplier": _ONE,
     "attention_multiplier": (), "residual_multiplier": _ONE, "logits_scaling": _ONE, "query_pre_attn_scalar": (),
-    "clip_qkv": (), "attention_sink_size": _NO, "lm_head_multiplier": _ONE, "mlp_multipliers": (), "scale_emb": _ONE,
+    "clip_qkv": (),  "lm_head_multiplier": _ONE, "mlp_multipliers": (), "scale_emb": _ONE,
     "scale_depth": (), "dim_model_base": (), "mup_denominator": (), "routed_scaling_factor": _ONE,
     "router_scaling_factor": _ONE, "route_scale": _ONE, "scoring_func": ("softmax",), "n_group": _ONE,
     "topk_group": _ONE, "num_expert_group": _ONE, "partial_rotary_factor": _ONE, "rotary_pct": _ONE, "rope_pct": _ONE,
@@ -43,7 +42,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": _NO, "key_multiplier": _ONE, "attention_in_multiplier": _ONE,
     "attention_out_multiplier": _ONE, "ssm_multipliers": (), "swiglu_limit": (), "swiglu_alpha": (),
     "moe_normalize_expert_weights": _ONE, "use_mrope": _NO,
-    "use_bidirectional_attention": _NO, "softmax_scale": (), "qk_layernorm": _NO, "use_qk_norm": _NO,
+    "use_bidirectional_attention": _NO, "softmax_scale": (),
 }  # fmt: skip
 """Keys that change what a decoder computes -> the values that change nothing. A family that does not read such a key
 refuses other values."""
@@ -96,7 +95,7 @@ def read_config(data: Mapping[str, Any], architecture: str, where: str) -> dict[
     if numerics.renormalise is not None:
         out["norm_topk_prob"] = numerics.renormalise
     f.read.update(("architectures", "model_type"))
-    _refuse_others(c, shape, out)
+    _refuse_others(c, shape, out, reading.family.harmless)
     return {**out, "extra": {key: value for key, value in data.items() if key not in f.read}}
 
 
@@ -187,12 +186,15 @@ def _read_opt(c: Config, shape: Shape) -> dict[str, Any]:
     }
 
 
-def _refuse_others(c: Config, shape: Shape, used: Mapping[str, Any]) -> None:
-    """Refuse a key that would change what is computed, but that the family's decoder does not have."""
+def _refuse_others(c: Config, shape: Shape, used: Mapping[str, Any], harmless: frozenset[str]) -> None:
+    """Refuse a key that would change what is computed, but that the family's decoder does not have.
+
+    `harmless`: keys of the family's configs that its class does not read.
+    """
     f = c.fields
     same = {key: name for name, keys in _SAME.items() for key in keys}
     for key, value in f.table.items():
-        if value is None or key in f.read:
+        if value is None or key in f.read or key in harmless:
             continue
         name = same.get(key, "")
         if key in NEUTRAL and value not in NEUTRAL[key]:

@@ -51,7 +51,7 @@ def test_integer_activations_profit(method):
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="rotation needs RMSNorm: OPT's LayerNorm subtracts a mean"):
+    with pytest.raises(ValueError, match="rotation needs RMSNorm: the LayerNorm of opt subtracts a mean"):
         rotate_model(random_model("opt"))
     with pytest.raises(ValueError, match="no Hadamard matrix is known here for 92 channels"):
         rotate_model(random_model(hidden_size=92, num_attention_heads=2, num_key_value_heads=1, head_dim=32))

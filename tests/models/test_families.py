@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qsim.errors import QsimError
-from qsim.families import read_config
+from qsim.families import families, read_config
 from qsim.models import ModelConfig, load, reference, with_outliers, with_scheme
 from qsim.models.config import architectures
 from qsim.models.mlp import Experts
@@ -81,6 +83,25 @@ def test_a_key_that_changes_nothing_is_read(kind):
     read = ModelConfig.from_dict({**CONFIGS[kind], **neutral})
     assert read.unknown_keys == ()
     assert {**vars(read), "extra": {}} == {**vars(plain), "extra": {}}
+
+
+def real_configs():
+    """Those of published models whose model type the decoder runs."""
+    runs = {families()[name].numerics.model_type or name for name in architectures()}
+    paths = sorted((Path(__file__).parents[1] / "families" / "data").glob("*.json"))
+    return [path for path in paths if json.loads(path.read_text()).get("model_type") in runs]
+
+
+@pytest.mark.parametrize("path", real_configs(), ids=lambda path: path.stem)
+def test_real_configs_are_read_without_a_note(path):
+    config = ModelConfig.from_dict(json.loads(path.read_text()), path.name)
+    assert config.unknown_keys == ()
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_most_families_have_a_real_config():
+    kinds = {json.loads(path.read_text())["model_type"] for path in real_configs()}
+    assert {"gemma2", "gpt_neox", "gpt_oss", "llama", "mixtral", "olmo2", "phi3", "qwen3_moe", "starcoder2"} <= kinds
 
 
 def test_a_model_with_images_is_refused_by_its_class():

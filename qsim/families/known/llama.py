@@ -168,7 +168,7 @@ STARCODER2 = Family(
     tensors=replace(TENSORS, block=replace(TENSORS.block, mlp=MlpTensors(up="mlp.c_fc", down="mlp.c_proj"))),
     numerics=Numerics(norm="layer", keys={**KEYS, "norm_eps": "norm_epsilon"},
                       writes=("num_key_value_heads", "sliding_window", "use_bias")),
-    harmless=frozenset({"mlp_type", "norm_type"}),
+    harmless=frozenset({"mlp_type", "norm_type", "activation_function"}),
 )  # fmt: skip
 STABLELM = Family(
     name="stablelm", model_types=("stablelm", "stablelm_epoch"), shape=_stablelm,
