@@ -28,9 +28,11 @@ def with_kv(scheme: Scheme, kv: TensorScheme | None) -> Scheme:
 
 
 def linear_names(config: Any) -> list[str]:
-    """Weights of Linears in the order of the model, the head last even when it is tied."""
+    """Weights of Linears in the order of the model, then routers, which loaders take for Linears and which stay
+    unquantised; the head last even when it is tied."""
     head = model_names(config).head + ".weight"
-    return [*sorted(quantizable(config) - {head}), head]
+    routers = [block_names(config, i).router for i in range(config.num_hidden_layers)]
+    return [*sorted(quantizable(config) - {head}), *(f"{name}.weight" for name in routers if name is not None), head]
 
 
 def kv_cache_of(model: Model, quantized: Mapping[str, QuantizedTensor]) -> TensorScheme | None:
