@@ -21,6 +21,7 @@ from qsim.layouts.registry import choose_layout
 from qsim.models import Model, load
 from qsim.models.folder import KEYS, gguf_file
 from qsim.models.source import Source
+from qsim.models.stacked import stack_experts
 from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, TensorScheme, tensor_scale_of
 
@@ -132,6 +133,8 @@ def write(
     job.fused = fused_groups(model.config)
     job.beside = model.path
     tensors = {n: t for n, t in model.tensors.items() if not (values_only and job.drops(n))}
+    if chosen == "plain":
+        tensors = stack_experts(model.config, tensors)
     return _run(job, path, tensors.items(), len(tensors), facts, True, overwrite, shard_bytes, progress,
                 add_files)  # fmt: skip
 

@@ -73,6 +73,18 @@ def read_experts(found: TensorFiles, config: ModelConfig) -> tuple[dict[str, Any
     return out, used
 
 
+def stack_experts(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's tensors as a plain checkpoint holds them: experts as the arrays that `read_experts` reads, their
+    values where they are quantised; everything else as it is."""
+    out = dict(tensors)
+    for stacked, layers in names(config):
+        weights = [np.asarray(out.pop(f"{layer}.weight"), F32).T for layer in layers]
+        out[stacked] = np.stack(weights)
+        if f"{layers[0]}.bias" in out:
+            out[f"{stacked}_bias"] = np.stack([out.pop(f"{layer}.bias") for layer in layers])
+    return out
+
+
 def _blocks(found: TensorFiles, stacked: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     count, n, k = shape
     if k % _BLOCK:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qsim import checkpoints
 from qsim.errors import QsimError
 from qsim.families import families, read_config
 from qsim.models import ModelConfig, load, reference, with_outliers, with_scheme
 from qsim.models.config import architectures
 from qsim.models.mlp import Experts
 from qsim.models.stacked import names as stacked_names
+from qsim.safetensors import open_folder
 
 from .recorded import EVERY, FILE, TOKENS, folder_of, on_disk, tensors_of
 from .small import CONFIGS, random_model, write_folder
@@ -245,6 +247,49 @@ def test_mxfp4_experts_are_read_as_shipped(tmp_path):
     dense = model.replace(tensors={n: t.dequantize() for n, t in model.tensors.items() if hasattr(t, "dequantize")})
     want_logits = dense.logits(TOKENS)
     assert np.abs(model.logits(TOKENS) - want_logits).max() < 2e-5 * np.abs(want_logits).max()
+
+
+@pytest.mark.parametrize("layout", ["plain", "compressed-tensors", "awq"])
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "mixtral", "qwen3-moe", "phi3", "olmo2", "granite", "gpt-neox",
+                                  "starcoder2", "gpt-oss"])  # fmt: skip
+def test_what_is_written_of_a_family_is_read_back(tmp_path, kind, layout):
+    """Unquantised tensors are stored as the config's float32, and codes as they are: the same bits."""
+    model = random_model(kind)
+    if layout != "plain":
+        model = with_scheme(model, "w4a16-g32")
+    checkpoints.write(model, tmp_path / "out", layout=layout)
+    again = load(tmp_path / "out")
+    assert again.notes == ()
+    assert again.config.architecture == model.config.architecture
+    for name, tensor in model.tensors.items():
+        if isinstance(tensor, np.ndarray):
+            np.testing.assert_array_equal(again.tensors[name], tensor, err_msg=name)
+        else:
+            half = tensor.scales.astype(np.float16)  # AWQ and compressed-tensors keep 16-bit scales
+            assert np.abs(again.tensors[name].dequantize() - tensor.dequantize()).max() <= 1e-3 * np.abs(half).max() * 8
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    left = config.get("quantization_config", {})
+    routers = [
+        f"{name[: -len('.weight')]}" for name in model.tensors if name.endswith(("e.gate.weight", "router.weight"))
+    ]
+    if layout != "plain":
+        assert set(routers) <= set(left.get("ignore") or left.get("modules_to_not_convert") or ())
+
+
+def test_experts_of_one_array_are_written_as_transformers_reads_them(tmp_path):
+    model = random_model("gpt-oss")
+    checkpoints.write(model, tmp_path / "out", layout="plain")
+    files = open_folder(tmp_path / "out")
+    stacked = files["model.layers.0.mlp.experts.gate_up_proj"]
+    assert stacked.shape == (5, 64, 192)
+    np.testing.assert_array_equal(
+        stacked.float32()[3], model.tensors["model.layers.0.mlp.experts.3.gate_up_proj.weight"].T
+    )
+    assert files["model.layers.1.mlp.experts.down_proj_bias"].shape == (5, 64)
+    quantised = with_scheme(model, "w4a16-g32")
+    checkpoints.write(quantised, tmp_path / "values", layout="plain", dequantize=True, dtype="float32")
+    name = "model.layers.1.mlp.experts.2.down_proj.weight"
+    np.testing.assert_array_equal(load(tmp_path / "values").tensors[name], quantised.tensors[name].dequantize())
 
 
 @pytest.mark.parametrize(
