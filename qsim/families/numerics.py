@@ -28,6 +28,7 @@ class Numerics:
             over these.
         renormalise: whether the shares of the chosen experts are divided by their sum; None reads `norm_topk_prob`.
         gate: `act`: activation(gate) * up; `clamped`: gpt-oss's, see `qsim.models.ops.clamped_swiglu`.
+        activations: names of activations that configs give -> what the class takes them for.
         stacked_experts: files hold the weights of all experts as one (E, K, N) array.
         keys: field of `qsim.models.ModelConfig` -> key of the config that gives it, with the family's default for that
             key where it is absent. Only what is here is read; any other key that changes what is computed is refused.
@@ -44,6 +45,7 @@ class Numerics:
     router: Literal["softmax", "chosen"] = "softmax"
     renormalise: bool | None = True
     gate: Literal["act", "clamped"] = "act"
+    activations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     stacked_experts: bool = False
     keys: Mapping[str, str] = field(default_factory=lambda: KEYS)
     writes: tuple[str, ...] = ()

@@ -203,7 +203,7 @@ class Run:
         assert self.calibration is not None
         assert self.hidden is not None
         recipe, leaders, experts = self.recipe, [g[0] for g in groups], self._experts_of(i)
-        # which tokens an expert sees can differ between the original and the quantised model: no correction there
+        # which tokens reach an expert can differ between the original and the quantised model: no correction there
         stats = {
             g[0]: InputStatistics(
                 self.source.input_size(g[0]), hessian=recipe.hessian,

@@ -133,7 +133,8 @@ def _read_keys(c: Config, numerics: Numerics) -> dict[str, Any]:
         elif name in _FLAGS:
             out[name] = c.flag(key)
         elif name == "hidden_act":
-            out[name] = c.fields.text(key, c.defaults.get(key, "silu"))
+            given = c.fields.text(key, c.defaults.get(key, "silu"))
+            out[name] = numerics.activations.get(given, given)
     return out
 
 
@@ -222,6 +223,7 @@ WRITES: Mapping[str, Callable[[ModelConfig], Any]] = {
     "num_key_value_heads": lambda c: c.num_key_value_heads,
     "head_dim": lambda c: c.head_dim,
     "attention_bias": lambda c: c.attention_bias,
+    "attention_out_bias": lambda c: c.attention_out_bias,
     "mlp_bias": lambda c: c.mlp_bias,
     "use_bias": lambda c: c.attention_bias,
     "sliding_window": lambda c: next(iter(_windows(c)), None),

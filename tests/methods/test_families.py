@@ -16,8 +16,8 @@ from qsim.scheme import QuantizedTensor
 from ..models.small import CONFIGS, random_model
 
 TOKENS = np.random.default_rng(2).integers(0, 96, (3, 32))
-NEW = ["gemma2", "gemma3", "mixtral", "qwen3-moe", "phi3", "olmo2", "granite", "gpt-neox", "gpt-neox-serial",
-       "starcoder2", "gpt-oss"]  # fmt: skip
+NEW = ["gemma", "olmoe", "gemma2", "gemma3", "mixtral", "qwen3-moe", "phi3", "olmo2", "granite", "gpt-neox",
+       "gpt-neox-serial", "starcoder2", "gpt-oss"]  # fmt: skip
 METHODS = [("rtn", "w4a16-g32"), ("gptq", "w4a16-g32"), ("awq", "w4a16-g32"), ("smoothquant", "w8a8-channel-token"),
            ("fp8", "fp8-static")]  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_an_expert_that_no_token_chose_is_rounded_and_recorded(method, scheme):
 
 
 def test_gptaq_corrects_all_layers_but_experts():
-    """Which tokens an expert sees can differ between the original and the quantised model, so inputs have no pairs."""
+    """Which tokens reach an expert can differ between the original and the quantised model, so inputs have no pairs."""
     corrected = quantised("mixtral", "gptq", "w4a16-g32", correction=True)
     told = {r.layer for r in corrected.layers if "correction_strength" in r.settings}
     assert told == {r.layer for r in corrected.layers if ".experts." not in r.layer}

@@ -12,11 +12,12 @@ import pytest
 from qsim import checkpoints
 from qsim.errors import QsimError
 from qsim.families import families, read_config
-from qsim.models import ModelConfig, load, reference, with_outliers, with_scheme
+from qsim.models import AttentionMath, ModelConfig, load, reference, with_outliers, with_scheme
 from qsim.models.config import architectures
 from qsim.models.mlp import Experts
 from qsim.models.stacked import names as stacked_names
 from qsim.safetensors import open_folder
+from qsim.scheme import get_scheme
 
 from .recorded import EVERY, FILE, TOKENS, folder_of, on_disk, tensors_of
 from .small import CONFIGS, random_model, write_folder
@@ -335,3 +336,22 @@ def test_a_block_whose_halves_are_parallel_has_no_halves():
     model = random_model("gpt-neox")
     with pytest.raises(QsimError, match="block 0 has no halves"):
         model.block(0, model.embed(TOKENS), half="mlp")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_16_bit_states_and_fp8_attention_and_caches_pass_every_family(kind):
+    """Each seam changes the logits, and little: 2^-9 for BF16, 2^-4 for FP8, against random weights."""
+    model = random_model(kind)
+    want = model.logits(TOKENS)
+
+    def distance(other):
+        return float(np.sqrt(np.mean((other.logits(TOKENS) - want) ** 2) / np.mean(want**2)))
+
+    assert 1e-5 < distance(model.replace(activation_format="bfloat16")) < 0.1
+    assert 1e-5 < distance(model.replace(attention=AttentionMath(operand_format="float8_e4m3fn"))) < 0.3
+    cached = model.replace(kv_cache=get_scheme("bf16-kvint8").kv_cache)
+    assert 1e-6 < distance(cached) < 0.1
+    cache = cached.new_cache(1)
+    steps = [cached.logits(TOKENS[:9], cache=cache), *(cached.logits(TOKENS[t : t + 1], cache=cache) for t in (9, 10))]
+    # float32 sums in another order can move a key to the next of 255 steps
+    assert np.abs(np.concatenate(steps) - cached.logits(TOKENS)[:11]).max() < 0.05 * np.abs(want).max()

@@ -107,8 +107,8 @@ def test_fold_groups_keep_the_function(kind):
     rng = np.random.default_rng(0)
     found = model.fold_groups(1)
     expected = {"llama": 3, "llama-tied": 4, "opt": 4, "opt-350m": 2, "opt-plain-norms": 1, "mixtral": 2 + 5,
-                "qwen3-moe": 2 + 6, "phi3": 4, "olmo2": 1, "gpt-neox": 2, "gpt-neox-serial": 2, "starcoder2": 2,
-                "gpt-oss": 2}  # fmt: skip
+                "olmoe": 2 + 5, "qwen3-moe": 2 + 6, "phi3": 4, "olmo2": 1, "gpt-neox": 2, "gpt-neox-serial": 2,
+                "starcoder2": 2, "gpt-oss": 2}  # fmt: skip
     assert len(found) == expected.get(kind, 3)
     for source, readers in found:
         factor = np.exp(rng.standard_normal(model.tensors[f"{readers[0]}.weight"].shape[1])).astype(np.float32)

@@ -49,7 +49,12 @@ _SOFT = {
 
 GEMMA = Family(
     name="gemma", model_types=("gemma",), architectures=("GemmaForCausalLM",), shape=_gemma,
-    defaults=sizes(256000, 3072, 24576, 28, 16, 16, head_dim=256, tie_word_embeddings=True),
+    defaults=sizes(256000, 3072, 24576, 28, 16, 16, head_dim=256, tie_word_embeddings=True,
+                   max_position_embeddings=8192, hidden_act="gelu_pytorch_tanh"),
+    tensors=TENSORS,
+    # its first configs say gelu and mean the tanh form, which the class takes
+    numerics=Numerics(norm_offset=1.0, embedding_scale="root", activations={"gelu": "gelu_pytorch_tanh"},
+                      writes=("num_key_value_heads", "head_dim", "attention_bias")),
 )  # fmt: skip
 GEMMA2 = Family(
     name="gemma2", model_types=("gemma2",), architectures=("Gemma2ForCausalLM",), shape=_gemma2,

@@ -120,7 +120,10 @@ ARCEE = Family(
 )  # fmt: skip
 SEED_OSS = Family(
     name="seed_oss", model_types=("seed_oss",), architectures=("SeedOssForCausalLM",), shape=_seed,
-    defaults=sizes(155136, 4096, 27648, 64, 80, 8, head_dim=128, attention_bias=True),
+    defaults=sizes(155136, 4096, 27648, 64, 80, 8, head_dim=128, attention_bias=True,
+                   max_position_embeddings=524288),
+    tensors=TENSORS,
+    numerics=Numerics(writes=("num_key_value_heads", "head_dim", "attention_bias", "attention_out_bias", "mlp_bias")),
 )  # fmt: skip
 CWM = Family(
     name="cwm", model_types=("cwm",), architectures=("CwmForCausalLM",), shape=_cwm,

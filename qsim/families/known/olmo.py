@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from ..blocks import Attention
 from ..config import Config
-from ..family import Family
-from ..numerics import Numerics
+from ..family import Family, MlpTensors
+from ..numerics import KEYS, Numerics
 from ..parts import TENSORS, attention, decoder, experts, mlp, sizes, windowed
 from ..shape import Layer, Shape
 
@@ -59,7 +59,17 @@ OLMO3 = Family(
 )  # fmt: skip
 OLMOE = Family(
     name="olmoe", model_types=("olmoe",), architectures=("OlmoeForCausalLM",), shape=_olmoe, aliases=_COUNTS,
-    defaults=sizes(50304, 2048, 2048, 16, 16, num_experts=64, num_experts_per_tok=8),
+    defaults=sizes(50304, 2048, 2048, 16, 16, num_experts=64, num_experts_per_tok=8, max_position_embeddings=4096,
+                   rms_norm_eps=1e-5),
+    tensors=replace(TENSORS, block=replace(
+        TENSORS.block, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm", mlp=None, router="mlp.gate",
+        expert=MlpTensors(gate="mlp.experts.{e}.gate_proj", up="mlp.experts.{e}.up_proj",
+                          down="mlp.experts.{e}.down_proj"),
+    )),
+    numerics=Numerics(
+        head_norm="all", renormalise=None, keys={**KEYS, "norm_topk_prob": "norm_topk_prob"},
+        writes=("num_key_value_heads", "attention_bias", "num_experts", "num_experts_per_tok"),
+    ),
 )  # fmt: skip
 FLEX_OLMO = Family(
     name="flex_olmo", model_types=("flex_olmo",), architectures=("FlexOlmoForCausalLM",), shape=_olmoe, aliases=_COUNTS,
