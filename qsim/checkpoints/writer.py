@@ -133,7 +133,7 @@ def write(
     job.fused = fused_groups(model.config)
     job.beside = model.path
     tensors = {n: t for n, t in model.tensors.items() if not (values_only and job.drops(n))}
-    if chosen == "plain":
+    if not _is_quantized(chosen):
         tensors = stack_experts(model.config, tensors)
     return _run(job, path, tensors.items(), len(tensors), facts, True, overwrite, shard_bytes, progress,
                 add_files)  # fmt: skip

@@ -2,8 +2,8 @@
 
 On disk, below the experts' module: `gate_up_proj` (E, K, N) with `gate_up_proj_bias` (E, N), or MXFP4 as shipped:
 `gate_up_proj_blocks` uint8 (E, N, K / 32, 16), two codes in each byte, the lower half first, and
-`gate_up_proj_scales` uint8 (E, N, K / 32), E8M0 codes; `down_proj` likewise. In the model expert e has `{e}.gate_up_proj.weight` (N, K) and
-`.bias`.
+`gate_up_proj_scales` uint8 (E, N, K / 32), E8M0 codes; `down_proj` likewise. In the model
+expert e has `{e}.gate_up_proj.weight` (N, K) and `.bias`.
 
 Source: OpenAI's gpt-oss `weights.py`; transformers' `integrations/mxfp4.py`.
 """
