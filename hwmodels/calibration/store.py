@@ -376,7 +376,7 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
     if fitted.borrowed is not None:
         lines += [f'shape_of = "{fitted.borrowed.kernel}"', f"shape_k_scale = {_number(fitted.borrowed.k_scale)}"]
     if isinstance(fitted.surface, Grid):
-        lines += [f"[{head}.surface]", *_grid_lines(fitted.surface, GRID_UNIT[section])]
+        lines += [f"[{head}.surface]", *_grid_lines(fitted.surface)]
     elif fitted.surface is not None:
         lines += [f"[{head}.surface]", *_surface_lines(fitted.surface)]
     if fitted.neighbours is not None:
@@ -404,19 +404,20 @@ def _whole(values: Any) -> str:
     return ", ".join(str(round(1000 * float(v))) for v in values)
 
 
-GRID_UNIT = {"kernels": 0.004, "attention": 0.01}
-"""What the whole numbers of a grid count: far below the noise of a measurement, and most have two digits."""
+GRID_UNIT = 0.01
+"""What the whole numbers of a grid count: a corner is off by half of it at most, far less than a measurement, and most
+have two digits."""
 
 
-def _grid_lines(g: Grid, unit: float) -> list[str]:
+def _grid_lines(g: Grid) -> list[str]:
     """Corner values as whole numbers: with waves in thousandths, a line for each pair of the first two knots; without,
-    in one text of multiples of `unit`, which TOML readers take in at once, a line for each first size."""
+    in one text of multiples of `GRID_UNIT`, which TOML readers take in at once, a line for each first size."""
     if g.waves is None:
         sizes = zip("xab", g.knots, strict=True)
-        rows = np.rint(g.values.reshape(g.values.shape[0], -1) / unit).astype(int).tolist()
+        rows = np.rint(g.values.reshape(g.values.shape[0], -1) / GRID_UNIT).astype(int).tolist()
         return [
             *(f"sizes_{axis} = [{', '.join(f'{2.0**v:.6g}' for v in knots)}]" for axis, knots in sizes),
-            f"unit = {unit}", 'values = """', *(" ".join(map(str, row)) for row in rows), '"""',
+            f"unit = {GRID_UNIT}", 'values = """', *(" ".join(map(str, row)) for row in rows), '"""',
         ]  # fmt: skip
     lines = [f"knots_log2_{axis} = {_row(k)}" for axis, k in enumerate(g.knots)]
     lines += ["values_permille = [", *(f"  {_whole(r)}," for r in g.values.reshape(-1, g.values.shape[2])), "]"]

@@ -25,9 +25,9 @@ EXPANDED = {"head_dim": 192, "value_dim": 128}
 """Latent attention in decode reads 512 + 64 numbers per token; in prefill engines expand them to heads of 128 + 64
 (DeepSeek-V3)."""
 
-LEFT_OUT = ("trtllm12", "trtllm13rc10", "trtllm13rc17")
-"""Older tables: the grouped decode rows of two are faster than memory in places, those of the third disagree with
-themselves by a fifth, and `trtllm13` stands beside all of them."""
+LEFT_OUT = {("B200", "trtllm12"), ("GB300", "trtllm13rc10"), ("GB200", "trtllm13rc17"), ("GB200", "vllm022")}
+"""Older tables that a newer one stands beside: the grouped decode rows of the first and third are faster than memory in
+places, those of the second disagree with themselves by a fifth."""
 
 PREFILL_FIELD = Field(
     parts=(
@@ -52,7 +52,7 @@ DECODE_FIELD = Field(
 def attention_tables(table: Any, which: Table) -> dict[str, Any]:
     """Kernel name -> its rows, for kernels with enough of them."""
     rows = mine(table, which)
-    if which.stack in LEFT_OUT:
+    if (which.device, which.stack) in LEFT_OUT:
         return {}
     rows = rows[~_cached(rows, which.device)]
     wide = (rows.phase == "generation") & (rows.q_heads > WIDE_GROUP * rows.kv_heads) & (which.engine == "trtllm")

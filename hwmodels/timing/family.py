@@ -107,6 +107,10 @@ class AttentionFamily:
         phases: what it offers.
         head_sizes: sizes of a head that were fitted each for itself, as `<name>.<phase>_<size>`; () for one fit of all.
         chosen: whether it is taken where none is asked for.
+        variants: whether it was fitted for each format of the cache, head size and window by itself, as
+            `<name><variant>.<phase>` (see `parameters.attention_variant`).
+        splits_wide: whether decode with many query heads per KV head is another kernel, `<name>.decode_wide`.
+        newer: other names of its newer versions, which are taken where it was not measured.
     """
 
     name: str
@@ -122,5 +126,8 @@ class AttentionFamily:
     phases: tuple[str, ...] = ("prefill", "decode")
     head_sizes: tuple[int, ...] = ()
     chosen: bool = True
+    variants: bool = False
+    splits_wide: bool = False
+    newer: tuple[str, ...] = ()
 
     generation = KernelFamily.generation

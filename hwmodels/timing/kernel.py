@@ -26,11 +26,13 @@ from ..workload.operators import CAUSAL_TILE, Cost, attention_cost, gemm_cost
 from .families import FAMILIES, get_attention, get_family
 from .parameters import (
     attention_parameters,
+    attention_variant,
     calibration_named,
     calibration_of,
     check_fidelity,
     generic,
     kernel_parameters,
+    measured_attention,
     transferred,
 )
 from .peaks import attention_format, format_peak, kernel_peak
@@ -308,12 +310,15 @@ def attention(
         cost = attention_cost(phase, batch=batch, context=seq, q_heads=q, kv_heads=kv, seq=new, **sizes)
         return ideal(cost, peak, device)
     wide = phase == "decode" and bool(np.all(q > WIDE_GROUP * kv))
-    p = attention_parameters(device, phase, kernel, fidelity, wide, head_dim)
-    if shared_kv:
-        p = generic("flash_mla", FLASH_MLA)
-    elif value_dim is not None or (window is not None and phase == "prefill"):
-        p = transferred(p, p.origin or p.kernel)
-    if window is not None and phase == "decode":
+    variant = attention_variant(kv_bytes_per_element, head_dim, window, value_dim, shared_kv)
+    exact = measured_attention(device, phase, kernel, variant, wide) if fidelity == "calibrated" else None
+    p = attention_parameters(device, phase, kernel, fidelity, wide, head_dim) if exact is None else exact
+    if exact is None:
+        if shared_kv:
+            p = generic("flash_mla", FLASH_MLA)
+        elif value_dim is not None or (window is not None and phase == "prefill"):
+            p = transferred(p, p.origin or p.kernel)
+    if window is not None and phase == "decode" and exact is None:
         seq = np.minimum(seq, window)
     heads = q if phase == "prefill" else kv
 
@@ -391,7 +396,9 @@ def launch_gap_s(device: Device) -> float:
 
 
 def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
-    """Ring all-reduce of `traffic_bytes` over `devices`: 5 us + 2(n-1) latencies + 2(n-1)/n bytes / link bandwidth.
+    """All-reduce of `traffic_bytes` over `devices`, by the fastest library measured on the device at each size.
+
+    Where the width was not measured: ring, 5 us + 2(n-1) latencies + 2(n-1)/n bytes / link bandwidth, `transferred`.
 
     Raises:
         ValueError: the device has no link.
@@ -400,6 +407,17 @@ def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
         raise QsimError(f"{device.name} has no link: tensor_parallel must be 1, got {devices}")
     steps = 2 * (devices - 1)
     wire = steps / devices * traffic_bytes / device.link.bandwidth_bytes_per_s
+    own = calibration_of(device)
+    curves = () if own is None else [c for c in own.collectives if c.op == "all_reduce" and c.gpus == devices]
+    if curves:
+        times = np.stack([c(traffic_bytes) for c in curves])
+        fastest = times.argmin(axis=0)
+        time = times.min(axis=0)
+        low, high = (np.array([c.band[side] for c in curves])[fastest] for side in (0, 1))
+        return Estimate(
+            time_s=time, low_s=time * low, high_s=time * high, compute_s=0.0 * time, memory_s=wire, kind="calibrated",
+            origin=f"{device.calibration}.collectives",
+        )  # fmt: skip
     time = 5e-6 + steps * device.link.latency_s + wire
     return Estimate(
         time_s=time, low_s=time * 0.6, high_s=time * 1.6, compute_s=0.0 * time, memory_s=wire, kind="transferred"

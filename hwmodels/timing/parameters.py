@@ -129,6 +129,46 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
     return generic(kernel)
 
 
+def attention_variant(
+    kv_bytes_per_element: Any, head_dim: Any, window: Any, value_dim: Any, shared_kv: bool
+) -> str | None:
+    """How the measured tables name a case of attention: `_kv8` for an FP8 cache with one scale per tensor, `_d64` for
+    heads of 64, `_w128` with a window of 128 tokens, `_mla` for latent attention; "" for a 16-bit cache, heads of 128
+    and no window; None for a case that was not measured."""
+    if any(np.ndim(v) for v in (kv_bytes_per_element, head_dim, window, value_dim)):
+        return None
+    cache = "_kv8" if abs(kv_bytes_per_element - 1.0) < 0.005 else "" if kv_bytes_per_element == 2.0 else None
+    if value_dim not in (None, head_dim):
+        latent = (head_dim, value_dim) == ((576, 512) if shared_kv else (192, 128))
+        heads = "_mla" if latent and window is None else None
+    else:
+        heads = {(128, None): "", (64, None): "_d64", (64, 128): "_d64_w128"}.get((head_dim, window))
+    return None if cache is None or heads is None or (shared_kv and heads != "_mla") else cache + heads
+
+
+def measured_attention(
+    device: Device, phase: str, kernel: str | None, variant: str | None, wide: bool
+) -> Parameters | None:
+    """What was fitted on this very device to just this case of attention; of several engines, where none is asked for,
+    what is known best (the least error on head counts left out of the fit)."""
+    own = calibration_of(device)
+    if own is None or variant is None:
+        return None
+    chosen = [f for f in ATTENTION.values() if f.chosen] if kernel is None else [get_attention(kernel)]
+    chosen += [get_attention(name) for family in chosen for name in family.newer if kernel is not None]
+    found = []
+    for family in chosen:
+        if not family.variants:
+            if variant == "" and not family.head_sizes and f"{family.name}.{phase}" in own.attention:
+                return None  # an older calibration of this kernel, which is looked up by its own rules
+            continue
+        case = variant.removeprefix("_kv8") if family.compute else variant
+        name = f"{family.name}{case}.{phase}{'_wide' if wide and family.splits_wide else ''}"
+        if name in own.attention:
+            found.append(own.attention[name])
+    return min(found, key=lambda p: p.held_out_mape.get("all", np.inf), default=None)
+
+
 def attention_parameters(
     device: Device,
     phase: str,
@@ -160,7 +200,7 @@ def _attention_parameters(
     """Those of the kernels whose names end in `suffix`; `wide` prefers the kernel for many query heads."""
     if kernel is not None:
         _check_attention(device, phase, get_attention(kernel))
-    names = [kernel] if kernel is not None else [name for name, family in ATTENTION.items() if family.chosen]
+    names = [kernel] if kernel is not None else [n for n, f in ATTENTION.items() if f.chosen and not f.variants]
     suffixes = [f"{suffix}_wide", suffix] if wide else [suffix]
     own = calibration_of(device)
     if own is not None and fidelity == "calibrated":

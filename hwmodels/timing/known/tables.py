@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..family import KernelFamily
+from ..family import AttentionFamily, KernelFamily
 from ..schemes import block_weight, fp8, plain, weight_kind
 
 if TYPE_CHECKING:
@@ -68,4 +68,16 @@ FAMILIES = tuple(
     )
     for prefix, engine, version, stack in GENERATIONS
     for kernel, (title, compute, bits, runs, stands_in, like) in _RUNS.items()
+)  # fmt: skip
+
+_FP8 = {"compute": "float8_e4m3fn", "phases": ("prefill",), "chosen": False}
+ATTENTION = tuple(
+    AttentionFamily(
+        name=f"{prefix}{suffix}", title=f"{engine} {version.partition(',')[0]} attention{words}", engine=engine,
+        version=version, year=2026, preference=60, variants=True, splits_wide=engine == "TensorRT-LLM", **how,
+    )
+    for prefix, engine, version, _ in GENERATIONS
+    if prefix in ("trtllm13", "vllm", "sglang", "vllm022")
+    for suffix, words, how in (("", "", {}), ("_fp8", " in FP8", _FP8))
+    if prefix in ("trtllm13", "sglang") or not suffix
 )  # fmt: skip

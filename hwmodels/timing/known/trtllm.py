@@ -62,5 +62,5 @@ FAMILIES = (
 
 ATTENTION = (
     AttentionFamily(name="trtllm", title="TensorRT-LLM attention", engine="TensorRT-LLM", version="1.0 to 1.3",
-                    year=2025, preference=30),
+                    year=2025, preference=30, newer=("trtllm13",)),
 )  # fmt: skip
