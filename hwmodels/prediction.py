@@ -41,7 +41,7 @@ and size (`reports/h200_variation.md`)."""
 COMPOSITION = 0.04
 """Half width of the 80 % band of what composing kernels leaves out: the four products of a layer run in turn, against
 the sum of each alone (`reports/h200_variation.md`)."""
-TRANSFER_CORRELATION = 0.69
+TRANSFER_CORRELATION = 0.75
 """Correlation of the errors of two transferred operators, which share what the other device or stack does better or
 worse: `transfer.shared_error`, each calibrated device predicted from the others (`reports/transfer.md`)."""
 ENGINES = (0.86, 1.28)

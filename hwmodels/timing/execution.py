@@ -14,8 +14,8 @@ from ..workload.footprint import sram_chips
 from ..workload.operators import Operator
 from .families import get_attention, get_family, grouped_family
 from .grouped import grouped
-from .kernel import DATAFLOW, TRANSFER_BAND, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
-from .parameters import calibration_of
+from .kernel import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
+from .parameters import TRANSFER_BAND, calibration_of
 from .peaks import attention_format, format_peak, priced_format, sixteen_bit
 from .profiles import Choice, Profile
 

@@ -25,6 +25,8 @@ from ..device.load import get_device
 from ..workload.operators import CAUSAL_TILE, Cost, attention_cost, gemm_cost
 from .families import FAMILIES, get_attention, get_family
 from .parameters import (
+    LARGE_TRANSFER,
+    TRANSFER_BAND,
     attention_parameters,
     attention_variant,
     calibration_named,
@@ -41,11 +43,6 @@ if TYPE_CHECKING:
     from ..calibration.store import Parameters
     from .family import KernelFamily
 
-TRANSFER_BAND = {True: 0.25, False: 0.40}
-"""Half width of the 80 % band of a transferred estimate: 16-bit kernels, quantised kernels."""
-LARGE_TRANSFER = 1.63
-"""High end of the band of a transferred quantised kernel above M = 256: there the 90 % quantile of each calibrated
-device predicted from the others lies beyond `TRANSFER_BAND` (`reports/transfer.md`)."""
 IDEAL_MISS = 1.85
 """Datasheet rooflines miss measured layers by 26 to 85 %: the high end of an ideal estimate."""
 WIDE_GROUP = 32

@@ -14,7 +14,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from .families import ATTENTION, get_attention, get_family
+from .families import ATTENTION, FAMILIES, get_attention, get_family
 
 if TYPE_CHECKING:
     from ..calibration.store import Calibration, Parameters
@@ -41,7 +41,7 @@ def calibration_of(device: Device) -> Calibration | None:
 
 KIN = (("h100", "h200"), ("b200", "b300", "gb200", "gb300"))
 """Calibrations of chips of one generation: what one was corrected by at a shape holds on the others."""
-NEAR = {"a100": ("h100",), "l40s": ("a100",), "rtx-pro-6000": ("l40s", "b200")}
+NEAR = {"a100": ("h100",), "l40s": ("a100",)}
 """Calibration -> further calibrations that lend to it first; after them come all of `LENDERS`."""
 LENDERS = ("h100", "h200", "a100", "l40s", "b200", "b300", "gb200", "gb300", "rtx-pro-6000")
 
@@ -57,6 +57,37 @@ def _donors(device: Device) -> list[str]:
 def is_kin(device: Device, donor: str) -> bool:
     """Whether a calibration is of a chip of the same generation, or the one that the device file names."""
     return donor == device.transfer_from or any(device.calibration in group and donor in group for group in KIN)
+
+
+ACROSS = ("boards", "generations", "kernels")
+"""What separates parameters from where they are used: the same kernel on a chip of the same generation, the same on
+another generation, or another kernel."""
+
+
+def across(device: Device, kernel: str, origin: str) -> str:
+    """One of `ACROSS` for parameters of `<kernel> on <calibration>`."""
+    name, _, donor = origin.partition(" on ")
+    alike = name == kernel or (get_family(kernel).sixteen_bit and name in FAMILIES and get_family(name).sixteen_bit)
+    return "kernels" if not alike else "boards" if is_kin(device, donor) else "generations"
+
+
+TRANSFER_BANDS = {
+    ("boards", True): {"small": (0.94, 1.04), "medium": (0.92, 1.04), "large": (0.90, 1.13), "all": (0.92, 1.07)},
+    ("boards", False): {"small": (0.80, 1.10), "medium": (0.72, 1.10), "large": (0.86, 1.22), "all": (0.79, 1.13)},
+    ("generations", True): {"small": (0.91, 1.16), "medium": (0.94, 1.19), "large": (0.92, 1.41), "all": (0.92, 1.21)},
+    ("generations", False): {"small": (0.72, 1.39), "medium": (0.70, 1.21), "large": (0.63, 1.59), "all": (0.68, 1.39)},
+    ("kernels", True): {"small": (0.91, 1.16), "medium": (0.94, 1.19), "large": (0.92, 1.41), "all": (0.92, 1.21)},
+    ("kernels", False): {"small": (0.62, 1.20), "medium": (0.67, 1.32), "large": (0.86, 1.76), "all": (0.67, 1.39)},
+}  # fmt: skip
+"""What separates two, whether the kernel is a 16-bit one -> regime -> factors on a transferred time between which 80 %
+of the times lie that each calibrated device's own calibration gives (`reports/transfer.md`)."""
+
+
+TRANSFER_BAND = {True: 0.25, False: 0.40}
+"""Half width of the 80 % band of 16-bit and of quantised kernels where less is known: on a device that no table holds,
+of attention, of another stack or width of weights."""
+LARGE_TRANSFER = 1.63
+"""High end of that band for a quantised kernel above M = 256."""
 
 
 def measured_parameters(device: Device, kernel: str) -> Parameters | None:
@@ -84,6 +115,18 @@ def transferred(found: Parameters, origin: str, *, kin: bool = False) -> Paramet
     if not kin:
         found = replace(found, surface=None, borrowed=None, neighbours=None)
     return replace(found, kind="transferred", band={}, origin=origin)
+
+
+def _lent(device: Device, kernel: str, found: Parameters, name: str, donor: str) -> Parameters:
+    """Parameters of the family `name` on `donor`, for `kernel` on a device, with the band of what separates the two."""
+    origin = f"{name} on {donor}"
+    separate = across(device, kernel, origin)
+    p = transferred(found, origin, kin=separate == "boards")
+    sixteen_bit = get_family(name).sixteen_bit
+    band, half = TRANSFER_BANDS[separate, sixteen_bit], TRANSFER_BAND[sixteen_bit]
+    if calibration_of(device) is None:  # published steps on boards that no table holds lie further away
+        band = {regime: (min(low, 1 - half), max(high, 1 + half)) for regime, (low, high) in band.items()}
+    return replace(p, band=band)
 
 
 def check_fidelity(fidelity: str) -> None:
@@ -114,18 +157,18 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
             if name in own.kernels and family.sixteen_bit:  # the same library under another name
                 return own.kernels[name]
             if name in own.kernels:
-                return transferred(own.kernels[name], f"{name} on {device.calibration}")
+                return _lent(device, kernel, own.kernels[name], name, str(device.calibration))
     for donor in _donors(device):
         table = calibration_named(donor)
         for name in (kernel, *(family.like if family.sixteen_bit else ())):
             found = _fitted(donor, table, name)
             if found is not None:
-                return transferred(found, f"{name} on {donor}", kin=is_kin(device, donor))
+                return _lent(device, kernel, found, name, donor)
     for donor in _donors(device):
         table = calibration_named(donor)
         for name in family.like:
             if table is not None and name in table.kernels:
-                return transferred(table.kernels[name], f"{name} on {donor}")
+                return _lent(device, kernel, table.kernels[name], name, donor)
     return generic(kernel)
 
 

@@ -1,6 +1,6 @@
 """How far efficiencies carry: each calibrated device predicted from the others, and engines beside our kernels.
 
-What this finds sets the bands of transferred predictions (`timing.TRANSFER_BAND`, `timing.LARGE_TRANSFER`,
+What this finds sets the bands of transferred predictions (`timing.parameters.TRANSFER_BANDS`,
 `prediction.TRANSFER_CORRELATION`, `prediction.ENGINES`); `reports/transfer.py` prints it.
 """
 
@@ -17,13 +17,14 @@ from ..calibration.store import REGIMES, load_calibration
 from ..device.load import get_device
 from ..timing.families import FAMILIES, get_family
 from ..timing.kernel import gemm
+from ..timing.parameters import across
 
 if TYPE_CHECKING:
     import pandas as pd
 else:
     pd = LazyModule("pandas")
 
-CALIBRATED = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s")
+CALIBRATED = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200", "b300", "gb200", "gb300", "rtx-pro-6000")
 SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (10240, 8192), (8192, 8192), (57344, 8192),
           (8192, 28672), (12288, 4096), (22016, 4096), (4096, 11008))  # fmt: skip
 """(N, K) of the linear layers of Llama-3-8B, Llama-3-70B and Llama-2-7B."""
@@ -33,12 +34,13 @@ SIZES = {"small": (1, 2, 4, 8, 16), "medium": (32, 64, 128, 256), "large": (512,
 def device_errors() -> pd.DataFrame:
     """Each product kernel of each calibrated device, predicted as if the device had no calibration.
 
-    Left out are grouped products, and the fused kernels of vLLM 2026: they were measured on one device and are of
-    another generation than all that could lend to them, so these tables do not say how far they carry.
+    Left out are grouped products, and the fused humming kernels of vLLM 2026: they were measured on one device and are
+    of another generation than all that could lend to them, so these tables do not say how far they carry.
 
     Returns:
         One row for each device, kernel, regime, (N, K) and M: `ratio` is the time by the device's own calibration over
-        the transferred one, `sixteen_bit` that of the family, `origin` where the parameters come from.
+        the transferred one, `sixteen_bit` that of the family, `origin` where the parameters come from, `across` what
+        separates the two (`timing.parameters.ACROSS`).
     """
     n, k = (np.array(v, dtype=np.float64) for v in zip(*SHAPES, strict=True))
     twins = {family.grouped for family in FAMILIES.values()}
@@ -48,7 +50,7 @@ def device_errors() -> pd.DataFrame:
         table = load_calibration(str(device.calibration))
         assert table is not None
         for kernel in table.kernels:
-            if kernel in twins or get_family(kernel).stacks[:1] == ("vllm-2026",):
+            if kernel in twins or kernel.startswith("humming"):
                 continue
             for regime in REGIMES:
                 m = np.array(SIZES[regime], dtype=np.float64)[:, None]
@@ -56,7 +58,8 @@ def device_errors() -> pd.DataFrame:
                 ratio = np.asarray(own.time_s / other.time_s)
                 parts.append(pd.DataFrame({
                     "device": name, "kernel": kernel, "regime": regime, "sixteen_bit": get_family(kernel).sixteen_bit,
-                    "origin": other.origin, "M": np.broadcast_to(m, ratio.shape).reshape(-1),
+                    "origin": other.origin, "across": across(device, kernel, other.origin),
+                    "M": np.broadcast_to(m, ratio.shape).reshape(-1),
                     "ratio": ratio.reshape(-1),
                 }))  # fmt: skip
     return pd.concat(parts, ignore_index=True)
