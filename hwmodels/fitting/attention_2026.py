@@ -1,9 +1,9 @@
 """Rows of the attention table of 2026: which kernels stand in it, and what they read and multiply.
 
-A kernel is named `<stack><formats><heads>.<phase>`: formats `_kv8` for an FP8 cache with 16-bit products and `_fp8` for
-both in FP8; heads `_d64` for a head size of 64, `_w128` with a window of 128 tokens, `_mla` for latent attention. Phase
-is `prefill`, `decode`, or `decode_wide` for more than 32 query heads per KV head in TensorRT-LLM, where it is another
-kernel.
+A kernel is named `<stack><formats><heads>.<phase>`: formats `_kv8` for an FP8 cache with 16-bit products and `_qkv8`
+for both in FP8; heads `_d64` for a head size of 64, `_w128` with a window of 128 tokens, `_mla` for latent attention.
+Phase is `prefill`, `decode`, or `decode_wide` for more than 32 query heads per KV head in TensorRT-LLM, where it is
+another kernel.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def attention_tables(table: Any, which: Table) -> dict[str, Any]:
     for (phase, attn, kv, head_dim, window, far), part in rows.groupby(
         ["phase", "attn", "kv", "head_dim", "window", wide]
     ):
-        name = which.stack + {("bf16", "fp8"): "_kv8", ("fp8", "fp8"): "_fp8"}.get((attn, kv), "")
+        name = which.stack + {("bf16", "fp8"): "_kv8", ("fp8", "fp8"): "_qkv8"}.get((attn, kv), "")
         name += "_mla" if phase.endswith("_mla") else "_d64" if head_dim == 64 else ""
         name += f"_w{window}" if window else ""
         name += ".prefill" if phase.startswith("context") else ".decode_wide" if far else ".decode"

@@ -21,8 +21,8 @@ def collectives(table: Any, device: str) -> list[Collective]:
     rows = table[(table.device == device) & table.library.isin(LIBRARIES)]
     out = []
     for (library, op), part in rows.groupby(["library", "op"]):
-        newest = max(part.version.unique(), key=_order)
-        for gpus, mine in part[part.version == newest].groupby("gpus"):
+        version = max(part.version.unique(), key=_order)
+        for gpus, mine in part[part.version == version].groupby("gpus"):
             times = mine.groupby("message_bytes").latency_s.median()
             size, time = times.index.to_numpy(dtype=np.float64), times.to_numpy(dtype=np.float64)
             left_out = np.array([_at(np.delete(size, i), np.delete(time, i), size[i]) for i in range(1, len(size) - 1)])
@@ -30,11 +30,18 @@ def collectives(table: Any, device: str) -> list[Collective]:
             low, high = np.quantile(ratio, [0.1, 0.9])
             out.append(
                 Collective(
-                    library=library, version=newest, op=op, gpus=int(gpus), message_bytes=size, time_s=smooth(time),
+                    library=library, version=version, op=op, gpus=int(gpus), message_bytes=size, time_s=smooth(time),
                     held_out_mape=float(np.abs(1 / ratio - 1).mean()), band=(min(1.0, low), max(1.0, high)),
                 )
             )  # fmt: skip
     return out
+
+
+def newest(table: Any) -> Any:
+    """The rows of the newest version of every library on every device."""
+    rows = table[table.library.isin(LIBRARIES)]
+    versions = rows.groupby(["device", "library", "op"]).version.transform(lambda v: max(v.unique(), key=_order))
+    return rows[rows.version == versions]
 
 
 def smooth(time: Array) -> Array:

@@ -42,7 +42,9 @@ def test_nothing_beats_the_speed_of_light(device: str, kernel: str) -> None:
 def test_fidelity_is_tagged() -> None:
     assert gemm("h200", 1, 4096, 4096, "tinygemm_int4").kind == "calibrated"
     assert gemm("h100", 1, 4096, 4096, "tinygemm_int4").kind == "transferred"
-    assert gemm("b200", 1, 4096, 4096).kind == "transferred"
+    assert gemm("mi300x", 1, 4096, 4096).kind == "transferred"
+    assert gemm("b200", 1, 4096, 4096).kind == "calibrated"
+    assert gemm("b200", 1, 4096, 4096, "cublas_fp8").kind == "transferred"
     assert gemm("h200", 1, 4096, 4096, fidelity="ideal").kind == "ideal"
     assert gemm("h200", 1, 4096, 4096, fidelity="transferred").kind == "transferred"
     assert "h100" in kernel_parameters(hwmodels.get_device("h200"), "cublas_bf16", "transferred").origin

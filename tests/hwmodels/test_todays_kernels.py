@@ -163,13 +163,15 @@ def test_every_stack_that_a_family_names_can_be_asked_for() -> None:
     assert kernels == {
         "best": "humming_w4a16_g128", "vllm-2026": "humming_w4a16_g128", "pytorch-2.11": "tinygemm_int4",
         "trtllm-1.x": "trtllm_int4_wo", "marlin-2024": "marlin_int4",
+        "sglang-2026": "humming_w4a16_g128",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("device", "scheme", "stack", "able"),
     [("h200", "w3a16-g128", "vllm-2026", True), ("h200", "nf4-g64", "pytorch-2.11", False),
-     ("mi300x", "w4a16-g128", "trtllm-1.x", False), ("h200", "fp8-block128", "vllm-2026", True)],
+     ("mi300x", "w4a16-g128", "trtllm-1.x", False), ("h200", "fp8-block128", "vllm-2026", True),
+     ("h200", "w8a8", "sglang-2026", False)],
 )  # fmt: skip
 def test_a_stack_without_a_kernel_is_refused_when_strict_and_else_noted(
     device: str, scheme: str, stack: str, able: bool

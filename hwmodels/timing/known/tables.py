@@ -63,7 +63,8 @@ FAMILIES = tuple(
     KernelFamily(
         name=f"{prefix}_{kernel}", title=f"{title} in {engine} {version.partition(',')[0]}", compute=compute,
         weight_bits=bits, activation_bytes=2.0, engine=engine, version=version, year=2026, stacks=(stack,),
-        includes_quantize=kernel != "bf16", sixteen_bit=kernel == "bf16", runs=runs, stands_in=stands_in, like=like,
+        includes_quantize=kernel != "bf16", sixteen_bit=kernel == "bf16", runs=runs, stands_in=stands_in,
+        like=tuple(name for name in like if name != f"{prefix}_{kernel}"),
         preference=(61 if prefix in _OLD else 60), grouped="torch_grouped_bf16" if kernel == "bf16" else "",
     )
     for prefix, engine, version, stack in GENERATIONS
@@ -78,6 +79,6 @@ ATTENTION = tuple(
     )
     for prefix, engine, version, _ in GENERATIONS
     if prefix in ("trtllm13", "vllm", "sglang", "vllm022")
-    for suffix, words, how in (("", "", {}), ("_fp8", " in FP8", _FP8))
+    for suffix, words, how in (("", "", {}), ("_qkv8", " in FP8", _FP8))
     if prefix in ("trtllm13", "sglang") or not suffix
 )  # fmt: skip
