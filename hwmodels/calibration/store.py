@@ -195,9 +195,15 @@ def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
     if table is None:
         return None
     if "sizes_x" in table:
-        knots = tuple(np.log2(np.array(table[f"sizes_{axis}"], dtype=np.float64)) for axis in "xab")
-        values = np.array(table["values"].split(), dtype=np.float64) * table["unit"]
-        return Grid(knots=knots, values=values.reshape([len(k) for k in knots]))  # type: ignore[arg-type]
+        try:
+            knots = tuple(np.log2(np.array(table[f"sizes_{axis}"], dtype=np.float64)) for axis in "xab")
+            values = np.array(table["values"].split(), dtype=np.float64) * table["unit"]
+            return Grid(knots=knots, values=values.reshape([len(k) for k in knots]))  # type: ignore[arg-type]
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise QsimError(
+                "a surface with sizes_x must have sizes_a, sizes_b, unit, and in values as many whole numbers as the "
+                f"sizes span, as hwmodels.fit writes them: {error}"
+            ) from error
     if "values_permille" in table:
         knots = tuple(np.array(table[f"knots_log2_{axis}"], dtype=np.float64) for axis in range(3))
         return Grid(

@@ -1,7 +1,8 @@
 """Building the shipped calibrations from measured tables.
 
 `python -m hwmodels.fitting.build [DATA]` rewrites `h200.pytorch.toml` and `<device>.grouped.toml` from our own
-measurements and, with a data folder, the `<device>.trtllm.toml` of the published tables. Attention kernels are named
+measurements and, with a data folder, the `<device>.trtllm.toml` of the published tables and all files of the tables of
+2026 (`hwmodels.fitting.build_2026`: about half an hour on one core). Attention kernels are named
 `<kernel>.<phase>`; decode with more than 32 query heads to a KV head runs another kernel in TensorRT-LLM,
 `<kernel>.decode_wide`.
 """
@@ -24,6 +25,7 @@ from ..checks import check_count
 from ..device.load import get_device
 from ..timing.families import get_family
 from . import sources
+from .build_2026 import build_2026
 from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
 from .flash import CITATION, flash_attention
 from .fp8_attention import fp8_attention
@@ -232,6 +234,7 @@ def build(folder: Path, data: Path | None = None) -> list[Path]:
                 table_attention(attention, device),
             )
         load_calibration.cache_clear()
+        written += build_2026(folder, data)
     written += [*build_grouped(folder), build_humming(folder), build_fp8_attention(folder)]
     written.append(folder / "h200.pytorch.toml")
     _write(

@@ -123,12 +123,31 @@ def test_wrong_families_are_refused(call, says: str) -> None:  # type: ignore[no
         call()
 
 
-def test_a_file_that_is_no_fit_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "fit.toml"
-    for text, says in (
-        ("[kernels.mine]\np = 2\n", "kernel mine has no t0_us"), ("kernels = 3", "kernels must be a table"),
+SURFACE = """[kernels.mine]
+t0_us = 1.0
+eta_compute = 1.0
+eta_memory = 1.0
+p = 2.0
+[kernels.mine.surface]
+sizes_x = [1, 2]
+sizes_a = [1, 2]
+sizes_b = [1, 2]
+unit = 0.01
+values = "1 2 3"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[kernels.mine]\np = 2\n", "kernel mine has no t0_us"),
+        ("kernels = 3", "kernels must be a table"),
         ("", "has no fitted kernel"),
-    ):  # fmt: skip
-        path.write_text(text)
-        with pytest.raises(QsimError, match=says):
-            hwmodels.read_parameters(path)
+        (SURFACE, "as many whole numbers as the sizes span"),
+    ],
+)
+def test_a_file_that_is_no_fit_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "fit.toml"
+    path.write_text(text)
+    with pytest.raises(QsimError, match=says):
+        hwmodels.read_parameters(path)
