@@ -56,7 +56,7 @@ class Field:
     def covariance(self, one: Array, other: Array) -> Array:
         """(n, m) covariance of the field at (3, n) and (3, m) coordinates; float32, as the noise of a measurement is
         far above what that rounds off."""
-        total = np.zeros((one.shape[1], other.shape[1]), dtype=np.float32)
+        total: Any = np.zeros((one.shape[1], other.shape[1]), dtype=np.float32)
         for part in self.parts:
             away = np.zeros_like(total)
             for name, reach in part.reach.items():

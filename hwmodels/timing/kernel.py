@@ -334,6 +334,13 @@ def attention(
 
     new = None if new is None else np.asarray(new, dtype=np.float64)
     found = at(batch, seq, q, kv, heads, new)
+    if p.kind == "calibrated" and exact is None and variant != "" and not (family and family.head_sizes):
+        half = TRANSFER_BAND[True]  # fitted on heads of 128 and a 16-bit cache, without a window
+        return replace(
+            found, kind="transferred", origin=f"{p.origin}, another case",
+            low_s=np.minimum(found.low_s, found.time_s * (1 - half)),
+            high_s=np.maximum(found.high_s, found.time_s * (1 + half)),
+        )  # fmt: skip
     if p.kind != "transferred" or not isinstance(p.surface, Grid):
         return found
     # on another device the fall from one measured batch to the next is not known either: as for the context
