@@ -21,6 +21,7 @@ from ..prediction import predict
 from ..workload.architecture import Architecture, from_table
 from ..workload.table import shipped_table
 from . import kernels
+from .tables_2026 import table_errors, transfer_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,6 +120,7 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
     g, p, signs = _steps()
     groups += g
     points += p
+    groups += [Group(**entry) for entry in (*table_errors(), *(transfer_errors() if layers else ()))]
     published: list[Any] = []
     ratios: list[Any] = []
     if data is not None:

@@ -157,6 +157,12 @@ def test_own_measurements_need_no_other_folder(monkeypatch: pytest.MonkeyPatch) 
         assert group.coverage is not None
         assert 0.75 <= group.coverage <= 0.85
     assert not result.published
+    other = [g for g in result.groups if g.section == "Each calibrated device predicted from the others"]
+    assert len(other) == 9
+    assert all(g.passed for g in other)
+    tables = [g for g in result.groups if "of 2026" in g.section]
+    assert len({g.name.split()[0] for g in tables}) == 9
+    assert all(g.passed for g in tables if g.section.startswith("Collectives"))
 
 
 def test_held_out_errors_of_the_older_tables_meet_the_required_figures() -> None:

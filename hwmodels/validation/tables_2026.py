@@ -1,0 +1,88 @@
+"""Errors of what was fitted to the measured tables of 2026, as the calibration files say them: they were found at the
+fit, on shapes left out of it, and need no table to print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..calibration.store import Calibration, Parameters, load_calibration
+from ..device.load import get_device
+from ..timing.parameters import TRANSFER_BANDS
+from .transfer import CALIBRATED, device_errors
+
+PRODUCTS = {"bf16": 5.0, "fp8": 5.0, "fp8_static": 5.0, "fp8_block": 5.0, "nvfp4": 8.0}
+"""Kernel -> required mean error in percent."""
+ATTENTION = {"prefill": 6.0, "decode": 8.0}
+COLLECTIVES = 10.0
+TRANSFER = 15.0
+
+
+def _calibrations() -> Iterator[tuple[str, Calibration]]:
+    for name in CALIBRATED:
+        table = load_calibration(str(get_device(name).calibration))
+        assert table is not None
+        yield name, table
+
+
+def _of_2026(table: Calibration, found: Parameters) -> bool:
+    return any(p["file"] == found.origin and p.get("year") == 2026 and "engine" in p for p in table.provenance)
+
+
+def table_errors() -> list[dict[str, Any]]:
+    """Fields of `validate.Group`: a line for every product kernel, and for every phase of attention and library of
+    collectives of a device.
+
+    Attention is taken together over an engine's head sizes, caches and windows, weighed by rows; latent attention and
+    many query heads per KV head stand apart, without a required figure.
+    """
+    out: list[dict[str, Any]] = []
+    for device, table in _calibrations():
+        for name, p in table.kernels.items():
+            if _of_2026(table, p):
+                kernel = name.partition("_")[2]
+                out.append(
+                    {"section": "Products of 2026, shapes (N, K) left out by hash", "name": f"{device} {name}",
+                          "rows": p.rows, "mape": 100 * p.held_out_mape["all"], "required": PRODUCTS[kernel],
+                          "detail": {k: 100 * v for k, v in p.held_out_mape.items()}}
+                )  # fmt: skip
+    for device, table in _calibrations():
+        parts: dict[tuple[str, str, str], list[Parameters]] = {}
+        for name, p in table.attention.items():
+            if _of_2026(table, p):
+                case, _, phase = name.partition(".")
+                kind = " latent" if "_mla" in case else ""
+                parts.setdefault((case.partition("_")[0], phase, kind), []).append(p)
+        for (stack, phase, kind), found in parts.items():
+            rows = sum(p.rows for p in found)
+            error = sum(p.rows * p.held_out_mape["all"] for p in found) / rows
+            out.append(
+                {"section": "Attention of 2026, head counts left out by hash",
+                 "name": f"{device} {stack}{kind} {phase}",
+                      "rows": rows, "mape": 100 * error, "required": None if kind else ATTENTION.get(phase)}
+            )  # fmt: skip
+    for device, table in _calibrations():
+        for library in dict.fromkeys(c.library for c in table.collectives):
+            curves = [c for c in table.collectives if c.library == library]
+            out.append(
+                {"section": "Collectives of 2026, every size left out in turn", "name": f"{device} {library}",
+                      "rows": sum(len(c.message_bytes) for c in curves), "required": COLLECTIVES,
+                      "mape": 100 * float(np.mean([c.held_out_mape for c in curves]))}
+            )  # fmt: skip
+    return out
+
+
+def transfer_errors() -> list[dict[str, Any]]:
+    """Fields of `validate.Group`: each calibrated device predicted from the others, with the median error and the share
+    of times inside the band in use."""
+    errors = device_errors()
+    limits = np.array([TRANSFER_BANDS[row.across, row.sixteen_bit][row.regime] for row in errors.itertuples()])
+    inside = (errors.ratio >= limits[:, 0]) & (errors.ratio <= limits[:, 1])
+    return [
+        {"section": "Each calibrated device predicted from the others", "name": str(device), "rows": len(mine),
+             "mape": 100 * float(np.median(np.abs(mine.ratio - 1))), "required": TRANSFER,
+             "coverage": float(inside[mine.index].mean()), "statistic": "median error"}
+        for device, mine in errors.groupby("device")
+    ]  # fmt: skip
