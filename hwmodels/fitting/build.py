@@ -29,9 +29,10 @@ from .build_2026 import build_2026
 from .fit import Rows, Settings, bands, fit_and_judge, fit_parameters, gemm_rows, judge, predict_rows
 from .flash import CITATION, flash_attention
 from .fp8_attention import fp8_attention
-from .humming import humming_kernels, quantizer
+from .humming import RECORDINGS, humming_kernels, quantizer
 from .marlin import CITATION as CITATION_MARLIN
 from .marlin import marlin_kernel
+from .plausible import check_plausible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +175,7 @@ def build_grouped(folder: Path) -> list[Path]:
 def build_humming(folder: Path) -> Path:
     """Write the calibration of the humming families into `folder`."""
     provenance = _provenance(
-        source="hwmodels/measurements: humming.csv, gemm_fused.csv, gemm_zero_points.csv",
+        source=f"hwmodels/measurements: {', '.join(f'{name}.csv' for name in RECORDINGS)}",
         held_out="every layer left out in turn",
         stack="humming-kernels 0.1.20, PyTorch 2.11.0, CUDA 13.0, CUDA graphs",
     )  # fmt: skip
@@ -287,9 +288,8 @@ def fit(
     """Fit kernel parameters to a CSV of measured products.
 
     Arguments:
-        csv: columns `kernel` (a family of `hwmodels.timing.families`, or `fmt`/`kernel` as in our tables), `m, n, k`
-            (any case)
-            and `latency_s` or `median_s`.
+        csv: columns `kernel` (a family of `hwmodels.kernel_families`, or `fmt`/`kernel` as in our tables), `m, n, k`
+            (any case) and `latency_s` or `median_s`.
         device: the device it was measured on; its peaks set the scale.
         out: TOML to write; the device's `calibration` may name it.
 
@@ -297,7 +297,8 @@ def fit(
         kernel family -> parameters with held-out errors (folds over (N, K)) and bands.
 
     Raises:
-        ValueError: missing columns, unknown kernels, times that are not positive, or too few rows.
+        ValueError: missing columns, unknown kernels, times that are not positive, too few rows, or a row that cannot be
+            right (`plausible.check_plausible`).
     """
     check_count(folds=folds)
     if folds < 2:
@@ -312,6 +313,7 @@ def fit(
         if len(mine) < 10:
             raise QsimError(f"{csv}: kernel {label!r} has {len(mine)} rows; a fit needs at least 10")
         rows = gemm_rows(value, family, mine.m, mine.n, mine.k, mine.latency_s)
+        check_plausible(csv, value, mine, rows)
         shapes = len(np.unique(rows.shape))
         settings = Settings(ridge=(1.0,) if shapes >= 4 else (), folds=min(folds, shapes), tau=shapes >= 4)
         if shapes < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -199,3 +200,36 @@ def test_a_calibration_of_ones_own_that_is_wrong_is_one_sentence(tmp_path: Path,
     with pytest.raises(QsimError, match=says) as error:
         load_calibration(str(path))
     assert "\n" not in str(error.value)
+
+
+def _table(change: dict[int, tuple[float, float] | None]) -> str:
+    """Twelve measured products of cuBLAS; a row's time is scaled and shifted, or None for a copy of the first row."""
+    lines = ["kernel,m,n,k,latency_s"]
+    for i, m in enumerate((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)):
+        time_s = 6e-6 + max(2 * m * 4096 * 4096 / 7e14, 2 * 4096 * 4096 / 4.4e12)
+        how = change.get(i, (1.0, 0.0))
+        lines.append(lines[1] if how is None else f"cublas_bf16,{m},4096,4096,{time_s * how[0] + how[1]:.9g}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({4: None}, "row 5 repeats row 1, time included, and would count twice"),
+        (dict.fromkeys(range(12), (1e3, 0.0)), "row 1: 0.0136 s is more than 300 times the 6.99e-06 s"),
+        ({7: (1e6, 0.0)}, "row 8: 13.6 s is more than 300 times .* are times in seconds"),
+        ({2: (0.0, 1e-6)}, "row 3: 1e-06 s is less than the 7e-06 s that h200 needs for the bytes at their peak"),
+        ({11: (0.0, 3e-5)}, "row 12: 3e-05 s is less than the 6.95e-05 s that h200 needs for the operations"),
+    ],
+)
+def test_rows_that_cannot_be_right_are_named_with_the_rule(tmp_path: Path, change: Any, says: str) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(_table(change))
+    with pytest.raises(QsimError, match=says):
+        build.fit(path, "h200")
+
+
+def test_repeated_measurements_with_times_of_their_own_are_fitted(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(_table({}) + "cublas_bf16,1,4096,4096,0.0000131\n")
+    assert build.fit(path, "h200")["cublas_bf16"].rows == 13
