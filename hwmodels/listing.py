@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from qsim.errors import QsimError
 from qsim.scheme import list_schemes
@@ -62,8 +63,10 @@ def kernel_families(device: str | Path | Device | None = None) -> Table[KernelFa
         QsimError: an unknown device.
     """
     chip = None if device is None else get_device(device)
-    rows, values = [], []
-    for family in (*FAMILIES.values(), *ATTENTION.values()):
+    rows: list[tuple[Any, ...]] = []
+    values: list[KernelFamily | AttentionFamily] = []
+    everything: list[KernelFamily | AttentionFamily] = [*FAMILIES.values(), *ATTENTION.values()]
+    for family in everything:
         used = None if chip is None else _used(chip, family)
         if chip is not None and used is None:
             continue

@@ -18,10 +18,13 @@ from qsim.errors import QsimError
 from qsim.lazy import LazyModule
 from qsim.notes import Note
 from qsim.scheme import Scheme, get_scheme
+from qsim.tables import Table
 
 from .checks import check_count, check_steps
 from .device.device import Device
 from .device.load import get_device
+from .evidence import Point
+from .evidence import evidence as nearest_measured
 from .timing.execution import OperatorTime, Runner
 from .timing.families import get_family
 from .timing.kernel import IDEAL_MISS
@@ -108,6 +111,14 @@ class Prediction:
                 "context, or tabulate many with hwmodels.sweep"
             )
         return pd.DataFrame(operator_rows(self))
+
+    def evidence(self, operator: str, count: int = 5) -> Table[Point]:
+        """The measured products nearest to an operator; see `hwmodels.evidence`.
+
+        Raises:
+            QsimError: arrays of batches or contexts, or an operator that is no matrix product of the step.
+        """
+        return nearest_measured(self.operators, operator, count)
 
     @property
     def fits(self) -> Any:

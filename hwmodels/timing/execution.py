@@ -35,6 +35,7 @@ class OperatorTime:
     Attributes:
         kernel, generation: the family that is timed, and its engine, version and year; where the fastest of several was
             taken at each of many sizes, all of them, joined by " or ".
+        shape: M, N and K of one call of a matrix product that is not grouped, else None.
         formats: what is multiplied: operand formats as in a device file, or `vector`; empty where nothing is.
         peak_flop_per_s: rate that no run of this operator beats. Where several formats are multiplied it is the rate of
             their mix: all operations over the sum of each format's operations at its own peak. 0 without a product.
@@ -54,6 +55,7 @@ class OperatorTime:
     fidelity: str
     kernel: str = ""
     generation: str = ""
+    shape: tuple[Any, float, float] | None = None
     formats: tuple[str, ...] = ()
     peak_flop_per_s: float = 0.0
     bandwidth_bytes_per_s: float = 0.0
@@ -219,6 +221,7 @@ class Runner:
             high_s=high * op.calls, flop=op.cost.flop * op.calls, traffic_bytes=op.cost.traffic_bytes * op.calls,
             compute_s=est.compute_s * op.calls, memory_s=est.memory_s * op.calls, fidelity=est.kind,
             kernel=" or ".join(families), generation=self._generation(op, families),
+            shape=(op.m, op.n, op.k) if op.kind == "gemm" and op.groups is None else None,
             formats=() if fmt is None else (fmt,),
             peak_flop_per_s=0.0 if fmt is None else format_peak(self.device, fmt),
             bandwidth_bytes_per_s=self.device.memory.bandwidth_bytes_per_s,
@@ -234,11 +237,11 @@ class Runner:
         if op.head:
             return sixteen_bit(self.device)
         kernels = {self.choice.kernel: self.choice.compute, **dict(self.choice.others)}
-        named = [
+        formats = [
             priced_format(self.device, get_family(name), kernels.get(name, self.choice.compute), self.fidelity)
             for name in families
         ]
-        return max(named, key=lambda name: format_peak(self.device, name))
+        return max(formats, key=lambda name: format_peak(self.device, name))
 
     def _families(self, op: Operator) -> tuple[str, ...]:
         if op.kind == "gemm":
@@ -246,8 +249,8 @@ class Runner:
         return (self.attention_kernel,) if op.kind == "attention" and self.attention_kernel else ()
 
     def _generation(self, op: Operator, families: Sequence[str]) -> str:
-        known = get_attention if op.kind == "attention" else get_family
-        return " or ".join(dict.fromkeys(known(name).generation for name in families))
+        known = [get_attention(name) if op.kind == "attention" else get_family(name) for name in families]
+        return " or ".join(dict.fromkeys(family.generation for family in known))
 
     def fused(self, ops: Sequence[Operator]) -> list[OperatorTime]:
         """Dataflow: a layer is one kernel. Weights and cache move, activations stay; overhead is per layer.

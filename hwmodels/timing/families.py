@@ -41,9 +41,14 @@ class Families(Mapping[str, _F]):
         return len(self._families)
 
     def put(self, family: _F) -> None:
-        ordered = sorted([*(f for f in self._families.values() if f.name != family.name), family],
-                         key=lambda f: f.preference)  # fmt: skip
-        self._families = {f.name: f for f in ordered}
+        together: list[_F] = [f for f in self._families.values() if f.name != family.name]
+        together.append(family)
+        together.sort(key=_preference)
+        self._families = {f.name: f for f in together}
+
+
+def _preference(family: KernelFamily | AttentionFamily) -> int:
+    return family.preference
 
 
 class Registry:

@@ -46,6 +46,8 @@ class KernelFamily:
             is not chosen.
         formats: for a device and a scheme, the format it multiplies in there, None where it cannot; without it, its
             own `compute` where the device has that peak.
+        campaign: the measurements that its times are of. `best` compares times of one campaign only, as those of two
+            differ by more than kernels do; "" for one that is compared with no other.
         preference: among families that run a scheme, lower first.
         fallback: what stands for a scheme where nothing is calibrated: the candidate with the highest number.
         grouped: family of the kernel that multiplies the experts of a mixture in one call, "" for none.
@@ -73,6 +75,7 @@ class KernelFamily:
     stands_in: Callable[[Scheme], str] | None = None
     fits: Callable[[Scheme], bool] | None = None
     formats: Callable[[Device, Scheme], str | None] | None = None
+    campaign: str = ""
     preference: int = 50
     fallback: int = 0
     grouped: str = ""
@@ -86,7 +89,7 @@ class KernelFamily:
     @property
     def generation(self) -> str:
         """Engine, version and year, in one text."""
-        return f"{self.engine} {self.version}".strip() + (f" ({self.year})" if self.year else "")
+        return _generation(self.engine, self.version, self.year)
 
     @property
     def quantizes_activation(self) -> bool:
@@ -130,4 +133,11 @@ class AttentionFamily:
     splits_wide: bool = False
     newer: tuple[str, ...] = ()
 
-    generation = KernelFamily.generation
+    @property
+    def generation(self) -> str:
+        """Engine, version and year, in one text."""
+        return _generation(self.engine, self.version, self.year)
+
+
+def _generation(engine: str, version: str, year: int | None) -> str:
+    return f"{engine} {version}".strip() + (f" ({year})" if year else "")

@@ -19,7 +19,6 @@ from .schemes import missing_product
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
-    from ..calibration.store import Parameters
     from ..device.device import Device
 
 
@@ -233,31 +232,21 @@ def _preferred(device: Device, scheme: Scheme, stack: str | None, able: Sequence
     fitting = [one for one in able if one[0].fits is None or one[0].fits(scheme)]
     exact = [one for one in fitting if not _stands_in(scheme, one[0])]
     for candidates in (exact, fitting, able):
-        measured = [(one, p) for one in candidates if (p := measured_parameters(device, one[0].name)) is not None]
+        measured = [one for one in candidates if measured_parameters(device, one[0].name) is not None]
         if measured:
-            (first, of_first), *rest = measured
-            return [first, *(one for one, p in rest if _comparable(scheme, first[0], one[0], of_first, p))]
+            first, *rest = measured
+            return [first, *(one for one in rest if _comparable(scheme, first[0], one[0]))]
     return [max(able, key=lambda one: one[0].fallback)]
 
 
-def _comparable(
-    scheme: Scheme, one: KernelFamily, other: KernelFamily, of_one: Parameters, of_other: Parameters
-) -> bool:
+def _comparable(scheme: Scheme, one: KernelFamily, other: KernelFamily) -> bool:
     same_library = one.sixteen_bit and other.sixteen_bit
     alike = (one.output_bytes, one.activation_bytes, one.includes_quantize) == (
         other.output_bytes, other.activation_bytes, other.includes_quantize
     )  # fmt: skip
     measured = all(not _stands_in(scheme, family) for family in (one, other))
-    return alike and measured and not same_library and _campaign(of_one) == _campaign(of_other)
-
-
-def _campaign(parameters: Parameters) -> str:
-    """Which measurements parameters were fitted on: our own, or those of a table."""
-    stack = parameters.origin.rpartition(".")[2]
-    return "own" if stack in OWN_CAMPAIGN else stack
-
-
-OWN_CAMPAIGN = ("pytorch", "grouped", "humming")
+    together = bool(one.campaign) and one.campaign == other.campaign
+    return alike and measured and together and not same_library
 
 
 def _choice(scheme: Scheme, families: Sequence[Able]) -> Choice:

@@ -63,6 +63,7 @@ _COLUMNS = (
     help="Kernel family of the linear layers, instead of the stack's choice; see qsim devices DEVICE --kernels.",
 )
 @click.option("--attention", metavar="NAME", help="Attention kernel; qsim devices DEVICE --kernels lists them.")
+@click.option("--explain", metavar="OPERATOR", help="The measured products nearest to a matrix product of the table.")
 @click.option("--baseline", metavar="SCHEME", help="Speed-up over this scheme, with its band.")
 @how_options
 @set_option
@@ -78,6 +79,7 @@ def predict(
     new_tokens: int,
     kernel: str | None,
     attention: str | None,
+    explain: str | None,
     baseline: str | None,
     plot: Path | None,
     overrides: tuple[str, ...],
@@ -104,7 +106,7 @@ def predict(
         raise QsimError(f"--new-tokens counts with --phase request only: got --phase {phase}")
     (chip,) = chosen_devices([device], overrides)
     if phase == "request":
-        unused = {"--plot": plot, "--baseline": baseline}
+        unused = {"--plot": plot, "--baseline": baseline, "--explain": explain}
         for name in (n for n, given in unused.items() if given is not None):
             raise QsimError(f"{name} is for one step: --phase request does not take it")
         _request(hwmodels.predict_request(
@@ -127,7 +129,23 @@ def predict(
         parts = {str(r["operator"]): [float(r["time_s"])] for r in rows}
         title = f"{p.architecture.name}, {phase}, batch {batch}"
         draw(breakdown_figure(title, [f"{p.device.name} {scheme}"], parts), plot)
+    if explain is not None:
+        from hwmodels.evidence import basis
+
+        found, rests = p.evidence(explain), basis(p.device, p.operators, explain)
+        points = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+        deliver(form, points, lambda: _explain(explain, rests, points), whole={"basis": rests, "points": points})
+        return
     deliver(form, rows, lambda: _print(head, rows), whole={**head, "operators": rows})
+
+
+def _explain(operator: str, rests: str, points: list[dict[str, Any]]) -> None:
+    click.echo(f"{operator}: {rests}")
+    if points:
+        click.echo()
+        print_table([Column(name, name, left=name in ("device", "family")) for name in points[0]], points, names=2)
+    else:
+        click.echo("The recordings that ship hold no product of this family.")
 
 
 def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -247,3 +247,37 @@ def test_the_command_line_takes_a_stack_and_shows_generations() -> None:
         rows = json.loads(result.output)["operators"]
         shown[stack] = next(row["generation"] for row in rows if row["operator"] == "gate_up")
     assert shown == {"vllm-2026": "vLLM/humming 0.1.20 (2026)", "pytorch-2.11": "PyTorch 2.11 (2026)"}
+
+
+def test_the_evidence_behind_a_product_is_the_nearest_recorded_ones() -> None:
+    p = hwmodels.predict("h200", "llama-3-8b", "w4a16-g128-sym", batch=60, context=1024)
+    found = p.evidence("gate_up", 4)
+    sizes = [(point.m, point.n, point.k) for point in found]
+    assert sizes[0] == (64, 28672, 4096)  # the layer itself, at the nearest M
+    assert [p.octaves for p in found] == sorted(p.octaves for p in found)
+    assert found[0].octaves == pytest.approx(np.log2(64 / 60))
+    recorded = humming.recorded("w4a16_g128").set_index(["M", "N", "K"]).median_s
+    for point in found:
+        assert point.measured_s == recorded[point.m, point.n, point.k]
+        law_s = hwmodels.gemm_time("h200", point.m, point.n, point.k, kernel="humming_w4a16_g128")
+        assert point.law_s == pytest.approx(float(law_s), rel=1e-12)
+    assert len(p.evidence("lm_head")) == 5  # another family: cuBLAS
+    assert len(hwmodels.predict("l40s", "llama-3-8b", "w4a16-g128").evidence("qkv")) == 0  # tables that do not ship
+
+
+def test_evidence_is_asked_for_one_product_of_one_case() -> None:
+    with pytest.raises(QsimError, match="gate_up"):
+        hwmodels.predict("h200", "llama-3-8b").evidence("gate")
+    with pytest.raises(QsimError, match="one batch and context"):
+        hwmodels.predict("h200", "llama-3-8b", batch=np.array([1, 2])).evidence("qkv")
+
+
+def test_the_command_line_explains_a_product() -> None:
+    words = ["predict", "llama-3-8b", "--device", "h200", "--scheme", "w4a16-g128", "--explain"]
+    result = CliRunner().invoke(main, [*words, "down"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(
+        "down: humming_w4a16_g128_zp, vLLM/humming 0.1.20 (2026): calibrated (h200.humming:"
+    )
+    assert "octaves away" in result.output
+    assert CliRunner().invoke(main, [*words, "attention"]).exit_code != 0

@@ -38,7 +38,7 @@ def _family(name: str, title: str, compute: str, bits: float, runs: Question, *l
         name=f"humming_{name}", title=f"{title} (humming)", compute=compute, weight_bits=bits, runs=runs, like=like,
         lenders=_lenders(f"humming_{name}") if compute == BF16 else None,
         activation_bytes=2 if compute == BF16 else 1, formats=_nvidia(compute), layer_from_16_bit=compute != BF16,
-        engine="vLLM/humming", version="0.1.20", year=2026, stacks=("vllm-2026",),
+        engine="vLLM/humming", version="0.1.20", year=2026, campaign="own-h200", stacks=("vllm-2026",),
         **{"preference": 5, "fallback": 20, **more},
     )  # fmt: skip
 

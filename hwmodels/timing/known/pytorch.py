@@ -16,7 +16,7 @@ FP8 = "float8_e4m3fn"
 def _family(name: str, title: str, compute: str, bits: float, act: float, *like: str, **more: Any) -> KernelFamily:
     return KernelFamily(
         name=name, title=title, compute=compute, weight_bits=bits, activation_bytes=act, like=like, engine="PyTorch",
-        version="2.11", year=2026, **{"stacks": ("pytorch-2.11",), "preference": 10, **more},
+        version="2.11", year=2026, campaign="own-h200", **{"stacks": ("pytorch-2.11",), "preference": 10, **more},
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ FP8 = "float8_e4m3fn"
 def _family(name: str, title: str, compute: str, bits: float, act: float, *like: str, **more: Any) -> KernelFamily:
     return KernelFamily(
         name=name, title=title, compute=compute, weight_bits=bits, activation_bytes=act, like=like,
-        engine="TensorRT-LLM", version="1.0 to 1.3", year=2025, stacks=("trtllm-1.x",), preference=20, **more,
+        engine="TensorRT-LLM", version="1.0 to 1.3", year=2025, campaign="aiconfigurator-2025",
+        stacks=("trtllm-1.x",), preference=20, **more,
     )  # fmt: skip
 
 
