@@ -309,7 +309,7 @@ def _table(mine: list[dict[str, Any]], rows: dict[str, dict[str, Any]], lost: di
 
 def write(rows: dict[str, dict[str, Any]], lost: dict[str, np.ndarray]) -> None:
     """Report and figure."""
-    from qsim.plots.algorithms import QualityPoint, quality_figure
+    from qsim.plots.losses import QualityPoint, quality_figure
     from qsim.plots.style import save as save_figure
 
     points = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qsim.plots.kernels import ladder_figure
+from qsim.plots.bars import ladder_figure
 
 
 def _markdown(frame: pd.DataFrame) -> str:

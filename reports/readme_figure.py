@@ -11,7 +11,7 @@ import numpy as np
 
 import hwmodels
 from hwmodels.prediction import Prediction, Speedup, speedup
-from qsim.plots.hardware import Band, speedup_figure
+from qsim.plots.speedup import Curve, speedup_figure
 from qsim.plots.style import save
 
 OUT = Path(__file__).parent / "figures" / "decode_speedup.svg"
@@ -40,10 +40,10 @@ def main() -> None:
     for scheme, label in SCHEMES.items():
         gains = [gain(scheme, b) for b in BATCHES]
         value, low, high = (np.array([float(getattr(g, part)) for g in gains]) for part in ("value", "low", "high"))
-        curves.append(Band(label=label, x=np.array(BATCHES, float), value=value, low=low, high=high))
+        curves.append(Curve(label=label, x=np.array(BATCHES, float), value=value, low=low, high=high))
         print(scheme, *(f"{b}: {v:.2f}x" for b, v in zip(BATCHES, value, strict=True)), sep="  ")
     title = f"Llama-3-8B on an L40S: decode, {CONTEXT} tokens of context"
-    save(speedup_figure(title, curves, xlabel="batch (sequences)", ylabel="speed-up over BF16 (x)"), OUT)
+    save(speedup_figure({"": curves}, title=title, ylabel="speed-up over BF16 (x)"), OUT)
     print(f"wrote reports/figures/{OUT.name}")
 
 

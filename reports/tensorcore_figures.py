@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from qsim.formats import decode, encode
+from qsim.plots.accumulator import ErrorCurve, accumulation_error_figure, standstill_figure, width_error_figure
 from qsim.plots.style import save
-from qsim.plots.tensorcore import ErrorCurve, accumulation_error_figure, standstill_figure, width_error_figure
 from qsim.tensorcore import generic, matmul
 
 OUT = Path(__file__).parent / "figures"

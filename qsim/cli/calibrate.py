@@ -77,7 +77,7 @@ def _host(out: Path | None, plot: Path | None, form: Form) -> None:
         write_text(out, host_device_toml(measured))
         wrote(out)
     if plot is not None and rows:
-        from qsim.plots.hardware import measured_figure
+        from qsim.plots.bars import measured_figure
 
         labels = [f"{r['scheme']}\n{r['N']}x{r['K']}, M={r['M']}" for r in rows]
         draw(measured_figure("Speed-up over float32 on this computer", labels, [r["predicted"] for r in rows],

@@ -124,7 +124,7 @@ def predict(
         head |= {"baseline": baseline, "speedup": float(gain.value), "speedup_low": float(gain.low),
                  "speedup_high": float(gain.high)}  # fmt: skip
     if plot is not None:
-        from qsim.plots.hardware import breakdown_figure
+        from qsim.plots.bars import breakdown_figure
 
         parts = {str(r["operator"]): [float(r["time_s"])] for r in rows}
         title = f"{p.architecture.name}, {phase}, batch {batch}"

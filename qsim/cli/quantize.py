@@ -107,7 +107,7 @@ def quantize(
             rotate="offline" if rotate else None, n_jobs=jobs,
         )  # fmt: skip
     if plot is not None:
-        from qsim.plots.algorithms import record_figure
+        from qsim.plots.layers import record_figure
 
         draw(record_figure(result.model.name, [r.to_dict() for r in result.layers]), plot)
 

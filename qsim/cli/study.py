@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .hardware_options import complete, device_names, scheme_names
+from .options import THEMES, wrote
 from .table import Column, Form, deliver, print_table, records, table_options
 from .verbs import verb, verbose_option
 
@@ -169,5 +170,26 @@ def render(source: Path, out: Path, force: bool) -> None:
     click.echo(f"wrote {out / 'index.html'}")
 
 
-for _one in (diff, render):
+@study.command(short_help="Write the figures of a study as files.")
+@click.argument("source", metavar="STUDY", type=click.Path(path_type=Path))
+@click.option("--out", type=_FOLDER, required=True, metavar="DIR", help="Folder to write; made when it is not there.")
+@click.option(
+    "--kind", type=click.Choice(["svg", "png", "pdf"]), default="svg", show_default=True, help="Kind of file."
+)
+@click.option("--theme", type=click.Choice(THEMES), default="light", show_default=True, help="Colours of the figures.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this figure, as quality_speed. Repeatable.")
+def figures(source: Path, out: Path, kind: str, theme: str, only: tuple[str, ...]) -> None:
+    """Write the figures of a study, for slides and papers, from its study.json alone.
+
+    \b
+    Example:
+      qsim study figures study --out slides --kind png --theme dark
+    """
+    from qsim.study import read_result, write_figures
+
+    for path in write_figures(read_result(source), out, kind=kind, theme=theme, only=only):
+        wrote(path)
+
+
+for _one in (diff, render, figures):
     _one.params.append(verbose_option())

@@ -191,7 +191,7 @@ def _band(low_s: float, high_s: float) -> str:
 def _pareto_figure(table: Any, front: Any, model: str, plot: Path) -> None:
     import numpy as np
 
-    from qsim.plots.hardware import pareto_figure
+    from qsim.plots.tradeoff import pareto_figure
 
     rate, step = table.tokens_per_s.to_numpy(), table.time_s.to_numpy()
     on = np.isin(step, front.time_s.to_numpy()) & table.fits.to_numpy()
@@ -202,7 +202,7 @@ def _pareto_figure(table: Any, front: Any, model: str, plot: Path) -> None:
 
 
 def _tornado_figure(table: Any, plot: Path) -> None:
-    from qsim.plots.hardware import tornado_figure
+    from qsim.plots.bars import tornado_figure
 
     case = [str(c) for c in table.columns if c not in ("field", "low", "high", "base", "effect")]
     several = next((name for name in case if table[name].nunique() > 1), None)

@@ -76,7 +76,7 @@ _COLUMNS = (
 
 
 def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
-    from qsim.plots.hardware import Compared, comparison_figure
+    from qsim.plots.measured import Compared, comparison_figure
     from qsim.plots.style import save
 
     made = [_speedup_figure(folder)]
@@ -97,22 +97,23 @@ def _figures(result: Any, folder: Path) -> list[tuple[str, str]]:
                      low_s=g.low_s.to_numpy(), high_s=g.high_s.to_numpy())
             for name, g in mine.groupby("name")
         ]  # fmt: skip
-        save(comparison_figure(title, groups), folder / file)
+        save(comparison_figure(groups, title=title), folder / file)
         made.append((title, file))
     return made
 
 
 def _speedup_figure(folder: Path) -> tuple[str, str]:
     from hwmodels.validation.validate import layer_speedups
-    from qsim.plots.hardware import Band, speedup_figure
+    from qsim.plots.speedup import Curve, speedup_figure
     from qsim.plots.style import save
 
     curves = [
-        Band(label=str(kernel), x=t.M.to_numpy(float), value=t.predicted.to_numpy(), low=t.low.to_numpy(),
+        Curve(label=str(kernel), x=t.M.to_numpy(float), value=t.predicted.to_numpy(), low=t.low.to_numpy(),
              high=t.high.to_numpy(),
              measured=t.measured.to_numpy())
         for kernel, t in layer_speedups().groupby("kernel", sort=False)
     ]  # fmt: skip
     title = "H200: speed-up of the five Llama-3-8B layers, lines fitted, circles measured"
-    save(speedup_figure(title, curves, xlabel="tokens in the step, M"), folder / "validation_speedup.png")
+    figure = speedup_figure({"": curves}, title=title, xlabel="tokens in the step, M")
+    save(figure, folder / "validation_speedup.png")
     return "Speed-up against batch", "validation_speedup.png"

@@ -63,7 +63,7 @@ def place(axes: Axes, wanted: Sequence[Wanted], taken: Taken, *, background: str
         text = axes.annotate(
             want.text, (want.x, want.y), xytext=((x - at[0]) / pixels, (y - at[1]) / pixels),
             textcoords="offset points", ha="center", va="center", fontsize=want.fontsize, color=want.color,
-            linespacing=1.0, zorder=6, annotation_clip=False, gid="label",
+            linespacing=1.0, zorder=6, annotation_clip=False, label="_label",
         )  # fmt: skip
         text.set_path_effects([patheffects.withStroke(linewidth=2.0, foreground=background)])
         text.set_in_layout(False)
@@ -71,7 +71,7 @@ def place(axes: Axes, wanted: Sequence[Wanted], taken: Taken, *, background: str
         if line is not None:
             inverse = axes.transData.inverted()
             (x0, y0), (x1, y1) = inverse.transform(line[:2]), inverse.transform(line[2:])
-            (drawn,) = axes.plot([x0, x1], [y0, y1], color="#777777", linewidth=0.7, zorder=4, gid="leader",
+            (drawn,) = axes.plot([x0, x1], [y0, y1], color="#777777", linewidth=0.7, zorder=4, label="_leader",
                                  scalex=False, scaley=False)  # fmt: skip
             drawn.set_in_layout(False)
             taken.lines.append(line)

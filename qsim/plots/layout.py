@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
+from .style import new_figure
+
 _COLUMNS = {
     "slide": (1, 2, 3, 2, 3, 3),
     "page": (1, 2, 2, 2, 2, 2),
@@ -51,19 +53,20 @@ def heading(figure: Figure, title: str, said: Sequence[str]) -> None:
     small = 0.84 * base
     below = textwrap.wrap("; ".join(said), max(24, int(size / (0.56 * small))))
     room = len(below) * 1.15 * small + 0.25 * base if below else 0.0
-    figure.suptitle(top + "\n" * math.ceil(room / (1.4 * base)), x=0.012, ha="left", fontsize=1.15 * base,
-                    fontweight="bold", linespacing=1.15)  # fmt: skip
+    lines = top.count("\n") + 1 if title else 0
+    blank = math.ceil(room / (1.4 * base))  # lines that make room for what stands below
+    figure.suptitle(top + "\n" * blank, x=0.012, ha="left", fontsize=1.15 * base, fontweight="bold", linespacing=1.15)
     if below:
         figure.text(0.012, 0.98, "\n".join(below), ha="left", va="top", fontsize=small, color="#444444",
-                    linespacing=1.15, gid=f"below {top.count(chr(10)) + 1}")  # fmt: skip
+                    linespacing=1.15, label=f"_below {lines}")  # fmt: skip
 
 
 def settle(figure: Figure) -> None:
     """Lay the figure out, and put what stands below the title right there. Nothing moves any more afterwards."""
     figure.draw_without_rendering()
     for text in figure.texts:
-        if (text.get_gid() or "").startswith("below "):
-            lines = int(str(text.get_gid()).split()[1])
+        if str(text.get_label()).startswith("_below "):
+            lines = int(str(text.get_label()).split()[1])
             title = figure.get_suptitle()
             box = figure._suptitle.get_window_extent()  # type: ignore[attr-defined]
             line = box.height / (title.count("\n") + 1)
@@ -90,3 +93,21 @@ def legend_of(figure: Figure, handles: Sequence[Any], spare: Axes | None) -> Leg
             break
         legend.remove()
     return legend
+
+
+def panels(count: int, height_in: float, *, columns: int = 3, **share: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of a page's width with `columns` panels side by side; the rest of the grid is left out."""
+    across = min(columns, count)
+    down = -(-count // across)
+    figure = new_figure(height_in * down + 0.75)
+    grid = figure.subplots(down, across, squeeze=False, **share)
+    flat = [axes for row in grid for axes in row]
+    for axes in flat[count:]:
+        axes.set_axis_off()
+    return figure, flat[:count]
+
+
+def title_above(figure: Figure, title: str) -> None:
+    """A title over all panels; nothing where it is empty."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)

@@ -76,7 +76,7 @@ def scheme_title(name: str) -> str:
     key_value = [part for part in rest if part.startswith("kv")]
     words = [_words(part) for part in rest if part not in key_value]
     title = " ".join([re.sub(r"(\d)XFP", r"\1 x FP", head.upper()), *words])
-    return title + "".join(f", {part[2:].upper()} KV" for part in key_value)
+    return title + "".join(f", {(part[2:] or head).upper()} KV" for part in key_value)
 
 
 def _words(part: str) -> str:

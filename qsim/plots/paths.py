@@ -99,9 +99,9 @@ def _draw(
     size = 3.4 * look.scale
     still = path.length < 2 * size * pixels
     if not still:
-        axes.plot(x, y, color=color, linewidth=1.3 * look.scale, zorder=3, gid="path", scalex=False, scaley=False)
+        axes.plot(x, y, color=color, linewidth=1.3 * look.scale, zorder=3, label="_path", scalex=False, scaley=False)
         last = max(i for i in range(len(at) - 1) if float(np.hypot(*(at[-1] - at[i]))) > 1.5 * size * pixels)
-        axes.annotate("", (x[-1], y[-1]), xytext=(x[last], y[last]), zorder=3, gid="arrow",
+        axes.annotate("", (x[-1], y[-1]), xytext=(x[last], y[last]), zorder=3, label="_arrow",
                       arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 1.1 * size,
                                   "linewidth": 0, "mutation_scale": 10 * look.scale})  # fmt: skip
         taken.lines += [(*at[i], *at[i + 1]) for i in range(len(at) - 1)]
@@ -113,7 +113,7 @@ def _draw(
         if any(float(np.hypot(ax - at[i][0], ay - at[i][1])) < 0.6 * radius * pixels for ax, ay, _ in taken.circles):
             continue  # where paths meet, one marker stands for all
         scheme = None if path.shared or still else way[i].scheme
-        axes.plot([x[i]], [y[i]], zorder=4, gid="marker", scalex=False, scaley=False,
+        axes.plot([x[i]], [y[i]], zorder=4, label="_marker", scalex=False, scaley=False,
                   **look.marker(operators[:1], scheme, color, radius))  # fmt: skip
         taken.circles.append((float(at[i][0]), float(at[i][1]), 1.2 * radius * pixels))
     name = Wanted(text=together(operators), x=float(x[-1]), y=float(y[-1]), radius=1.2 * size, color=color)

@@ -239,7 +239,7 @@ def _draw_roofs(axes: Axes, roofs: Sequence[Roof], look: _Look, layout: str) -> 
             color = look.colors[device] if layout == "overlay" else "#555555" if r.used else "#B5B5B5"
             ridge = r.peak_flop_per_s / r.bandwidth_bytes_per_s
             rank = peaks.index(r.peak_flop_per_s) if r.used else 0
-            shared: dict[str, Any] = {"color": color, "zorder": 2 if r.used else 1, "gid": "roof",
+            shared: dict[str, Any] = {"color": color, "zorder": 2 if r.used else 1, "label": "_roof",
                                       "linewidth": (1.3 if r.used else 0.7) * look.scale}  # fmt: skip
             axes.plot([left, ridge], np.array([left, ridge]) * r.bandwidth_bytes_per_s / 1e12, **shared)
             axes.plot([ridge, right], [r.peak_flop_per_s / 1e12] * 2, linestyle=DASHES[rank % len(DASHES)], **shared)
@@ -312,7 +312,7 @@ def _draw_markers(axes: Axes, points: Sequence[Point], look: _Look, taken: Taken
         x, y = inverse.transform((spot.x, spot.y))
         key, scheme = series[spot.series] if spot.series else (None, None)
         color = GREY if key is None else look.colors[key]
-        axes.plot([x], [y], zorder=3, gid="marker", scalex=False, scaley=False,
+        axes.plot([x], [y], zorder=3, label="_marker", scalex=False, scaley=False,
                   **look.marker(spot.names, scheme, color, spot.radius / pixels))  # fmt: skip
         taken.circles.append((spot.x, spot.y, 1.15 * spot.radius))
         words = together(spot.names)
@@ -380,7 +380,7 @@ def _write_above(axes: Axes, text: str, font: float, pixels: float) -> bool:
     if start + size_of(axes, text, font)[0] + 8 * pixels > axes.bbox.x1:
         return False
     written = axes.annotate(text, (1.0, 1.0), xycoords="axes fraction", xytext=(0, 4.0), textcoords="offset points",
-                            fontsize=font, color="#333333", ha="right", va="bottom", gid="roof name")  # fmt: skip
+                            fontsize=font, color="#333333", ha="right", va="bottom", label="_roof name")  # fmt: skip
     written.set_in_layout(False)
     return True
 
@@ -405,7 +405,7 @@ def _write_peak(
             x, _ = axes.transAxes.inverted().transform((right, y))
             written = axes.annotate(text, (x, peak), xycoords=("axes fraction", "data"), fontsize=font, color=color,
                                     xytext=(0, 2.0 if above else -2.0), textcoords="offset points", ha="right",
-                                    va="bottom" if above else "top", zorder=6, gid="roof name",
+                                    va="bottom" if above else "top", zorder=6, label="_roof name",
                                     linespacing=1.0)  # fmt: skip
             written.set_in_layout(False)
             taken.boxes.append(box)
@@ -424,7 +424,7 @@ def _write_slope(
     for t in (0.5, 0.6, 0.4, 0.7, 0.3, 0.8, 0.2):
         x = float(ends[0] ** (1 - t) * ends[1] ** t)
         written = axes.annotate(text, (x, x * bandwidth / 1e12), fontsize=font, color=color, rotation=angle,
-                                rotation_mode="anchor", ha="center", va="bottom", zorder=6, gid="roof name",
+                                rotation_mode="anchor", ha="center", va="bottom", zorder=6, label="_roof name",
                                 xytext=(-2.0, 2.0), textcoords="offset points")  # fmt: skip
         written.set_in_layout(False)
         box = written.get_window_extent(axes.figure._get_renderer())  # type: ignore[union-attr]

@@ -31,6 +31,9 @@ CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 """Line styles in order, to go with `CYCLE` where series cross."""
 
+MARKERS = "osD^vP*X"
+"""Markers of series in order, to go with `CYCLE`."""
+
 WIDTH_IN = 7.2
 """Figure width in inches: a page's column, and readable at 100 % on a screen."""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from qsim.plots import study as draw
+from qsim.plots.marks import Mark
 from qsim.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
 from .result import StudyResult
@@ -17,24 +15,13 @@ from .rows import DecisionRow, QualityRow, SpeedRow
 from .spec import Method, default_algorithm
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure of the report: its file name, where it stands, what to see, and how it is drawn wide or narrow."""
-
-    name: str
-    section: str
-    title: str
-    says: str
-    draw: Callable[[bool], Figure] = field(repr=False)
-
-
-def marks(methods: Sequence[Method]) -> dict[str, draw.Mark]:
+def marks(methods: Sequence[Method]) -> dict[str, Mark]:
     """Method name -> its look: the colour is the format, the marker the algorithm or the granularity."""
     from qsim.formats import BlockFormat, IntFormat
     from qsim.methods import METHODS
     from qsim.scheme import get_scheme
 
-    out: dict[str, draw.Mark] = {}
+    out: dict[str, Mark] = {}
     variants: dict[str, int] = {}
     for m in methods:
         scheme = get_scheme(m.scheme)
@@ -54,7 +41,7 @@ def marks(methods: Sequence[Method]) -> dict[str, draw.Mark]:
             shapes = "v><Pd" if color == GREEN else "oXph"
             marker = shapes[variants.get(color, 0) % len(shapes)]
             variants[color] = variants.get(color, 0) + 1
-        out[m.name] = draw.Mark(label=m.title, color=color, marker=marker,
+        out[m.name] = Mark(label=m.title, color=color, marker=marker,
                                 filled=declared is None or declared.filled or color == PURPLE)  # fmt: skip
     return out
 
@@ -87,9 +74,27 @@ def decided(result: StudyResult, model: str) -> dict[str, dict[str, DecisionRow]
     return out
 
 
-def and_list(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-
-
 def column(rows: Sequence[Any], name: str) -> np.ndarray:
     return np.array([getattr(r, name) for r in rows], np.float64)
+
+
+def curve_schemes(result: StudyResult) -> list[str]:
+    """The schemes of the curves against batch: the first of each kind (integer weights, integer activations, FP8, FP8
+    with an FP8 cache, blocks), in the order of the study's methods."""
+    from qsim.formats import BlockFormat, IntFormat
+    from qsim.scheme import get_scheme
+
+    found: dict[str, str] = {}
+    for m in result.spec.methods:
+        scheme = get_scheme(m.scheme)
+        weight = scheme.weight
+        if not weight.is_quantized:
+            continue
+        if isinstance(weight.format, BlockFormat):
+            family = "block"
+        elif isinstance(weight.format, IntFormat):
+            family = "integers" if scheme.activation.is_quantized else "weights only"
+        else:
+            family = "fp8 cache" if scheme.kv_cache.is_quantized else "fp8"
+        found.setdefault(family, m.scheme)
+    return list(found.values())

@@ -2,79 +2,102 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from qsim.files import make_folder, write_bytes, write_text
-from qsim.plots.style import styled
+from qsim.errors import QsimError, nearest
+from qsim.files import make_folder, write_text
+from qsim.plots.style import rendered, save
 
 from . import texts
-from .figures import FIGURES, drawings
 from .folder import RESULT, whole_study
-from .looks import Drawing, case_rows, decided, titles
+from .looks import case_rows, decided, titles
+from .registry import REPORT, drawings
 from .result import TABLES, StudyResult, to_json
 from .rows import DecisionRow, SpeedRow
 from .study_file import to_toml
 
 _COLORS = {"#ffffff": "var(--paper)", "#000000": "var(--plot)", "#e3e3e3": "var(--grid)", "#f3f3f3": "var(--shade)",
            "#222222": "var(--plot2)", "#333333": "var(--plot2)", "#444444": "var(--plot2)", "#555555": "var(--plot2)",
-           "#d9d9d9": "var(--line)"}  # fmt: skip
+           "#d9d9d9": "var(--line)", "#777777": "var(--plot2)", "#6b6b6b": "var(--plot2)",
+           "#8a8a8a": "var(--plot2)", "#b5b5b5": "var(--line)"}  # fmt: skip
 
 
 def write_study(result: StudyResult, out: Path, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Write `index.html`, `study.json`, `study.toml`, `data/*.csv` and `figures/*` into a folder.
+    """Write `index.html`, `study.json`, `study.toml` and `data/*.csv` into a folder.
 
-    They take their places together; `study.json` comes last, so its presence means that the rest is there. Tables and
-    figures of an earlier study that this one does not have are removed; nothing else is. A quick study has no PNG
-    copies.
+    They take their places together; `study.json` comes last, so its presence means that the rest is there. Tables of an
+    earlier study that this one does not have are removed, and figures of it in `figures`; nothing else is. Figures are
+    in the page, and `write_figures` writes them as files.
 
     Raises:
         OSError: a file cannot be written; the study before is as it was.
     """
     ours = [f"data/{name}.csv" for name in TABLES]
-    ours += [f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    ours += [f"figures/{figure.name}.{kind}" for figure in REPORT.figures for kind in ("svg", "png", "pdf")]
     with whole_study(out, ours) as folder:
         _write_files(result, folder, progress)
 
 
 def _write_files(result: StudyResult, out: Path, progress: Callable[[str], None]) -> None:
-    for folder in ("data", "figures"):
-        make_folder(out / folder)
+    make_folder(out / "data")
     for name, _ in result.tables():
         write_text(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
     inlined = []
-    for d in drawings(result):
+    for figure, d in drawings(result):
         progress(f"figure: {d.title}")
-        wide, narrow = d.draw(True), d.draw(False)
-        svg = _svg(wide)
-        wide.set_layout_engine("none")  # the places it has found serve the PNG too
-        write_text(out / "figures" / f"{d.name}.svg", svg)
-        if not result.quick:
-            write_bytes(out / "figures" / f"{d.name}.png", _png(wide))
-        inlined.append({"name": d.name, "section": d.section, "title": d.title, "says": d.says,
-                        "wide": _inline(svg, d, "w"), "narrow": _inline(_svg(narrow), d, "n")})  # fmt: skip
+        inlined.append({"name": figure.name, "section": figure.section, "title": d.title, "says": d.says,
+                        "svg": _inline(d.draw(), figure.name, d.title)})  # fmt: skip
     progress("page")
     write_text(out / "index.html", render(result, inlined))
     write_text(out / "study.toml", to_toml(result.spec))
     write_text(out / RESULT, to_json(result))
 
 
+def write_figures(
+    result: StudyResult, out: Path, *, kind: str = "svg", theme: str = "light", only: Sequence[str] = ()
+) -> list[Path]:
+    """Write the figures of a study as files `NAME.KIND` into a folder, which is made; such files there are replaced.
+
+    Arguments:
+        kind: `svg`, `png` or `pdf`. theme: a name of `qsim.plots.theme.THEMES`.
+        only: names of the figures to write; all where it is empty.
+
+    Returns:
+        What was written.
+
+    Raises:
+        QsimError: no such figure, or one that the tables of the study do not allow.
+        OSError: a file cannot be written.
+    """
+    found = {figure.name: d for figure, d in drawings(result)}
+    for name in only:
+        if name not in found:
+            raise QsimError(nearest("figure of this study", name, found))
+    make_folder(out)
+    return [save(found[name].draw(), out / f"{name}.{kind}", theme=theme) for name in only or found]
+
+
 def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:
     """The page; `inlined` are the figures with their SVG."""
     folder = resources.files(__package__) / "templates"
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = env.from_string((folder / "report.html").read_text(encoding="utf-8"))
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                      loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")))  # fmt: skip
     models = list(dict.fromkeys(r.model for r in result.speed))
-    page: str = template.render(
-        r=result, css=Markup((folder / "report.css").read_text(encoding="utf-8")), drawings=inlined,
+    sections = [
+        {"name": s.name, "title": s.title, "short": s.short, "numbered": s.numbered, "template": s.template,
+         "text": s.text(result) if s.text else "", "drawings": [d for d in inlined if d["section"] == s.name]}
+        for s in REPORT.sections
+    ]  # fmt: skip
+    page: str = env.get_template("report.html").render(
+        r=result, css=Markup((folder / "report.css").read_text(encoding="utf-8")), sections=sections,
         titles=titles(result), devices=[d.title for d in result.spec.speed.devices],
         when={m: _when(result, m) for m in models}, fits=_fits(result),
         speeds={m: _speeds(result, m) for m in models}, trust=_by_section(result),
@@ -86,25 +109,11 @@ def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:
 # --- figures ---------------------------------------------------------------------------------------------------
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    with styled():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue().decode()
-    return re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with styled():
-        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _inline(svg: str, drawing: Drawing, which: str) -> Markup:
+def _inline(figure: Figure, name: str, title: str) -> Markup:
     """The SVG as an element of the page: identifiers of its own, colours of the page, a name for screen readers."""
-    body = svg[svg.index("<svg") :]
-    prefix = f"{drawing.name}-{which}-"
+    svg = rendered(figure, "svg").decode()
+    body = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg[svg.index("<svg") :])
+    prefix = f"{name}-"
     body = re.sub(r'\bid="', f'id="{prefix}', body)
     body = re.sub(r'(xlink:href="|url\()#', rf"\1#{prefix}", body)
     body = body.replace("xlink:href", "href")
@@ -112,7 +121,7 @@ def _inline(svg: str, drawing: Drawing, which: str) -> Markup:
     body = re.sub(r"#[0-9a-f]{6}", lambda m: _COLORS.get(m[0], m[0]), body)
     # matplotlib leaves black unsaid: text and ticks inherit it
     head = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-labelledby="{prefix}t" '
-                  rf'style="fill: var(--plot)"><title id="{prefix}t">{Markup.escape(drawing.title)}</title>',
+                  rf'style="fill: var(--plot)"><title id="{prefix}t">{Markup.escape(title)}</title>',
                   body, count=1)  # fmt: skip
     return Markup(head)
 

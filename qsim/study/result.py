@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ class StudyResult:
                 yield name, found
 
     def frame(self, name: str) -> pd.DataFrame:
-        """A table as a tidy DataFrame: one row an observation, lists joined by `; `."""
+        """A table as a tidy DataFrame: one row per observation, lists joined by `; `."""
         import pandas as pd
 
         found = getattr(self, name)
@@ -107,9 +108,8 @@ class StudyResult:
         return pd.DataFrame([{c: _flat(getattr(row, c)) for c in columns} for row in found], columns=columns)
 
 
-TABLES = ("methods", "decisions", "quality", "exact", "speed", "curves", "flips", "operators", "roofs", "histograms",
-          "tensor_errors", "channels", "salient", "accumulators", "capacity", "claims", "trust",
-          "trust_points")  # fmt: skip
+TABLES = tuple(f.name for f in fields(StudyResult) if str(f.type).startswith("tuple[rows."))
+"""The tables of a study: the fields of `StudyResult` that hold rows, in their order."""
 
 
 def _flat(value: Any) -> Any:
@@ -122,8 +122,18 @@ def _adapter() -> TypeAdapter[StudyResult]:
 
 
 def to_json(result: StudyResult) -> str:
-    """The whole result; equal results give equal text. Floats keep all their digits."""
-    return _adapter().dump_json(result, indent=1).decode() + "\n"
+    """The whole result; equal results give equal text. Floats keep all their digits, and every row has its line."""
+    whole = json.loads(_adapter().dump_json(result))
+    parts = []
+    for name, value in whole.items():
+        rows_of = name in TABLES and value
+        text = "[\n" + ",\n".join(f"  {_line(row)}" for row in value) + "\n ]" if rows_of else _line(value)
+        parts.append(f' "{name}": {text}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
 def read_result(path: str | Path) -> StudyResult:

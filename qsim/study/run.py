@@ -34,6 +34,12 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what comes next."""
 
 
+_SPEED, _CURVES, _SUBJECT = "speed of every case", "curves, flips and rooflines", "model and texts"
+_TENSORS, _SUMS, _VALIDATION = "tensors", "accumulators", "validation"
+_STEPS = (_SPEED, _CURVES, _SUBJECT, _TENSORS, _SUMS, _VALIDATION)
+"""Steps of every study, besides one for each method."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _MethodPart:
     quality: tuple[QualityRow, ...]
@@ -117,7 +123,7 @@ def run_study(
     if folder is not None:
         prepare(folder, {"spec": to_table(spec), "quick": quick}, force=force)
     parts = Parts(folder)
-    steps = _Steps(progress=progress, total=len(spec.methods) + (7 if folder is not None else 6))
+    steps = _Steps(progress=progress, total=len(spec.methods) + len(_STEPS) + (folder is not None))
     beside = _compile_ahead(spec) if compile_ahead else None
     try:
         result = _result(spec, quick, parts, steps)
@@ -144,12 +150,12 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     from . import quality, tensors
 
     env = environment()
-    speed, assumed = steps.run("speed of every case", lambda: hardware.speed_table(spec))
-    curves, flips, operators, roofs, capacity = steps.run("curves, flips and rooflines", lambda: (
+    speed, assumed = steps.run(_SPEED, lambda: hardware.speed_table(spec))
+    curves, flips, operators, roofs, capacity = steps.run(_CURVES, lambda: (
         tuple(hardware.curve_rows(spec)), tuple(hardware.flip_rows(spec)), *hardware.roofline_rows(spec),
         tuple(hardware.capacity_rows(spec)),
     ))  # fmt: skip
-    subject: quality.Subject = steps.run("model and texts", lambda: quality.subject(spec))
+    subject: quality.Subject = steps.run(_SUBJECT, lambda: quality.subject(spec))
     from qsim.formats._parallel import one_blas_thread
     from qsim.methods.passes import is_small
     from qsim.models.evaluation import Reference
@@ -171,12 +177,12 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
         found.append(steps.run(method.title, lambda kept=kept, method=method, work=work: parts.get(
             f"quality-{method.name}", kept, _MethodPart, work)))  # type: ignore[misc]  # fmt: skip
     rows = tuple(row for part in found for row in part.quality)
-    tensor: _TensorPart = steps.run("tensors", lambda: parts.get(
+    tensor: _TensorPart = steps.run(_TENSORS, lambda: parts.get(
         "tensors", inputs, _TensorPart, lambda: _tensors(spec, subject, tensors)))  # fmt: skip
-    sums = steps.run("accumulators", lambda: parts.get(
+    sums = steps.run(_SUMS, lambda: parts.get(
         "accumulators", inputs, tuple[AccumulatorRow, ...],
         lambda: tuple(accumulator.accumulator_rows(spec))))  # fmt: skip
-    checked: _TrustPart = steps.run("validation", lambda: parts.get(
+    checked: _TrustPart = steps.run(_VALIDATION, lambda: parts.get(
         "trust", {**inputs, "quick": quick}, _TrustPart, lambda: _trust(layers=not quick)))  # fmt: skip
     measured = quality.measured(spec, subject, rows[0])
     return StudyResult(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ConfigDict
 
 from qsim.errors import QsimError, nearest
+from qsim.plots.names import scheme_title
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
@@ -77,7 +78,7 @@ class Method:
     @property
     def title(self) -> str:
         """What figures and tables call it."""
-        scheme = _SCHEME_TITLES.get(self.scheme, self.scheme)
+        scheme = _SCHEME_TITLES.get(self.scheme) or scheme_title(self.scheme)
         plain = self.algorithm == "rtn" and self.scheme in ("mxfp4", "nvfp4", "mxfp6", "mxfp8")  # nothing else is usual
         more = " ".join(k if v is True else f"{k}={v}" for k, v in sorted(self.options.items()))
         label = "" if plain or self.algorithm == NONE else _label(self.algorithm)

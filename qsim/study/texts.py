@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qsim.plots.names import and_list
+
 from .decide import ONE_SIDED_95, acceptable
-from .figures import curve_schemes
-from .looks import and_list, first_model, titles
+from .looks import curve_schemes, first_model, titles
 from .result import StudyResult
 from .rows import DecisionRow
 from .spec import Case
@@ -17,9 +18,7 @@ def all_texts(result: StudyResult) -> dict[str, Any]:
     """Every text that the template names."""
     return {
         "lead": lead(result), "left_out": left_out(result), "short": short(result),
-        "quality_text": quality_text(result), "tensors_text": tensors_text(result),
-        "accumulator_text": accumulator_text(result), "trust_text": trust_text(result), "made": made(result),
-        "limits": limits(result), "command": command(result),
+        "made": made(result), "limits": limits(result), "command": command(result),
     }  # fmt: skip
 
 
@@ -114,55 +113,8 @@ def left_out(result: StudyResult) -> str:
         f"A quick study. Quality is measured on {scored:,} bytes of text in windows of {q.window} tokens, so its "
         f"intervals are wide; methods were shown {q.calibration_tokens:,} tokens, AWQ tried {q.search_grid} scales per "
         f"layer, and {through} of text went through the tensor-core emulator. Left out: fitting the kernels again "
-        "without each measured layer (section 7 keeps attention and whole steps) and the PNG copies of the figures. "
+        "without each measured layer (attention and whole steps are still held against measurements). "
         "Predictions are those of the whole study."
-    )
-
-
-def quality_text(result: StudyResult) -> str:
-    """What the quality figures show and what they do not."""
-    m = result.measured
-    scored = max((q.bytes_scored for q in result.quality), default=0)
-    return (
-        f"Loss is the bits per byte more than 16 bit ({m.base_bits_per_byte:.4f} ± {m.base_bits_per_byte_se:.4f}) on "
-        f"{scored:,} bytes of {m.text}; its error is that of the difference, window by window, so it is far smaller "
-        "than that of either. Numbers are what the fused kernels compute with the scheme's own formats, activations "
-        "and KV cache included. A small model shows what each method does; neither the size of a loss nor the order of "
-        "methods need carry over to a large one. The claims in section 7 put published losses beside it."
-    )
-
-
-def tensors_text(result: StudyResult) -> str:
-    """Which tensors the section looks at."""
-    tensors = list(dict.fromkeys(h.tensor for h in result.histograms))
-    layer = result.salient[0].layer if result.salient else ""
-    text = f"A layer of {result.measured.model}, {layer}: its {and_list(tensors)}." if tensors else ""
-    return text + (f" Note: {result.synthetic_outliers}." if result.synthetic_outliers else "")
-
-
-def accumulator_text(result: StudyResult) -> str:
-    """What differs between devices below the format."""
-    devices = [d for d in result.spec.speed.devices if d.accumulator is not None]
-    given = "; ".join(f"{d.title}: {d.accumulator.source}" for d in devices if d.accumulator is not None)
-    tail = f" Accumulators as given: {given}." if given else ""
-    return (
-        "Two devices that multiply the same FP8 numbers do not give the same sum. A tensor core aligns the products of "
-        "a step to the largest exponent and cuts off what lies below: 13 fraction bits on Hopper and Ada in FP8, 24 or "
-        f"25 in 16 bit. Every sum here is the instruction's own, bit for bit.{tail}"
-    )
-
-
-def trust_text(result: StudyResult) -> str:
-    """What the tags mean, and how many predictions carry which."""
-    counts: dict[str, int] = {}
-    for row in result.speed:
-        counts[row.fidelity] = counts.get(row.fidelity, 0) + 1
-    share = ", ".join(f"{100 * n / len(result.speed):.0f} % {tag}" for tag, n in sorted(counts.items()))
-    return (
-        "calibrated: kernels fitted to measurements of this device. transferred: efficiencies borrowed from the "
-        "nearest measured device or assumed, with a wider band. ideal: the datasheet roofline, a lower bound. Of the "
-        f"predictions of this study, {share}. Bands are 80 % bands: expect about one in five true values to fall "
-        "outside."
     )
 
 

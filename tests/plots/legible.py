@@ -49,11 +49,11 @@ def faults(figure: Figure) -> list[str]:
             high = min(box.y1, other.y1) - max(box.y0, other.y0)
             if wide > SLACK and high > SLACK:
                 out.append(f"{a.get_text()!r} over {b.get_text()!r}")
-    markers = [m for axes in figure.axes for m in axes.lines if m.get_gid() == "marker"]
+    markers = [m for axes in figure.axes for m in axes.lines if m.get_label() == "_marker"]
     circles = [(*m.axes.transData.transform(m.get_xydata()[0]), m.get_markersize() / 2 * figure.dpi / 72)
                for m in markers]  # fmt: skip
     for text, box in texts:
-        if text.get_gid() in ("label", "roof name"):
+        if text.get_label() in ("_label", "_roof name"):
             for x, y, r in circles:
                 dx, dy = max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)
                 if (dx * dx + dy * dy) ** 0.5 < 0.9 * r - SLACK:

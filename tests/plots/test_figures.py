@@ -134,7 +134,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
 
 
 def test_quality_figure_has_every_row_in_its_section() -> None:
-    from qsim.plots.algorithms import QualityPoint, quality_figure
+    from qsim.plots.losses import QualityPoint, quality_figure
 
     losses = {"RTN": (0.03, 0.002), "GPTQ": (0.02, 0.002), "FP8": (-0.0004, 0.0003)}
     points = [QualityPoint(section=s, name=f"{m} {s}", method=m, loss=v, error=e)

@@ -79,8 +79,8 @@ def test_every_text_of_many_rooflines_can_be_read(case: dict[str, Any]) -> None:
     assert faults(made(**case)) == []
 
 
-def gid(figure: Figure, name: str) -> list[Any]:
-    return [a for axes in figure.axes for a in axes.get_children() if a.get_gid() == name]
+def named(figure: Figure, name: str) -> list[Any]:
+    return [a for axes in figure.axes for a in axes.get_children() if a.get_label() == f"_{name}"]
 
 
 def test_names_are_those_of_people_not_of_files() -> None:
@@ -96,10 +96,10 @@ def test_no_point_is_above_the_roofs_that_are_drawn() -> None:
     schemes = [s.name for s in list_schemes()][::6]
     for device in device_names()[::7]:
         figure = made((device,), tuple(schemes[:5]), phases=("prefill",))
-        roofs = gid(figure, "roof")
+        roofs = named(figure, "roof")
         highest = max(float(line.get_ydata().max()) for line in roofs)
         slope = max(line.get_ydata()[0] / line.get_xdata()[0] for line in roofs if line.get_ydata()[0] < highest)
-        for marker in gid(figure, "marker"):
+        for marker in named(figure, "marker"):
             x, y = marker.get_xydata()[0]
             assert y <= 1.02 * min(highest, slope * x), device  # a marker of several stands in their middle
 
@@ -116,11 +116,11 @@ def test_every_operator_of_a_large_share_is_drawn_and_the_others_are_named_as_le
 
 def test_a_path_goes_through_its_values_in_order() -> None:
     figure = made(DEVICES[:1], SCHEMES[:1], batches=(1, 4, 16, 64), path="batch")
-    x = max((line.get_xdata() for line in gid(figure, "path")), key=lambda x: x[-1] / x[0])
+    x = max((line.get_xdata() for line in named(figure, "path")), key=lambda x: x[-1] / x[0])
     assert len(x) == 4
     assert list(x) == sorted(x)
     assert x[-1] / x[0] == pytest.approx(64, rel=0.2)  # 64 times the operations on nearly the same bytes
-    values = [t.get_text() for t in gid(figure, "label")]
+    values = [t.get_text() for t in named(figure, "label")]
     assert {"batch 1", "4", "16", "64"} <= set(values)
 
 
@@ -128,7 +128,7 @@ def test_the_area_of_a_marker_is_its_share_of_the_time() -> None:
     roofs = [Roof(device="d", format="BF16", peak_flop_per_s=1e15, bandwidth_bytes_per_s=1e12)]
     points = [Point(device="d", operator=name, scheme="s", intensity=x, flop_per_s=x * 1e11, share=share)
               for name, x, share in (("a", 1.0, 0.2), ("b", 1000.0, 0.8))]  # fmt: skip
-    small, large = sorted(m.get_markersize() for m in gid(roofline_figure("t", roofs, points), "marker"))
+    small, large = sorted(m.get_markersize() for m in named(roofline_figure("t", roofs, points), "marker"))
     shape = 1.15  # other shapes than a square are drawn this much wider for the same weight
     assert large / small == pytest.approx(2.0, rel=shape - 1)
 
@@ -166,7 +166,7 @@ def test_a_theme_leaves_no_colour_of_another(theme: str) -> None:
         difference = abs(luminance(to_rgba(text.get_color())) - luminance(background))
         assert difference > 0.35, f"{theme}: {text.get_text()!r} on its ground"
     if theme == "print":
-        for line in gid(figure, "marker"):
+        for line in named(figure, "marker"):
             r, g, b, _ = to_rgba(line.get_color())
             assert r == g == b
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from qsim.study.figures import FIGURES, drawings
+from qsim.study.registry import REPORT, drawings
 from qsim.study.run import Run
+from tests.plots.legible import faults
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
                 if (found := shutil.which(name))), None)  # fmt: skip
@@ -85,16 +86,22 @@ def test_the_report_answers_in_order(page: str) -> None:
 
 def test_every_figure_says_what_to_see(run: Run, page: str) -> None:
     made = list(drawings(run.result))
-    assert [d.name for d in made] == list(FIGURES)
-    for d in made:
+    assert [figure for figure, _ in made] == list(REPORT.figures)
+    for name, d in ((figure.name, d) for figure, d in made):
         assert len(d.says) > 60
         assert d.says.rstrip().endswith(".")
-        figure = page[page.index(f'<figure id="{d.name}">') :]
+        figure = page[page.index(f'<figure id="{name}">') :]
         figure = figure[: figure.index("</figure>")]
-        assert figure.count("<svg") == 2  # for a page and for a phone
-        assert figure.count('role="img"') == 2
+        assert figure.count("<svg") == 1  # the page holds each figure once
+        assert figure.count('role="img"') == 1
+        assert "<text" in figure, "its text can be searched and read aloud"
         assert "<figcaption>" in figure
         assert "nan" not in d.says.lower().split()
+
+
+def test_every_text_of_every_figure_of_a_study_can_be_read(run: Run) -> None:
+    for figure, d in drawings(run.result):
+        assert faults(d.draw()) == [], figure.name
 
 
 def test_every_answer_stands_with_its_band_and_tag(run: Run, page: str) -> None:

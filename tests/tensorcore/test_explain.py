@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from qsim.cli import main
+from qsim.plots.accumulator import ErrorCurve, accumulation_error_figure, standstill_figure, width_error_figure
 from qsim.plots.style import save
-from qsim.plots.tensorcore import ErrorCurve, accumulation_error_figure, standstill_figure, width_error_figure
 from qsim.tensorcore import explain_dot, list_instructions, matmul_floats
 from qsim.tensorcore.explain import EXAMPLES
 

@@ -1,4 +1,4 @@
-"""Figures of matrix accumulation: error against K, the chain that stops at 64, error against accumulator width."""
+"""What an accumulator does to a sum: error against K, the chain that stops at 64, error against its width."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from qsim.errors import QsimError
 
-from .style import BLUE, CYCLE, DASHES, GREY, VERMILLION, new_figure, styled
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from .style import BLUE, CYCLE, DASHES, GREY, MARKERS, VERMILLION, new_figure, styled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, tit
             axis.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
             axis.grid(True)
             axis.set_title(name)
-        axes[0].set_ylabel("relative error (Frobenius)")
+        axes[0].set_ylabel("relative error\n(Frobenius)")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         if title:
@@ -73,7 +71,7 @@ def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, tit
 
 
 def standstill_figure(rounds: np.ndarray, sums: Mapping[str, np.ndarray], *, exact: np.ndarray) -> Figure:
-    """A sum that grows by 2 a round, until it does not.
+    """A sum that grows by 2 per round, until it does not.
 
     Arguments:
         rounds: (n,) number of rounds, ascending.
@@ -137,7 +135,7 @@ def width_error_figure(curves: Sequence[ErrorCurve], marks: Mapping[str, int], *
                           va="bottom" if low else "top")  # fmt: skip
         axis.set_yscale("log")
         axis.set_xlabel("F, fraction bits kept when terms are aligned")
-        axis.set_ylabel("relative error (Frobenius)")
+        axis.set_ylabel("relative error\n(Frobenius)")
         axis.xaxis.set_major_locator(MultipleLocator(2))
         axis.grid(True)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
