@@ -63,7 +63,7 @@ def heading(figure: Figure, title: str, said: Sequence[str]) -> None:
 
 def settle(figure: Figure) -> None:
     """Lay the figure out, and put what stands below the title right there. Nothing moves any more afterwards."""
-    figure.draw_without_rendering()
+    _lay_out(figure)
     for text in figure.texts:
         if str(text.get_label()).startswith("_below "):
             lines = int(str(text.get_label()).split()[1])
@@ -75,12 +75,19 @@ def settle(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
+def _lay_out(figure: Figure) -> None:
+    """Find the places of all panels; drawing does the same, and draws."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+
+
 def legend_of(figure: Figure, handles: Sequence[Any], spare: Axes | None) -> Legend:
     """A legend in the empty cell of the grid if it fits there, else below the panels in as many columns as fit."""
     renderer = figure._get_renderer()  # type: ignore[attr-defined]
     if spare is not None:
         legend = spare.legend(handles=handles, loc="center", borderaxespad=0)
-        figure.draw_without_rendering()
+        _lay_out(figure)
         box = legend.get_window_extent(renderer)
         if box.width <= spare.bbox.width and box.height <= spare.bbox.height:
             return legend

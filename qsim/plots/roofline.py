@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qsim.errors import QsimError
 
@@ -222,7 +222,7 @@ def _limits(panels: Sequence[Axes], roofs: Sequence[Roof], points: Sequence[Poin
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(numticks=8))
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
-            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())
         if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
             integers = any(r.integers for r in roofs)
             axes.set_ylabel("TFLOP/s or TOP/s" if integers else "TFLOP/s")

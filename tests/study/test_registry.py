@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from qsim.errors import QsimError
-from qsim.study import Drawing, Figure, Section, read_result, register, write_figures, write_study
+from qsim.study import Drawing, Figure, Section, register, write_figures, write_study
 from qsim.study.registry import ENTRY_POINTS, REPORT, drawings
-from qsim.study.result import TABLES, StudyResult
+from qsim.study.result import TABLES, StudyResult, to_json
 from qsim.study.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +32,14 @@ def guide(language: str) -> str:
 
 
 @pytest.fixture
+def bare(run: Run) -> StudyResult:
+    """The small study with the tables of one figure only, so that little is drawn."""
+    names = set(TABLES) - {"methods", "decisions", "speed", "capacity"}
+    empty: dict[str, Any] = dict.fromkeys(names, ())
+    return replace(run.result, **empty)
+
+
+@pytest.fixture
 def loaded() -> Iterator[dict[str, Any]]:
     """The module of the example; its figure is in no report afterwards."""
     module: dict[str, Any] = {"__name__": "my_package.memory"}
@@ -42,21 +50,22 @@ def loaded() -> Iterator[dict[str, Any]]:
 
 
 def test_a_registered_figure_stands_in_its_section_and_is_written_as_a_file(
-    loaded: dict[str, Any], run: Run, tmp_path: Path
+    loaded: dict[str, Any], bare: StudyResult, tmp_path: Path
 ) -> None:
     assert "memory" not in {f.name for f in REPORT.figures}
     register(loaded["FIGURE"])
     register(loaded["FIGURE"])  # again changes nothing
-    (drawn,) = (d for f, d in drawings(run.result) if f.name == "memory")
-    write_study(run.result, tmp_path / "s")
+    (drawn,) = (d for f, d in drawings(bare) if f.name == "memory")
+    write_study(bare, tmp_path / "s")
     page = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
     section = page[page.index('<h2 id="fits">') : page.index('<h2 id="trust">')]
     assert '<figure id="memory">' in section
     assert drawn.says in section
-    assert [p.name for p in write_figures(run.result, tmp_path / "f", kind="png", only=["memory"])] == ["memory.png"]
+    assert [p.name for p in write_figures(bare, tmp_path / "f", kind="png", only=["memory"])] == ["memory.png"]
 
 
-def test_an_installed_figure_is_drawn_by_the_command(run: Run, written: Path, tmp_path: Path) -> None:
+def test_an_installed_figure_is_drawn_by_the_command(bare: StudyResult, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(to_json(bare), encoding="utf-8")
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").touch()
     (tmp_path / "my_package" / "memory.py").write_text(guide("python"), encoding="utf-8")
@@ -66,7 +75,7 @@ def test_an_installed_figure_is_drawn_by_the_command(run: Run, written: Path, tm
     entry = guide("toml").splitlines()
     assert entry[0] == f'[project.entry-points."{ENTRY_POINTS}"]'
     (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n" + entry[1].replace('"', "") + "\n")
-    command = [sys.executable, "-m", "qsim", "study", "figures", str(written), "--out", str(tmp_path / "f"), "--only",
+    command = [sys.executable, "-m", "qsim", "study", "figures", str(tmp_path / "study.json"), "--out", str(tmp_path / "f"), "--only",
                "memory"]  # fmt: skip
     path = f"{tmp_path}:{ROOT}"
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path})
@@ -75,11 +84,11 @@ def test_an_installed_figure_is_drawn_by_the_command(run: Run, written: Path, tm
 
 
 def test_a_section_of_ones_own_has_a_heading_a_number_and_a_place_in_the_list(
-    loaded: dict[str, Any], run: Run, tmp_path: Path
+    loaded: dict[str, Any], bare: StudyResult, tmp_path: Path
 ) -> None:
     register(Section(name="mine", title="What I looked at", order=6.5, text=lambda result: "My text."))
     register(replace(loaded["FIGURE"], section="mine"))
-    write_study(run.result, tmp_path / "s")
+    write_study(bare, tmp_path / "s")
     page = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
     heads = re.findall(r"<h2 [^>]*>(.*?)</h2>", page)
     assert "7. What I looked at" in heads
@@ -107,9 +116,9 @@ def test_a_figure_that_does_not_fit_is_refused_in_a_sentence(change: dict[str, s
     assert REPORT.figures == before
 
 
-def test_a_figure_that_a_study_does_not_have_is_refused_with_those_it_has(written: Path, tmp_path: Path) -> None:
+def test_a_figure_that_a_study_does_not_have_is_refused_with_those_it_has(run: Run, tmp_path: Path) -> None:
     with pytest.raises(QsimError, match="rooflines"):
-        write_figures(read_result(written), tmp_path / "f", only=["roofline"])
+        write_figures(run.result, tmp_path / "f", only=["roofline"])
     assert not (tmp_path / "f").exists()
 
 
