@@ -35,7 +35,8 @@ def format_title(name: str) -> str:
 
 def model_title(name: str) -> str:
     """`llama-3-70b` as `Llama-3 70B`: the size stands apart, families are written as their makers do."""
-    family, sizes = [], []
+    family: list[str] = []
+    sizes: list[str] = []
     for part in name.split("-"):
         if re.fullmatch(r"(\d+x)?a?\d+(\.\d+)?[bm]", part):
             sizes.append(part.replace("b", "B").replace("m", "M").replace("a", "A"))

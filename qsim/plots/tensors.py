@@ -65,14 +65,14 @@ def sqnr_figure(data: Mapping[str, Mapping[str, tuple[float, float]]], *, title:
         axes.set_ylabel("signal to noise (dB)")
         axes.margins(x=0.08, y=0.12)
         axes.grid(True)
-        axes.legend(loc="upper left")
+        legend = axes.legend(loc="upper left")
         if title:
             axes.set_title(title)
         settle(figure)
         tops = {n: max((mine[n] for mine in data.values() if n in mine), key=lambda point: point[1]) for n in names}
         at = axes.transData.transform(every)
         taken = Taken(circles=[(float(x), float(y), 3.5 * figure.dpi / 72) for x, y in at],
-                      boxes=[axes.get_legend().get_window_extent()])  # fmt: skip
+                      boxes=[legend.get_window_extent()])  # fmt: skip
         place(axes, [Wanted(text=n, x=b, y=db, radius=3.5, fontsize=7.5) for n, (b, db) in tops.items()], taken)
         return figure
 

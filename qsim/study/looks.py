@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,12 @@ from .rows import DecisionRow, QualityRow, SpeedRow
 from .spec import Method, default_algorithm
 
 
-def marks(methods: Sequence[Method]) -> dict[str, Mark]:
-    """Method name -> its look: the colour is the format, the marker the algorithm or the granularity."""
+def marks(methods: Sequence[Method], names: Mapping[str, str] | None = None) -> dict[str, Mark]:
+    """Method name -> its look: the colour is the format, the marker the algorithm or the granularity.
+
+    Arguments:
+        names: what a study called the methods when it ran; without it, what they are called today.
+    """
     from qsim.formats import BlockFormat, IntFormat
     from qsim.methods import METHODS
     from qsim.scheme import get_scheme
@@ -41,7 +45,7 @@ def marks(methods: Sequence[Method]) -> dict[str, Mark]:
             shapes = "v><Pd" if color == GREEN else "oXph"
             marker = shapes[variants.get(color, 0) % len(shapes)]
             variants[color] = variants.get(color, 0) + 1
-        out[m.name] = Mark(label=m.title, color=color, marker=marker,
+        out[m.name] = Mark(label=(names or {}).get(m.name, m.title), color=color, marker=marker,
                                 filled=declared is None or declared.filled or color == PURPLE)  # fmt: skip
     return out
 

@@ -75,8 +75,8 @@ def test_an_installed_figure_is_drawn_by_the_command(bare: StudyResult, tmp_path
     entry = guide("toml").splitlines()
     assert entry[0] == f'[project.entry-points."{ENTRY_POINTS}"]'
     (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n" + entry[1].replace('"', "") + "\n")
-    command = [sys.executable, "-m", "qsim", "study", "figures", str(tmp_path / "study.json"), "--out", str(tmp_path / "f"), "--only",
-               "memory"]  # fmt: skip
+    asked = ["study", "figures", str(tmp_path / "study.json"), "--out", str(tmp_path / "f"), "--only", "memory"]
+    command = [sys.executable, "-m", "qsim", *asked]
     path = f"{tmp_path}:{ROOT}"
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ def _text(result: StudyResult) -> str:
 def _loss(result: StudyResult) -> Drawing | None:
     if not result.quality:
         return None
-    q, looks, limit = quality_of(result), marks(result.spec.methods), result.spec.quality.max_loss
+    q, looks, limit = quality_of(result), marks(result.spec.methods, titles(result)), result.spec.quality.max_loss
     rows = [
         Loss(mark=looks[m], loss=row.loss, loss_se=row.loss_se,
                   weights_only=q[m, "weights"].loss if (m, "weights") in q else None)
@@ -53,7 +53,7 @@ def _tradeoff(result: StudyResult) -> Drawing | None:
     case = next((c for c in result.spec.cases if c.phase == "decode"), None)
     if case is None:
         return None
-    q, looks, model = quality_of(result), marks(result.spec.methods), first_model(result)
+    q, looks, model = quality_of(result), marks(result.spec.methods, titles(result)), first_model(result)
     data: dict[str, list[Tradeoff]] = {}
     for r in case_rows(result, case.name, model):
         if not r.fits:
