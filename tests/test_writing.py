@@ -46,7 +46,6 @@ ALLOWED = {
     ("qsim/cli/streams.py", "os.open"): "the null device, in place of a pipe that nobody reads",
     ("qsim/cli/quantize.py", "to_json"): "QuantizationResult's, which writes through qsim.files",
     ("qsim/plots/style.py", "savefig"): "into memory",
-    ("qsim/study/report.py", "savefig"): "into memory",
     ("qsim/study/report.py", "to_csv"): "a string",
 }
 """file, call: why it is none that can leave a file half-written."""

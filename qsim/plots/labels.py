@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
@@ -41,11 +40,11 @@ class Taken:
     lines: list[tuple[float, float, float, float]] = field(default_factory=list)
 
 
-def place(axes: Axes, wanted: Sequence[Wanted], taken: Taken, *, background: str = "white") -> list[Wanted]:
+def place(axes: Axes, wanted: Sequence[Wanted], taken: Taken) -> list[Wanted]:
     """Write the names that find a place, in order, with a thin line where one stands apart from its marker.
 
     Arguments:
-        axes: a panel of a figure that is laid out (`figure.draw_without_rendering()`), limits and scales final.
+        axes: a panel of a figure that is laid out (`layout.settle`), limits and scales final.
         taken: what is there; placed names and their lines are added.
 
     Returns:
@@ -64,8 +63,8 @@ def place(axes: Axes, wanted: Sequence[Wanted], taken: Taken, *, background: str
             want.text, (want.x, want.y), xytext=((x - at[0]) / pixels, (y - at[1]) / pixels),
             textcoords="offset points", ha="center", va="center", fontsize=want.fontsize, color=want.color,
             linespacing=1.0, zorder=6, annotation_clip=False, label="_label",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6},
         )  # fmt: skip
-        text.set_path_effects([patheffects.withStroke(linewidth=2.0, foreground=background)])
         text.set_in_layout(False)
         taken.boxes.append(box)
         if line is not None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
 from qsim.errors import QsimError, nearest
@@ -66,7 +65,5 @@ def _recolour(artist: Any, changed: Any) -> None:
             setter([changed(tuple(c)) for c in now])
         elif isinstance(now, str | tuple):
             setter(changed(now))
-    if isinstance(artist, Text):
-        for effect in artist.get_path_effects():
-            if isinstance(effect, withStroke):
-                effect._gc = {**effect._gc, "foreground": changed(effect._gc["foreground"])}  # type: ignore[attr-defined]
+    if isinstance(artist, Text) and artist.get_bbox_patch() is not None:
+        _recolour(artist.get_bbox_patch(), changed)

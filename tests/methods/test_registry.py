@@ -71,7 +71,7 @@ assert (load(place / "out").logits([1, 2]) == result.model.logits([1, 2])).all()
 
 asked = check(spec_of({"methods": [{"algorithm": "cut", "scheme": "w4a16-g32", "options": {"keep": 0.5}}]}))
 method = asked.methods[1]
-assert method.title == "Cut w4a16-g32 keep=0.5" and marks(asked.methods)[method.name].marker == "X"
+assert method.title == "Cut W4A16 g32 keep=0.5" and marks(asked.methods)[method.name].marker == "X"
 assert [m.algorithm for m in methods_for("w4a16-g32")] == ["rtn", "gptq", "awq", "cut"]
 subject = Subject(model=model, text=b"a", calibration=b"a", text_name="", calibration_name="")
 assert (quantised(subject, method, asked)[0].logits([1, 2]) == result.model.logits([1, 2])).all()
