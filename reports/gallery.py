@@ -22,7 +22,7 @@ FIGURES = {
     ),
     "roofline_batch": (
         "How the batch moves each operator, in BF16 and with 4-bit weights.",
-        "roofline llama-3-8b --device l40s --scheme bf16 --scheme w4a16-g128 --path batch=1:256 --context 512",
+        "roofline llama-3-8b --device h100-sxm --scheme bf16 --scheme w4a16-g128 --path batch=1:256 --context 512",
     ),
     "roofline_scheme": (
         "How fewer bits move each operator, on two devices.",

@@ -60,30 +60,32 @@ def figure(
                   flop_per_s=1e9 * r["gflop"] / r["time_s"])
             for r in operator_rows(p) if r["format"]
         ]  # fmt: skip
-    points, small = _large(points)
-    notes = [f"not drawn: {', '.join(small)}, less than 1 % of the time each"] if small else []
+    least = 0.1 if path else 0.01
+    points, small = _large(points, least)
+    notes = [f"not drawn: {', '.join(small)}, less than {100 * least:g} % of the time each"] if small else []
     notes = [*_cases(predictions, path), *notes, *_memory(predictions, titles)]
-    return roofline_figure(_title(predictions, path), _roofs(predictions, titles), points, path=path, layout=layout,
-                           size=size, notes=notes)  # fmt: skip
+    title = _title(predictions, path, list(titles.values()))
+    return roofline_figure(title, _roofs(predictions, titles), points, path=path, layout=layout, size=size, notes=notes)
 
 
-def _large(points: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """The points of operators that take at least 1 % of some step, at most eight, and the names of the others."""
+def _large(points: Sequence[Any], least: float) -> tuple[list[Any], list[str]]:
+    """The points of operators that take at least this share of some step, at most eight, and the others' names."""
     share: dict[str, float] = {}
     for p in points:
         share[p.operator] = max(share.get(p.operator, 0.0), p.share)
-    kept = [name for name in sorted(share, key=lambda n: -share[n]) if share[name] >= 0.01][:8]
+    kept = [name for name in sorted(share, key=lambda n: -share[n]) if share[name] >= least][:8]
     return [p for p in points if p.operator in kept], [name for name in share if name not in kept]
 
 
-def _title(predictions: Sequence[Prediction], path: str | None) -> str:
+def _title(predictions: Sequence[Prediction], path: str | None, devices: Sequence[str]) -> str:
     from qsim.plots.names import model_title, scheme_title
 
     phases = " and ".join(dict.fromkeys(p.phase for p in predictions))
     moved = {"scheme": "from {} to {}".format(*(scheme_title(predictions[i].scheme.name or "") for i in (0, -1))),
              "batch": f"batch {min(int(p.batch) for p in predictions)} to {max(int(p.batch) for p in predictions)}",
              None: "the operators of one step"}[path]  # fmt: skip
-    return f"{model_title(predictions[0].architecture.name)}, {phases}: {moved}"
+    where = f" on {devices[0]}" if len(devices) == 1 else ""  # several devices are named above their panels
+    return f"{model_title(predictions[0].architecture.name)}{where}, {phases}: {moved}"
 
 
 def _cases(predictions: Sequence[Prediction], path: str | None) -> list[str]:

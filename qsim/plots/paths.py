@@ -15,8 +15,6 @@ from .style import GREY
 if TYPE_CHECKING:
     from .roofline import Point, _Look
 
-MOST_PATHS = 3
-"""Paths drawn for each colour: those of the operators with most of the time, and of what moves most unlike them."""
 NEAR = 7.0
 """Paths that stay within this many points of one another are drawn as one, with both names."""
 
@@ -47,15 +45,12 @@ def draw_paths(axes: Axes, points: Sequence[Point], look: _Look, taken: Taken, m
     series: dict[tuple[str, ...], list[_Way]] = {}
     for key, way in _common(axes, found, 2 * pixels).items():
         series.setdefault(("shared",) if way.shared else key[:-1], []).append(way)
-    names: list[Wanted] = []
-    longest, along = 0.0, []
-    for ways in series.values():
-        for way, operators in _kept(ways, NEAR * pixels):
-            mine, values = _draw(axes, way, operators, look, taken, pixels, moves)
-            names.append(mine)
-            if way.length > longest:
-                longest, along = way.length, values
-    return names + along
+    kept = [pair for ways in series.values() for pair in _kept(ways, NEAR * pixels)]
+    names = [_draw(axes, way, operators, look, taken, pixels, moves) for way, operators in kept]
+    for way, operators in kept:
+        _dots(axes, way, operators, look, taken, pixels)
+    longest, _ = max(kept, key=lambda pair: (not pair[0].shared, pair[0].length))
+    return names + _values(longest, look, moves)
 
 
 def _common(axes: Axes, found: dict[tuple[str, ...], list[Point]], near: float) -> dict[tuple[str, ...], _Way]:
@@ -84,19 +79,20 @@ def _kept(ways: Sequence[_Way], near: float) -> list[tuple[_Way, list[str]]]:
         same = next((names for other, names in kept if _apart(other.at, way.at) < near), None)
         if same is not None:
             same.append(way.points[0].operator)
-        elif len(kept) < MOST_PATHS and way.share >= 0.02:
+        else:
             kept.append((way, [way.points[0].operator]))
     return kept
 
 
 def _draw(
     axes: Axes, path: _Way, operators: Sequence[str], look: _Look, taken: Taken, pixels: float, moves: str
-) -> tuple[Wanted, list[Wanted]]:
+) -> Wanted:
+    """The line, its arrow and the markers that tell values apart; returns the name to place."""
     way, at = path.points, path.at
     x = np.array([p.intensity for p in way])
     y = np.array([p.flop_per_s for p in way]) / 1e12
     color = GREY if path.shared else look.colors[look.key(way[0])]
-    size = 3.4 * look.scale
+    size = look.size
     still = path.length < 2 * size * pixels
     if not still:
         axes.plot(x, y, color=color, linewidth=1.3 * look.scale, zorder=3, label="_path", scalex=False, scaley=False)
@@ -105,20 +101,43 @@ def _draw(
                       arrowprops={"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 1.1 * size,
                                   "linewidth": 0, "mutation_scale": 10 * look.scale})  # fmt: skip
         taken.lines += [(*at[i], *at[i + 1]) for i in range(len(at) - 1)]
-    drawn = [0] if still else sorted({0, len(way) - 1, *(range(len(way)) if moves == "scheme" else ())})
-    for i in range(len(way)):
-        if i not in drawn and (still or min(float(np.hypot(*(at[i] - at[j]))) for j in drawn) < 1.6 * size * pixels):
-            continue
-        radius = size if i in drawn else 0.45 * size
-        if any(float(np.hypot(ax - at[i][0], ay - at[i][1])) < 0.6 * radius * pixels for ax, ay, _ in taken.circles):
-            continue  # where paths meet, one marker stands for all
+    drawn = [0] if still else range(len(way)) if moves == "scheme" else (0, len(way) - 1)
+    for i in drawn:
         scheme = None if path.shared or still else way[i].scheme
-        axes.plot([x[i]], [y[i]], zorder=4, label="_marker", scalex=False, scaley=False,
-                  **look.marker(operators[:1], scheme, color, radius))  # fmt: skip
-        taken.circles.append((float(at[i][0]), float(at[i][1]), 1.2 * radius * pixels))
-    name = Wanted(text=together(operators), x=float(x[-1]), y=float(y[-1]), radius=1.2 * size, color=color)
+        _mark(axes, path, i, taken, look.marker(operators[:1], scheme, color, size), size * pixels)
+    return Wanted(text=together(operators), x=float(x[-1]), y=float(y[-1]), radius=1.2 * size, color=color)
+
+
+def _dots(axes: Axes, path: _Way, operators: Sequence[str], look: _Look, taken: Taken, pixels: float) -> None:
+    """Small markers of the values between the ends, where there is room."""
+    size = 0.45 * look.size
+    color = GREY if path.shared else look.colors[look.key(path.points[0])]
+    if path.length > 2 * look.size * pixels:
+        for i in range(1, len(path.points) - 1):
+            scheme = None if path.shared else path.points[i].scheme
+            _mark(axes, path, i, taken, look.marker(operators[:1], scheme, color, size), size * pixels)
+
+
+def _mark(
+    axes: Axes, path: _Way, i: int, taken: Taken, style: dict[str, Any], radius: float
+) -> None:  # fmt: skip
+    """Draw the marker of a value; where paths meet, one marker stands for all."""
+    (x, y), point = path.at[i], path.points[i]
+    if any(float(np.hypot(cx - x, cy - y)) < 0.6 * max(radius, r / 1.2) for cx, cy, r in taken.circles):
+        return
+    axes.plot(
+        [point.intensity], [point.flop_per_s / 1e12], zorder=4, label="_marker", scalex=False, scaley=False, **style
+    )
+    taken.circles.append((float(x), float(y), 1.2 * radius))
+
+
+def _values(path: _Way, look: _Look, moves: str) -> list[Wanted]:
+    """The values along a path: the first, the last and some between."""
+    way = path.points
+    color = GREY if path.shared else look.colors[look.key(way[0])]
     chosen = sorted({0, len(way) - 1, *range(0, len(way), max(1, len(way) // 4))})
-    along = [Wanted(text=f"{moves} {way[i].at}" if moves == "batch" and not i else way[i].at, x=float(x[i]),
-                    y=float(y[i]), radius=1.2 * size, color=color, fontsize=7.2, value=True)
-             for i in chosen]  # fmt: skip
-    return name, along
+    return [
+        Wanted(text=f"{moves} {way[i].at}" if moves == "batch" and not i else way[i].at, x=way[i].intensity,
+               y=way[i].flop_per_s / 1e12, radius=1.2 * look.size, color=color, fontsize=7.2, value=True)
+        for i in chosen
+    ]  # fmt: skip

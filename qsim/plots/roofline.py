@@ -74,6 +74,11 @@ class _Look:
     def key(self, p: Point) -> str:
         return str(getattr(p, self.color_by))
 
+    @property
+    def size(self) -> float:
+        """The radius of the markers of a path, in points."""
+        return 3.4 * self.scale
+
     def smallest(self) -> float:
         return 2.7 * self.scale
 

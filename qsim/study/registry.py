@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import warnings
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from qsim.errors import QsimError, nearest
+from qsim.registry import add_installed
 
 from .figure import Drawing, Figure, Section
 from .result import StudyResult
@@ -62,12 +61,7 @@ class Registry:
             self._add(found.SECTION)
             for figure in found.FIGURES:
                 self._add(figure)
-        for entry in entry_points(group=ENTRY_POINTS):
-            try:
-                self._add(entry.load())
-            except Exception as error:
-                package = entry.dist.name if entry.dist is not None else "an installed package"
-                warnings.warn(f"{entry.name} of {package} cannot be loaded: {error}", stacklevel=4)
+        add_installed("figure", ENTRY_POINTS, self._add)
 
     def _add(self, value: Figure | Section) -> None:
         if not isinstance(value, Figure | Section):

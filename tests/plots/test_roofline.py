@@ -196,4 +196,4 @@ def test_the_command_draws_paths_on_a_slide_and_refuses_what_it_cannot(tmp_path:
 def test_an_svg_holds_its_text_as_text(tmp_path: Path) -> None:
     file = save(made(DEVICES[:1], SCHEMES[:1]), tmp_path / "x.svg")
     assert "<text" in file.read_text()
-    assert "Llama-3 8B, decode" in file.read_text()
+    assert "Llama-3 8B on H100 SXM, decode" in file.read_text()

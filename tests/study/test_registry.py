@@ -125,14 +125,14 @@ def test_a_figure_that_a_study_does_not_have_is_refused_with_those_it_has(run: R
 def test_an_entry_that_cannot_be_loaded_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
-    from qsim.study import registry
+    from qsim.study.registry import Registry
 
     broken = EntryPoint(name="lost", value="no_such_module_at_all:FIGURE", group=ENTRY_POINTS)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    monkeypatch.setattr("qsim.registry.entry_points", lambda group: [broken] if group == ENTRY_POINTS else [])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = registry.Registry().figures
-    assert any("lost of an installed package cannot be loaded" in str(w.message) for w in caught)
+        found = Registry().figures
+    assert any("figure lost of an installed package cannot be loaded" in str(w.message) for w in caught)
     assert [f.name for f in found] == [f.name for f in REPORT.figures]
 
 
