@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,8 @@ def _from_npy(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         if file.read(6) != b"\x93NUMPY":  # an archive or a pickle has other first bytes
             raise QsimError(f"{path} is not a file of one NumPy array, as np.save writes it")
-    broken = (ValueError, EOFError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, SyntaxError)
+    broken = (ValueError, EOFError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, SyntaxError,
+              TokenError)  # fmt: skip
     try:
         # mapped, so that a header which promises more than the file holds is an error and takes no memory
         return np.lib.format.open_memmap(path, mode="r")

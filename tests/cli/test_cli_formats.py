@@ -110,7 +110,7 @@ def test_plots(tmp_path: Path, args: tuple[str, ...], suffix: str) -> None:
         (("--align",), "belong to --compare"),
         (("--plot", "x.png"), "name them"),
         (("mxfp4", "--plot", "x.png"), "is a block format"),
-        (("e4m3", "--plot", "x.pdf"), ".svg or .png"),
+        (("e4m3", "--plot", "x.bmp"), ".svg"),
         (("e4m3", "--plot", "nowhere/x.png"), "does not exist"),
         (("--compare", "int8", "--scaled-max", "-1"), "positive and finite"),
     ],

@@ -96,7 +96,7 @@ predict llama-3-8b --scheme w999a16 | 'w999a16'
 predict llama-3-8b --scheme w4a16-g0 | 0
 predict llama-3-8b --device named.toml | 'name'
 predict llama-3-8b --phase request --new-tokens -5 | -5
-predict llama-3-8b --plot dir/x.pdf | 'dir/x.pdf'
+predict llama-3-8b --plot dir/x.bmp | 'dir/x.bmp'
 roofline llama-3-8b --device none | 'none'
 roofline llama-3-8b --batch 0 | batch
 sweep llama-3-8b --batch 0 | '0'
@@ -164,7 +164,7 @@ quantize tiny --out q --calibration binary.toml | calibration text must be UTF-8
 quantize tiny --out q --jobs 0 | --jobs
 quantize tiny --out q --window 0 | window
 quantize tiny --out q --windows 0 | windows
-quantize tiny --out q --plot q.pdf | 'q.pdf'
+quantize tiny --out q --plot q.bmp | 'q.bmp'
 quantize tiny --out q --json --csv | --json and --csv
 quantize tiny --out q --method smoothquant --alpha much | 'much'
 study --out empty | 'empty' is a file

@@ -71,7 +71,8 @@ def test_a_terminal_has_a_live_line_that_is_gone_at_the_end(monkeypatch: pytest.
 def test_the_long_verbs_say_something_when_piped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "t.txt"
     text.write_text("for i in range(10): print(i)\n" * 20, encoding="utf-8")
-    rows = [f"cublas_bf16,{m},{n},4096,{5e-6 + m * n * 1e-11}" for m in (1, 64, 512) for n in (2048, 4096, 8192, 16384)]
+    sizes = [(m, n) for m in (1, 64, 512) for n in (2048, 4096, 8192, 16384)]
+    rows = [f"cublas_bf16,{m},{n},4096,{5e-6 + n * 8192 / 2.5e12 + m * n * 1e-11}" for m, n in sizes]
     (tmp_path / "t.csv").write_text("kernel,m,n,k,latency_s\n" + "\n".join(rows), encoding="utf-8")
     monkeypatch.setattr("hwmodels.validation.validate.validate", lambda data: None)
     monkeypatch.setattr("hwmodels.validation.report.group_rows", lambda result: [])

@@ -271,7 +271,7 @@ def test_what_is_damaged_is_said(folder, tmp_path, monkeypatch):
     [
         (("--layout", "awq", "--scheme", "w3a16-g32"), "AWQ holds 4-bit integers: got uint3; use layout 'compressed"),
         (("--layout", "compressed-tensors", "--scheme", "w4a16-g32", "--act-order", "on"), "layer model.layers.0"),
-        (("--layout", "zip", "--scheme", "w4a16-g32"), "layout must be one of plain, compressed-tensors"),
+        (("--layout", "zip", "--scheme", "w4a16-g32"), "'zip' is not one of 'auto', 'plain', 'compressed-tensors'"),
         (("--method", "rtn", "--scheme", "nf4-g32x"), "unknown scheme"),
         (("--method", "rtn", "--scheme", "nf4-g64"), "no checkpoint layout holds scheme nf4-g64"),
         (

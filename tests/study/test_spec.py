@@ -126,5 +126,5 @@ def test_titles_say_what_was_changed() -> None:
         "asic (bandwidth_gbytes_per_s=8000)"
     )
     assert DeviceSpec(name="dir/mine.toml").title == "mine"
-    assert Method(algorithm="gptq", scheme="w4a16-g64", options={"act_order": True}).title == "GPTQ w4a16-g64 act_order"
+    assert Method(algorithm="gptq", scheme="w4a16-g64", options={"act_order": True}).title == "GPTQ W4A16 g64 act_order"
     assert Method(algorithm="rtn", scheme="mxfp4").title == "MXFP4"

@@ -315,7 +315,7 @@ def test_table_and_presets():
 
 BAD_MMA = [
     ({"instruction": "hopper.mma.s32.s4"}, ValueError, "hopper.mma has no s32.s4: it has .*ampere.mma.s32.s4"),
-    ({"instruction": "hoper.mma.f32.f16"}, ValueError, "architectures are .*nearest: hopper.mma.f32.f16"),
+    ({"instruction": "hoper.mma.f32.f16"}, ValueError, "the nearest are hopper.mma.f32.f16, .*; architectures are "),
     ({"instruction": "ada.wgmma.f32.f16"}, ValueError, "ada has no operation 'wgmma': it has mma"),
     ({"instruction": 5}, TypeError, "an instruction must be a name or an Instruction: got int"),
     ({"a": np.zeros((2, 32), np.float32)}, TypeError, "holds e4m3 codes as uint8.*float32; encode floats first"),
