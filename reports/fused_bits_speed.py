@@ -20,7 +20,7 @@ from qsim.kernels.pipelines import choose
 
 F32 = np.float32
 N = K = 4096
-ROUNDS = 8
+ROUNDS = 5
 CASES = (("W4A16", 16), ("W4A16", 64), ("w3a16-g128-sym", 16), ("MXFP4A16", 16), ("W4AFP8", 16), ("W4A8", 16))
 
 
