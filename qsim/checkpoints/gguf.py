@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.families.gguf import ROPE, GgufArchitecture, architecture_for, gguf_name, metadata_of
+from qsim.families.gguf import ROPE, ROUTER, GgufArchitecture, architecture_for, gguf_name, is_norm, metadata_of
 from qsim.layouts import Notes
 from qsim.layouts.gguf.file import Planned, is_gguf, write_gguf
 from qsim.layouts.gguf.tensors import to_blocks, type_of
@@ -57,14 +57,16 @@ def write_model(
         QsimError: a family that llama.cpp does not have here; a layer that is quantised already, to another type.
         OSError: as `qsim.files.write_whole`.
     """
-    notes, arch = Notes(), architecture_for(model.config.architecture)
+    notes, arch = Notes(), architecture_for(model.config.to_dict()["model_type"])
     metadata = _metadata(model, notes)
     wanted = None if tensor_type is None else get_type(tensor_type)
     if dtype is not None and wanted is not None:
         raise QsimError(f"tensor_type and dtype are one choice: got {tensor_type!r} and {dtype!r}")
-    plans = [
-        _plan(model, arch, name, tensor, wanted, dequantize, dtype, notes) for name, tensor in model.tensors.items()
-    ]
+    stacks: dict[str, list[Planned]] = {}
+    for name, tensor in model.tensors.items():
+        one = _plan(model, arch, name, tensor, wanted, dequantize, dtype, notes)
+        stacks.setdefault(one.name, []).append(one)
+    plans = [_stacked(arch, ones) for ones in stacks.values()]
     scaling = model.config.rope_scaling
     if scaling is not None and scaling.rope_type == "llama3":
         factors = rope_factors(model.config.rope_theta, model.config.head_dim, scaling)
@@ -104,7 +106,7 @@ def _place(path: Path, overwrite: bool) -> Iterator[tuple[Path, Path | None]]:
 
 def _metadata(model: Model, notes: Notes) -> dict[str, Any]:
     config = model.config
-    found, said = metadata_of({"mlp_bias": False, **config.to_dict()}, config.head_dim)
+    found, said = metadata_of(config.to_dict(), config.head_dim)
     out = {**found, "general.name": model.name or "model", "general.quantization_version": 2, "general.alignment": 32}
     keys, why = tokenizer_metadata(model.tokenizer, config.vocab_size)
     for text in (*said, *([] if why is None else [why])):
@@ -123,7 +125,9 @@ def _plan(
     dequantize: bool, dtype: str | None, notes: Notes,
 ) -> Planned:  # fmt: skip
     """How a tensor is stored: quantised ones as they are, norms and biases in float32, matrices as asked."""
-    stored = gguf_name(arch, name)
+    stored, _ = gguf_name(arch, name)
+    if arch.norm_offset and is_norm(stored):
+        tensor = np.asarray(tensor) + np.float32(arch.norm_offset)
     heads = paired_heads(arch, model.config, stored)
     if isinstance(tensor, QuantizedTensor) and not dequantize:
         kind = type_of(tensor.scheme)
@@ -134,7 +138,7 @@ def _plan(
                 f"values to {wanted.name}"
             )
         return _planned(stored, tensor.shape, kind, partial(to_blocks, tensor), heads)
-    if len(tensor.shape) < 2:
+    if len(tensor.shape) < 2 or stored.endswith(ROUTER):
         return _planned(stored, tensor.shape, get_type("f32"), partial(_blocks, tensor, get_type("f32"), name), heads)
     if wanted is None:
         kind = get_type(_TYPE_OF[_dtype_of(model, tensor, dtype, name)])
@@ -146,6 +150,22 @@ def _plan(
     elif name not in quantizable(model.config):
         notes.add(f"the embedding is stored in {kind.name} too")
     return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), heads)
+
+
+def _stacked(arch: GgufArchitecture, ones: list[Planned]) -> Planned:
+    """One tensor of the experts' matrices; what is no expert's is one alone."""
+    first = ones[0]
+    if not first.name.endswith("_exps.weight"):
+        return first
+    odd = next((one for one in ones if one.type is not first.type), None)
+    if odd is not None:
+        raise QsimError(f"tensor {first.name} holds all experts in one type: got {first.type.name} and {odd.type.name}")
+    return Planned(
+        name=first.name,
+        shape=(len(ones), *first.shape),
+        type=first.type,
+        blocks=lambda: np.concatenate([one.blocks().reshape(1, first.shape[0], -1) for one in ones]),
+    )
 
 
 def _planned(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.families.gguf import ROPE, GgufArchitecture, architecture_of, config_of, gguf_name
+from qsim.families.gguf import ROPE, GgufArchitecture, architecture_of, config_of, gguf_name, is_norm
 from qsim.fields import Fields
 from qsim.layouts import Notes
 from qsim.layouts.gguf.file import GgufFile, GgufTensor, open_gguf
@@ -48,8 +48,11 @@ def load_gguf(path: str | Path) -> Model:
     linears, used = quantizable(config), {ROPE}
     tensors: dict[str, np.ndarray | QuantizedTensor] = {}
     for name, shape in expected_tensors(config).items():
-        stored = gguf_name(arch, name)
+        stored, expert = gguf_name(arch, name)
         one = file.tensors.get(stored)
+        if one is not None and expert is not None:
+            used.add(stored)
+            one = one.part(expert)
         if one is None:
             raise QsimError(f"{file.path} has no tensor {stored}, {shape} by its metadata")
         if one.shape != shape:
@@ -57,6 +60,8 @@ def load_gguf(path: str | Path) -> Model:
         used.add(stored)
         heads = paired_heads(arch, config, stored)
         tensors[name] = _read(one, name, heads, name in linears, notes)
+        if arch.norm_offset and is_norm(stored):
+            tensors[name] = tensors[name] - np.float32(arch.norm_offset)
     left = sorted(file.tensors.keys() - used)
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

@@ -139,8 +139,7 @@ def test_a_sliding_window_that_the_file_cannot_say_is_said(tmp_path):
         (lambda: quantized("w8a16-g32-sym"), {"tensor_type": "q4_k"}, "quantised already, as q8_0: give dequan"),
         (tiny, {"tensor_type": "q4_k_m"}, "unknown GGUF type to write 'q4_k_m'"),
         (tiny, {"tensor_type": "q4_0", "dtype": "float16"}, "tensor_type and dtype are one choice"),
-        (lambda: tiny(hidden_act="gelu"), {}, "activation silu: got gelu"),
-        (lambda: tiny(mlp_bias=True), {}, "no biases in the MLP"),
+        (lambda: tiny(hidden_act="gelu"), {}, "have hidden_act='silu': got 'gelu'"),
     ],
 )  # fmt: skip
 def test_what_a_file_cannot_hold_is_refused_before_anything_is_written(model, options, words, tmp_path):
@@ -316,7 +315,7 @@ def test_experts_windows_and_factors_that_are_not_read_are_refused(tmp_path):
     write(tiny(), tmp_path / "a.gguf", "gguf")
     file = open_gguf(tmp_path / "a.gguf")
     copies = [Planned(name=n, shape=t.shape, type=t.type, blocks=t.raw) for n, t in file.tensors.items()]
-    for more, words in (({"llama.expert_count": 8}, "mixtures of experts are not read from GGUF: got 8"),
+    for more, words in (({"llama.expert_count": 8}, "llama.expert_used_count is missing"),
                         ({"llama.attention.sliding_window": 8}, "sliding windows are not read here: got 8"),
                         ({"llama.rope.dimension_count": 16}, "must be the size of a head, 32: got 16")):  # fmt: skip
         put(tmp_path / "b.gguf", {**file.metadata, **more}, copies)
@@ -397,20 +396,3 @@ def test_the_gguf_package_reads_our_files(kind, tmp_path):
     for one in theirs.tensors:
         values = gguf.quants.dequantize(one.data, one.tensor_type)
         np.testing.assert_array_equal(values.reshape(-1), mine.tensors[one.name].values().reshape(-1), err_msg=one.name)
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize("name", ["llama", "llama, tied", "qwen2", "qwen3"])
-def test_transformers_loads_our_files_to_the_same_logits(name, tmp_path):
-    pytest.importorskip("gguf")
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    # transformers does not read the size of Qwen 3's heads, which is 128 in all of them, nor Llama 3.1's factors
-    model = tiny(**{"vocab_size": 256, **FAMILIES[name], **({"head_dim": 128} if name == "qwen3" else {})})
-    model = model.replace(tokenizer=load("tiny").tokenizer)
-    write(model, tmp_path / "a.gguf", "gguf", dtype="float32")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf").eval()
-    tokens = np.arange(24) % model.config.vocab_size
-    with torch.no_grad():
-        logits = theirs(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    # float32 sums in another order: a few units in the last place of values of size 1
-    np.testing.assert_allclose(model.logits(tokens), logits, atol=1e-4)

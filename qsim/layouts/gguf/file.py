@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,6 +61,12 @@ class GgufTensor:
     def nbytes(self) -> int:
         """How many bytes it takes in the file."""
         return self.size // self.type.values * self.type.size
+
+    def part(self, i: int) -> GgufTensor | None:
+        """One of the matrices along the first of three axes; None where there is none."""
+        if len(self.shape) != 3 or not 0 <= i < self.shape[0]:
+            return None
+        return replace(self, shape=self.shape[1:], offset=self.offset + i * (self.nbytes // self.shape[0]))
 
     def raw(self) -> np.ndarray:
         """Its blocks, uint8 (rows, bytes of a row).
