@@ -61,7 +61,7 @@ def load_gguf(path: str | Path) -> Model:
         heads = paired_heads(arch, config, stored)
         tensors[name] = _read(one, name, heads, name in linears, notes)
         if arch.norm_offset and is_norm(stored):
-            tensors[name] = tensors[name] - np.float32(arch.norm_offset)
+            tensors[name] = np.asarray(tensors[name]) - np.float32(arch.norm_offset)
     left = sorted(file.tensors.keys() - used)
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

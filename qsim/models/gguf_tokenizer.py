@@ -73,7 +73,7 @@ def tokenizer_of(metadata: Fields) -> tuple[Tokenizer | None, str | None]:
     template = _template(metadata, tokens, default_bos=kind == "llama")
     before = built["post_processor"]
     built["post_processor"] = before if template is None else template
-    return HuggingFaceTokenizer(json.dumps(built), metadata.where), None
+    return HuggingFaceTokenizer(json.dumps(built), metadata.where, own=True), None
 
 
 def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
@@ -136,14 +136,18 @@ def _merges(
 ) -> list[list[str]]:
     """Every way to make a piece of two others, the piece of the highest score first."""
     found: list[tuple[float, int, int, int, str, str]] = []
+    known = vocabulary.get
     for token, kind, score in zip(tokens, types, scores, strict=True):
         if kind not in (NORMAL, USER, UNUSED):
             continue
         if len(token) > _PIECE:
             raise QsimError(f"{where}: {_K}tokens has a piece of {len(token)} characters: up to {_PIECE} are read")
         for at in range(1, len(token)):
-            left, right = vocabulary.get(token[:at]), vocabulary.get(token[at:])
-            if left is not None and right is not None:
+            right = known(token[at:])
+            if right is None:  # most ends of a piece are none: the beginning is not looked up
+                continue
+            left = known(token[:at])
+            if left is not None:
                 found.append((-score, -at, -left, -right, token[:at], token[at:]))
     found.sort()
     return [[one[4], one[5]] for one in found]

@@ -51,10 +51,12 @@ class HuggingFaceTokenizer:
     Arguments:
         text: JSON.
         path: how messages name it.
+        own: the text was made here, so that it is JSON of a known depth.
     """
 
-    def __init__(self, text: str, path: str | Path) -> None:
-        parse_json(text, str(path))  # the library overflows its stack on JSON that is nested deeply
+    def __init__(self, text: str, path: str | Path, *, own: bool = False) -> None:
+        if not own:
+            parse_json(text, str(path))  # the library overflows its stack on JSON that is nested deeply
         try:
             import tokenizers
         except ModuleNotFoundError:
