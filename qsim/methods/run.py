@@ -43,7 +43,8 @@ class Run:
         true_sequential: bool, n_jobs: int | None, progress: Progress | None,
     ) -> None:  # fmt: skip
         self.source, self.current, self.recipe, self.calibration = source, source, recipe, calibration
-        self.names, self.store, self.n_jobs, self.progress = names, store, n_jobs, progress
+        self.names = dict.fromkeys(names)  # looked up for each of thousands of experts
+        self.store, self.n_jobs, self.progress = store, n_jobs, progress
         self.sequential = true_sequential and recipe.quantised_prefix
         self.records: dict[str, LayerRecord] = {}
         self.kv: dict[str, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,14 +33,14 @@ class Parts:
     Arguments:
         tensors: the model's, with float32 matrices of one input as rows of one array.
         linears: by name, the head included.
-        block_linears: names of those in the blocks.
+        block_linears: those in the blocks, in the order in which they are applied.
         reusable: Linears by what they are made of, for a model that shares them.
     """
 
     tensors: dict[str, Any]
     round: Rounding
     linears: dict[str, Linear] = field(default_factory=dict)
-    block_linears: tuple[str, ...] = ()
+    block_linears: Mapping[str, Linear] = field(default_factory=lambda: MappingProxyType({}))
     reusable: dict[Any, Linear] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     final_norm: Norm | None = None
@@ -59,7 +60,8 @@ def build(model: Model, known: Mapping[Any, Linear]) -> Parts:
     parts.ropes = tuple(dict.fromkeys(ropes.values()))
     for i in range(c.num_hidden_layers):
         parts.blocks.append(maker.block(i, ropes))
-    parts.block_linears = tuple(n for i in range(c.num_hidden_layers) for n in families.block_names(c, i).linears)
+    own = (name for i in range(c.num_hidden_layers) for name in families.block_names(c, i).linears)
+    parts.block_linears = MappingProxyType({name: parts.linears[name] for name in own})
     if names.norm is not None:
         parts.final_norm = maker.norm(names.norm)
     maker.linear(names.head, names.head if f"{names.head}.weight" in parts.tensors else names.embedding)

@@ -89,9 +89,9 @@ class Model:
 
     # --- parts --------------------------------------------------------------------------------------------
 
-    def linears(self) -> dict[str, Linear]:
+    def linears(self) -> Mapping[str, Linear]:
         """The decoder blocks' Linears by name, in the order in which they are applied. The head is `head_name`."""
-        return {name: one for name, one in self._parts.linears.items() if name in self._parts.block_linears}
+        return self._parts.block_linears
 
     @property
     def lm_head(self) -> Linear:

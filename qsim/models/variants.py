@@ -105,7 +105,7 @@ def with_outliers(
     for i in blocks:
         if not 0 <= i < count:
             raise QsimError(f"layers must be 0 to {count - 1}: got {i}")
-        norms = [(s, names) for s, names in fold_groups(model.config, i) if f"{s}.weight" not in _linear_tensors(model)]
+        norms = [(s, names) for s, names in fold_groups(model.config, i) if s not in model.linears()]
         if not norms:
             raise QsimError(
                 f"{model.config.architecture} of this kind has no norm that a gain can be folded behind (layer {i})"
@@ -149,7 +149,3 @@ def _float_weight(model: Model, name: str) -> np.ndarray:
     if isinstance(weight, QuantizedTensor):
         raise QsimError(f"this needs float32 weights: {name} is quantised ({weight.scheme.name})")
     return weight
-
-
-def _linear_tensors(model: Model) -> set[str]:
-    return {f"{name}.weight" for name in model.linears()}
