@@ -45,8 +45,8 @@ def table_errors() -> list[dict[str, Any]]:
                 kernel = name.partition("_")[2]
                 out.append(
                     {"section": "Products of 2026, shapes (N, K) left out by hash", "name": f"{device} {name}",
-                          "rows": p.rows, "mape": 100 * p.held_out_mape["all"], "required": PRODUCTS[kernel],
-                          "detail": {k: 100 * v for k, v in p.held_out_mape.items()}}
+                     "rows": p.rows, "mape": 100 * p.held_out_mape["all"], "required": PRODUCTS[kernel],
+                     "detail": {k: 100 * v for k, v in p.held_out_mape.items()}}
                 )  # fmt: skip
     for device, table in _calibrations():
         parts: dict[tuple[str, str, str], list[Parameters]] = {}
@@ -61,15 +61,15 @@ def table_errors() -> list[dict[str, Any]]:
             out.append(
                 {"section": "Attention of 2026, head counts left out by hash",
                  "name": f"{device} {stack}{kind} {phase}",
-                      "rows": rows, "mape": 100 * error, "required": None if kind else ATTENTION.get(phase)}
+                 "rows": rows, "mape": 100 * error, "required": None if kind else ATTENTION.get(phase)}
             )  # fmt: skip
     for device, table in _calibrations():
         for library in dict.fromkeys(c.library for c in table.collectives):
             curves = [c for c in table.collectives if c.library == library]
             out.append(
                 {"section": "Collectives of 2026, every size left out in turn", "name": f"{device} {library}",
-                      "rows": sum(len(c.message_bytes) for c in curves), "required": COLLECTIVES,
-                      "mape": 100 * float(np.mean([c.held_out_mape for c in curves]))}
+                 "rows": sum(len(c.message_bytes) for c in curves), "required": COLLECTIVES,
+                 "mape": 100 * float(np.mean([c.held_out_mape for c in curves]))}
             )  # fmt: skip
     return out
 
@@ -78,11 +78,12 @@ def transfer_errors() -> list[dict[str, Any]]:
     """Fields of `validate.Group`: each calibrated device predicted from the others, with the median error and the share
     of times inside the band in use."""
     errors = device_errors()
-    limits = np.array([TRANSFER_BANDS[row.across, row.sixteen_bit][row.regime] for row in errors.itertuples()])
+    keys = zip(errors.across, errors.sixteen_bit, errors.regime, strict=True)
+    limits = np.array([TRANSFER_BANDS[str(separate), bool(wide)][str(regime)] for separate, wide, regime in keys])
     inside = (errors.ratio >= limits[:, 0]) & (errors.ratio <= limits[:, 1])
     return [
         {"section": "Each calibrated device predicted from the others", "name": str(device), "rows": len(mine),
-             "mape": 100 * float(np.median(np.abs(mine.ratio - 1))), "required": TRANSFER,
-             "coverage": float(inside[mine.index].mean()), "statistic": "median error"}
+         "mape": 100 * float(np.median(np.abs(mine.ratio - 1))), "required": TRANSFER,
+         "coverage": float(inside[mine.index].mean()), "statistic": "median error"}
         for device, mine in errors.groupby("device")
     ]  # fmt: skip

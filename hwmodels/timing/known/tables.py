@@ -4,7 +4,7 @@ generation and format. Engines differ on the same shape even where they call the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..family import AttentionFamily, KernelFamily
 from ..schemes import block_weight, fp8, plain, weight_kind
@@ -71,7 +71,8 @@ FAMILIES = tuple(
     for kernel, (title, compute, bits, runs, stands_in, like) in _RUNS.items()
 )  # fmt: skip
 
-_FP8 = {"compute": "float8_e4m3fn", "phases": ("prefill",), "chosen": False}
+_PLAIN: dict[str, Any] = {}
+_FP8: dict[str, Any] = {"compute": "float8_e4m3fn", "phases": ("prefill",), "chosen": False}
 ATTENTION = tuple(
     AttentionFamily(
         name=f"{prefix}{suffix}", title=f"{engine} {version.partition(',')[0]} attention{words}", engine=engine,
@@ -79,6 +80,6 @@ ATTENTION = tuple(
     )
     for prefix, engine, version, _ in GENERATIONS
     if prefix in ("trtllm13", "vllm", "sglang", "vllm022")
-    for suffix, words, how in (("", "", {}), ("_qkv8", " in FP8", _FP8))
+    for suffix, words, how in (("", "", _PLAIN), ("_qkv8", " in FP8", _FP8))
     if prefix in ("trtllm13", "sglang") or not suffix
 )  # fmt: skip
