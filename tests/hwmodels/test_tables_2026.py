@@ -242,3 +242,16 @@ def test_what_was_measured_together_is_calibrated_and_nothing_else() -> None:
     assert best.held_out_mape["all"] == min(
         own[f"{name}_kv8.decode"].held_out_mape["all"] for name in ("trtllm13", "vllm", "vllm022", "sglang")
     )
+
+
+def test_best_is_the_fastest_engine_at_each_shape_and_a_stack_is_that_engine() -> None:
+    """NVFP4 on a B200: below a few hundred tokens TensorRT-LLM's products take longer than SGLang's and vLLM's."""
+    for batch in (1, 64, 1024):
+        by = {
+            stack: hwmodels.predict("b200", "llama-3-8b", "nvfp4", "decode", batch, 512, stack=stack)
+            for stack in ("best", "trtllm-1.x", "vllm-2026", "sglang-2026")
+        }
+        assert all(p.fidelity == "calibrated" for p in by.values())
+        products = {s: sum(float(o.time_s) for o in p.operators if o.name == "gate_up") for s, p in by.items()}
+        assert products["best"] == pytest.approx(min(products.values()), rel=1e-6)
+    assert hwmodels.predict("b200", "llama-3-8b", "nvfp4", stack="vllm-2026").kernel == "vllm_nvfp4"
