@@ -57,17 +57,18 @@ _RUNS: dict[str, tuple[str, str, float, Callable[[Scheme], bool], Callable[[Sche
 whose efficiencies it borrows. The 16-bit x is read and quantised in the measured time, and its codes stay in the L2: 2
 bytes per element in all of them."""
 
-# superseded versions, which `best` does not take beside the newest ones
+# superseded versions: priced where they are asked for by name
 _OLD = {"trtllm12", "trtllm13rc10", "trtllm13rc17", "vllm022"}
 
 FAMILIES = tuple(
     KernelFamily(
         name=f"{prefix}_{kernel}", title=f"{title} in {engine} {version.partition(',')[0]}", compute=compute,
         weight_bits=bits, activation_bytes=2.0, engine=engine, version=version, year=2026, stacks=(stack,),
-        includes_quantize=kernel != "bf16", sixteen_bit=kernel == "bf16", runs=runs, stands_in=stands_in,
+        includes_quantize=kernel != "bf16", sixteen_bit=kernel == "bf16", runs=None if prefix in _OLD else runs,
+        stands_in=stands_in,
         like=tuple(name for name in like if name != f"{prefix}_{kernel}"),
-        preference=(61 if prefix in _OLD else 60), campaign="" if prefix in _OLD else "aiconfigurator-2026",
-        grouped="torch_grouped_bf16" if kernel == "bf16" else "",
+        preference=60, campaign="aiconfigurator-2026",
+        grouped={"bf16": "torch_grouped_bf16", "nvfp4": ""}.get(kernel, "torch_grouped_fp8"),
     )
     for prefix, engine, version, stack in GENERATIONS
     for kernel, (title, compute, bits, runs, stands_in, like) in _RUNS.items()
