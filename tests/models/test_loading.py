@@ -174,6 +174,7 @@ def test_a_byte_vocabulary_needs_no_library(tmp_path, monkeypatch):
         load(tmp_path)
 
 
+@pytest.mark.oracle
 def test_hugging_face_tokenizers(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     data = byte_tokenizer_json()
