@@ -151,7 +151,7 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
     for donor, name in () if family.lenders is None else family.lenders(device):
         found = None if donor == device.calibration else _fitted(donor, calibration_named(donor), name)
         if found is not None:
-            return transferred(found, f"{name} on {donor}", kin=is_kin(device, donor))
+            return _lent(device, kernel, found, name, donor)
     if fidelity == "calibrated" and own is not None:
         for name in family.like:
             if name in own.kernels and family.sixteen_bit:  # the same library under another name

@@ -2,8 +2,10 @@
 
 The rule, in order. A method is acceptable when the upper end of its loss (loss + 1.64 standard errors, one-sided 95 %)
 is within the limit; its loss is that of what the device executes (weights only where it lacks the arithmetic). The
-number of devices is the fewest that hold any acceptable method. On those, the fastest method is found; methods whose
-speed-up band against it holds 1 cannot be told apart from it, and of them the one with the least loss is the answer.
+number of devices is the fewest that hold any acceptable method. On those, whatever another method beats for sure (the
+80 % band of the speed-up does not hold 1) is left out. Those that remain cannot be told apart by speed: a time that was
+measured on the device goes before one that was borrowed from elsewhere, and among the measured (or, without any, among
+all) the one with the least loss is the answer.
 """
 
 from __future__ import annotations
@@ -76,9 +78,15 @@ def _decide(spec: StudySpec, rows: Sequence[SpeedRow], losses: Mapping[tuple[str
 
 def _answer(good: Sequence[_Option], base: SpeedRow) -> DecisionRow:
     best = min(good, key=lambda o: _timed(o.speed).time_s)
-    equal = [o for o in good if not _sure(best.speed, o.speed)]
+    equal = [o for o in good if not any(_sure(p.speed, o.speed) for p in good)]
     # no method is better than 16 bit: a loss below 0 is chance, and 16 bit stays where nothing is faster for sure
-    chosen = min(equal, key=lambda o: (max(o.quality.loss, 0.0), o.method.algorithm != "none", _timed(o.speed).time_s))
+    chosen = min(
+        equal,
+        key=lambda o: (
+            o.speed.fidelity == "transferred", max(o.quality.loss, 0.0), o.method.algorithm != "none",
+            _timed(o.speed).time_s,
+        ),
+    )  # fmt: skip
     gain: Any = None
     if base.fits and chosen.speed.scheme != base.scheme:
         gain = hwmodels.speedup(_timed(chosen.speed), _timed(base))  # type: ignore[arg-type]
@@ -103,7 +111,7 @@ def _timed(row: SpeedRow) -> _Timed:
 def _sure(fast: SpeedRow, slow: SpeedRow) -> bool:
     """Whether `fast` is faster for sure: the band of the speed-up does not hold 1. One kernel with equal bytes is not
     faster than itself."""
-    if (fast.scheme, fast.devices) == (slow.scheme, slow.devices):
+    if (fast.scheme, fast.devices) == (slow.scheme, slow.devices) or _timed(fast).time_s >= _timed(slow).time_s:
         return False
     return bool(hwmodels.speedup(_timed(fast), _timed(slow)).sign_sure)  # type: ignore[arg-type]
 
