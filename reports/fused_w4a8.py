@@ -88,7 +88,7 @@ def gemms() -> None:
 
 
 def model() -> None:
-    """The embedded model with every linear layer of its blocks by each placement."""
+    """The embedded model with every linear layer, the head included, by each placement."""
     float_model = qsim.load("tiny")
     text = qsim.models.tiny_text("test")
     packed: dict[str, qsim.QuantizedTensor] = {}
@@ -135,7 +135,7 @@ def main() -> None:
     )
     print("BF16 number that exact sums give.\n")
     gemms()
-    print(f"\nThe embedded model, {BYTES} bytes of its held-out text, every linear layer of its blocks:\n")
+    print(f"\nThe embedded model, {BYTES} bytes of its held-out text, every linear layer, the head included:\n")
     model()
 
 

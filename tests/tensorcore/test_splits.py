@@ -16,8 +16,8 @@ INSTRUCTIONS = {"bf16": "hopper.wgmma.f32.bf16", "fp16": "hopper.wgmma.f32.f16",
 
 
 def test_recorded_splits_of_k_are_those_of_split_k_once_their_number_is_known():
-    """Units of 64 elements of 16 bits or 128 of 8; the parts are added forward, in float32. The same shape is not split
-    alike for every M, and no rule for the number of parts held: the table is the answer."""
+    """Units of 64 elements of 16 bits or 128 of 8; the parts are added forward, in float32. Their number is taken from
+    the table: it changes with M for one shape, and no rule for it has been searched for."""
     seen = Counter()
     with TABLE.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
