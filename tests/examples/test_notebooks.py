@@ -45,8 +45,8 @@ def printed(notebook: Any) -> list[str]:
     return out
 
 
-def test_there_are_seven() -> None:
-    assert [path.name[0] for path in LESSONS] == list("1234567")
+def test_there_are_eight() -> None:
+    assert [path.name[0] for path in LESSONS] == list("12345678")
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=[p.stem for p in LESSONS])
