@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from qsim.errors import QsimError
@@ -24,6 +26,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 _SPACE = "\u2581"
 _TOKENS = 1 << 20
 _PIECE = 512  # characters of a piece of SentencePiece
+_SPLIT = (NORMAL, USER, UNUSED)  # the kinds of pieces that are made of others
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,8 +49,11 @@ _K = "tokenizer.ggml."
 def tokenizer_of(metadata: Fields) -> tuple[Tokenizer | None, str | None]:
     """The tokenizer of a file, or why there is none.
 
+    What the keys say is checked here; the tokenizer itself, with the merges of a SentencePiece vocabulary, is built
+    when it is first used.
+
     Raises:
-        QsimError: keys that contradict each other, or are of another type; what is no tokenizer.
+        QsimError: keys that contradict each other, or are of another type.
     """
     kind = metadata.text(_K + "model", "")
     if not kind:
@@ -59,21 +65,45 @@ def tokenizer_of(metadata: Fields) -> tuple[Tokenizer | None, str | None]:
     merges = metadata.items(_K + "merges", str, (), most=_TOKENS)
     if kind == "gpt2" and not merges and list(tokens) == list(byte_vocabulary()):
         return ByteTokenizer(), None
+    _check_once(tokens, metadata.where)
     if kind == "gpt2":
         pre = metadata.text(_K + "pre", "gpt-2")
         if pre not in PATTERNS:
             return None, f"the file's tokenizer splits texts as {pre[:60]!r}, which is not read here: give token ids"
-        built = _byte_level(tokens, types, merges, PATTERNS[pre], ignore_merges=pre in ("llama-bpe", "llama3"))
+        make = partial(_byte_level, tokens, types, merges, PATTERNS[pre], ignore_merges=pre in ("llama-bpe", "llama3"))
     elif kind == "llama":
-        built = _sentencepiece(metadata, tokens, types)
+        scores = metadata.items(_K + "scores", float, most=_TOKENS)
+        if len(scores) != len(tokens):
+            raise QsimError(f"{metadata.where}: {_K}scores must have {len(tokens)} entries: got {len(scores)}")
+        _check_pieces(tokens, types, metadata.where)
+        prefix = metadata.flag(_K + "add_space_prefix", True)
+        make = partial(_sentencepiece, tokens, types, scores, prefix=prefix)
     else:
         return None, f"the file's tokenizer is of kind {kind[:60]!r}, which is not read here: give token ids"
     if importlib.util.find_spec("tokenizers") is None:
         return None, "the file's tokenizer needs the library tokenizers: pip install 'qsim[hf]', or give token ids"
     template = _template(metadata, tokens, default_bos=kind == "llama")
-    before = built["post_processor"]
-    built["post_processor"] = before if template is None else template
-    return HuggingFaceTokenizer(json.dumps(built), metadata.where, own=True), None
+    return HuggingFaceTokenizer(partial(_text, make, template), metadata.where), None
+
+
+def _text(make: Callable[[], dict[str, Any]], template: dict[str, Any] | None) -> str:
+    """The text of a `tokenizer.json`, with what puts special tokens around a text in place of its own, if anything."""
+    built = make()
+    return json.dumps(built if template is None else {**built, "post_processor": template})
+
+
+def _check_once(tokens: Sequence[str], where: str) -> None:
+    """Refuse a token that comes twice."""
+    if len(set(tokens)) != len(tokens):
+        twin = Counter(tokens).most_common(1)[0][0]
+        raise QsimError(f"{where}: {_K}tokens has {twin[:40]!r} twice")
+
+
+def _check_pieces(tokens: Sequence[str], types: Sequence[int], where: str) -> None:
+    """Refuse a piece whose ways to be split are too many to be searched."""
+    longest = max((len(token) for token, kind in zip(tokens, types, strict=True) if kind in _SPLIT), default=0)
+    if longest > _PIECE:
+        raise QsimError(f"{where}: {_K}tokens has a piece of {longest} characters: up to {_PIECE} are read")
 
 
 def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
@@ -86,12 +116,8 @@ def _added(tokens: Sequence[str], types: Sequence[int]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _vocabulary(tokens: Sequence[str], where: str) -> dict[str, int]:
-    out = {token: i for i, token in enumerate(tokens)}
-    if len(out) != len(tokens):
-        twin = next(token for i, token in enumerate(tokens) if out[token] != i)
-        raise QsimError(f"{where}: {_K}tokens has {twin[:40]!r} twice")
-    return out
+def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(tokens)}
 
 
 def _byte_level(
@@ -102,18 +128,15 @@ def _byte_level(
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": ignore_merges,
-        "vocab": _vocabulary(tokens, "GGUF"), "merges": list(merges),
+        "vocab": _vocabulary(tokens), "merges": list(merges),
     }  # fmt: skip
     return _json(model, _added(tokens, types), None, {"type": "Sequence", "pretokenizers": [*split, level]}, level)
 
 
-def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]) -> dict[str, Any]:
-    where = metadata.where
-    scores = metadata.items(_K + "scores", float, most=_TOKENS)
-    if len(scores) != len(tokens):
-        raise QsimError(f"{where}: {_K}scores must have {len(tokens)} entries: got {len(scores)}")
-    prefix = metadata.flag(_K + "add_space_prefix", True)
-    vocabulary = _vocabulary(tokens, where)
+def _sentencepiece(
+    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], *, prefix: bool
+) -> dict[str, Any]:
+    vocabulary = _vocabulary(tokens)
     replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     steps = [{"type": "Prepend", "prepend": _SPACE}, replaces] if prefix else [replaces]
     back: list[dict[str, Any]] = [
@@ -125,23 +148,21 @@ def _sentencepiece(metadata: Fields, tokens: Sequence[str], types: Sequence[int]
     model = {
         "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-        "vocab": vocabulary, "merges": _merges(tokens, types, scores, vocabulary, where),
+        "vocab": vocabulary, "merges": _merges(tokens, types, scores, vocabulary),
     }  # fmt: skip
     normalizer = {"type": "Sequence", "normalizers": steps}
     return _json(model, _added(tokens, types), normalizer, None, {"type": "Sequence", "decoders": back})
 
 
 def _merges(
-    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], vocabulary: dict[str, int], where: str
+    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], vocabulary: dict[str, int]
 ) -> list[list[str]]:
     """Every way to make a piece of two others, the piece of the highest score first."""
     found: list[tuple[float, int, int, int, str, str]] = []
     known = vocabulary.get
     for token, kind, score in zip(tokens, types, scores, strict=True):
-        if kind not in (NORMAL, USER, UNUSED):
+        if kind not in _SPLIT:
             continue
-        if len(token) > _PIECE:
-            raise QsimError(f"{where}: {_K}tokens has a piece of {len(token)} characters: up to {_PIECE} are read")
         for at in range(1, len(token)):
             right = known(token[at:])
             if right is None:  # most ends of a piece are none: the beginning is not looked up

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from qsim.errors import QsimError
 from qsim.files import parse_json, read_json, read_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Native
 
 
 class Tokenizer(Protocol):
@@ -49,28 +54,29 @@ class HuggingFaceTokenizer:
     """The text of a `tokenizer.json`, read by the library `tokenizers`.
 
     Arguments:
-        text: JSON.
+        text: JSON; or a function that makes it, which is called when the tokenizer is first used: a vocabulary of
+            262144 pieces takes seconds.
         path: how messages name it.
-        own: the text was made here, so that it is JSON of a known depth.
+
+    Raises:
+        QsimError: a text that is no tokenizer, or the library is not installed; by a function's text at first use.
     """
 
-    def __init__(self, text: str, path: str | Path, *, own: bool = False) -> None:
-        if not own:
-            parse_json(text, str(path))  # the library overflows its stack on JSON that is nested deeply
-        try:
-            import tokenizers
-        except ModuleNotFoundError:
-            raise QsimError(f"{path} is read by the library tokenizers: pip install 'qsim[hf]'") from None
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise QsimError(f"{path} is not a tokenizer: {' '.join(str(error).split())[:200]}") from None
-        except BaseException as error:  # and a panic of its own, which is no Exception, on some files
-            if type(error).__name__ != "PanicException":
-                raise
-            raise QsimError(f"{path} is not a tokenizer that the library tokenizers can read") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+    def __init__(self, text: str | Callable[[], str], path: str | Path) -> None:
+        self._make: Callable[[], str] | None = None
+        self._path = path
+        if callable(text):
+            self._make = text
+            return
+        parse_json(text, str(path))  # the library overflows its stack on JSON that is nested deeply
+        self._tokenizer = _native(text, path)
+
+    @cached_property
+    def _tokenizer(self) -> Native:
+        assert self._make is not None, "a text was read at once"
+        made = _native(self._make(), self._path)
+        self._make = None  # and the vocabulary that it holds
+        return made
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(text).ids, dtype=np.int64)
@@ -94,7 +100,28 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.to_str())
 
     def __repr__(self) -> str:
+        if self._make is not None:  # to show a model must not take seconds
+            return f"HuggingFaceTokenizer(of {self._path}, built at first use)"
         return f"HuggingFaceTokenizer({self._tokenizer.get_vocab_size()} tokens)"
+
+
+def _native(text: str, path: str | Path) -> Native:
+    """The library's own tokenizer of a `tokenizer.json`."""
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise QsimError(f"{path} is read by the library tokenizers: pip install 'qsim[hf]'") from None
+    try:
+        made = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise QsimError(f"{path} is not a tokenizer: {' '.join(str(error).split())[:200]}") from None
+    except BaseException as error:  # and a panic of its own, which is no Exception, on some files
+        if type(error).__name__ != "PanicException":
+            raise
+        raise QsimError(f"{path} is not a tokenizer that the library tokenizers can read") from None
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:

@@ -68,7 +68,7 @@ def test_pieces_join_to_the_same_values(monkeypatch):
     kind = BY_NAME["q5_k"]
     raw, x = blocks(kind, 9, seed=1)[2:], weights(4, 512)
     whole, stored = kind.dequantize(raw), BY_NAME["q4_0"].quantize(x)
-    monkeypatch.setattr(types, "_PIECE", 512)
+    monkeypatch.setattr(types, "PIECE", 512)
     assert same_bits(kind.dequantize(raw), whole).all()
     assert (BY_NAME["q4_0"].quantize(x) == stored).all()
 

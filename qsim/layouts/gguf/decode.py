@@ -1,6 +1,7 @@
 """Values of GGUF's blocks, one function for each type: uint8 (B, bytes) to float32 (B, values).
 
 The order of float32 operations is ggml's, so that values agree to the last bit. The names are those of the types.
+Types that most files have are decoded by compiled loops, see `loops`.
 
 Source: ggml's `ggml-quants.c`, `dequantize_row_*`; the structs in `ggml-common.h`.
 """
@@ -40,6 +41,15 @@ def _scaled(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return (codes.reshape(count, scales.shape[1], -1) * scales[:, :, None]).reshape(count, -1)
 
 
+def _run(name: str, b: np.ndarray, values: int, *scales: np.ndarray) -> np.ndarray:
+    """Values by the compiled loop of a name."""
+    from . import loops  # Numba is loaded when a tensor is read, not when the types are listed
+
+    out = np.empty((b.shape[0], values), F32)
+    getattr(loops, name)(b, *scales, out)
+    return out
+
+
 # --- floats and 32 values ---------------------------------------------------------------------------------------
 
 
@@ -61,29 +71,38 @@ def f64(b: np.ndarray) -> np.ndarray:
 
 
 def q4_0(b: np.ndarray) -> np.ndarray:
-    return (nibbles(b[:, 2:], 16).astype(F32) - F32(8)) * halves(b[:, :2])
+    return _run("q4_0", b, 32, halves(b[:, :2])[:, 0])
 
 
 def q4_1(b: np.ndarray) -> np.ndarray:
     return nibbles(b[:, 4:], 16).astype(F32) * halves(b[:, :2]) + halves(b[:, 2:4])
 
 
-def five_bits(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+def _five_bits(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Codes of 5 bits, of 4 bytes of high bits and 16 of low nibbles."""
     top = np.unpackbits(high, axis=1, bitorder="little")
     return nibbles(low, 16) | (top << U8(4))
 
 
 def q5_0(b: np.ndarray) -> np.ndarray:
-    return (five_bits(b[:, 2:6], b[:, 6:]).astype(F32) - F32(16)) * halves(b[:, :2])
+    return _run("q5_0", b, 32, halves(b[:, :2])[:, 0])
+
+
+def five_bit_codes(b: np.ndarray) -> np.ndarray:
+    """The codes of Q5_0 as two's complement of 5 bits, uint8 (B, 32)."""
+    from . import loops
+
+    out = np.empty((b.shape[0], 32), U8)
+    loops.q5_0_codes(b, out)
+    return out
 
 
 def q5_1(b: np.ndarray) -> np.ndarray:
-    return five_bits(b[:, 4:8], b[:, 8:]).astype(F32) * halves(b[:, :2]) + halves(b[:, 2:4])
+    return _five_bits(b[:, 4:8], b[:, 8:]).astype(F32) * halves(b[:, :2]) + halves(b[:, 2:4])
 
 
 def q8_0(b: np.ndarray) -> np.ndarray:
-    return b[:, 2:].view(I8).astype(F32) * halves(b[:, :2])
+    return _run("q8_0", b, 32, halves(b[:, :2])[:, 0])
 
 
 def iq4_nl(b: np.ndarray) -> np.ndarray:
@@ -105,17 +124,14 @@ def mxfp4(b: np.ndarray) -> np.ndarray:
 
 
 def q2_k(b: np.ndarray) -> np.ndarray:
-    scales, codes = b[:, :16], _fields(b[:, 16:80], 32, 2)
-    d, low = halves(b[:, 80:82]), halves(b[:, 82:84])
-    values = _scaled(codes.astype(F32), d * (scales & U8(15)).astype(F32)).reshape(-1, 16, 16)
-    return (values - (low * (scales >> U8(4)).astype(F32))[:, :, None]).reshape(-1, 256)
+    scales, d, low = b[:, :16], halves(b[:, 80:82]), halves(b[:, 82:84])
+    return _run("q2_k", b, 256, d * (scales & U8(15)).astype(F32), low * (scales >> U8(4)).astype(F32))
 
 
 def q3_k(b: np.ndarray) -> np.ndarray:
-    high, low, packed = _fields(b[:, :32], 32, 1), _fields(b[:, 32:96], 32, 2), b[:, 96:108]
+    packed = b[:, 96:108]
     scales = nibbles(packed[:, :8], 8) | (_fields(packed[:, 8:], 4, 2) << U8(4))  # of 6 bits
-    codes = low.astype(F32) - F32(4) * (high ^ U8(1)).astype(F32)  # a bit that is not set takes 4 away
-    return _scaled(codes, halves(b[:, 108:110]) * (scales.astype(F32) - F32(32)))
+    return _run("q3_k", b, 256, halves(b[:, 108:110]) * (scales.astype(F32) - F32(32)))
 
 
 def six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,26 +142,22 @@ def six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scales, minima
 
 
-def _with_minimum(head: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Values of Q4_K and Q5_K from their first 16 bytes and their codes."""
+def _scales_and_minima(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of Q4_K and Q5_K from their first 16 bytes: float32 (B, 8) each."""
     scales, minima = six_bits(head[:, 4:16])
-    values = _scaled(codes.astype(F32), halves(head[:, :2]) * scales.astype(F32)).reshape(-1, 8, 32)
-    return (values - (halves(head[:, 2:4]) * minima.astype(F32))[:, :, None]).reshape(-1, 256)
+    return halves(head[:, :2]) * scales.astype(F32), halves(head[:, 2:4]) * minima.astype(F32)
 
 
 def q4_k(b: np.ndarray) -> np.ndarray:
-    return _with_minimum(b[:, :16], nibbles(b[:, 16:], 32))
+    return _run("q4_k", b, 256, *_scales_and_minima(b[:, :16]))
 
 
 def q5_k(b: np.ndarray) -> np.ndarray:
-    codes = nibbles(b[:, 48:], 32) | (_fields(b[:, 16:48], 32, 1) << U8(4))
-    return _with_minimum(b[:, :16], codes)
+    return _run("q5_k", b, 256, *_scales_and_minima(b[:, :16]))
 
 
 def q6_k(b: np.ndarray) -> np.ndarray:
-    codes = nibbles(b[:, :128], 64) | (_fields(b[:, 128:192], 32, 2) << U8(4))
-    scales = halves(b[:, 208:210]) * b[:, 192:208].view(I8).astype(F32)
-    return _scaled(codes.astype(F32) - F32(32), scales)
+    return _run("q6_k", b, 256, halves(b[:, 208:210]) * b[:, 192:208].view(I8).astype(F32))
 
 
 def iq4_xs(b: np.ndarray) -> np.ndarray:

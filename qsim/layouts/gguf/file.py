@@ -18,13 +18,15 @@ import numpy as np
 
 from qsim import files
 from qsim.errors import QsimError
+from qsim.formats._parallel import for_chunks
 
-from .types import TYPES, TensorType
+from .types import PIECE, TYPES, TensorType
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
 _VERSIONS = (2, 3)
 _HEADER = 1 << 27  # bytes of the header that are read; vocabularies of 256 thousand tokens take about 10 MB
+_FIRST = 1 << 16  # of them at first
 _COUNT = 1 << 16  # keys, and tensors
 _NAME = 1 << 16  # bytes of a key or of a tensor's name
 _AXES = 4
@@ -74,25 +76,41 @@ class GgufTensor:
         Raises:
             QsimError: the file has become shorter.
         """
-        out = np.fromfile(self.path, np.uint8, count=self.nbytes, offset=self.offset)
-        if out.size != self.nbytes:
-            raise QsimError(f"{self.path}: tensor {self.name} ends after {out.size} of its {self.nbytes} bytes")
-        return out.reshape(-1, self.shape[-1] // self.type.values * self.type.size)
+        return self._bytes(0, self.nbytes).reshape(-1, self.shape[-1] // self.type.values * self.type.size)
+
+    def _bytes(self, first: int, count: int) -> np.ndarray:
+        out = np.fromfile(self.path, np.uint8, count=count, offset=self.offset + first)
+        if out.size != count:
+            raise QsimError(f"{self.path}: tensor {self.name} ends after {first + out.size} of its {self.nbytes} bytes")
+        return out
 
     def values(self) -> np.ndarray:
         """Its values, float32.
 
+        They are read and decoded a piece at a time, on several threads: no second copy of a tensor is held.
+
         Raises:
-            QsimError: a type that is not read, values that are NaN or Inf.
+            QsimError: a type that is not read, values that are NaN or Inf, the file has become shorter.
         """
+        kind = self.type
         try:
-            out = self.type.dequantize(self.raw()).reshape(self.shape)
+            kind.check_read()
         except QsimError as error:
             raise QsimError(f"{self.path}: tensor {self.name}: {error}") from None
-        if not (np.isfinite(out.min()) and np.isfinite(out.max())):
-            bad = int((~np.isfinite(out)).sum())
-            raise QsimError(f"{self.path}: tensor {self.name} has {bad} values that are NaN or Inf")
-        return out
+        out = np.empty(self.size, np.float32)
+        bad: list[int] = []
+
+        def read(first: int, stop: int) -> None:
+            part = out[first * kind.values : stop * kind.values]
+            with np.errstate(all="ignore"):  # what is not finite is counted
+                kind.dequantize(self._bytes(first * kind.size, (stop - first) * kind.size), part)
+            if not (np.isfinite(part.min()) and np.isfinite(part.max())):
+                bad.append(int((~np.isfinite(part)).sum()))
+
+        for_chunks(self.size // kind.values, read, chunk=max(PIECE // kind.values, 1))
+        if bad:
+            raise QsimError(f"{self.path}: tensor {self.name} has {sum(bad)} values that are NaN or Inf")
+        return out.reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +148,11 @@ def open_gguf(path: str | Path) -> GgufFile:
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
-        head = file.read(min(size, _HEADER))
-    reader = _Reader(path, head, size)
+        return _parse(_Reader(path, file, size))
+
+
+def _parse(reader: _Reader) -> GgufFile:
+    path, size = reader.path, reader.size
     if reader.take(4, "the magic number") != MAGIC:
         raise QsimError(f"{path} is not a GGUF file: it does not begin with GGUF")
     version = reader.number("<u4", "the version")
@@ -199,18 +220,28 @@ def _check_places(path: Path, tensors: list[GgufTensor], size: int) -> None:
 class _Reader:
     """Values of a header one after the other, each within the file."""
 
-    def __init__(self, path: Path, head: bytes, size: int) -> None:
-        self.path, self.head, self.size, self.at = path, memoryview(head), size, 0
-        self._entries = _ENTRIES
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self.size, self.at = path, size, 0
+        self._file, self._head, self._entries = file, bytearray(), _ENTRIES
 
-    def take(self, count: int, what: str) -> memoryview:
+    def _reaches(self, end: int) -> bool:
+        """Whether the header has bytes up to there; reads on, twice as far each time, where it must."""
+        if end > len(self._head):
+            wanted = min(max(end, 2 * len(self._head), _FIRST), self.size, _HEADER)
+            self._head += self._file.read(wanted - len(self._head))
+        return end <= len(self._head)
+
+    def _missing(self, end: int, what: str) -> QsimError:
+        if end > self.size:
+            return QsimError(f"{self.path} is truncated: {what} would end at byte {end} of {self.size}")
+        return QsimError(f"{self.path} has a header of more than {_HEADER} bytes at {what}: that much is read")
+
+    def take(self, count: int, what: str) -> bytes:
         """The next bytes."""
         end = self.at + count
-        if end > len(self.head):
-            if end > self.size:
-                raise QsimError(f"{self.path} is truncated: {what} would end at byte {end} of {self.size}")
-            raise QsimError(f"{self.path} has a header of more than {_HEADER} bytes at {what}: that much is read")
-        found = self.head[self.at : end]
+        if not self._reaches(end):
+            raise self._missing(end, what)
+        found = bytes(self._head[self.at : end])
         self.at = end
         return found
 
@@ -224,7 +255,7 @@ class _Reader:
         if length > limit:
             raise QsimError(f"{self.path}: {what} has {length} bytes: at most {limit} are read")
         try:
-            return bytes(self.take(length, what)).decode("utf-8")
+            return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError as error:
             raise QsimError(f"{self.path}: {what} is not UTF-8 text: {error.reason}") from None
 
@@ -252,15 +283,20 @@ class _Reader:
 
     def _texts(self, count: int, what: str) -> list[str]:
         """As `text`, many; a vocabulary has a hundred thousand."""
-        out, head, at = [], self.head, self.at
-        unpack = struct.Struct("<Q").unpack_from
+        out, head, at = [], self._head, self.at
+        unpack, known = struct.Struct("<Q").unpack_from, len(head)
         for _ in range(count):
-            end = at + 8
-            length = unpack(head, at)[0] if end <= len(head) else 0
-            if end + length > len(head):
-                raise QsimError(f"{self.path} is truncated: a text of {what} would end at byte {end + length}")
-            out.append(bytes(head[end : end + length]).decode("utf-8", errors="replace"))
-            at = end + length
+            first = at + 8
+            if first > known:
+                self._reaches(first)
+                known = len(head)
+            at = first + (unpack(head, at)[0] if first <= known else 0)
+            if at > known:
+                self._reaches(at)
+                known = len(head)
+                if at > known:
+                    raise self._missing(at, f"a text of {what}")
+            out.append(head[first:at].decode("utf-8", "replace"))
         self.at = at
         return out
 

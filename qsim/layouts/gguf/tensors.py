@@ -10,7 +10,7 @@ from qsim.safetensors import exactly
 from qsim.scheme import QuantizedTensor, Scheme, get_scheme
 
 from ..layout import Layer
-from .decode import five_bits, halves, nibbles
+from .decode import five_bit_codes, halves, nibbles
 from .encode import half_bytes, pack_nibbles, pack_q5_0
 from .types import TYPES, TensorType
 
@@ -98,7 +98,7 @@ def from_blocks(kind: TensorType, raw: np.ndarray, name: str) -> QuantizedTensor
         elif kind.name == "q4_0":
             codes = nibbles(b[:, 2:], 16) ^ U8(8)
         else:
-            codes = five_bits(b[:, 2:6], b[:, 6:]) ^ U8(16)
+            codes = five_bit_codes(b)
     if bad.any():
         raise QsimError(f"{int(bad.sum())} scales are NaN or Inf")
     return QuantizedTensor(

@@ -17,7 +17,8 @@ from qsim.errors import QsimError, nearest
 
 from . import decode, encode
 
-_PIECE = 1 << 18  # values at a time: the steps of decoding stay in the cache
+PIECE = 1 << 18
+"""Values that are decoded at a time: the steps stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +61,24 @@ class TensorType:
         Raises:
             QsimError: the type is not read here.
         """
-        if self.decode is None:
-            raise QsimError(f"GGUF type {self.name} is not read: {', '.join(READ)} are")
+        self.check_read()
+        assert self.decode is not None, "it was checked"
         blocks = raw.reshape(-1, self.size)
         flat = np.empty(blocks.shape[0] * self.values, np.float32) if out is None else out.reshape(-1)
-        step = max(_PIECE // self.values, 1)
+        step = max(PIECE // self.values, 1)
         for first in range(0, blocks.shape[0], step):
             some = np.ascontiguousarray(blocks[first : first + step])
             flat[first * self.values : (first + some.shape[0]) * self.values] = self.decode(some).reshape(-1)
         return flat
+
+    def check_read(self) -> None:
+        """Refuse a type that is not read here.
+
+        Raises:
+            QsimError: it is such a type.
+        """
+        if self.decode is None:
+            raise QsimError(f"GGUF type {self.name} is not read: {', '.join(READ)} are")
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """The blocks nearest to values.
@@ -89,7 +99,7 @@ class TensorType:
             raise QsimError(f"GGUF type {self.name} needs rows of a multiple of {self.values}: got {values.shape[-1]}")
         blocks = np.ascontiguousarray(values, np.float32).reshape(-1, self.values)
         out = np.empty((blocks.shape[0], self.size), np.uint8)
-        step = max(_PIECE // self.values, 1)
+        step = max(PIECE // self.values, 1)
         for first in range(0, blocks.shape[0], step):
             some = blocks[first : first + step]
             out[first : first + some.shape[0]] = self.encode(some)
