@@ -28,6 +28,7 @@ VERBS = {
         Verb(section="Learn", name="mma", says="Multiply as a given tensor core does, bit for bit."),
         Verb(section="Quantise", name="quantize",
              says="Quantise a checkpoint with RTN, GPTQ, AWQ, SmoothQuant or FP8."),
+        Verb(section="Quantise", name="convert", says="Rewrite a checkpoint in another layout, or as a GGUF file."),
         Verb(section="Quantise", name="eval", says="Measure what a quantised model has lost."),
         Verb(section="Quantise", name="generate", says="Generate text with a quantised model."),
         Verb(section="Predict", name="devices", says="List GPUs and ASICs with their peaks, bandwidths and sources."),

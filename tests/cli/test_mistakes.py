@@ -198,6 +198,13 @@ study diff list.json list.json | list.json
 study render nowhere --out s | nowhere
 study render broken.json --out s | broken.json
 study render broken.json | --out
+convert tiny | --out
+convert none --out new | none
+convert tiny --out new --gguf-type q4_k_m | 'q4_k_m'
+convert tiny --out new --layout plain --gguf-type q4_k | --gguf-type
+convert tiny --out new --dtype float16 --gguf-type q4_k | q4_k and float16
+convert tiny --out new --layout awq | awq
+convert tiny --out nowhere/a.gguf | nowhere
 formts | 'formts'
 """
 """Command line | a part of the sentence that names the culprit."""
