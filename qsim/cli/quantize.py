@@ -13,6 +13,7 @@ import click
 
 from qsim.errors import QsimError
 from qsim.layouts import LAYOUTS
+from qsim.layouts.gguf.types import TYPES
 from qsim.methods import METHODS
 
 from .method_options import MethodCommand, given_options, method_options
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from qsim.models import Model
 
 TINY_BYTES = 65536
+GGUF_SCHEMES = {one.name: one.scheme for one in TYPES.values() if one.scheme is not None}
+"""Types of GGUF that hold a scheme's codes one to one -> the scheme."""
 
 
 @verb("quantize", make=partial(click.command, cls=MethodCommand))
@@ -43,6 +46,9 @@ TINY_BYTES = 65536
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The new checkpoint.")
 @click.option("--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto", show_default=True, metavar="NAME",
               help=f"{', '.join(LAYOUTS)}; auto: the first that holds the scheme.")  # fmt: skip
+@click.option("--gguf-type", type=click.Choice(list(GGUF_SCHEMES), case_sensitive=False), metavar="NAME",
+              help=f"{', '.join(GGUF_SCHEMES)}: the scheme that this type of GGUF holds, for --layout gguf; the "
+              "embedding is rounded to it too. Types that are only rounded to, as q4_k: see qsim convert.")  # fmt: skip
 @click.option("--force", "--overwrite", "overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
               help="Text, UTF-8, or token ids: .npy, (T,) or (windows, T), or .json, a list of them. Default for the "
@@ -67,6 +73,7 @@ def quantize(
     scheme: str | None,
     out: Path,
     layout: str,
+    gguf_type: str | None,
     overwrite: bool,
     calibration: Path | None,
     tokenizer: str,
@@ -100,10 +107,12 @@ def quantize(
     if not place.name:
         raise QsimError(f"--out must name a folder in another: got {out}")
     part = place.with_name(f"{place.name}.part")
+    if gguf_type is not None:
+        scheme, layout = _of_gguf(gguf_type, scheme, layout)
     with says_what_is_kept(lambda: _kept(part, restart)):
         result, written = _run(
             model, method, scheme, place, part, layout, overwrite, calibration, tokenizer, restart, outliers, ignore,
-            options, window=window, windows=windows, true_sequential=not one_pass,
+            options, gguf_type, window=window, windows=windows, true_sequential=not one_pass,
             rotate="offline" if rotate else None, n_jobs=jobs,
         )  # fmt: skip
     if plot is not None:
@@ -126,7 +135,7 @@ def quantize(
 def _run(
     model: str, method: str, scheme: str | None, out: Path, part: Path, layout: str, overwrite: bool,
     calibration: Path | None, tokenizer: str, restart: bool, outliers: float | None,
-    ignore: tuple[str, ...], options: Mapping[str, Any], **settings: Any,
+    ignore: tuple[str, ...], options: Mapping[str, Any], gguf_type: str | None, **settings: Any,
 ) -> tuple[QuantizationResult, Written]:  # fmt: skip
     """Quantise into the hidden folder that becomes `out`; the result, and what was written."""
     from qsim.checkpoints import write
@@ -166,7 +175,9 @@ def _run(
         result.to_json(folder)
         pieces.put(_WRITTEN, _digest(folder))
 
-    written = write(result.model, out, layout, overwrite=overwrite, add_files=add_record)  # type: ignore[arg-type]
+    written = write(
+        result.model, out, layout, overwrite=overwrite, tensor_type=gguf_type, add_files=add_record  # type: ignore[arg-type]
+    )  # fmt: skip
     pieces.remove()
     return result, written
 
@@ -214,6 +225,15 @@ def _scheme_for(method: str, layout: str) -> str:
             err=True,
         )
     return found
+
+
+def _of_gguf(gguf_type: str, scheme: str | None, layout: str) -> tuple[str, str]:
+    """The scheme and the layout that a type of GGUF stands for."""
+    if layout not in ("auto", "gguf"):
+        raise QsimError(f"--gguf-type belongs to --layout gguf: got --layout {layout}")
+    if scheme is not None:
+        raise QsimError(f"--gguf-type {gguf_type} is scheme {GGUF_SCHEMES[gguf_type]}: it takes no --scheme {scheme}")
+    return GGUF_SCHEMES[gguf_type], "gguf"
 
 
 def _own_text(model: str) -> str | None:

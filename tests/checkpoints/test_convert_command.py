@@ -1,4 +1,4 @@
-"""`qsim convert`: layouts and GGUF types from the command line."""
+"""`qsim convert` and `qsim quantize --gguf-type`: layouts and GGUF types from the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qsim.checkpoints import write
 from qsim.cli import main
 from qsim.layouts.gguf.file import open_gguf
 from qsim.layouts.gguf.types import get_type
-from qsim.models import load
+from qsim.models import load, with_scheme
 from qsim.scheme import QuantizedTensor
 
 from .tiny import assert_same, quantized, tiny
@@ -72,3 +72,17 @@ def test_what_is_there_is_replaced_only_when_asked(folder, tmp_path):
     assert out.read_bytes() == before
     assert run(folder, "--out", out, "--gguf-type", "q8_0", "--force").exit_code == 0
     assert out.read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["q4_0", "Q8_0"])
+def test_a_type_that_holds_a_scheme_is_quantised_to_by_a_method(name, folder, tmp_path):
+    line = ["quantize", str(folder), "--method", "rtn", "--gguf-type", name, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, line, prog_name="qsim", env={"COLUMNS": "100"})
+    assert result.exit_code == 0, result.output
+    kinds = {t.type.name for t in open_gguf(tmp_path / "out" / "model.gguf").tensors.values() if len(t.shape) == 2}
+    assert kinds == {name.lower()}
+    back, same = load(tmp_path / "out"), with_scheme(load(folder), str(get_type(name).scheme))
+    for layer, tensor in same.tensors.items():
+        if isinstance(tensor, QuantizedTensor):
+            assert back.tensors[layer] == tensor, layer
+    assert (tmp_path / "out" / "quantization_record.json").is_file()

@@ -205,6 +205,9 @@ convert tiny --out new --layout plain --gguf-type q4_k | --gguf-type
 convert tiny --out new --dtype float16 --gguf-type q4_k | q4_k and float16
 convert tiny --out new --layout awq | awq
 convert tiny --out nowhere/a.gguf | nowhere
+quantize tiny --out new --gguf-type q4_k | 'q4_k'
+quantize tiny --out new --gguf-type q4_0 --scheme w8a8 | w8a8
+quantize tiny --out new --gguf-type q4_0 --layout awq | awq
 formts | 'formts'
 """
 """Command line | a part of the sentence that names the culprit."""
