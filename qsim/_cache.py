@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ._stale import watch
 
-PACKAGES = ("formats", "kernels", "methods", "models", "tensorcore")
+PACKAGES = ("formats", "kernels", "layouts", "methods", "models", "tensorcore")
 """The packages of qsim that hold compiled functions."""
 
 

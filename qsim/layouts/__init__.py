@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
+
 _LAZY = {
     "Fact": "layout",
     "Facts": "layout",
