@@ -15,6 +15,7 @@ from hwmodels.fitting import fp8_attention, humming
 from hwmodels.fitting.fit import fit_parameters
 from hwmodels.timing.families import get_family
 from hwmodels.timing.kernel import gemm
+from hwmodels.timing.parameters import TRANSFER_BANDS, kernel_parameters
 from hwmodels.timing.profiles import choose_kernel, get_profile, stack_names
 from qsim.cli import main
 from qsim.errors import QsimError
@@ -281,3 +282,10 @@ def test_the_command_line_explains_a_product() -> None:
     )
     assert "octaves away" in result.output
     assert CliRunner().invoke(main, [*words, "attention"]).exit_code != 0
+
+
+def test_a_kernel_lent_by_the_same_chip_has_the_band_of_boards_and_one_of_another_generation_a_wider_one() -> None:
+    h100, b200 = (kernel_parameters(hwmodels.get_device(d), "humming_w4a16_g128") for d in ("h100-sxm", "b200"))
+    assert (h100.kind, h100.origin) == (b200.kind, b200.origin) == ("transferred", "humming_w4a16_g128 on h200")
+    assert h100.band == TRANSFER_BANDS["boards", False]
+    assert b200.band == TRANSFER_BANDS["generations", False]

@@ -68,6 +68,22 @@ def test_of_methods_that_bands_cannot_tell_apart_the_one_that_loses_least() -> N
     assert "GPTQ W4 may be faster, within the bands" in answer.why
 
 
+def test_what_another_method_beats_for_sure_is_no_answer() -> None:
+    """The fastest is borrowed, with a band that reaches 16 bit; FP8, measured, beats 16 bit all the same."""
+    answer = decide([speed("bf16", 10), speed("w4a16-g128", 5, 0.6, fidelity="transferred"), speed("fp8", 7)])
+    assert answer.method == "fp8:fp8"
+    assert answer.equals == ("gptq:w4a16-g128",)
+
+
+def test_what_was_measured_goes_before_what_is_borrowed_whatever_it_loses() -> None:
+    borrowed = speed("fp8", 5, 0.3, fidelity="transferred")
+    answer = decide([speed("bf16", 10), speed("w4a16-g128", 5.5, 0.3), borrowed])
+    assert answer.method == "gptq:w4a16-g128"  # fp8 loses less
+    assert answer.equals == ("fp8:fp8",)
+    measured = replace(borrowed, fidelity="calibrated")
+    assert decide([speed("bf16", 10), speed("w4a16-g128", 5.5, 0.3), measured]).method == "fp8:fp8"
+
+
 def test_sixteen_bit_stays_when_nothing_is_faster_for_sure() -> None:
     answer = decide([speed("bf16", 10, 0.3), speed("w4a16-g128", 9, 0.3), speed("fp8", 11, 0.3)])
     assert answer.method == "none:bf16"
