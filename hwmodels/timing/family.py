@@ -56,7 +56,6 @@ class KernelFamily:
         measured: calibration name of a device -> fitted parameters, for a family from outside this package.
         min_m: least M that the library takes.
         sixteen_bit: weights and activations are 16 bit; transferred predictions then have the narrower band.
-        band: factors on a transferred time between which 80 % of measurements lie; None for those of all families.
     """
 
     name: str
@@ -84,7 +83,6 @@ class KernelFamily:
     measured: Mapping[str, Parameters] = field(default_factory=lambda: _NONE)
     sixteen_bit: bool = False
     min_m: int = 1
-    band: tuple[float, float] | None = None
 
     @property
     def generation(self) -> str:

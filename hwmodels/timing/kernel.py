@@ -274,9 +274,9 @@ def attention(
         phase: `prefill` (seq causal tokens) or `decode` (one query, seq tokens in the cache with the new one).
         kernel: one of `hwmodels.kernel_families`, such as `sdpa_cudnn` or `cudnn_fp8`; None takes the device's own.
         new: queries of a prefill that continues a cache of `seq` tokens; None means all of them.
-        value_dim, shared_kv: see `operators.attention_cost`; with either the estimate is `transferred`, as no kernel of
-            such heads was measured; `shared_kv` has the efficiencies that FlashMLA publishes.
-        window, chunked: see `operators.attention_cost`; a prefill with a window is `transferred` too.
+        value_dim, shared_kv, window, chunked: see `operators.attention_cost`. A case that was not measured on the
+            device (`parameters.attention_variant` names those that may have been) is `transferred`; latent attention
+            then has the efficiencies that FlashMLA publishes.
 
     Raises:
         ValueError: an unknown phase or kernel, sizes that are not positive, heads that do not divide.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
@@ -29,6 +30,20 @@ class ErrorCurve:
     error: np.ndarray
 
 
+def _draw(axis: Axes, curves: Sequence[ErrorCurve]) -> None:
+    for i, curve in enumerate(curves):
+        shown = curve.error > 0
+        axis.plot(
+            curve.x[shown],
+            curve.error[shown],
+            color=CYCLE[i % len(CYCLE)],
+            linestyle=DASHES[i % len(DASHES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            label=curve.label,
+        )
+
+
 def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, title: str = "") -> Figure:
     """Error against K, one panel per kind of data, side by side on one scale.
 
@@ -45,17 +60,7 @@ def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, tit
         figure = new_figure(4.0)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (name, curves) in zip(axes, panels.items(), strict=True):
-            for i, curve in enumerate(curves):
-                shown = curve.error > 0
-                axis.plot(
-                    curve.x[shown],
-                    curve.error[shown],
-                    color=CYCLE[i % len(CYCLE)],
-                    linestyle=DASHES[i % len(DASHES)],
-                    marker=MARKERS[i % len(MARKERS)],
-                    markersize=4,
-                    label=curve.label,
-                )
+            _draw(axis, curves)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xlabel("K (products per output)")
@@ -115,17 +120,7 @@ def width_error_figure(curves: Sequence[ErrorCurve], marks: Mapping[str, int], *
     with styled():
         figure = new_figure(3.9)
         axis = figure.subplots()
-        for i, curve in enumerate(curves):
-            shown = curve.error > 0
-            axis.plot(
-                curve.x[shown],
-                curve.error[shown],
-                color=CYCLE[i % len(CYCLE)],
-                linestyle=DASHES[i % len(DASHES)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=4,
-                label=curve.label,
-            )
+        _draw(axis, curves)
         middle = np.mean([limit for c in curves for limit in (c.x[0], c.x[-1])])
         for name, bits in marks.items():
             axis.axvline(bits, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), zorder=0)
