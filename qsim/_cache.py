@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ._stale import watch
 
-PACKAGES = ("formats", "kernels", "layouts", "methods", "models", "tensorcore")
+PACKAGES = ("_native", "formats", "kernels", "layouts", "methods", "models", "tensorcore")
 """The packages of qsim that hold compiled functions."""
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from _machine import describe, quiet_check, times
 
 import qsim
+from qsim._native.threads import for_chunks
+from qsim._native.vectors import wide_vectors
 from qsim.formats import FloatFormat, get_element_format, list_formats
-from qsim.formats._lanes import wide_vectors
-from qsim.formats._parallel import for_chunks
 
 COUNT = 1 << 24
 MAIN = ("float8_e4m3fn", "float8_e5m2")

@@ -36,9 +36,9 @@ from _memory import read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from qsim._native.memory import aligned_copy, aligned_empty
 from qsim.kernels import available_paths, linear, pack
 from qsim.kernels.ladder import by_rows, factored, naive
-from qsim.kernels.memory import aligned_copy, aligned_empty
 from qsim.scheme import quantize
 
 HERE = Path(__file__).resolve().parent

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # package -> what else of the project it may import (besides itself). Nothing imports upward or sideways against it.
 FLOOR = {
     "qsim._cache",
+    "qsim._native",
     "qsim._stale",
     "qsim.arrays",
     "qsim.errors",
@@ -31,6 +32,7 @@ FLOOR = {
 GROUND = {"qsim.formats", "qsim.scheme", "qsim.families", "qsim.safetensors"}
 ALLOWED: dict[str, set[str]] = {
     "qsim._cache": set(),
+    "qsim._native": set(),
     "qsim._stale": set(),
     "qsim.arrays": set(),
     "qsim.errors": set(),
@@ -121,6 +123,15 @@ def test_nothing_imports_against_the_floors():
     files = [p for wing in ("qsim", "hwmodels") for p in (ROOT / wing).rglob("*.py")]
     assert len(files) > 10
     assert [v for path in files for v in violations(path)] == []
+
+
+def test_threads_alignment_and_blas_are_known_in_one_place():
+    """What differs from system to system, and what two parts would do differently, is in `qsim._native` only."""
+    marks = ("ThreadPoolExecutor", "register_at_fork", "threadpoolctl", ".ctypes.data", "llvm.prefetch")
+    files = [p for p in (ROOT / "qsim").rglob("*.py") if p.parent.name != "_native"]
+    assert [(p.relative_to(ROOT).as_posix(), m) for p in files for m in marks if m in p.read_text("utf-8")] == []
+    native = "".join(p.read_text("utf-8") for p in (ROOT / "qsim" / "_native").glob("*.py"))
+    assert [m for m in marks if m not in native] == []
 
 
 def test_the_rule_sees_violations(tmp_path, monkeypatch):

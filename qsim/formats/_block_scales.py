@@ -8,10 +8,10 @@ from typing import Any
 import numba as nb
 import numpy as np
 
+from qsim._native.threads import for_chunks
 from qsim.errors import QsimError
 
 from . import _sources
-from ._parallel import for_chunks
 from .spec import BlockFormat
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numba as nb
 import numpy as np
 
+from qsim._native.vectors import wide_vectors
+
 from ._encode import f32, f64, u32, u64
-from ._lanes import wide_vectors
 
 
 @nb.njit(nogil=True, cache=True)

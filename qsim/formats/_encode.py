@@ -16,7 +16,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from ._lanes import prefetch, wide_vectors
+from qsim._native.vectors import prefetch, wide_vectors
 
 u32, u64, f32, f64 = np.uint32, np.uint64, np.float32, np.float64
 

@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import numba as nb
 import numpy as np
 
+from qsim._native.threads import for_chunks
 from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 
 from . import _plans, _sources
 from ._block_scales import block_amax, float32, nvfp4_factors, nvfp4_ratios, nvfp4_tensor_scale
 from ._encode import f64, u64
-from ._parallel import for_chunks
 from .catalogue import FormatLike, get_format
 from .codec import decode
 from .packing import packed_size

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from qsim._native.threads import CHUNK, for_chunks
 from qsim.errors import QsimError
 
 from . import _plans, _sources
-from ._parallel import CHUNK, for_chunks
 from .catalogue import FormatLike, get_element_format
 from .rounding import NAN_POLICIES, OVERFLOWS, ROUNDINGS, NanPolicy, Overflow, Rounding, check_choice
 from .spec import ElementFormat

@@ -13,9 +13,10 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
+from qsim._native.memory import aligned_float32, aligned_int32
+
 from . import dots, lanes
 from . import tiles as amx
-from .memory import aligned_float32, aligned_int32
 from .prepare import narrow, sum_columns
 from .streams import bf16_factors, tile_scales, tile_zeros
 

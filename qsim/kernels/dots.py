@@ -22,9 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .lanes import Inner, load_words
-from .stored import Stored, fields, integers, stored_of
-from .vectors import (
+from qsim._native.vectors import (
     F32,
     I8,
     I16,
@@ -33,6 +31,7 @@ from .vectors import (
     VF,
     VI,
     array,
+    call,
     intrinsic,
     load,
     multiply_add,
@@ -40,6 +39,9 @@ from .vectors import (
     splat_int,
     store,
 )
+
+from .lanes import Inner, load_words
+from .stored import Stored, fields, integers, stored_of
 
 _V8, _V16 = ir.VectorType(I8, 64), ir.VectorType(I16, 32)
 _LANES = range(4)
@@ -61,22 +63,17 @@ class _BFloat(ir.Type):
 _VBF = ir.VectorType(_BFloat(), 32)
 
 
-def _call(builder: Any, name: str, result: Any, operands: list[Any]) -> Any:
-    kind = ir.FunctionType(result, [o.type for o in operands])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
-
-
 def dot_bytes(builder: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
     """acc + sums of four products of bytes."""
     operand = _V8 if llvm.llvm_version_info[0] >= 21 else VI  # the operands' type changed with LLVM 21
     pair = [builder.bitcast(unsigned, operand), builder.bitcast(signed, operand)]
-    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", VI, [acc, *pair])
+    return call(builder, "llvm.x86.avx512.vpdpbusd.512", VI, [acc, *pair])
 
 
 def dot_bf16(builder: Any, acc: Any, a: Any, b: Any) -> Any:
     """acc + sums of two products of BF16."""
     pair = [builder.bitcast(a, _VBF), builder.bitcast(b, _VBF)]
-    return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", VF, [acc, *pair])
+    return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", VF, [acc, *pair])
 
 
 # --- streams ------------------------------------------------------------------------------------------------
@@ -118,7 +115,7 @@ def _bf16_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, store
         xw = [splat(builder, load(builder, row, builder.add(x_byte, I64(4 * j)), I32)) for row in rows]
         for v in _LANES:
             index = builder.lshr(words[v], ir.Constant(_V16, [4 * j] * 32)) if j else words[v]
-            pair = _call(builder, "llvm.x86.avx512.permvar.hi.512", _V16, [table, index])
+            pair = call(builder, "llvm.x86.avx512.permvar.hi.512", _V16, [table, index])
             for m in range(len(rows)):
                 total = acc[m][v][j % len(acc[m][v])]
                 builder.store(dot_bf16(builder, builder.load(total), pair, xw[m]), total)

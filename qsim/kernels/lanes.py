@@ -15,8 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .stored import Stored, fields, stored_of
-from .vectors import (
+from qsim._native.vectors import (
     AHEAD,
     F32,
     I8,
@@ -36,6 +35,8 @@ from .vectors import (
     splat_int,
     store,
 )
+
+from .stored import Stored, fields, stored_of
 
 _LANES = range(4)  # vectors of 16 rows in a tile
 

@@ -14,12 +14,13 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
+from qsim._native.memory import aligned_float32, aligned_int32
+from qsim._native.vectors import prefetch_lines
+
 from . import dots, lanes
-from .memory import aligned_float32, aligned_int32
 from .prepare import chunk_sums, narrow
 from .stored import stored_of
 from .streams import bf16_factors, finish, tile_scales, tile_zeros
-from .vectors import prefetch_lines
 
 F32, I32 = np.float32, np.int32
 

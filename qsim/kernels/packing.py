@@ -22,12 +22,12 @@ from typing import Any
 import numba
 import numpy as np
 
+from qsim._native.memory import aligned_copy
 from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat
 from qsim.scheme import QuantizedTensor, Scheme
 
-from .memory import aligned_copy
 from .stored import STORED
 
 LANES = 64

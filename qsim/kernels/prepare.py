@@ -8,8 +8,9 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from qsim._native.memory import aligned_float32
+
 from . import lanes
-from .memory import aligned_float32
 from .stored import stored_of
 
 F32, U32, U64, I32 = np.float32, np.uint32, np.uint64, np.int32

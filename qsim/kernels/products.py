@@ -11,8 +11,9 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
+from qsim._native.memory import aligned_float32
+
 from . import lanes
-from .memory import aligned_float32
 from .streams import finish, tile_scales, tile_zeros
 
 F32, I32 = np.float32, np.int32

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from qsim._native.memory import aligned_empty
+
 from .activations import Activation
-from .memory import aligned_empty
 from .packing import PackedWeight, tiles_per_task
 from .prepare import BF16, BYTES
 

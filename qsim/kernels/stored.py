@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .vectors import VF, VI, multiply_add, splat_float, splat_int
+from qsim._native.vectors import VF, VI, multiply_add, splat_float, splat_int
 
 Field = Callable[[], Any]
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from qsim._native.vectors import take_next
+
 from . import lanes
 from .prepare import prepare
-from .vectors import take_next
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
 EXACT_COLUMNS = 512  # 2^24 / (255 * 128): columns whose u8 x s8 products sum exactly in float32

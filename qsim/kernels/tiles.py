@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .vectors import CONTRACT, F32, I64, VF, VI, array, intrinsic, load, splat, store
+from qsim._native.vectors import CONTRACT, F32, I64, VF, VI, array, intrinsic, load, splat, store
 
 llvm.initialize_native_asmparser()  # without it, inline assembly ends the process
 

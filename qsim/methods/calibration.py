@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qsim._native.threads import for_chunks
 from qsim.errors import QsimError
 from qsim.files import create_sized, remove_file
-from qsim.formats._parallel import for_chunks
 from qsim.models import Model
 
 from .checks import where

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qsim._native.threads import for_chunks
 from qsim.formats import BlockFormat, IntFormat
-from qsim.formats._parallel import for_chunks
 from qsim.scheme import QuantizedTensor, quantize
 from qsim.scheme.tensor import expand
 

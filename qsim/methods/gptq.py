@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from qsim._native.blas import one_blas_thread
+from qsim._native.threads import for_chunks
 from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import IntFormat
-from qsim.formats._parallel import for_chunks, one_blas_thread
 from qsim.scheme import QuantizedTensor, Scheme, get_rule, get_scheme
 
 from .calibration import LayerInputs

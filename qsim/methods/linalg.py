@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from qsim.formats._parallel import for_chunks, one_blas_thread
+from qsim._native.blas import one_blas_thread
+from qsim._native.threads import for_chunks
 
 F32 = np.float32
 _ROWS = 64  # rows a thread takes at a time in the loops over a square matrix

@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from qsim.formats._parallel import for_chunks, one_blas_thread
+from qsim._native.blas import one_blas_thread
+from qsim._native.threads import for_chunks
 from qsim.models import Linear, Model
 
 from .linalg import SMALL

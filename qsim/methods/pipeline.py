@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from qsim._native.blas import one_blas_thread
 from qsim.errors import QsimError
 from qsim.files import temporary_folder
-from qsim.formats._parallel import one_blas_thread
 from qsim.models import Model
 from qsim.models.fingerprint import fingerprint
 from qsim.scheme import Scheme

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from qsim.formats._parallel import one_blas_thread
+from qsim._native.blas import one_blas_thread
 from qsim.models import AttentionMath, Model
 from qsim.notes import Note
 from qsim.scheme import QuantizedTensor, shares_scale

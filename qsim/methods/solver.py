@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from qsim.formats._parallel import for_chunks
+from qsim._native.threads import for_chunks
 
 from .columns import ColumnPlan
 from .scales import ScaleFinder

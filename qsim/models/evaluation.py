@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from qsim._native.blas import one_blas_thread
 from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
-from qsim.formats._parallel import one_blas_thread
 from qsim.notes import Note
 
 from . import statistics

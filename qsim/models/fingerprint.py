@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from qsim._native.threads import for_each
 from qsim.scheme import QuantizedTensor
 
 from .model import Model
@@ -36,14 +36,16 @@ def fingerprint(model: Model) -> str:
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
                 yield from (flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for digest in pool.map(_digest, pieces()):
-            total.update(digest)
+    flat = list(pieces())
+    digests = [b""] * len(flat)
+
+    def hash_piece(i: int) -> None:
+        digests[i] = hashlib.sha256(flat[i].data).digest()
+
+    for_each(len(flat), hash_piece, threads=os.cpu_count())
+    for digest in digests:
+        total.update(digest)
     return total.hexdigest()[:32]
-
-
-def _digest(piece: np.ndarray) -> bytes:
-    return hashlib.sha256(piece.data).digest()
 
 
 def _parts(tensor: Any) -> tuple[Any, list[np.ndarray]]:

@@ -156,7 +156,7 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
         tuple(hardware.capacity_rows(spec)),
     ))  # fmt: skip
     subject: quality.Subject = steps.run(_SUBJECT, lambda: quality.subject(spec))
-    from qsim.formats._parallel import one_blas_thread
+    from qsim._native.blas import one_blas_thread
     from qsim.methods.passes import is_small
     from qsim.models.evaluation import Reference
     from qsim.models.fingerprint import fingerprint

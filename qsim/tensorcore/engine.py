@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from qsim._native.memory import aligned_empty
 from qsim.formats import BlockFormat, FloatFormat
 
 from . import exact, fast, other, panels
@@ -153,7 +149,7 @@ def _run_fast(plan: fast.Plan, a: Operands, b: Operands, c: np.ndarray, k_index:
     rows, columns = c.shape
     if columns * plan.padded(rows) < rows * plan.padded(columns):
         return np.ascontiguousarray(_run_fast(plan.exchanged(), b, a, c.T, k_index, block).T)
-    state = fast.aligned(rows * plan.padded(columns), plan.state).reshape(rows, -1)
+    state = aligned_empty((rows, plan.padded(columns)), plan.state)
     state[:, columns:] = 0
     narrow = np.float32 if c.dtype == np.uint32 else np.float16
     state[:, :columns] = np.ascontiguousarray(c).view(narrow)
@@ -209,50 +205,3 @@ def tiles(rows: int, columns: int, k: int, panel: int, threads: int) -> list[tup
         for i in range(0, rows, tall)
         for j in range(0, columns, wide)
     ]
-
-
-def for_each_tile(work: Callable[[slice, slice], None], parts: list[tuple[slice, slice]], threads: int) -> None:
-    """Run the tiles on up to `threads` threads, the caller's among them; the first exception of a tile is raised.
-
-    The kernels release the GIL. Numba's own threading layer is not used: it does not bear two Python threads at once.
-    """
-    helpers = min(threads, len(parts)) - 1
-    if helpers < 1:
-        for rows, columns in parts:
-            work(rows, columns)
-        return
-    ticket = itertools.count()  # next() on it is atomic
-
-    def drain() -> None:
-        while (i := next(ticket)) < len(parts):
-            work(*parts[i])
-
-    others = [_get_pool(helpers).submit(drain) for _ in range(helpers)]
-    try:
-        drain()
-    finally:
-        wait(others)
-    for future in others:
-        future.result()
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-_lock = threading.Lock()
-
-
-def _forget_pools() -> None:
-    global _lock
-    _pools.clear()  # a forked child has neither the threads nor a sane lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pools)
-
-
-def _get_pool(helpers: int) -> ThreadPoolExecutor:
-    """Threads that stay for the next call; starting them takes as long as a small GEMM."""
-    with _lock:
-        if helpers not in _pools:
-            _pools[helpers] = ThreadPoolExecutor(max_workers=helpers, thread_name_prefix="qsim-tensorcore")
-        return _pools[helpers]

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 
+from qsim._native.memory import aligned_empty
 from qsim.formats import FloatFormat
 
 from .exact import INF, cleared_bits, decoder
@@ -110,18 +111,11 @@ class Workspace:
     def of(cls, plan: Plan, rows: int, k: int) -> Workspace:
         k = min(plan.k_block, k)
         return cls(
-            a_value=aligned(rows * k, plan.lane),
-            a_exponent=aligned(rows * k, plan.exponent),
-            b_value=aligned(k * 2 * plan.columns, plan.lane),
-            b_exponent=aligned(k * plan.columns, plan.exponent),
+            a_value=aligned_empty((rows * k,), plan.lane),
+            a_exponent=aligned_empty((rows * k,), plan.exponent),
+            b_value=aligned_empty((k * 2 * plan.columns,), plan.lane),
+            b_exponent=aligned_empty((k * plan.columns,), plan.exponent),
         )
-
-
-def aligned(size: int, dtype: np.dtype) -> np.ndarray:
-    """An empty array that starts on a cache line."""
-    raw = np.empty(size * dtype.itemsize + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size * dtype.itemsize].view(dtype)
 
 
 def plan_for(ins: Instruction, *, scaled: bool = False) -> Plan | None:

@@ -9,12 +9,13 @@ from typing import Any, Literal, TypeAlias
 import numba
 import numpy as np
 
+from qsim._native.threads import for_each
 from qsim.arrays import as_plain_array, real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat, encode, get_format
 
 from . import check
-from .engine import Chain, Operands, Scales, add_to_nearest, canonical, for_each_tile, tiles, worker_of
+from .engine import Chain, Operands, Scales, add_to_nearest, canonical, tiles, worker_of
 from .fused import join_chain
 from .model import Instruction, get_instruction
 from .presets import Preset, Promotion, get_preset
@@ -198,7 +199,8 @@ def matmul(
     if m and n:
         panel = chain.plan.columns if ins.arithmetic != "integer" and chain.plan is not None else 64
         count = numba.get_num_threads() if threads is None else threads
-        for_each_tile(work, tiles(m, n, k, panel, count), count)
+        parts = tiles(m, n, k, panel, count)
+        for_each(len(parts), lambda i: work(*parts[i]), threads=count)
     return out
 
 

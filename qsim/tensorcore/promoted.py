@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .fast import Join, Packable, Plan, aligned, run_tile
+from qsim._native.memory import aligned_empty
+
+from .fast import Join, Packable, Plan, run_tile
 from .fused import ADD, COLUMN_FIRST, PRODUCT, ROW_FIRST
 from .presets import Promotion
 
@@ -81,7 +83,7 @@ def _promoted(
     for number, segment in enumerate(segments):
         k_index[number, : len(segment)] = segment
     out = np.array(total, np.float32, order="C")
-    state = aligned(rows * plan.padded(columns), plan.state).reshape(rows, -1)
+    state = aligned_empty((rows, plan.padded(columns)), plan.state)
     row, column = np.ascontiguousarray(factors.rows), np.ascontiguousarray(factors.columns)
     run_tile(plan, a, b, k_index, block, state, Join(how=how, registers=out, rows=row, columns=column))
     return out

@@ -22,9 +22,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-TOWARD_ZERO, TO_NEAREST = 0, 1  # arguments of llvm.set.rounding, as C's FLT_ROUNDS
+from qsim._native.vectors import I8, I16, I32, I64, TO_NEAREST, TOWARD_ZERO, call, data_of, set_rounding, splat
 
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _HAS_512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
 VECTOR_BITS = 512 if _HAS_512 else 256
 PANEL_VECTORS = 8 if _HAS_512 else 3
@@ -36,28 +35,6 @@ L1_PRODUCTS = 32
 
 TAIL_VECTORS = PANEL_VECTORS // 2
 """The width of a last panel that is at most half full."""
-
-
-def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
-    function_type = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
-
-
-def _set_rounding(typingctx: Any, mode: Any) -> Any:
-    """Set this thread's floating-point rounding mode: `TOWARD_ZERO` or `TO_NEAREST`. Always set it back."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _call(builder, "llvm.set.rounding", ir.VoidType(), [args[0]])
-        return context.get_dummy_value()
-
-    return types.void(types.int32), codegen
-
-
-set_rounding: Any = intrinsic(_set_rounding)
-
-
-def _data(context: Any, builder: Any, array_type: Any, value: Any) -> Any:
-    return context.make_array(array_type)(context, builder, value).data
 
 
 class _Vectors:
@@ -72,12 +49,7 @@ class _Vectors:
         self.suffix = f"v{self.lanes}f{bits}"
 
     def splat(self, scalar: Any, lanes: int | None = None) -> Any:
-        lanes = lanes or self.lanes
-        vector = ir.VectorType(scalar.type, lanes)
-        first = self.builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
-        return self.builder.shuffle_vector(
-            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-        )
+        return splat(self.builder, scalar, lanes or self.lanes)
 
     def load(self, pointer: Any, vector: Any) -> Any:
         bits = getattr(vector.element, "width", 32 if vector.element == ir.FloatType() else 64)
@@ -88,7 +60,7 @@ class _Vectors:
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=bits // 8)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return _call(self.builder, f"llvm.fma.{self.suffix}", self.float, [a, b, c])
+        return call(self.builder, f"llvm.fma.{self.suffix}", self.float, [a, b, c])
 
     def larger(self, a: Any, b: Any) -> Any:
         """Larger of two floats that are not NaN; compiles to one instruction."""
@@ -98,7 +70,7 @@ class _Vectors:
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
     def slice(self, wide: Any, start: int) -> Any:
-        index = ir.Constant(ir.VectorType(_I32, self.lanes), list(range(start, start + self.lanes)))
+        index = ir.Constant(ir.VectorType(I32, self.lanes), list(range(start, start + self.lanes)))
         return self.builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), index)
 
 
@@ -114,14 +86,14 @@ def _largest_exponents(v: _Vectors, columns: int, exp_type: Any, p: dict[str, An
     builder = v.builder
     wide = ir.VectorType(exp_type, columns)
     floor = v.splat(p["floor"], columns)
-    largest = cgutils.alloca_once_value(builder, floor if exp_type == _I16 else v.splat(exp_type(-128), columns))
-    with cgutils.for_range(builder, p["products"], intp=_I64) as loop:
+    largest = cgutils.alloca_once_value(builder, floor if exp_type == I16 else v.splat(exp_type(-128), columns))
+    with cgutils.for_range(builder, p["products"], intp=I64) as loop:
         ea = v.splat(builder.load(builder.gep(p["ea"], [loop.index])), columns)
-        eb = v.load(builder.gep(p["eb"], [builder.mul(loop.index, _I64(columns))]), wide)
+        eb = v.load(builder.gep(p["eb"], [builder.mul(loop.index, I64(columns))]), wide)
         builder.store(_max_signed(builder, builder.load(largest), builder.add(ea, eb)), largest)
     found = builder.load(largest)
-    if exp_type == _I8:
-        none = builder.icmp_signed("<", found, v.splat(_I8(-40), columns))
+    if exp_type == I8:
+        none = builder.icmp_signed("<", found, v.splat(I8(-40), columns))
         found = _max_signed(builder, builder.select(none, floor, found), floor)
     return found
 
@@ -131,18 +103,18 @@ def _accumulate(v: _Vectors, columns: int, positive: list[Any], negative: list[A
     builder = v.builder
     bits = 32 if v.scalar == ir.FloatType() else 64
     word = ir.IntType(bits)
-    with cgutils.for_range(builder, p["products"], intp=_I64) as loop:
+    with cgutils.for_range(builder, p["products"], intp=I64) as loop:
         a_pointer = builder.gep(p["a"], [loop.index])
         a = builder.load(a_pointer)
         is_negative = builder.lshr(builder.bitcast(a, word), word(bits - 1))
-        is_negative = builder.zext(is_negative, _I64) if bits == 32 else is_negative
-        row = builder.gep(p["b"], [builder.mul(loop.index, _I64(2 * columns))])
-        swap = builder.mul(is_negative, _I64(columns))
+        is_negative = builder.zext(is_negative, I64) if bits == 32 else is_negative
+        row = builder.gep(p["b"], [builder.mul(loop.index, I64(2 * columns))])
+        swap = builder.mul(is_negative, I64(columns))
         same = builder.gep(row, [swap])
-        other = builder.gep(row, [builder.sub(_I64(columns), swap)])
+        other = builder.gep(row, [builder.sub(I64(columns), swap)])
         splat = v.splat(a)
         for i, (pos, neg) in enumerate(zip(positive, negative, strict=True)):
-            offset = [_I64(i * v.lanes)]
+            offset = [I64(i * v.lanes)]
             builder.store(v.fma(splat, v.load(builder.gep(same, offset), v.float), builder.load(pos)), pos)
             builder.store(v.fma(splat, v.load(builder.gep(other, offset), v.float), builder.load(neg)), neg)
 
@@ -150,10 +122,10 @@ def _accumulate(v: _Vectors, columns: int, positive: list[Any], negative: list[A
 def _base32(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any]) -> Any:
     """M = 2^(Emax - F + 23) in float32 lanes. The floor on Emax is -126, so a subnormal C needs no care."""
     builder = v.builder
-    c_exponent = builder.and_(builder.bitcast(c, v.int), v.splat(_I32(0x7F800000)))
-    biased = builder.add(builder.sext(exponents, v.int), v.splat(_I32(127)))
-    largest = _max_signed(builder, builder.shl(biased, v.splat(_I32(23))), c_exponent)
-    return builder.bitcast(builder.add(largest, v.splat(builder.trunc(p["shift"], _I32))), v.float)
+    c_exponent = builder.and_(builder.bitcast(c, v.int), v.splat(I32(0x7F800000)))
+    biased = builder.add(builder.sext(exponents, v.int), v.splat(I32(127)))
+    largest = _max_signed(builder, builder.shl(biased, v.splat(I32(23))), c_exponent)
+    return builder.bitcast(builder.add(largest, v.splat(builder.trunc(p["shift"], I32))), v.float)
 
 
 def _base64(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any], careful: bool) -> Any:
@@ -162,14 +134,14 @@ def _base64(v: _Vectors, c: Any, exponents: Any, p: dict[str, Any], careful: boo
     C's exponent has the accumulator's minimum and a zero C has none; both matter only to a `careful` step.
     """
     builder = v.builder
-    exponent_mask = v.splat(_I64(0x7FF0000000000000))
+    exponent_mask = v.splat(I64(0x7FF0000000000000))
     c_power = builder.bitcast(builder.and_(builder.bitcast(c, v.int), exponent_mask), v.float)
     if careful:
         c_power = v.larger(c_power, v.splat(p["c_smallest"]))
         zero = ir.Constant(v.float, None)
         c_power = builder.select(builder.fcmp_unordered("!=", c, zero), c_power, zero)
-    biased = builder.add(builder.sext(exponents, v.int), v.splat(_I64(1023)))
-    power = builder.bitcast(builder.shl(biased, v.splat(_I64(52))), v.float)
+    biased = builder.add(builder.sext(exponents, v.int), v.splat(I64(1023)))
+    power = builder.bitcast(builder.shl(biased, v.splat(I64(52))), v.float)
     return builder.fmul(v.larger(power, c_power), v.splat(p["scale"]))
 
 
@@ -177,20 +149,20 @@ def _cut64(v: _Vectors, total: Any, p: dict[str, Any], careful: bool) -> Any:
     """float64 lanes to the kept bits of a float32, toward zero. Without care for subnormals that is a mask."""
     builder = v.builder
     if not careful:
-        wide_mask = builder.shl(builder.sext(p["mask"], _I64), _I64(29))
+        wide_mask = builder.shl(builder.sext(p["mask"], I64), I64(29))
         return builder.bitcast(builder.and_(builder.bitcast(total, v.int), v.splat(wide_mask)), v.float)
     # the conversion rounds toward zero, float32 subnormals included
     narrow = builder.fptrunc(total, ir.VectorType(ir.FloatType(), v.lanes))
-    bits = builder.and_(builder.bitcast(narrow, ir.VectorType(_I32, v.lanes)), v.splat(p["mask"]))
+    bits = builder.and_(builder.bitcast(narrow, ir.VectorType(I32, v.lanes)), v.splat(p["mask"]))
     return builder.fadd(builder.fpext(builder.bitcast(bits, narrow.type), v.float), ir.Constant(v.float, None))
 
 
 def _nearest_even_f16(v: _Vectors, x: Any, c: Any) -> Any:
     """float64 lanes rounded to f16, ties to even, while the rounding mode is toward zero; an infinite C stays."""
     builder = v.builder
-    magnitude_mask, exponent_mask = _I64(0x7FFFFFFFFFFFFFFF), _I64(0x7FF0000000000000)
+    magnitude_mask, exponent_mask = I64(0x7FFFFFFFFFFFFFFF), I64(0x7FF0000000000000)
     bits = builder.bitcast(x, v.int)
-    sign = builder.and_(bits, v.splat(_I64(-0x8000000000000000)))
+    sign = builder.and_(bits, v.splat(I64(-0x8000000000000000)))
     magnitude = builder.bitcast(builder.and_(bits, v.splat(magnitude_mask)), v.float)
     power = builder.bitcast(builder.and_(bits, v.splat(exponent_mask)), v.float)
     unit = builder.fmul(v.larger(power, v.splat(ir.DoubleType()(2.0**-14))), v.splat(ir.DoubleType()(2.0**-10)))
@@ -316,9 +288,9 @@ def _chain_steps(
         exp_type = ir.IntType(exp_bits)
         v = _Vectors(builder, ir.FloatType() if float_bits == 32 else ir.DoubleType(), float_bits)
         columns = vectors.count * v.lanes
-        a_data, b_data = (_data(context, builder, t, x) for t, x in ((sig.args[0], a_), (sig.args[3], b_)))
-        ea_data, eb_data = (_data(context, builder, t, x) for t, x in ((sig.args[1], ea_), (sig.args[4], eb_)))
-        state_data = builder.gep(_data(context, builder, sig.args[6], state_), [state0])
+        a_data, b_data = (data_of(context, builder, t, x) for t, x in ((sig.args[0], a_), (sig.args[3], b_)))
+        ea_data, eb_data = (data_of(context, builder, t, x) for t, x in ((sig.args[1], ea_), (sig.args[4], eb_)))
+        state_data = builder.gep(data_of(context, builder, sig.args[6], state_), [state0])
         stored = ir.VectorType(ir.FloatType() if state_bits == 32 else ir.DoubleType(), v.lanes)
         common = {
             "products": n_products,
@@ -326,17 +298,17 @@ def _chain_steps(
             "mask": mask_,
             "c_smallest": c_smallest_,
             # 2^(p - F), as a shift of the exponent field in float32, as a factor in float64
-            "shift": builder.shl(builder.sub(_I64(23), f_), _I64(23)),
+            "shift": builder.shl(builder.sub(I64(23), f_), I64(23)),
             "scale": builder.bitcast(
-                builder.shl(builder.add(builder.sub(_I64(52), f_), _I64(1023)), _I64(52)), ir.DoubleType()
+                builder.shl(builder.add(builder.sub(I64(52), f_), I64(1023)), I64(52)), ir.DoubleType()
             ),
         }
         c = []
         for i in range(columns // v.lanes):
-            value = v.load(builder.gep(state_data, [_I64(i * v.lanes)]), stored)
+            value = v.load(builder.gep(state_data, [I64(i * v.lanes)]), stored)
             value = value if stored == v.float else builder.fpext(value, v.float)
             c.append(cgutils.alloca_once_value(builder, value))
-        with cgutils.for_range(builder, n_steps, intp=_I64) as loop:
+        with cgutils.for_range(builder, n_steps, intp=I64) as loop:
             k = builder.mul(loop.index, n_products)
             a_at = builder.add(a0, k)
             _one_step(
@@ -349,14 +321,14 @@ def _chain_steps(
                     **common,
                     "a": builder.gep(a_data, [a_at]),
                     "ea": builder.gep(ea_data, [a_at]),
-                    "b": builder.gep(b_data, [builder.mul(k, _I64(2 * columns))]),
-                    "eb": builder.gep(eb_data, [builder.mul(k, _I64(columns))]),
+                    "b": builder.gep(b_data, [builder.mul(k, I64(2 * columns))]),
+                    "eb": builder.gep(eb_data, [builder.mul(k, I64(columns))]),
                 },
             )
         for i, slot in enumerate(c):
             value = builder.load(slot)
             value = value if stored == v.float else builder.fptrunc(value, stored)
-            v.store(value, builder.gep(state_data, [_I64(i * v.lanes)]))
+            v.store(value, builder.gep(state_data, [I64(i * v.lanes)]))
         return context.get_dummy_value()
 
     return signature, codegen

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qsim
-from qsim.formats import _parallel
+from qsim._native import threads as _threads
 
 
 @pytest.mark.parametrize("name", ["e4m3", "float16", "int4", "nf4", "tf32"])
@@ -56,7 +56,7 @@ def test_nothing_changes_the_input_and_out_is_used():
     assert np.array_equal(x, kept)
 
 
-@pytest.mark.parametrize("size", [_parallel.CHUNK - 1, _parallel.CHUNK + 1, 3 * _parallel.CHUNK + 17])
+@pytest.mark.parametrize("size", [_threads.CHUNK - 1, _threads.CHUNK + 1, 3 * _threads.CHUNK + 17])
 def test_threads_do_not_change_the_result(size):
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     random = np.random.default_rng(1).integers(0, 1 << 32, size, dtype=np.uint32)
@@ -80,7 +80,7 @@ def test_threads_do_not_change_the_result(size):
 
 
 def test_many_python_threads_at_once():
-    x = np.random.default_rng(0).standard_normal(2 * _parallel.CHUNK).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal(2 * _threads.CHUNK).astype(np.float32)
     want = qsim.encode(x, "e5m2")
     wrong = []
 
@@ -98,28 +98,28 @@ def test_many_python_threads_at_once():
 
 
 def _encode_in_child(queue):
-    queue.put(int(qsim.encode(np.ones(3 * _parallel.CHUNK, np.float32), "e4m3").sum()))
+    queue.put(int(qsim.encode(np.ones(3 * _threads.CHUNK, np.float32), "e4m3").sum()))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_a_forked_child_does_not_hang():
-    qsim.encode(np.ones(3 * _parallel.CHUNK, np.float32), "e4m3")  # the parent's threads exist
+    qsim.encode(np.ones(3 * _threads.CHUNK, np.float32), "e4m3")  # the parent's threads exist
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_encode_in_child, args=(queue,))
     child.start()
-    assert queue.get(timeout=60) == 3 * _parallel.CHUNK * 0x38
+    assert queue.get(timeout=60) == 3 * _threads.CHUNK * 0x38
     child.join(60)
 
 
 def test_errors_in_one_piece_reach_the_caller():
-    x = np.zeros(4 * _parallel.CHUNK, np.float32)
+    x = np.zeros(4 * _threads.CHUNK, np.float32)
     x[-1] = np.nan
     with pytest.raises(ValueError, match=f"1 NaN value .* at index {x.size - 1}"):
         qsim.encode(x, "int8")
     with pytest.raises(RuntimeError, match="piece"):
-        _parallel.for_chunks(100, lambda a, b: (_ for _ in ()).throw(RuntimeError("piece")), chunk=10)
+        _threads.for_chunks(100, lambda a, b: (_ for _ in ()).throw(RuntimeError("piece")), chunk=10)
 
 
 BAD_VALUES = [

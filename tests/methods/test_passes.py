@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from qsim.formats._parallel import for_chunks, one_blas_thread
+from qsim._native.blas import one_blas_thread
+from qsim._native.threads import for_chunks
 from qsim.methods import errors, gptq, linalg, quantize_model
 from qsim.methods.passes import for_many_tokens, through_block
 from qsim.scheme import quantize

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from qsim.formats._parallel import one_blas_thread
+from qsim._native.blas import one_blas_thread
 from qsim.models import Reference, evaluate, with_scheme
 from qsim.models.statistics import ratio
 from qsim.models.tokenizer import ByteTokenizer

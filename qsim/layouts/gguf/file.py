@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qsim import files
+from qsim._native.threads import for_chunks
 from qsim.errors import QsimError
-from qsim.formats._parallel import for_chunks
 
 from .types import PIECE, TYPES, TensorType
 

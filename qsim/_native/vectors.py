@@ -1,8 +1,10 @@
-"""Vectors of 16 lanes of 32 bits in LLVM's own language, for the intrinsics of this package.
+"""LLVM's own language, for the intrinsics of the formats, the tensor cores and the kernels: vectors, and hints.
 
 LLVM lowers `<16 x float>` to whatever the CPU has (one AVX-512 register, two AVX2, four NEON), so code made of these is
 as portable as Numba itself. What it buys over a loop that LLVM must vectorise: accumulators stay in registers, widths
 are not halved on CPUs that LLVM tunes to 256 bits, and the result does not hang on what the optimiser finds.
+
+Vectors have 16 lanes of 32 bits where a function does not take their number.
 """
 
 from __future__ import annotations
@@ -38,11 +40,18 @@ def splat_float(value: float) -> ir.Constant:
     return ir.Constant(VF, [float(value)] * 16)
 
 
-def splat(builder: Any, scalar: Any) -> Any:
-    """A scalar, float or int32, in all lanes."""
-    kind = ir.VectorType(scalar.type, 16)
-    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
-    return builder.shuffle_vector(vector, ir.Constant(kind, ir.Undefined), ir.Constant(VI, [0] * 16))
+def splat(builder: Any, scalar: Any, lanes: int = 16) -> Any:
+    """A scalar in all lanes."""
+    kind = ir.VectorType(scalar.type, lanes)
+    undefined = ir.Constant(kind, ir.Undefined)
+    vector = builder.insert_element(undefined, scalar, I32(0))
+    return builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def call(builder: Any, name: str, result: Any, operands: Sequence[Any]) -> Any:
+    """The result, of that LLVM type, of an LLVM intrinsic."""
+    kind = ir.FunctionType(result, [o.type for o in operands])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
 
 
 def at(builder: Any, base: Any, byte: Any, element: Any) -> Any:
@@ -87,8 +96,12 @@ def lane_sum(builder: Any, vector: Any) -> Any:
 
 
 def prefetch_line(builder: Any, base: Any, byte: Any, near: int = 3) -> None:
-    """Ask for a cache line, for reading: into all levels, with `near` 2 all but the first."""
-    pointer = builder.gep(base, [byte])
+    """Ask for the cache line at `byte` bytes from a void pointer, see `prefetch_at`."""
+    prefetch_at(builder, builder.gep(base, [byte]), near)
+
+
+def prefetch_at(builder: Any, pointer: Any, near: int = 3) -> None:
+    """Ask for the cache line of a void pointer, for reading: into all levels, with `near` 2 all but the first."""
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
     builder.call(function, [pointer, I32(0), I32(near), I32(1)])
@@ -117,3 +130,47 @@ def take_next(typingctx: Any, counters: Any, i: Any) -> Any:
         return builder.atomic_rmw("add", place, I64(1), "monotonic")
 
     return types.int64(counters, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, data: Any, index: Any) -> Any:
+    """Fetch the cache line of data[index], which need not exist: a prefetch never faults."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.gep(data_of(context, builder, data, args[0]), [args[1]])
+        prefetch_at(builder, builder.bitcast(pointer, cgutils.voidptr_t))
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp), codegen
+
+
+def data_of(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """Pointer to the elements of an array of that Numba type."""
+    return context.make_array(kind)(context, builder, value).data
+
+
+@intrinsic
+def wide_vectors(typingctx: Any) -> Any:
+    """The vectoriser may use 512-bit registers in this function. Without AVX-512 nothing changes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        attributes = builder.function.attributes
+        if isinstance(attributes, set):  # llvmlite checks names in its own `add`, LLVM takes any string attribute
+            set.add(attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+TOWARD_ZERO, TO_NEAREST = 0, 1  # modes of `set_rounding`: arguments of llvm.set.rounding, as C's FLT_ROUNDS
+
+
+@intrinsic
+def set_rounding(typingctx: Any, mode: Any) -> Any:
+    """Set this thread's floating-point rounding mode: `TOWARD_ZERO` or `TO_NEAREST`. Always set it back."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        call(builder, "llvm.set.rounding", ir.VoidType(), [args[0]])
+        return context.get_dummy_value()
+
+    return types.void(types.int32), codegen
