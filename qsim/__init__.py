@@ -50,8 +50,8 @@ _LAZY = {
 
 # subpackages that `import qsim` makes reachable
 _PACKAGES = (
-    "algorithms", "analysis", "checkpoints", "families", "formats", "kernels", "layouts", "methods", "models", "plots",
-    "scheme", "study", "tensorcore",
+    "algorithms", "analysis", "checkpoints", "evidence", "families", "formats", "kernels", "layouts", "methods",
+    "models", "plots", "scheme", "study", "tensorcore",
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from . import (
         analysis,
         checkpoints,
+        evidence,
         families,
         formats,
         kernels,
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "QsimError", "QuantizedTensor", "Scheme", "Table", "__version__", "algorithms", "analysis", "cast", "checkpoints",
-    "decode", "encode", "evaluate", "families", "formats", "get_architecture", "get_device", "get_format",
+    "decode", "encode", "evaluate", "evidence", "families", "formats", "get_architecture", "get_device", "get_format",
     "get_instruction", "get_scheme", "kernels", "layouts", "linear", "list_devices", "list_formats",
     "list_instructions", "list_layouts", "list_methods", "list_models", "list_pipelines", "list_schemes", "load",
     "matmul", "methods",

@@ -114,6 +114,16 @@ def read_csv(path: str | Path, *, limit: int = JSON_LIMIT) -> tuple[list[str], l
     """A CSV file with a header line: the columns' names in lower case, and the rows as texts; empty lines are skipped.
 
     Raises:
+        QsimError, OSError: as `numbered_csv`.
+    """
+    header, rows = numbered_csv(path, limit=limit)
+    return header, [row for _, row in rows]
+
+
+def numbered_csv(path: str | Path, *, limit: int = JSON_LIMIT) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """As `read_csv`, each row with the number of the line that it ends on, for messages about it.
+
+    Raises:
         QsimError: as `read_text`; no header, a column without a name or twice, a row of another length, a field or a
             quote that does not end; the message names the file and the line.
         OSError: the file cannot be opened.
@@ -123,7 +133,7 @@ def read_csv(path: str | Path, *, limit: int = JSON_LIMIT) -> tuple[list[str], l
         raise QsimError(f"{path} is not a CSV file: it holds a zero byte")
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
-    rows: list[list[str]] = []
+    rows: list[tuple[int, list[str]]] = []
     try:
         for fields in lines:
             if not fields:
@@ -137,7 +147,7 @@ def read_csv(path: str | Path, *, limit: int = JSON_LIMIT) -> tuple[list[str], l
             elif len(fields) != len(header):
                 raise QsimError(f"{path}: line {lines.line_num} has {len(fields)} fields: the header has {len(header)}")
             else:
-                rows.append([field.strip() for field in fields])
+                rows.append((lines.line_num, [field.strip() for field in fields]))
     except csv.Error as error:
         raise QsimError(f"{path}: line {lines.line_num} is not CSV: {_one_line(error)}") from None
     if not header:

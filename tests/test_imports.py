@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.safetensors": {"qsim.formats"},
     "qsim.scheme": {"qsim.formats"},
     "qsim.families": {"qsim.formats"},
+    "qsim.evidence": {"qsim.formats", "qsim.scheme", "qsim.families"},
     "qsim.tensorcore": {"qsim.formats"},
     "qsim.kernels": GROUND | {"qsim.tensorcore"},
     "qsim.layouts": GROUND,

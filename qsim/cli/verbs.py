@@ -38,6 +38,8 @@ VERBS = {
         Verb(section="Predict", name="calibrate", says="Fit a device's kernel parameters to measured timings."),
         Verb(section="Prove", name="validate", says="Compare predictions with measured and published numbers."),
         Verb(section="Prove", name="bench", says="Time this computer's kernels against their limits and peers."),
+        Verb(section="Decide", name="evidence",
+             says="Show published losses of quantised models, with sources."),
         Verb(section="Decide", name="study", says="Quality against speed, for every method on every device."),
     )
 }  # fmt: skip
