@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.scheme.scheme import TensorScheme
+from qsim.scheme.tensor_scheme import TensorScheme
 
 ActOrder: TypeAlias = bool | Literal["group_aware"]
 

@@ -11,7 +11,7 @@ from qsim.errors import QsimError
 from qsim.formats import IntFormat
 from qsim.scheme import Granularity, find_parameters
 from qsim.scheme.rules import ScaleRule
-from qsim.scheme.scheme import TensorScheme
+from qsim.scheme.tensor_scheme import TensorScheme
 
 F32 = np.float32
 _PAD = 64

@@ -5,9 +5,10 @@ from .granularity import Granularity
 from .presets import FIELD, get_scheme, list_schemes, preset_names
 from .quantizer import encode_with, find_parameters, quantize, region_range, round_scale
 from .rules import RULES, ScaleRule, default_rule, get_rule
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
 from .shared import shared_scale, shares_scale, tensor_scale_of, with_tensor_scale
 from .tensor import QuantizedTensor
+from .tensor_scheme import TensorScheme
 
 __all__ = [
     "FIELD",

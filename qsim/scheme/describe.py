@@ -7,7 +7,8 @@ from typing import Any
 from qsim.formats import BlockFormat
 
 from .presets import preset_names
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
+from .tensor_scheme import TensorScheme
 
 
 def brief(part: TensorScheme, *, activation: bool = False) -> str:

@@ -13,8 +13,9 @@ from qsim.formats import BlockFormat, FloatFormat, IntFormat, decode, encode, ge
 
 from .granularity import Granularity
 from .presets import get_scheme
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
 from .tensor import QuantizedTensor
+from .tensor_scheme import TensorScheme
 
 F32 = np.float32
 _ROW = Granularity(kind="channel")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat
 
-from .scheme import TensorScheme
+from .tensor_scheme import TensorScheme
 
 
 def check_kv_scheme(scheme: TensorScheme) -> None:

@@ -12,7 +12,8 @@ from qsim.formats import get_format
 from qsim.tables import Table
 
 from .granularity import Granularity
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
+from .tensor_scheme import TensorScheme
 
 _BF16 = "bfloat16"
 _E4M3 = "float8_e4m3fn"

@@ -14,8 +14,9 @@ from qsim.formats import BlockFormat, FloatFormat, IntFormat
 from .granularity import Granularity
 from .presets import get_scheme
 from .rules import F32, ScaleRule, float_scale, get_rule
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
 from .tensor import Part, QuantizedTensor, expand
+from .tensor_scheme import TensorScheme
 
 ScaleRounding: TypeAlias = Literal["nearest", "up", "down"]
 

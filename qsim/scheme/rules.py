@@ -26,7 +26,8 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
+from .tensor_scheme import TensorScheme
 
 F32 = np.float32
 Parameters: TypeAlias = tuple[np.ndarray, np.ndarray | None]

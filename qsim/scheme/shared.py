@@ -22,8 +22,9 @@ from qsim.formats import BlockFormat, quantize_blocks
 
 from .quantizer import encode_with, find_parameters, quantize
 from .rules import F32, get_rule
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
 from .tensor import QuantizedTensor
+from .tensor_scheme import TensorScheme
 
 
 def shares_scale(how: TensorScheme) -> bool:

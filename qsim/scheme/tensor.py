@@ -14,7 +14,8 @@ from qsim.files import write_bytes, write_whole
 from qsim.formats import BlockFormat, IntFormat, get_format
 
 from .granularity import Granularity
-from .scheme import Scheme, TensorScheme
+from .scheme import Scheme
+from .tensor_scheme import TensorScheme
 
 Part: TypeAlias = Literal["weight", "activation", "kv_cache"]
 
