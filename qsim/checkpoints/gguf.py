@@ -143,13 +143,20 @@ def _plan(
     if wanted is None:
         kind = get_type(_TYPE_OF[_dtype_of(model, tensor, dtype, name)])
         return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), heads)
-    kind = wanted
-    if tensor.shape[-1] % kind.values:
-        kind = get_type(_SMALLER.get(wanted.name, "f16") if tensor.shape[-1] % 32 == 0 else "f16")
+    kind = type_for(wanted, tensor.shape[-1])
+    if kind is not wanted:
         notes.add(f"rows that are no multiple of {wanted.values} are stored in {kind.name}", layer_of(name))
     elif name not in quantizable(model.config):
         notes.add(f"the embedding is stored in {kind.name} too")
     return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), heads)
+
+
+def type_for(wanted: TensorType, columns: int) -> TensorType:
+    """The type of a matrix with so many values in a row: the one wanted, or llama.cpp's next where its blocks
+    do not divide a row."""
+    if columns % wanted.values == 0:
+        return wanted
+    return get_type(_SMALLER.get(wanted.name, "f16") if columns % 32 == 0 else "f16")
 
 
 def _stacked(arch: GgufArchitecture, ones: list[Planned]) -> Planned:
