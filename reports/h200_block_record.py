@@ -1,6 +1,6 @@
 """Record every activation of one decoder block of the embedded model as PyTorch computes it on a GPU, bit for bit.
 
-    python reports/h200_block_record.py OUT.npz {block,reductions}...
+    python reports/h200_block_record.py OUT.npz {block,reductions,model,lengths}...
 
 block       block 0 on the first 64 tokens of test.txt (NUL, then 63 bytes): eager BF16 with the attention written out
             as Hugging Face's eager attention does; SDPA with each back-end from the same q, k, v; Linears as W4A16 by
@@ -8,6 +8,9 @@ block       block 0 on the first 64 tokens of test.txt (NUL, then 63 bytes): eag
             `_scaled_mm`). Activations are BF16 codes (uint16) unless their key ends in `.f32` (uint32) or `.e4m3`
             (uint8); of the quantised variants the first 16 tokens, and the SHA-256 of all
 reductions  sums, means and softmax of rows that show the order of adding (see `probes`), and RMSNorm of random rows
+model       all blocks of the embedded model on the same tokens, the final norm and the logits: the SHA-256 of every
+            activation, hidden states after each block of the first 4 tokens, and the logits of the first 16
+lengths     sums of 1 to 256 rows of many lengths, and softmax of many lengths: the first rows, and the SHA-256 of all
 """
 
 import json
@@ -133,13 +136,17 @@ def rotate_half(x):
     return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
 
 
-def block(kind, keep):
-    """Hidden states after block 0; `keep(name, tensor)` sees every activation."""
+def embedding():
+    return F.embedding(torch.from_numpy(tokens()).to(DEV), on_gpu(stored("model.embed_tokens.weight")))
+
+
+def block(kind, keep, index=0, x=None):
+    """(hidden states after a block, its q, k, v); `keep(name, tensor)` sees every activation."""
     config = json.loads((TINY / "config.json").read_text())
     heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-    prefix = "model.layers.0."
+    prefix = f"model.layers.{index}."
     linear = {short: kind(stored(f"{prefix}{long}.weight"), keep) for short, long in LINEARS.items()}
-    x = F.embedding(torch.from_numpy(tokens()).to(DEV), on_gpu(stored("model.embed_tokens.weight")))
+    x = embedding() if x is None else x
     keep("embedding", x)
     h = norm(x, on_gpu(stored(f"{prefix}input_layernorm.weight")), keep, "norm1")
     q, k, v = (linear[name](h, name) for name in "qkv")
@@ -180,7 +187,7 @@ def block(kind, keep):
     keep("down", down)
     x = x + down
     keep("residual2", x)
-    return {"q": q, "k": k, "v": v}
+    return x, {"q": q, "k": k, "v": v}
 
 
 def codes_of(t):
@@ -229,7 +236,7 @@ def record_block(store, notes):
         def one(label=label, kind=kind):
             with torch.no_grad():
                 seen, repeat = {}, {}
-                states = block(kind, lambda name, t: seen.__setitem__(name, codes_of(t)))
+                _, states = block(kind, lambda name, t: seen.__setitem__(name, codes_of(t)))
                 block(kind, lambda name, t: repeat.__setitem__(name, codes_of(t)))
                 same = all(np.array_equal(seen[name], value) for name, value in repeat.items())
                 notes["block"]["sha256"][label] = {name: sha256(value) for name, value in seen.items()}
@@ -319,10 +326,71 @@ def record_reductions(store, notes):
         guarded(f"rows {length}", rows, length)
 
 
+def record_model(store, notes):
+    notes["model"] = {"torch": torch.__version__, "cuda": torch.version.cuda, "tokens": TOKENS, "sha256": {}}
+    layers = json.loads((TINY / "config.json").read_text())["num_hidden_layers"]
+
+    def run(kind, keep):
+        x = embedding()
+        for index in range(layers):
+            x, _ = block(kind, lambda name, t, index=index: keep(f"{index}.{name}", t), index, x)
+        h = norm(x, on_gpu(stored("model.norm.weight")), keep, "norm")
+        keep("logits", F.linear(h, on_gpu(stored("lm_head.weight"))))
+
+    for label, kind in (("bf16", Plain), ("fp8", Fp8), ("w4a16", Fused)):
+
+        def one(label=label, kind=kind):
+            with torch.no_grad():
+                seen, repeat = {}, {}
+                run(kind, lambda name, t: seen.__setitem__(name, codes_of(t)))
+                run(kind, lambda name, t: repeat.__setitem__(name, codes_of(t)))
+            notes["model"][f"{label}.repeatable"] = all(np.array_equal(seen[n], value) for n, value in repeat.items())
+            notes["model"]["sha256"][label] = {name: sha256(value) for name, value in seen.items()}
+            for index in range(layers):
+                store[f"model.{label}.{index}.residual2"] = seen[f"{index}.residual2"][:4]
+            store[f"model.{label}.logits"] = seen["logits"][:SHOWN]
+
+        guarded(f"model {label}", one)
+
+
+FEW_LENGTHS = (
+    64, 96, 128, 129, 130, 132, 252, 384, 1000, 1001, 1024, 3584, 4096, 5120, 8192, 14336, 16384, 28672, 65536,
+)  # fmt: skip
+FEW_ROWS = (1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 32, 64, 100, 256)
+SOFTMAX_LENGTHS = (5, 17, 31, 33, 64, 100, 128, 129, 256, 1000, 1024, 1025, 1028, 2048, 3000, 4096, 8192, 32000)
+
+
+def record_lengths(store, notes):
+    notes["lengths"] = {"torch": torch.__version__, "sums": {}, "softmax": {}}
+
+    def sums(length):
+        x = torch.from_numpy(generator("few", length).standard_normal((256, length)).astype(np.float32)).to(DEV)
+        for rows in FEW_ROWS:
+            y = bits_of(x[:rows].contiguous().sum(-1))
+            store[f"sums.{length}.{rows}"] = y[:8]
+            notes["lengths"]["sums"][f"{length}.{rows}"] = sha256(y)
+
+    def softmax(length):
+        x = torch.from_numpy(generator("softmax", length).standard_normal((4, length)).astype(np.float32) * 4).to(DEV)
+        y = bits_of(torch.softmax(x, -1))
+        store[f"softmax.{length}"] = y[:, :32]
+        notes["lengths"]["softmax"][str(length)] = sha256(y)
+        half = bits_of(torch.softmax(x.to(BF), -1, dtype=torch.float32))
+        store[f"softmax_of_bf16.{length}"] = half[:, :32]
+        notes["lengths"]["softmax"][f"{length}.of_bf16"] = sha256(half)
+
+    for length in FEW_LENGTHS:
+        guarded(f"sums {length}", sums, length)
+    for length in SOFTMAX_LENGTHS:
+        guarded(f"softmax {length}", softmax, length)
+
+
 def main(path, verbs):
     store, notes = {}, {}
     for verb in verbs:
-        {"block": record_block, "reductions": record_reductions}[verb](store, notes)
+        {
+            "block": record_block, "reductions": record_reductions, "model": record_model, "lengths": record_lengths
+        }[verb](store, notes)  # fmt: skip
         np.savez_compressed(path, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **store)
     print("done", len(store), "arrays", Path(path).stat().st_size, "bytes", flush=True)
 
