@@ -61,11 +61,6 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.plots": GROUND | {"qsim.analysis"},
     "hwmodels": GROUND,
 }
-# file, what it imports upward inside a function, and why the floors allow it
-EXCEPTIONS = {
-    # a scheme's own methods for the `quantization_config` of a layout
-    ("qsim/scheme/scheme.py", "qsim.layouts"),
-}
 TOP = {
     "qsim.study",
     "qsim.cli",
@@ -81,18 +76,12 @@ def package_of(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "qsim" and len(parts) > 1 else parts[0]
 
 
-def imports_of(path: Path, functions: bool = True) -> set[str]:
-    """Absolute names of the project's modules that a file imports, at any depth (or outside functions only), type
-    checking included."""
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the project's modules that a file imports, at any depth, type checking included."""
     package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
     found: set[str] = set()
     tree = ast.parse(path.read_text())
-    inside: set[ast.AST] = set()
-    if not functions:
-        inside = {n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
-        if node in inside:
-            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -109,14 +98,10 @@ def violations(path: Path) -> list[str]:
     allowed = ALLOWED.get(home)
     if allowed is None:
         return [f"{path}: {home} has no place in the house: name it in tests/test_imports.py and DESIGN"]
-    top = imports_of(path, functions=False)
-    where = path.relative_to(ROOT).as_posix()
     return [
-        f"{where} imports {name}"
+        f"{path.relative_to(ROOT).as_posix()} imports {name}"
         for name in sorted(imports_of(path))
-        if package_of(name) != home
-        and package_of(name) not in allowed | FLOOR
-        and (name in top or (where, package_of(name)) not in EXCEPTIONS)
+        if package_of(name) != home and package_of(name) not in allowed | FLOOR
     ]
 
 
@@ -243,19 +228,6 @@ print(was is is_now, is_now.__spec__.name)
     code = "from hwmodels.timing import gemm; from hwmodels.device import Device, Memory; print(gemm.__module__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.split() == ["hwmodels.timing.kernel"]
-
-
-def test_an_exception_is_for_one_function_and_used(tmp_path, monkeypatch):
-    for where, package in EXCEPTIONS:
-        assert package in {package_of(name) for name in imports_of(ROOT / where)}
-        monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-        path = tmp_path / where
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"def f():\n    import {package}\n")
-        assert violations(path) == []
-        path.write_text(f"import {package}\n")
-        assert len(violations(path)) == 1
-        monkeypatch.undo()
 
 
 def test_the_numbers_wing_imports_nothing_that_only_unix_has():

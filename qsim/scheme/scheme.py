@@ -26,6 +26,8 @@ def _plain(name: str) -> TensorScheme:
 class Scheme:
     """How a model is quantised: weights, activations, KV cache, and the format in which products are formed.
 
+    `qsim.layouts.to_config` writes one as a Hugging Face `quantization_config`, and `from_config` reads one.
+
     Arguments:
         weight, activation, kv_cache: the parts; a name such as `bfloat16` stands for an unquantised part.
         compute: format of the operands of the multiplication. None derives it: int8 when both operands are integers of
@@ -159,19 +161,6 @@ class Scheme:
             QsimError: not TOML, or as `from_dict`.
         """
         return cls.from_dict(parse_toml(text, "a scheme"))
-
-    def to_quantization_config(self, method: str | None = None) -> dict[str, Any]:
-        """The Hugging Face `quantization_config`; see `qsim.layouts.to_config`."""
-        from qsim.layouts import to_config  # upward: a scheme in the words of a layout
-
-        return to_config(self, method)
-
-    @classmethod
-    def from_quantization_config(cls, config: Mapping[str, Any]) -> Scheme:
-        """A scheme from a Hugging Face `quantization_config`; see `qsim.layouts.from_config`."""
-        from qsim.layouts import from_config  # upward, as above
-
-        return from_config(config)
 
 
 def _toml(value: str | bool) -> str:

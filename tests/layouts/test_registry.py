@@ -28,6 +28,7 @@ import qsim
 from click.testing import CliRunner
 from qsim.checkpoints import convert, layouts_for, read, reason, write
 from qsim.cli import main
+from qsim.layouts import from_config, to_config
 from tests.checkpoints.tiny import assert_same, quantized
 from tests.models.small import CONFIGS, random_tensors, write_folder
 from qsim.models import ModelConfig
@@ -48,8 +49,8 @@ convert(place / "one", place / "two", "compressed-tensors")
 convert(place / "two", place / "three", "bytewise")
 assert_same(read(place / "three"), model)
 qt = model.tensors["model.layers.0.mlp.up_proj.weight"]
-assert qsim.Scheme.from_quantization_config(config).weight == qt.scheme.weight
-assert qsim.get_scheme("int8").to_quantization_config("bytewise")["quant_method"] == "bytewise"
+assert from_config(config).weight == qt.scheme.weight
+assert to_config(qsim.get_scheme("int8"), "bytewise")["quant_method"] == "bytewise"
 
 def run(*args):
     return CliRunner().invoke(main, [str(a) for a in args], prog_name="qsim", env={"COLUMNS": "100"})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qsim.formats import get_format
+from qsim.layouts import from_config, to_config
 from qsim.scheme import Granularity, Scheme, TensorScheme, get_scheme, list_schemes
 
 ALL = [s.name for s in list_schemes()]
@@ -156,31 +157,31 @@ def test_quantization_config_round_trip_or_refusal(name, method):
     }[method]
     if not expressible:
         with pytest.raises(ValueError):
-            s.to_quantization_config(method)
+            to_config(s, method)
         return
-    config = s.to_quantization_config(method)
+    config = to_config(s, method)
     assert config["quant_method"] == method
-    back = Scheme.from_quantization_config(config)
+    back = from_config(config)
     assert back == s
 
 
 def test_configs_as_they_are_on_disk():
     gptq = {"bits": 4, "group_size": 128, "desc_act": True, "sym": True, "quant_method": "gptq", "dynamic": {}}
-    assert Scheme.from_quantization_config(gptq) == get_scheme("w4a16-g128-sym")
+    assert from_config(gptq) == get_scheme("w4a16-g128-sym")
     awq = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
-    assert Scheme.from_quantization_config(awq) == get_scheme("w4a16-g64")
+    assert from_config(awq) == get_scheme("w4a16-g64")
     deepseek = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
-    assert Scheme.from_quantization_config(deepseek) == get_scheme("fp8-block128")
+    assert from_config(deepseek) == get_scheme("fp8-block128")
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128,
                "dynamic": False, "actorder": None, "observer": "minmax", "observer_kwargs": {}}  # fmt: skip
     compressed = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
                   "kv_cache_scheme": None, "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
                   "a_key_of_the_future": 1}  # fmt: skip
-    assert Scheme.from_quantization_config(compressed) == get_scheme("w4a16-g128-sym")
+    assert from_config(compressed) == get_scheme("w4a16-g128-sym")
     with pytest.raises(ValueError, match="quant_method"):
-        Scheme.from_quantization_config({"quant_method": "bitsandbytes"})
+        from_config({"quant_method": "bitsandbytes"})
     with pytest.raises(ValueError, match="group_size is missing"):
-        Scheme.from_quantization_config({"quant_method": "gptq", "bits": 4})
+        from_config({"quant_method": "gptq", "bits": 4})
 
 
 def test_unknown_names_get_the_nearest():
