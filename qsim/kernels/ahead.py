@@ -39,10 +39,10 @@ def compile_kernels(schemes: Sequence[str]) -> None:
 
 def marker(schemes: Sequence[str]) -> Path:
     """The file, in Numba's cache, that says that these were compiled from the sources as they are."""
-    from .streams import decode_scale
+    from .weights import decode_scale
 
     folder = Path(__file__).parent
-    behind = [stamp(folder / name) for name in ("linear.py", "native.py", "amx.py")]
+    behind = [stamp(folder / name) for name in ("linear.py", "dot/many.py", "amx/many.py")]
     state = hashlib.sha256(" ".join([*behind, *sorted(set(schemes))]).encode())
     return Path(str(decode_scale.stats.cache_path)) / f"ahead.{state.hexdigest()[:16]}"
 

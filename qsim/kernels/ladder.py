@@ -7,7 +7,7 @@ is kept only if unpacking costs less than reading. Each rung removes one cost:
 1. `naive`: dequantise each weight, (q - z) * s, then multiply. Eight operations per weight, one at a time.
 2. `factored`: s and z are constant in a group, so sum (q - z) s x = s (sum q x - z sum x). Two operations per weight.
 3. `lanes`: 64 rows side by side are one vector loop without a horizontal sum; fields stay in place, see
-`qsim.kernels.lanes`.
+`qsim.kernels.portable`.
 4. `intrinsics`: INT8 activations and `vpdpbusd`, four products per instruction (W4A8: the activation is rounded).
 
 Shapes: words (N, K/8) uint32 row by row for rungs 1 and 2, columns in ascending fields; (N/64, K/8, 64) for 3 and 4.

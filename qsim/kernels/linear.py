@@ -10,18 +10,20 @@ import numpy as np
 from qsim.arrays import real_array
 from qsim.errors import QsimError
 
-from . import products, special, streams
+from . import fits
 from .activations import Activation, take
 from .features import check_path
-from .packing import PackedWeight, tiles_per_task
+from .packing import TOKENS, PackedWeight, tiles_per_task
 from .pipelines import Pipeline
+from .portable import many
+from .stream import loops
 
 F32 = np.float32
 # Up to so many tokens stream over the packed weight; more of them, and it is expanded once for all.
 STREAM_TOKENS, DOT_STREAM_TOKENS, EXPAND_TOKENS = 16, 8, 4
 # The portable product works on EXPAND_BLOCK x EXPAND_DEPTH of x at a time (0.5 MiB, in L2 beside the sums of
-# EXPAND_TILES tiles). 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14.
-EXPAND_BLOCK, EXPAND_DEPTH, EXPAND_TILES = 256, 512, 4
+# a task's tiles). 512 columns are also few enough for sums of s8 x s8 products to be exact in float32: 2^24 / 2^14.
+EXPAND_BLOCK, EXPAND_DEPTH = TOKENS, 512
 _SLICE_ROWS = 512  # output features dequantised at a time by formats without a fused kernel
 _NO_GROUPS = np.empty((0, 1), F32)
 _FLOAT_SUMS, _INT_SUMS = np.empty((0, 0), F32), np.empty((0, 0), np.int32)
@@ -104,20 +106,24 @@ def _multiply(act: Activation, packed: PackedWeight, path: str) -> np.ndarray:
 
 def _native(act: Activation, packed: PackedWeight, path: str, row: np.ndarray) -> np.ndarray:
     """By the best kernel of a path with dot products, or the portable one."""
-    ints, few = special.are_integers(act, packed), act.tokens <= DOT_STREAM_TOKENS
-    if not ints and (path == "vnni" or not special.are_bf16(act)):
+    ints, few = fits.are_integers(act, packed), act.tokens <= DOT_STREAM_TOKENS
+    if not ints and (path == "vnni" or not fits.are_bf16(act)):
         return _multiply(act, packed, "portable")
     x = _columns(act.given if ints else act.values, packed)
     if few:
-        if special.streams_bytes(act, packed):
+        if fits.streams_bytes(act, packed):
             return _stream(act, packed, x, row)
-        if special.streams_bf16(act, packed):
+        if fits.streams_bf16(act, packed):
             return _stream(act, packed, x.view(np.uint32), row)
         if act.tokens < EXPAND_TOKENS:
             return _stream(act, packed, _columns(act.values, packed), row)
-    if path == "amx" and not few and special.amx_fits(act, packed):
-        return special.amx(act, packed, x, row)
-    return special.dots(act, packed, x, row)
+    if path == "amx" and not few and fits.amx_fits(act, packed):
+        from .amx.call import multiply
+
+        return multiply(act, packed, x, row)
+    from .dot.call import multiply
+
+    return multiply(act, packed, x, row)
 
 
 def _groups_fit(act: Activation, packed: PackedWeight) -> bool:
@@ -132,11 +138,11 @@ def _columns(values: np.ndarray, packed: PackedWeight) -> np.ndarray:
 
 def _stream(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Few tokens; the dtype of x chooses the instructions."""
-    integer_sums = special.are_integers(act, packed)
-    step = min(packed.group, streams.EXACT_COLUMNS if integer_sums else streams.FLOAT_COLUMNS)
+    integer_sums = fits.are_integers(act, packed)
+    step = min(packed.group, loops.EXACT_COLUMNS if integer_sums else loops.FLOAT_COLUMNS)
     exact = integer_sums and packed.one_scale and act.group is None
     out = np.empty((act.tokens, packed.shape[0]), F32)
-    multiply: Any = streams.stream_matmul
+    multiply: Any = loops.stream_matmul
     multiply(*packed.plan, x, _NO_GROUPS if act.group is None else act.group, row, step,
              _INT_SUMS if exact else _FLOAT_SUMS, numba.get_num_threads(), out)  # fmt: skip
     return out
@@ -154,10 +160,10 @@ def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarra
         x = wide
     if act.group is not None:
         x[:tokens] *= np.repeat(act.group, packed.group, axis=1)
-    exact = special.are_integers(act, packed) and packed.one_scale and act.group is None
+    exact = fits.are_integers(act, packed) and packed.one_scale and act.group is None
     out = np.empty((tokens, n), F32)
-    tiles = tiles_per_task(packed, EXPAND_TILES)
-    multiply: Any = products.expand_matmul
+    tiles = tiles_per_task(packed)
+    multiply: Any = many.expand_matmul
     for m in range(0, tokens, EXPAND_BLOCK):
         here = slice(m, m + EXPAND_BLOCK)
         multiply(*packed.plan, x[here], row[here], EXPAND_DEPTH, _INT_SUMS if exact else _FLOAT_SUMS, exact, tiles,

@@ -31,6 +31,8 @@ from qsim.scheme import QuantizedTensor, Scheme
 from .stored import STORED
 
 LANES = 64
+# Many tokens at a time, and tiles of 64 rows in one task: their sums, 64 KiB for each tile, stay in L2.
+TOKENS, TILES = 256, 4
 _SCALE_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e8m0fnu": 3, "float8_e4m3fn": 4}
 _FLOATS = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "float6_e2m3fn": "e2m3", "float6_e3m2fn": "e3m2",
            "float4_e2m1fn": "e2m1"}  # fmt: skip
@@ -206,7 +208,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     )
 
 
-def tiles_per_task(packed: PackedWeight, most: int) -> int:
+def tiles_per_task(packed: PackedWeight, most: int = TILES) -> int:
     """At most `most` tiles, so that tasks come out even on all threads."""
     tiles, threads = packed.words.shape[0], numba.get_num_threads()
     tasks = -(-tiles // (most * threads)) * threads

@@ -10,10 +10,13 @@ from qsim.kernels import ahead
 
 LATER = """
 import numpy as np
-from qsim.kernels import linear, pack, products, native, streams
+from qsim.kernels import linear, pack
+from qsim.kernels.dot import many as dot
+from qsim.kernels.portable import many
+from qsim.kernels.stream import loops
 from qsim.scheme import quantize
 linear(np.ones((64, 256), np.float32), pack(quantize(np.eye(128, 256, dtype=np.float32), "w8a8")))
-found = [f for m in (products, native, streams) for f in vars(m).values() if hasattr(f, "stats")]
+found = [f for m in (many, dot, loops) for f in vars(m).values() if hasattr(f, "stats")]
 hits, misses = (sum(sum(getattr(f.stats, name).values()) for f in found) for name in ("cache_hits", "cache_misses"))
 print(hits, misses)
 """

@@ -7,7 +7,7 @@ kernels read without having written it shows: freed memory holds NaNs (as intege
 import numpy as np
 import pytest
 
-from qsim.kernels import available_paths, linear, pack, special
+from qsim.kernels import available_paths, fits, linear, pack
 from qsim.kernels.activations import take
 from qsim.scheme import quantize
 
@@ -33,7 +33,7 @@ def test_amx_equals_the_portable_path(name, n, k, m):
     packed, x = pack(q, np.arange(n, dtype=np.float32)), rng.standard_normal((m, k)).astype(np.float32)
     activation = None if q.scheme.activation.is_quantized else "bfloat16"
     act = take(x, q.scheme.activation, input_scale=None, activation=activation)
-    assert special.amx_fits(act, packed)
+    assert fits.amx_fits(act, packed)
     soil_memory()
     got = linear(x, packed, activation=activation, path="amx")
     want = linear(x, packed, activation=activation, path="portable")

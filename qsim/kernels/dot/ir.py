@@ -4,8 +4,8 @@
 are unsigned, activations signed, so it fits without conversion. `vdpbf16ps` multiplies two BF16 by two and adds them to
 a float32; it takes subnormal numbers as zero.
 
-Two uses. A stream (`lanes.stream_1`, `stream_4`) decodes words in registers for up to four tokens; its activations are
-in the order in which shifts and masks leave the codes, see `prepare`. A `product` is for many tokens: a slice of
+Two uses. A stream (`stream.ir`) decodes words in registers for up to four tokens; its activations are
+in the order in which shifts and masks leave the codes, see `stream.prepare`. A `product` is for many tokens: a slice of
 columns of a tile is first expanded, in natural order, into
 
     b       (D, 64) words, four bytes or two BF16 of one row each: what the packed words of 8-bit integers are already
@@ -40,11 +40,10 @@ from qsim._native.vectors import (
     store,
 )
 
-from .lanes import Inner, load_words
-from .stored import Stored, fields, integers, stored_of
+from ..portable.ir import LANES, load_words
+from ..stored import Stored, fields, integers, stored_of
 
 _V8, _V16 = ir.VectorType(I8, 64), ir.VectorType(I16, 32)
-_LANES = range(4)
 
 
 class _BFloat(ir.Type):
@@ -79,13 +78,13 @@ def dot_bf16(builder: Any, acc: Any, a: Any, b: Any) -> Any:
 # --- streams ------------------------------------------------------------------------------------------------
 
 
-def _bytes_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stored: Stored, acc: Any) -> None:
+def bytes_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stored: Stored, acc: Any) -> None:
     """Integers of 4 or 8 bits times int8; of 4 bits the columns 0, 2, 4, 6, then 1, 3, 5, 7."""
     halves = 1 if stored.bits == 8 else 2
     words = [w[0] for w in load_words(builder, base, byte, stored)]
     for half in range(halves):
         xw = [splat(builder, load(builder, row, builder.add(x_byte, I64(4 * half)), I32)) for row in rows]
-        for v in _LANES:
+        for v in LANES:
             codes = words[v]
             if halves == 2:
                 codes = builder.lshr(codes, splat_int(4)) if half else codes
@@ -107,24 +106,18 @@ def bf16_table(stored: Stored) -> list[int]:
     return [int(b) >> 16 for b in np.array(values, np.float32).view(np.uint32)] * 2
 
 
-def _bf16_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stored: Stored, acc: Any) -> None:
+def bf16_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stored: Stored, acc: Any) -> None:
     """4-bit codes, looked up, times BF16: columns j and j + 4 are field j of a word's two halves of 16 bits."""
     table = ir.Constant(_V16, bf16_table(stored))
     words = [builder.bitcast(w[0], _V16) for w in load_words(builder, base, byte, stored)]
     for j in range(4):
         xw = [splat(builder, load(builder, row, builder.add(x_byte, I64(4 * j)), I32)) for row in rows]
-        for v in _LANES:
+        for v in LANES:
             index = builder.lshr(words[v], ir.Constant(_V16, [4 * j] * 32)) if j else words[v]
             pair = call(builder, "llvm.x86.avx512.permvar.hi.512", _V16, [table, index])
             for m in range(len(rows)):
                 total = acc[m][v][j % len(acc[m][v])]
                 builder.store(dot_bf16(builder, builder.load(total), pair, xw[m]), total)
-
-
-INNER = {
-    "bytes": Inner(sums=VI, columns=4, step=_bytes_step),
-    "bf16": Inner(sums=VF, columns=2, step=_bf16_step),
-}
 
 
 # --- expansion ----------------------------------------------------------------------------------------------
@@ -258,25 +251,25 @@ def _product(dot: Any, sums: Any, tokens: int, grouped: bool) -> Any:
             slice_ = builder.mul(x_tokens, args[4])
             x_rows = [builder.gep(source, [builder.mul(builder.add(slice_, builder.mul(row, args[1])), I64(4))])
                       for row in rows]  # fmt: skip
-            places = [[builder.add(builder.mul(row, I64(256)), I64(64 * v)) for v in _LANES] for row in rows]
-            acc = [[cgutils.alloca_once(builder, sums) for _ in _LANES] for _ in rows]
+            places = [[builder.add(builder.mul(row, I64(256)), I64(64 * v)) for v in LANES] for row in rows]
+            acc = [[cgutils.alloca_once(builder, sums) for _ in LANES] for _ in rows]
             for m in range(tokens):
-                for v in _LANES:
+                for v in LANES:
                     start = ir.Constant(sums, [sums.element(0)] * 16)
                     builder.store(start if grouped else load(builder, out, places[m][v], sums), acc[m][v])
             with cgutils.for_range(builder, args[1]) as loop:
                 here, x_here = builder.mul(loop.index, I64(256)), builder.mul(loop.index, I64(4))
-                wk = [load(builder, weights, builder.add(here, I64(64 * v)), VI) for v in _LANES]
+                wk = [load(builder, weights, builder.add(here, I64(64 * v)), VI) for v in LANES]
                 for m in range(tokens):
                     xk = splat(builder, load(builder, x_rows[m], x_here, I32))
-                    for v in _LANES:
+                    for v in LANES:
                         builder.store(dot(builder, builder.load(acc[m][v]), wk[v], xk), acc[m][v])
             lanes = builder.mul(args[7], I64(256))
             for m, row in enumerate(rows):
                 if grouped:
                     added = _element(context, builder, signature, args, 8, row, args[9])
                     factor = _element(context, builder, signature, args, 10, row, args[7])
-                for v in _LANES:
+                for v in LANES:
                     value = builder.load(acc[m][v])
                     if grouped:
                         value = builder.sitofp(value, VF) if sums == VI else value

@@ -1,7 +1,7 @@
 """The AMX path: tile registers multiply 16 tokens by 16 output rows. Compile nothing here unless it is offered.
 
 A slice of columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time, and the sums
-of a group are scaled and added in float32. Shapes as in `streams`; xa are activations in the layouts that
+of a group are scaled and added in float32. Shapes as in `stream.loops`; xa are activations in the layouts that
 `pack_tiles` makes.
 """
 
@@ -15,10 +15,11 @@ from numba.extending import overload
 
 from qsim._native.memory import aligned_float32, aligned_int32
 
-from . import dots, lanes
-from . import tiles as amx
-from .prepare import narrow, sum_columns
-from .streams import bf16_factors, tile_scales, tile_zeros
+from ..dot import ir as dot
+from ..portable import ir as portable
+from ..stream.prepare import narrow, sum_columns
+from ..weights import bf16_factors, tile_scales, tile_zeros
+from . import ir
 
 F32, I32 = np.float32, np.int32
 
@@ -77,25 +78,25 @@ def _amx_int_tiles(
 ) -> None:  # fmt: skip
     tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 64
     groups, tiles, blocks = (1 if integer else k // group), last - first, xa.shape[0] // 2
-    columns = lanes.columns_per_step(words)
+    columns = portable.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
         tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
-        shift[t] -= lanes.centre(words)
+        shift[t] -= portable.centre(words)
     b = aligned_int32(step * 16).reshape(4, step * 4)
     kept = tiles * blocks if integer else 1
     sums = aligned_int32(kept * 2048).reshape(tiles if integer else 1, blocks if integer else 1, 2, 1024)
     total = aligned_float32(0 if integer else tiles * blocks * 2048).reshape(tiles, 0 if integer else blocks * 32, 64)
     total[:] = F32(0)
-    amx.configure_tiles(table)
+    ir.configure_tiles(table)
     for c in range((k + step - 1) // step):
         k0 = c * step
         depth = min(step, k - k0)
         g = 0 if integer else k0 // group
         for t in range(tiles):
             for r in range(0, depth, columns):
-                dots.amx_bytes(words, first + t, (k0 + r) // columns, b, r)
+                dot.amx_bytes(words, first + t, (k0 + r) // columns, b, r)
             ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
             for block in range(blocks):
                 a0 = (2 * block * xa.shape[1] + k0 // 64) * 1024
@@ -103,18 +104,18 @@ def _amx_int_tiles(
                     b0 = half * 2 * step * 16
                     if integer:
                         c0 = ((t * blocks + block) * 2 + half) * 4096
-                        amx.block_s8(
+                        ir.block_s8(
                             xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, c0, c > 0
                         )
                         continue
-                    amx.block_s8(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, 0, False)
+                    ir.block_s8(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 16, depth // 64, sums, 0, False)
                     for i in range(4):
                         m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
                         if full:
-                            amx.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+                            ir.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
                         else:
-                            amx.apply_int(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-    amx.release_tiles()
+                            ir.apply_int(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+    ir.release_tiles()
     for t in range(tiles):
         start = (first + t) * 64
         if not integer:
@@ -132,7 +133,7 @@ def _amx_int_tiles(
                 at += ((m % 32) // 16 * 2 + part % 2) * 256 + (m % 16) * 16
                 column, lane0 = start + part * 16, part * 16
                 if column + 16 <= n:
-                    amx.finish_row(
+                    ir.finish_row(
                         sums, at, here_scale, whole_shift, lane0, sx, xrow[m], bias, column, out, m * n + column
                     )
                 else:
@@ -158,7 +159,7 @@ def _amx_bf16_tiles(
 ) -> None:  # fmt: skip
     k = xa.shape[1] * 32
     groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
-    columns = lanes.columns_per_step(words)
+    columns = portable.columns_per_step(words)
     by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
@@ -168,7 +169,7 @@ def _amx_bf16_tiles(
     sums = aligned_float32(1024)
     total = aligned_float32(tiles * blocks * 2048).reshape(tiles, blocks * 32, 64)
     total[:] = F32(0)
-    amx.configure_tiles(table)
+    ir.configure_tiles(table)
     for c in range((k + step - 1) // step):
         k0 = c * step
         depth = min(step, k - k0)
@@ -177,20 +178,20 @@ def _amx_bf16_tiles(
             tb, tl = by[t], less[t]
             for r in range(0, depth, columns):
                 at = k0 + r
-                dots.amx_bf16(words, first + t, at // columns, tb, tl, at // group, b, r)
+                dot.amx_bf16(words, first + t, at // columns, tb, tl, at // group, b, r)
             ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
             for block in range(blocks):
                 a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024
                 for half in range(2):
                     b0 = half * 2 * step * 32
-                    amx.block_bf16(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 32, depth // 32, sums, 0, False)
+                    ir.block_bf16(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 32, depth // 32, sums, 0, False)
                     for i in range(4):
                         m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
                         if full:
-                            amx.apply_float_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+                            ir.apply_float_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
                         else:
-                            amx.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-    amx.release_tiles()
+                            ir.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+    ir.release_tiles()
     for t in range(tiles):
         _finish(total[t], (first + t) * 64, xrow, bias, out)
 

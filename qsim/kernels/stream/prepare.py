@@ -10,8 +10,9 @@ from numba.extending import overload
 
 from qsim._native.memory import aligned_float32
 
-from . import lanes
-from .stored import stored_of
+from ..portable import ir as portable
+from ..stored import stored_of
+from . import ir
 
 F32, U32, U64, I32 = np.float32, np.uint32, np.uint64, np.int32
 BYTES, BF16 = np.dtype([("bytes", "<u4")]), np.dtype([("bf16", "<u4")])
@@ -22,7 +23,7 @@ def prepare(words: Any, x: Any, xgroup: Any, group: Any, step: Any) -> Any:
 
     In compiled code only. By the dtype of x:
 
-    * float32: xs float32 (M', K'), each times the factor of the field that it meets (`lanes.activation_factors`);
+    * float32: xs float32 (M', K'), each times the factor of the field that it meets (`ir.activation_factors`);
     * int8: xs records `bytes` (M', K'/4); against 4-bit fields the columns 0, 2, 4, 6, then 1, 3, 5, 7 of every eight;
     * uint32: bits of float32 numbers that are BF16; xs records `bf16` (M', K'/2), columns j and j + 4 of every eight.
 
@@ -41,7 +42,7 @@ def _prepare(words: Any, x: Any, xgroup: Any, group: Any, step: Any) -> Any:
         make = _bf16
 
     def impl(words: Any, x: Any, xgroup: Any, group: Any, step: Any) -> Any:
-        tokens, padded = x.shape[0], lanes.padded_columns(words)
+        tokens, padded = x.shape[0], portable.padded_columns(words)
         groups, rest = padded // group, tokens % 4
         rows = tokens if rest <= 1 else tokens + 4 - rest  # two or three tokens are as fast as four
         xsum = np.zeros((rows, groups * ((group + step - 1) // step)), F32)
@@ -60,7 +61,7 @@ def _floats(words: Any, x: Any, rows: Any, padded: Any, group: Any, step: Any, x
     factors, ones = np.empty((1, 32), F32), np.empty((1, 32), F32)
     for i in range(32):
         ones[0, i] = F32(1)
-    lanes.prepare_run(words, ones, 0, 0, 1, factors)
+    ir.prepare_run(words, ones, 0, 0, 1, factors)
     tokens, k = x.shape
     for m in range(tokens):
         c = 0
@@ -70,7 +71,7 @@ def _floats(words: Any, x: Any, rows: Any, padded: Any, group: Any, step: Any, x
                 end = min(start + step, (g + 1) * group)
                 inside = max(min(end, k), start)
                 runs = (inside - start) // 32 if start % 32 == 0 else 0
-                total = lanes.prepare_run(words, x, m, start, runs, xs)
+                total = ir.prepare_run(words, x, m, start, runs, xs)
                 for at in range(start + 32 * runs, inside):
                     xs[m, at] = x[m, at] * factors[0, at % 32]
                     total += x[m, at]

@@ -1,9 +1,9 @@
 """The product with many tokens by VNNI and BF16 dot products. Compile nothing here unless `features` offers the path.
 
 A slice of columns of a tile is expanded to bytes or BF16 (exactly) into the first level of cache, unless it is bytes
-already, and all tokens pass over it. Shapes as in `streams`; xw (M', W) activations, records `bytes` (four int8 a word)
-or `bf16` (two), M' even and at least 4. They lie slice by slice, first the columns of the first slice of every token:
-rows as far apart as a power of two would share the few lines of a cache's set.
+already, and all tokens pass over it. Shapes as in `stream.loops`; xw (M', W) activations, records `bytes` (four int8
+in a word) or `bf16` (two), M' even and at least 4. They lie slice by slice, first the columns of the first slice of
+every token: rows as far apart as a power of two would share the few lines of a cache's set.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from numba.extending import overload
 from qsim._native.memory import aligned_float32, aligned_int32
 from qsim._native.vectors import prefetch_lines
 
-from . import dots, lanes
-from .prepare import chunk_sums, narrow
-from .stored import stored_of
-from .streams import bf16_factors, finish, tile_scales, tile_zeros
+from ..epilogue import finish
+from ..portable import ir as portable
+from ..stored import stored_of
+from ..stream.prepare import chunk_sums, narrow
+from ..weights import bf16_factors, tile_scales, tile_zeros
+from . import ir
 
 F32, I32 = np.float32, np.int32
 
@@ -92,7 +94,7 @@ def _factors_by_type(words: Any, scales: Any, zeros: Any, tile: Any, folded: Any
 
 
 def _expanded(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: Any, by: Any, less: Any, b: Any) -> Any:
-    """Columns k0 .. k1 - 1 of a tile as `dots` multiplies them: in b, or where they are."""
+    """Columns k0 .. k1 - 1 of a tile as `ir` multiplies them: in b, or where they are."""
     raise NotImplementedError
 
 
@@ -102,15 +104,15 @@ def _expanded_by_type(words: Any, tile: Any, k0: Any, k1: Any, group: Any, xw: A
         return words[tile, k0 // 4 : k1 // 4]
 
     def to_bytes(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
-        step = lanes.columns_per_step(words)
+        step = portable.columns_per_step(words)
         for k in range(k0, k1, step):
-            dots.expand_bytes(words, tile, k // step, b, k - k0)
+            ir.expand_bytes(words, tile, k // step, b, k - k0)
         return b
 
     def to_bf16(words, tile, k0, k1, group, xw, by, less, b):  # type: ignore[no-untyped-def]
-        step = lanes.columns_per_step(words)
+        step = portable.columns_per_step(words)
         for k in range(k0, k1, step):
-            dots.expand_bf16(words, tile, k // step, by, less, k // group, b, k - k0)
+            ir.expand_bf16(words, tile, k // step, by, less, k // group, b, k - k0)
         return b
 
     if _of_bytes(xw):
@@ -128,11 +130,11 @@ def _multiply(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: A
 def _multiply_by_type(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: Any, g: Any, xsum: Any, c: Any,
                       xgroup: Any, total: Any, words: Any, ahead: Any, lines: Any) -> Any:  # fmt: skip
     if not _of_bytes(xw):
-        six, four = dots.bf16_grouped_6, dots.bf16_grouped_4
+        six, four = ir.bf16_grouped_6, ir.bf16_grouped_4
     elif total.dtype == types.int32:
-        six, four = dots.bytes_product_6, dots.bytes_product_4
+        six, four = ir.bytes_product_6, ir.bytes_product_4
     else:
-        six, four = dots.bytes_grouped_6, dots.bytes_grouped_4
+        six, four = ir.bytes_grouped_6, ir.bytes_grouped_4
 
     def multiply(b, steps, xw, w0, scale, shift, g, xsum, c, xgroup, total, words, ahead, lines):  # type: ignore[no-untyped-def]
         m, tokens = 0, xw.shape[0]
@@ -157,7 +159,7 @@ def _dot_tiles(
     zero: Any, group: Any, bias: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any,
     exact: Any, out: Any,
 ) -> None:  # fmt: skip
-    tokens, k, tiles = out.shape[0], lanes.padded_columns(words), last - first
+    tokens, k, tiles = out.shape[0], portable.padded_columns(words), last - first
     groups, rows = k // group, xw.shape[0]
     by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)

@@ -1,6 +1,6 @@
 """The portable product with many tokens: weights are expanded to float32 once for all of them.
 
-Shapes as in `streams`; x (M, padded K) float32.
+Shapes as in `stream.loops`; x (M, padded K) float32.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from numba.extending import overload
 
 from qsim._native.memory import aligned_float32
 
-from . import lanes
-from .streams import finish, tile_scales, tile_zeros
+from ..epilogue import finish
+from ..weights import tile_scales, tile_zeros
+from . import ir
 
 F32, I32 = np.float32, np.int32
 
 
-# Two functions that exist in compiled code only: what they do depends on the dtype of `sums`, as in `streams`.
+# Two functions that exist in compiled code only: what they do depends on the dtype of `sums`, as in `stream.loops`.
 
 
 def _totals(acc: Any, sums: Any) -> Any:
@@ -57,7 +58,7 @@ def _expand_tiles(
 ) -> None:  # fmt: skip
     """Tiles first .. last - 1 for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
     rows, k = x.shape
-    groups, tiles, step = k // group, last - first, lanes.columns_per_step(words)
+    groups, tiles, step = k // group, last - first, ir.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
         tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
@@ -72,14 +73,14 @@ def _expand_tiles(
         for t in range(tiles):
             here, by, less = acc[t], factor[t], shift[t]  # a view costs a reference count: not in the loops below
             for r in range(0, k1 - k0, step):
-                lanes.expand(words, first + t, (k0 + r) // step, by, less, (k0 + r) // group, w, r)
+                ir.expand(words, first + t, (k0 + r) // step, by, less, (k0 + r) // group, w, r)
             m = 0
             while m < rows:
                 if (rows - m) % 6 == 0 or rows - m > 8:  # an even number from 4 on is a sum of sixes and fours
-                    lanes.product_6(w, k1 - k0, x, m, k0, here)
+                    ir.product_6(w, k1 - k0, x, m, k0, here)
                     m += 6
                 else:
-                    lanes.product_4(w, k1 - k0, x, m, k0, here)
+                    ir.product_4(w, k1 - k0, x, m, k0, here)
                     m += 4
             _add(here, total[t])
     nothing = np.zeros(rows, I32)  # zero points are in the expanded weights

@@ -1,0 +1,1 @@
+"""The paths of dot-product instructions: `vpdpbusd` (VNNI) and `vdpbf16ps` (BF16)."""

@@ -1,0 +1,1 @@
+"""The path that every CPU has: nothing here names an instruction."""
