@@ -1,11 +1,11 @@
 """Record the approximate functions of an NVIDIA GPU over all 2^32 float32 inputs (needs PyTorch with CUDA and nvcc).
 
-For every function of NAMES the outputs of each block of 2^24 inputs are hashed (`digest`). Beside the hashes stand
-tables over one or two binades and the laws (h200_functions.cu) that give every other output from them: the device
+For every function of NAMES the outputs of each block of 2^24 inputs are hashed (`digest`). Tables over one or two
+binades, and the laws (h200_functions.cu) that give every other output from them, are checked there: the device
 evaluates the law on all inputs and counts, for every sign and exponent of the input, how many outputs it misses.
-`squeeze` packs a table with integers alone, `expand` gives it back.
+`squeeze` packs a table with integers alone; `qsim.tensorcore.functions`, whose data the second file is, gives it back.
 
-    python reports/h200_functions.py OUT.npz
+    python reports/h200_functions.py OUT.npz qsim/tensorcore/functions.npz
 """
 
 import ctypes
@@ -60,8 +60,8 @@ def squeeze(table, segment=1 << 12):
     """Pack a smooth table of uint32, a whole number of segments: a quadratic in integers for each, and what it misses.
 
     Returns {repeat: every entry stands that many times in the table, base: uint32 [segments], coefficients: int64
-    [segments, 3], residual: bytes of an LZMA stream of int8 in the order of `_order`, far: int64 [n, 2], the residuals
-    beyond int8 as (place, value)}.
+    [segments, 3], residual: bytes of an LZMA stream of int8 in the order of `_order`}. Raises ValueError where a
+    residual is beyond int8.
     """
     repeat = 1
     while len(table) > segment and (table[::2] == table[1::2]).all():
@@ -77,34 +77,15 @@ def squeeze(table, segment=1 << 12):
     coefficients = np.rint(powers * np.array([2.0**24, 2.0**32, 2.0**44])).astype(np.int64)
     whole, fraction = _predicted(base.astype(np.uint32), coefficients, segment)
     residual = rows.reshape(-1) - whole
-    far = np.flatnonzero(np.abs(residual) > 120)
-    near = residual.copy()
-    near[far] = 0
-    packed = lzma.compress(near[_order(fraction)].astype(np.int8).tobytes(), preset=6)
+    if np.abs(residual).max() > 127:
+        raise ValueError("the table is not smooth: a quadratic of each segment misses entries by more than 127")
+    packed = lzma.compress(residual[_order(fraction)].astype(np.int8).tobytes(), preset=6)
     return {
         "repeat": np.array(repeat),
         "base": base.astype(np.uint32),
         "coefficients": coefficients,
         "residual": np.frombuffer(packed, np.uint8),
-        "far": np.stack((far, residual[far]), 1),
     }
-
-
-def expand(packed):
-    """The table (uint32) that `squeeze` packed."""
-    near = np.frombuffer(lzma.decompress(packed["residual"].tobytes()), np.int8)
-    base, coefficients, far = packed["base"], packed["coefficients"], packed["far"]
-    whole, fraction = _predicted(base, coefficients, len(near) // len(base))
-    residual = np.empty(len(near), np.int64)
-    residual[_order(fraction)] = near
-    residual[far[:, 0]] = far[:, 1]
-    return np.repeat((whole + residual).astype(np.uint32), int(packed["repeat"]))
-
-
-def stored(file, name):
-    """A table (uint32) out of the loaded file: `rcp`, `rsqrt`, `sqrt` or `ex2`."""
-    keys = ("repeat", "base", "coefficients", "residual", "far")
-    return expand({key: file[f"table/{name}/{key}"] for key in keys})
 
 
 def half(file, name):
@@ -180,9 +161,12 @@ class Device:
         )  # fmt: skip
 
 
-def record(out_path):
+def record(out_path, tables_path):
     import torch
     from _gpu import guarded
+
+    from qsim.tensorcore.functions import NAMES as KEPT
+    from qsim.tensorcore.functions import unpacked
 
     store, notes = {}, {"torch": torch.__version__, "cuda": torch.version.cuda, "device": torch.cuda.get_device_name()}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
@@ -191,7 +175,7 @@ def record(out_path):
         for name, (which, start, count) in TABLES.items():
             tables[name] = device.evaluate(which, start, count, torch.empty(count, dtype=torch.int32, device="cuda"))
         tables["ex2"] = device.power_at((torch.arange(1 << 23, dtype=torch.float64, device="cuda") * 2.0**-23).float())
-        jobs = {name: pool.submit(squeeze, device.numpy(table)) for name, table in tables.items()}
+        jobs = {name: pool.submit(squeeze, device.numpy(tables[name])) for name in KEPT}
         laws = dict(tables)
         laws["lg2"] = torch.cat((tables["lg2"], tables["lg2_below"]))
         laws["tanh"] = torch.cat([tables[f"tanh.{e}"] for e in TANH])
@@ -216,15 +200,14 @@ def record(out_path):
             device.check(device.library.halves(which, pointer(out)))
             store[f"half/{name}"] = np.diff(out.cpu().numpy().view(np.uint16), prepend=np.uint16(0))
         guarded("PyTorch", of_torch, device, store, notes)
-        for name, job in jobs.items():
-            packed = job.result()
-            same = np.array_equal(expand(packed), device.numpy(tables[name]))
-            print(name, "repeat", int(packed["repeat"]), "packed to", len(packed["residual"]), "bytes, far",
-                  len(packed["far"]), "restored", same, flush=True)  # fmt: skip
+        packed = {name: job.result() for name, job in jobs.items()}
+        for name, parts in packed.items():
+            same = np.array_equal(unpacked(parts), device.numpy(tables[name]))
+            print(name, "repeat", int(parts["repeat"]), "packed to", len(parts["residual"]), "bytes, restored", same,
+                  flush=True)  # fmt: skip
             if not same:
                 raise RuntimeError(f"the packed table {name} does not give back the recorded one")
-            if not name.startswith(("lg2", "tanh")):  # a megabyte each, and no model here needs them
-                store.update({f"table/{name}/{key}": value for key, value in packed.items()})
+        np.savez_compressed(tables_path, **{f"{n}/{key}": v for n, parts in packed.items() for key, v in parts.items()})
     store["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     np.savez_compressed(out_path, **store)
     print("done", f"{Path(out_path).stat().st_size} bytes", flush=True)
@@ -270,4 +253,4 @@ def of_torch(device, store, notes):
 
 
 if __name__ == "__main__":
-    record(sys.argv[1])
+    record(sys.argv[1], sys.argv[2])

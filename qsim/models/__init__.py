@@ -16,6 +16,7 @@ from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is import
 
 _LAZY = {
     "AttentionMath": "attention",
+    "EagerRun": "eager",
     "Evaluation": "evaluation",
     "Generation": "generation",
     "KVCache": "cache",
@@ -30,6 +31,7 @@ _LAZY = {
     "hadamard": "transforms",
     "load": "loading",
     "rotate": "transforms",
+    "run_eager": "eager",
     "with_outliers": "variants",
     "with_scheme": "variants",
     "tiny_text": "loading",
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .attention import AttentionMath
     from .cache import KVCache
     from .config import ModelConfig
+    from .eager import EagerRun, run_eager
     from .evaluation import Evaluation, Reference, evaluate
     from .generation import Generation, complete, generate
     from .linear import Linear
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionMath",
+    "EagerRun",
     "Evaluation",
     "Generation",
     "KVCache",
@@ -64,6 +68,7 @@ __all__ = [
     "hadamard",
     "load",
     "rotate",
+    "run_eager",
     "tiny_text",
     "with_outliers",
     "with_scheme",

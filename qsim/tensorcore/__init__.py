@@ -28,11 +28,13 @@ _LAZY = {
     "Probe": "probing",
     "probe": "probing",
     "explain_dot": "explain",
+    "approximate": "functions",
 }
 
 if TYPE_CHECKING:
     from .explain import explain_dot
     from .floats import matmul_floats
+    from .functions import approximate
     from .gemm import matmul, mma
     from .model import Instruction, Rounding, generic, get_instruction, list_instructions
     from .presets import PRESETS, Preset, get_preset
@@ -44,6 +46,7 @@ __all__ = [
     "Preset",
     "Probe",
     "Rounding",
+    "approximate",
     "explain_dot",
     "generic",
     "get_instruction",
