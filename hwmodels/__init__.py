@@ -31,6 +31,7 @@ _LAZY = {
     "state_bytes": "hwmodels.workload.footprint",
     "gemm": "hwmodels.timing.kernel",
     "gemm_time": "hwmodels.timing.kernel",
+    "gemm_power": "hwmodels.timing.power",
     "attention": "hwmodels.timing.kernel",
     "attention_time": "hwmodels.timing.kernel",
     "predict": "hwmodels.prediction",
@@ -58,15 +59,16 @@ if TYPE_CHECKING:
     from .timing.families import register_kernels
     from .timing.family import AttentionFamily, KernelFamily
     from .timing.kernel import attention, attention_time, gemm, gemm_time
+    from .timing.power import gemm_power
     from .workload.architecture import Architecture, architecture_names, get_architecture
     from .workload.footprint import kv_cache_bytes, state_bytes
 
 __all__ = [
     "Architecture", "AttentionFamily", "Device", "KernelFamily", "Prediction", "Roofline", "architecture_names",
-    "attention", "attention_time", "break_even", "device_names", "fit", "gemm", "gemm_time", "get_architecture",
-    "get_device", "kernel_families", "kv_cache_bytes", "list_devices", "list_models", "pareto", "predict",
-    "predict_request", "read_parameters", "register_device", "register_kernels", "roofline", "speedup", "state_bytes",
-    "sweep", "throughput", "tornado",
+    "attention", "attention_time", "break_even", "device_names", "fit", "gemm", "gemm_power", "gemm_time",
+    "get_architecture", "get_device", "kernel_families", "kv_cache_bytes", "list_devices", "list_models", "pareto",
+    "predict", "predict_request", "read_parameters", "register_device", "register_kernels", "roofline", "speedup",
+    "state_bytes", "sweep", "throughput", "tornado",
 ]  # fmt: skip
 
 

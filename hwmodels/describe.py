@@ -38,9 +38,20 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
         "kv_cache_gbytes": float(memory.kv_cache_bytes) / 1e9,
         "total_gbytes": float(memory.total_bytes) / 1e9,
         "capacity_gbytes": memory.capacity_bytes / 1e9,
-        "energy_at_most_j": None if p.energy_j is None else float(p.energy_j),
+        **_energy(p),
         "notes": list(p.notes),
     }
+
+
+def _energy(p: Prediction) -> dict[str, Any]:
+    """Mean power of a device, joules of the step and of a token with their band; None where power is unknown."""
+    e, tokens = p.energy, float(p.tokens_per_s * p.time_s)
+    values = (None,) * 5 if e is None else tuple(map(float, (e.power_w, e.energy_j, *(
+        j / tokens for j in (e.energy_j, e.low_j, e.high_j)
+    ))))  # fmt: skip
+    names = ("power_w", "energy_j", "joule_per_token", "joule_per_token_low", "joule_per_token_high")
+    basis = {"energy_fidelity": None if e is None else e.fidelity, "energy_origin": None if e is None else e.origin}
+    return {**dict(zip(names, values, strict=True)), **basis}
 
 
 def roofs(predictions: list[Prediction]) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ and prompt tokens in prefill, over all devices. Bands are 80 % bands.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from qsim.tables import Table
 from .checks import check_count, check_steps
 from .device.device import Device
 from .device.load import get_device
+from .energy import Energy, cost_per_million_tokens, step_energy
 from .evidence import Point
 from .evidence import evidence as nearest_measured
 from .timing.execution import OperatorTime, Runner
@@ -30,7 +32,7 @@ from .timing.families import get_family
 from .timing.kernel import IDEAL_MISS
 from .timing.profiles import Choice, Profile, choose_kernel, get_profile
 from .workload.architecture import Architecture, get_architecture
-from .workload.footprint import Footprint, footprint, largest_batch, what_would_fit
+from .workload.footprint import Footprint, footprint, largest_batch, sram_chips, what_would_fit
 from .workload.step import step_operators
 
 if TYPE_CHECKING:
@@ -65,7 +67,6 @@ class Prediction:
         kernel, notes: kernel family of the linear layers; what was assumed or fell back (`qsim.notes.Note`: programs
             read the code, people the text).
         footprint, fits, largest_batch: memory of each device; the batch is at this context.
-        energy_j: board power times time, an upper bound; None where the power is unknown.
     """
 
     device: Device
@@ -85,7 +86,6 @@ class Prediction:
     operators: tuple[OperatorTime, ...]
     footprint: Footprint
     largest_batch: int
-    energy_j: Any
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -119,6 +119,42 @@ class Prediction:
             QsimError: arrays of batches or contexts, or an operator that is no matrix product of the step.
         """
         return nearest_measured(self.operators, operator, count)
+
+    @cached_property
+    def energy(self) -> Energy | None:
+        """Energy of the step on all devices, with its band (`hwmodels.energy`); None where the power is unknown."""
+        found = step_energy(self.device, self.operators, (self.time_s, self.low_s, self.high_s), self.chips)
+        if found is None or self.tensor_parallel == 1:
+            return found
+        tp = self.tensor_parallel
+        return replace(found, energy_j=tp * found.energy_j, low_j=tp * found.low_j, high_j=tp * found.high_j)
+
+    @property
+    def energy_j(self) -> Any:
+        """Joules of the step on all devices, None where the power is unknown."""
+        return None if self.energy is None else self.energy.energy_j
+
+    @property
+    def joule_per_token(self) -> Any:
+        """Energy of a generated (decode) or prompt (prefill) token, None where the power is unknown."""
+        return None if self.energy is None else self.energy.energy_j / (self.tokens_per_s * self.time_s)
+
+    def cost_per_million_tokens(self, price_per_hour: float) -> Any:
+        """What a million generated (decode) or prompt (prefill) tokens cost on this step, in the unit of the price.
+
+        Arguments:
+            price_per_hour: of one device; all that the model is spread over are paid for.
+
+        Raises:
+            QsimError: a price that is not a positive number.
+        """
+        devices = self.tensor_parallel * self.chips
+        return cost_per_million_tokens(price_per_hour, self.time_s, self.tokens_per_s * self.time_s, devices)
+
+    @property
+    def chips(self) -> int:
+        """Chips that hold the model where it is kept in the SRAM of many; else 1."""
+        return sram_chips(self.device, self.architecture, self.scheme) if self.device.kind == "asic-sram" else 1
 
     @property
     def fits(self) -> Any:
@@ -300,12 +336,11 @@ def predict(
     most = largest_batch(dev, arch, quant, context=scalar_context, tensor_parallel=tensor_parallel)
     if not np.all(memory.fits):
         notes.insert(0, _shortage(dev, arch, quant, memory, int(np.max(batch)), scalar_context, tensor_parallel))
-    watts = dev.power.board_w * tensor_parallel if dev.power is not None else None
     return Prediction(
         device=dev, architecture=arch, scheme=quant, phase=phase, batch=batch, context=context, tokens=tokens,
         tensor_parallel=tensor_parallel, profile=how.name, fidelity=tag, kernel=_main_kernel(rows, choice),
         time_s=time, low_s=low, high_s=high, operators=tuple(rows), footprint=memory, largest_batch=most,
-        energy_j=None if watts is None else watts * time, notes=tuple(notes),
+        notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from qsim.scheme import Scheme
 from .checks import check_count
 from .device.device import Device
 from .device.load import get_device
-from .prediction import predict, resolve_scheme
+from .energy import cost_per_million_tokens
+from .prediction import Prediction, predict, resolve_scheme
 from .workload.architecture import Architecture, get_architecture
 from .workload.footprint import largest_batch
 
@@ -38,6 +39,9 @@ class Request:
         total_s: until the last request of all waves is done.
         running_batch, waves: what the memory allows at the full context, and how many rounds that takes.
         output_tokens_per_s: generated tokens over total_s, all devices together.
+        devices: that the model is spread over, chips of an SRAM part included.
+        joule_per_token: energy of a wave (prefill and decode steps) for each generated token, with its 80 % band; None
+            where the power is unknown.
     """
 
     model: str
@@ -59,6 +63,19 @@ class Request:
     output_tokens_per_s: float
     fidelity: str
     notes: tuple[str, ...]
+    devices: int = 1
+    joule_per_token: float | None = None
+    joule_per_token_low: float | None = None
+    joule_per_token_high: float | None = None
+
+    def cost_per_million_tokens(self, price_per_hour: float) -> float:
+        """What a million generated tokens cost, their prompts included, in the unit of the price of one device.
+
+        Raises:
+            QsimError: a price that is not a positive number.
+        """
+        tokens = self.batch * self.new_tokens
+        return float(cost_per_million_tokens(price_per_hour, self.total_s, tokens, self.devices))
 
 
 def predict_request(
@@ -114,8 +131,22 @@ def predict_request(
         ttft_s=float(first.time_s), tpot_s=mean[0], latency_s=latency,
         low_s=float(first.low_s) + (new_tokens - 1) * mean[1], high_s=float(first.high_s) + (new_tokens - 1) * mean[2],
         total_s=total, output_tokens_per_s=batch * new_tokens / total, fidelity=steps.fidelity,
-        notes=(*notes, *without(steps.notes, "does_not_fit")),
+        notes=(*notes, *without(steps.notes, "does_not_fit")), devices=tp * steps.chips,
+        **_energy(first, steps, at, new_tokens, running),
     )  # fmt: skip
+
+
+def _energy(first: Prediction, steps: Prediction, at: Any, new_tokens: int, running: int) -> dict[str, float]:
+    """Joules for each generated token of a wave, and their band."""
+    if first.energy is None or steps.energy is None:
+        return {}
+    out = {}
+    for name, side in (("joule_per_token", "energy_j"), ("joule_per_token_low", "low_j"),
+                       ("joule_per_token_high", "high_j")):  # fmt: skip
+        joules = np.broadcast_to(getattr(steps.energy, side), at.shape)
+        step = float(np.trapezoid(joules, at) / (at[-1] - at[0])) if len(at) > 1 else float(joules[0])
+        out[name] = (float(getattr(first.energy, side)) + (new_tokens - 1) * step) / (new_tokens * running)
+    return out
 
 
 def throughput(

@@ -14,6 +14,7 @@ from qsim.lazy import LazyModule
 from .checks import check_count, check_not_negative, check_number, check_steps
 from .device.device import Device
 from .device.load import field_value, get_device, number_range, parse_overrides
+from .energy import price_of
 from .prediction import Prediction, predict, resolve_scheme
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ MEASURES: dict[str, Callable[[Prediction], Any]] = {
     "tokens_per_s": lambda p: p.tokens_per_s,
     "fits": lambda p: p.fits,
     "memory_gbytes": lambda p: p.footprint.total_bytes / 1e9,
+    "joule_per_token": lambda p: np.nan if p.energy is None else p.joule_per_token,
 }
 """Column of a sweep -> what it holds."""
+DEFAULT_COLUMNS = tuple(name for name in MEASURES if name != "joule_per_token")
+COST = "cost_per_million_tokens"
 
 
 def _list(value: Any) -> list[Any]:
@@ -52,6 +56,7 @@ def sweep(
     overrides: Overrides = None,
     fields: Mapping[str, Sequence[Any]] | None = None,
     columns: Sequence[str] | None = None,
+    price: float | Mapping[str, float] | None = None,
     **how: Any,
 ) -> pd.DataFrame:
     """Predictions over the product of all arguments that are lists, as a tidy table.
@@ -60,7 +65,9 @@ def sweep(
         device, model, scheme, phase, batch, context, tensor_parallel: a value or a list of values.
         overrides: device fields that are changed in every row, as in `predict`.
         fields: device field -> values to try, e.g. `{"memory.bandwidth_gbytes_per_s": [2000, 4000]}`.
-        columns: measures to keep, of `time_s, low_s, high_s, tokens_per_s, fits, memory_gbytes`; default all.
+        columns: measures to keep, of `time_s, low_s, high_s, tokens_per_s, fits, memory_gbytes, joule_per_token`;
+            default all but the last.
+        price: per hour of a device, one for all or by the device's name; adds the column `cost_per_million_tokens`.
         how: further arguments of `predict`.
 
     Returns:
@@ -82,7 +89,7 @@ def sweep(
     empty = next((name for name, values in lists.items() if not values), None)
     if empty is not None:
         raise QsimError(f"{empty} is an empty list: a sweep needs at least one value of each argument")
-    wanted = tuple(MEASURES if columns is None else columns)
+    wanted = tuple(DEFAULT_COLUMNS if columns is None else columns)
     unknown = [c for c in wanted if c not in MEASURES]
     if unknown:
         raise QsimError(f"unknown column {unknown[0]!r}: one of {', '.join(MEASURES)}")
@@ -112,6 +119,9 @@ def sweep(
         keep("context", np.broadcast_to(contexts, grid).reshape(-1))
         for name in wanted:
             keep(name, np.broadcast_to(MEASURES[name](p), grid).reshape(-1))
+        if price is not None:
+            cost = p.cost_per_million_tokens(price_of(price, p.device.name))
+            keep(COST, np.broadcast_to(cost, grid).reshape(-1))
     return pd.DataFrame({name: _column(parts) for name, parts in frames.items()})
 
 

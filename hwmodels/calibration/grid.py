@@ -7,6 +7,7 @@ from corner to corner carry it over the gaps. Outside the knots the correction s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,29 @@ def fit_grid(
         values=solution[:count].reshape(size),
         waves=solution[count:].reshape(len(TILES), size[0]) if units is not None else None,
     )
+
+
+GRID_UNIT = 0.01
+"""What the whole numbers of a stored grid count: a corner is off by half of it at most, far less than a measurement,
+and most have two digits."""
+
+
+def text_grid(table: Mapping[str, Any]) -> Grid:
+    """A grid without waves from the TOML table of `grid_text`."""
+    knots = tuple(np.log2(np.array(table[f"sizes_{axis}"], dtype=np.float64)) for axis in "xab")
+    values = np.array(table["values"].split(), dtype=np.float64) * table["unit"]
+    return Grid(knots=knots, values=values.reshape([len(k) for k in knots]))  # type: ignore[arg-type]
+
+
+def grid_text(g: Grid) -> list[str]:
+    """Lines of TOML: the sizes, and the corners in one text of multiples of `GRID_UNIT`, which TOML readers take in at
+    once, a line for each first size."""
+    sizes = zip("xab", g.knots, strict=True)
+    rows = np.rint(g.values.reshape(g.values.shape[0], -1) / GRID_UNIT).astype(int).tolist()
+    return [
+        *(f"sizes_{axis} = [{', '.join(f'{2.0**v:.6g}' for v in knots)}]" for axis, knots in sizes),
+        f"unit = {GRID_UNIT}", 'values = """', *(" ".join(map(str, row)) for row in rows), '"""',
+    ]  # fmt: skip
 
 
 def _slope_penalty(knots: Array) -> Array:

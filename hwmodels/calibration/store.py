@@ -21,8 +21,9 @@ from qsim.errors import QsimError
 from qsim.files import TOML_LIMIT, parse_toml, read_text, read_toml
 
 from .collectives import Collective, collective_of
-from .grid import Grid
+from .grid import Grid, grid_text, text_grid
 from .neighbours import Neighbours
+from .power import LoopPower, PowerLaw, loop_of, power_of
 from .surface import Surface, tile_rows
 
 REGIMES = ("small", "medium", "large")
@@ -189,6 +190,8 @@ class Calibration:
     collectives: tuple[Collective, ...]
     provenance: tuple[Mapping[str, Any], ...]
     quantize: Mapping[str, Quantizer] = field(default_factory=dict)
+    power: PowerLaw | None = None
+    loop_power: Mapping[str, LoopPower] = field(default_factory=dict)
 
 
 def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
@@ -196,9 +199,7 @@ def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
         return None
     if "sizes_x" in table:
         try:
-            knots = tuple(np.log2(np.array(table[f"sizes_{axis}"], dtype=np.float64)) for axis in "xab")
-            values = np.array(table["values"].split(), dtype=np.float64) * table["unit"]
-            return Grid(knots=knots, values=values.reshape([len(k) for k in knots]))  # type: ignore[arg-type]
+            return text_grid(table)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise QsimError(
                 "a surface with sizes_x must have sizes_a, sizes_b, unit, and in values as many whole numbers as the "
@@ -319,6 +320,8 @@ def load_calibration(device: str) -> Calibration | None:
     attention: dict[str, Parameters] = {}
     quantize: dict[str, Quantizer] = {}
     small: Curve | None = None
+    power: PowerLaw | None = None
+    loops: dict[str, LoopPower] = {}
     provenance, collectives = [], []
     for origin, text in texts:
         table = parse_toml(text, f"calibration {origin}")
@@ -331,6 +334,9 @@ def load_calibration(device: str) -> Calibration | None:
             attention.setdefault(name, _parameters(name, entry, origin))
         for name, entry in _tables(table, "quantize", origin):
             quantize[name] = _quantizer(name, entry, origin)
+        for name, entry in _tables(table, "loop_power", origin):
+            loops[name] = loop_of(name, entry, origin)
+        power = power_of(table["power"], origin) if "power" in table else power
         collectives += [collective_of(entry) for entry in table.get("collectives", ())]
         if "small" in table:
             t = table["small"]
@@ -349,7 +355,7 @@ def load_calibration(device: str) -> Calibration | None:
         kernels[name] = replace(kernels[name], borrowed=Borrowed(kernel=donor, k_scale=scale, grid=grid))
     return Calibration(
         name=device, kernels=kernels, attention=attention, small=small, collectives=tuple(collectives),
-        provenance=tuple(provenance), quantize=quantize,
+        provenance=tuple(provenance), quantize=quantize, power=power, loop_power=loops,
     )  # fmt: skip
 
 
@@ -410,21 +416,11 @@ def _whole(values: Any) -> str:
     return ", ".join(str(round(1000 * float(v))) for v in values)
 
 
-GRID_UNIT = 0.01
-"""What the whole numbers of a grid count: a corner is off by half of it at most, far less than a measurement, and most
-have two digits."""
-
-
 def _grid_lines(g: Grid) -> list[str]:
     """Corner values as whole numbers: with waves in thousandths, a line for each pair of the first two knots; without,
-    in one text of multiples of `GRID_UNIT`, which TOML readers take in at once, a line for each first size."""
+    as `grid_text`."""
     if g.waves is None:
-        sizes = zip("xab", g.knots, strict=True)
-        rows = np.rint(g.values.reshape(g.values.shape[0], -1) / GRID_UNIT).astype(int).tolist()
-        return [
-            *(f"sizes_{axis} = [{', '.join(f'{2.0**v:.6g}' for v in knots)}]" for axis, knots in sizes),
-            f"unit = {GRID_UNIT}", 'values = """', *(" ".join(map(str, row)) for row in rows), '"""',
-        ]  # fmt: skip
+        return grid_text(g)
     lines = [f"knots_log2_{axis} = {_row(k)}" for axis, k in enumerate(g.knots)]
     lines += ["values_permille = [", *(f"  {_whole(r)}," for r in g.values.reshape(-1, g.values.shape[2])), "]"]
     return [*lines, "waves_permille = [", *(f"  [{_whole(r)}]," for r in g.waves), "]"]

@@ -1,5 +1,5 @@
 """Building the calibrations of the tables of 2026: products and attention of every device, engine and version in files
-of their own, and the collectives of every device."""
+of their own, the collectives of every device, and the power of three."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from . import sources
 from .attention_2026 import attention_rows, attention_settings, attention_tables
 from .collectives_2026 import collectives
 from .fit import fit_and_judge
+from .power import power_files
 from .tables_2026 import CITATION, DEVICES, TABLES, Table, device_of, mine, product_rows, product_settings
 
 
@@ -53,7 +54,8 @@ def _head(engine: str, version: str, held_out: str) -> list[str]:
 
 def _texts(data: Path, device: str | None, kinds: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     """Name and lines of every file."""
-    tables = {kind: sources.data_table(data, f"measured_{kind}_2026") for kind in kinds}
+    read = dict.fromkeys((*kinds, *(("gemm", "attention") if "power" in kinds else ())))
+    tables = {kind: sources.data_table(data, f"measured_{kind}_2026") for kind in read if kind != "power"}
     for which in TABLES:
         if device not in (None, DEVICES[which.device]):
             continue
@@ -69,9 +71,11 @@ def _texts(data: Path, device: str | None, kinds: tuple[str, ...]) -> Iterator[t
         if "collectives" in kinds and device in (None, value) and (curves := collectives(tables["collectives"], name)):
             head = _head("several", "see each", "every size left out in turn")
             yield f"{_short(name)}.collectives.toml", [*head, *(collective_toml(c) for c in curves)]
+    if "power" in kinds:
+        yield from power_files(tables["gemm"], tables["attention"], device)
 
 
-KINDS = ("gemm", "attention", "collectives")
+KINDS = ("gemm", "attention", "collectives", "power")
 
 
 def build_2026(folder: Path, data: Path, device: str | None = None, kinds: tuple[str, ...] = KINDS) -> list[Path]:

@@ -40,6 +40,7 @@ class OperatorTime:
         peak_flop_per_s: rate that no run of this operator beats. Where several formats are multiplied it is the rate of
             their mix: all operations over the sum of each format's operations at its own peak. 0 without a product.
         bandwidth_bytes_per_s: of the memory behind it; of all chips that work at once on an SRAM part.
+        weights: elements that are read to be multiplied: weights of a product, cached keys and values of attention.
     """
 
     name: str
@@ -59,6 +60,7 @@ class OperatorTime:
     formats: tuple[str, ...] = ()
     peak_flop_per_s: float = 0.0
     bandwidth_bytes_per_s: float = 0.0
+    weights: Any = 0.0
 
     @property
     def bound(self) -> Any:
@@ -90,6 +92,13 @@ def _faster(one: Timed, other: Estimate, kernel: str) -> Timed:
     }
     weaker = est if est.kind == "transferred" else other
     return Estimate(**pick, kind=weaker.kind, origin=weaker.origin), (*families, kernel)
+
+
+def _elements(op: Operator) -> Any:
+    """Elements of one call that are read to be multiplied."""
+    if op.kind == "gemm":
+        return float(op.n) * op.k * (1.0 if op.groups is None else op.groups)
+    return op.cost.cached
 
 
 @dataclass(frozen=True)
@@ -224,7 +233,7 @@ class Runner:
             shape=(op.m, op.n, op.k) if op.kind == "gemm" and op.groups is None else None,
             formats=() if fmt is None else (fmt,),
             peak_flop_per_s=0.0 if fmt is None else format_peak(self.device, fmt),
-            bandwidth_bytes_per_s=self.device.memory.bandwidth_bytes_per_s,
+            bandwidth_bytes_per_s=self.device.memory.bandwidth_bytes_per_s, weights=_elements(op) * op.calls,
         )  # fmt: skip
 
     def _format(self, op: Operator, families: Sequence[str]) -> str | None:
@@ -284,7 +293,7 @@ class Runner:
                     name="lm_head" if head else "fused layers", kind="fused", calls=calls, time_s=time,
                     low_s=time * 0.6, high_s=time * 1.4, flop=flop, traffic_bytes=traffic, fidelity="transferred",
                     kernel="dataflow", compute_s=t_c, memory_s=t_m, formats=tuple(work), peak_flop_per_s=flop / least,
-                    bandwidth_bytes_per_s=bandwidth,
+                    bandwidth_bytes_per_s=bandwidth, weights=sum(_elements(op) * op.calls for op in mine),
                 )
             )  # fmt: skip
         for op in ops:

@@ -46,7 +46,7 @@ NEAR = {"a100": ("h100",), "l40s": ("a100",)}
 LENDERS = ("h100", "h200", "a100", "l40s", "b200", "b300", "gb200", "gb300", "rtx-pro-6000")
 
 
-def _donors(device: Device) -> list[str]:
+def lenders(device: Device) -> list[str]:
     """Calibrations to borrow from, nearest first."""
     kin = [name for group in KIN if device.calibration in group for name in group]
     own = [name for name in (device.transfer_from,) if name]
@@ -158,13 +158,13 @@ def kernel_parameters(device: Device, kernel: str, fidelity: str = "calibrated")
                 return own.kernels[name]
             if name in own.kernels:
                 return _lent(device, kernel, own.kernels[name], name, str(device.calibration))
-    for donor in _donors(device):
+    for donor in lenders(device):
         table = calibration_named(donor)
         for name in (kernel, *(family.like if family.sixteen_bit else ())):
             found = _fitted(donor, table, name)
             if found is not None:
                 return _lent(device, kernel, found, name, donor)
-    for donor in _donors(device):
+    for donor in lenders(device):
         table = calibration_named(donor)
         for name in family.like:
             if table is not None and name in table.kernels:
@@ -251,7 +251,7 @@ def _attention_parameters(
             for name in names:
                 if f"{name}.{ending}" in own.attention:
                     return own.attention[f"{name}.{ending}"]
-    donors = _donors(device)
+    donors = lenders(device)
     near = [device.calibration] if own is not None and fidelity == "calibrated" else []
     for ending in suffixes:
         for place, wanted in ((donors, names), ([*near, *donors], ["trtllm"])):

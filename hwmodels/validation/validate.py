@@ -21,6 +21,7 @@ from ..prediction import predict
 from ..workload.architecture import Architecture, from_table
 from ..workload.table import shipped_table
 from . import kernels
+from .power import power_errors
 from .tables_2026 import table_errors, transfer_errors
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
     g, p, signs = _steps()
     groups += g
     points += p
-    groups += [Group(**entry) for entry in (*table_errors(), *(transfer_errors() if layers else ()))]
+    groups += [Group(**entry) for entry in (*table_errors(), *(transfer_errors() if layers else ()), *power_errors())]
     published: list[Any] = []
     ratios: list[Any] = []
     if data is not None:

@@ -29,6 +29,7 @@ class Cost:
         weight_bytes: the part of the bytes that is parameters.
         exp: exponentials (softmax).
         tile_work: operations of the whole tiles that a kernel computes, over those needed: a causal mask cuts tiles.
+        cached: keys and values (numbers) that a decode step reads; those of a prefill stay on the chip.
     """
 
     flop: Any
@@ -36,6 +37,7 @@ class Cost:
     weight_bytes: Any = 0.0
     exp: Any = 0.0
     tile_work: Any = 1.0
+    cached: Any = 0.0
 
     @property
     def intensity(self) -> Any:
@@ -162,6 +164,7 @@ def attention_cost(
         ValueError: a phase that is neither.
     """
     batch, context, q_heads, kv_heads = (np.asarray(v, dtype=np.float64) for v in (batch, context, q_heads, kv_heads))
+    cached: Any = 0.0
     wide = head_dim + (head_dim if value_dim is None else value_dim)  # q and output, or k and v
     stored = head_dim if shared_kv else wide
     if phase == "prefill":
@@ -179,12 +182,12 @@ def attention_cost(
     elif phase == "decode":
         context = context if window is None else np.minimum(context, window)
         pairs, tile_work = context, 1.0
-        traffic = batch * context * kv_heads * stored * kv_bytes_per_element
-        traffic = traffic + batch * q_heads * wide * activation_bytes
+        cached = batch * context * kv_heads * stored
+        traffic = cached * kv_bytes_per_element + batch * q_heads * wide * activation_bytes
     else:
         raise QsimError(f"phase must be prefill or decode: got {phase!r}")
     heads = batch * q_heads * pairs
-    return Cost(flop=2 * heads * wide, traffic_bytes=traffic, exp=heads, tile_work=tile_work)
+    return Cost(flop=2 * heads * wide, traffic_bytes=traffic, exp=heads, tile_work=tile_work, cached=cached)
 
 
 def _pairs(tokens: Any, window: int, chunked: bool) -> Any:

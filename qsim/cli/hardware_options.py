@@ -112,6 +112,15 @@ def scheme_option(multiple: bool = False) -> Callable[[_F], _F]:
     )  # fmt: skip
 
 
+def price_option(function: _F) -> _F:
+    """`--price [NAME=]PER_HOUR`, repeatable: what an hour of a device costs."""
+    return click.option(
+        "--price", multiple=True, metavar="[NAME=]PER_HOUR",
+        help="What an hour of a device costs, as 2.5, or h200=3.5 for one device; gives the cost of a million tokens. "
+        "Repeatable.",
+    )(function)  # fmt: skip
+
+
 def set_option(function: _F) -> _F:
     """`--set [DEVICE:]KEY=VALUE`, repeatable: change a field of the devices, or of one of them."""
     return click.option(

@@ -17,6 +17,7 @@ from .hardware_options import (
     how_options,
     milliseconds,
     model_argument,
+    price_option,
     scheme_option,
     set_option,
 )
@@ -65,6 +66,7 @@ _COLUMNS = (
 @click.option("--attention", metavar="NAME", help="Attention kernel; qsim devices DEVICE --kernels lists them.")
 @click.option("--explain", metavar="OPERATOR", help="The measured products nearest to a matrix product of the table.")
 @click.option("--baseline", metavar="SCHEME", help="Speed-up over this scheme, with its band.")
+@price_option
 @how_options
 @set_option
 @plot_option
@@ -81,6 +83,7 @@ def predict(
     attention: str | None,
     explain: str | None,
     baseline: str | None,
+    price: tuple[str, ...],
     plot: Path | None,
     overrides: tuple[str, ...],
     form: Form,
@@ -98,6 +101,7 @@ def predict(
     """
     import hwmodels
     from hwmodels.describe import prediction_row
+    from hwmodels.energy import prices_of
     from hwmodels.prediction import operator_rows
 
     options = {**how, "kernel": kernel, "attention_kernel": attention}
@@ -111,7 +115,7 @@ def predict(
             raise QsimError(f"{name} is for one step: --phase request does not take it")
         _request(hwmodels.predict_request(
             chip, model, scheme, batch=batch, prompt=context, new_tokens=new_tokens, **options
-        ), form)  # fmt: skip
+        ), prices_of(price, [device]).get(device), form)  # fmt: skip
         return
     p = hwmodels.predict(chip, model, scheme, phase, batch, context, **options)
     gain = None
@@ -123,6 +127,9 @@ def predict(
     if gain is not None:
         head |= {"baseline": baseline, "speedup": float(gain.value), "speedup_low": float(gain.low),
                  "speedup_high": float(gain.high)}  # fmt: skip
+    if price:
+        hourly = prices_of(price, [device])[device]
+        head |= {"price_per_hour": hourly, "cost_per_million_tokens": float(p.cost_per_million_tokens(hourly))}
     if plot is not None:
         from qsim.plots.bars import breakdown_figure
 
@@ -174,17 +181,25 @@ def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         f"largest batch at this context {h['largest_batch']}",
     ]
     click.echo("\n".join(lines))
-    if head["energy_at_most_j"] is not None:
-        per = head["energy_at_most_j"] / (head["tokens_per_s"] * head["time_s"])
-        click.echo(f"  energy      at most {per:.3g} J per token (board power throughout)")
+    if h["joule_per_token"] is not None:
+        band = f"80 % band {h['joule_per_token_low']:.3g} to {h['joule_per_token_high']:.3g}"
+        basis = "calibrated" if h["energy_fidelity"] == "calibrated" else f"transferred: {h['energy_origin']}"
+        click.echo(f"  energy      {h['joule_per_token']:.3g} J per token  ({band}, {basis}; {h['power_w']:.0f} W)")
+    if "cost_per_million_tokens" in h:
+        hourly = f"{h['price_per_hour']:g} per hour and device"
+        click.echo(f"  cost        {h['cost_per_million_tokens']:.4g} per million tokens at {hourly}")
     for note in notes:
         click.echo(f"  note        {note}")
     click.echo()
     print_table(_COLUMNS, rows)
 
 
-def _request(r: Any, form: Form) -> None:
+def _request(r: Any, price: float | None, form: Form) -> None:
     from dataclasses import asdict
+
+    row = asdict(r)
+    if price is not None:
+        row |= {"price_per_hour": price, "cost_per_million_tokens": r.cost_per_million_tokens(price)}
 
     def table() -> None:
         many = f", {r.tensor_parallel} devices" if r.tensor_parallel > 1 else ""
@@ -196,8 +211,18 @@ def _request(r: Any, form: Form) -> None:
             f"TPOT        {milliseconds(r.tpot_s)} in the mean over the growing context",
             f"latency     {r.latency_s:.4g} s per request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})",
             f"throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({waves})",
+            *(
+                f"energy      {r.joule_per_token:.3g} J per generated token  (80 % band {r.joule_per_token_low:.3g} to "
+                f"{r.joule_per_token_high:.3g})"
+                for _ in range(r.joule_per_token is not None)
+            ),
+            *(
+                f"cost        {row['cost_per_million_tokens']:.4g} per million generated tokens at {price:g} per hour "
+                "and device"
+                for _ in range(price is not None)
+            ),
             *(f"note        {note}" for note in r.notes),
         ):
             click.echo(f"  {line}")
 
-    deliver(form, [asdict(r)], table, whole=asdict(r))
+    deliver(form, [row], table, whole=row)

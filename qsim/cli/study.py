@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .hardware_options import complete, device_names, scheme_names
+from .hardware_options import complete, device_names, price_option, scheme_names
 from .options import THEMES, wrote
 from .table import Column, Form, deliver, print_table, records, table_options
 from .verbs import verb, verbose_option
@@ -36,6 +36,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--context", type=click.IntRange(min=1), metavar="L", help="Context length of a custom case, in tokens.")
 @click.option("--max-loss", type=float, metavar="BITS", help="Largest loss of a recommended method, in bits per byte.")
 @click.option("--profile", metavar="NAME", help="How the stack runs, as in qsim predict.")
+@price_option
 @table_options
 @click.pass_context
 def study(ctx: click.Context, form: Form, **given: Any) -> None:

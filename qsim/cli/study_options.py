@@ -101,4 +101,10 @@ def _speed(speed: Speed, given: Mapping[str, Any]) -> Speed:
         changes["context"] = given["context"]
     if given["profile"] is not None:
         changes["profile"] = given["profile"]
+    if given["price"]:
+        from hwmodels.device.load import get_device
+        from hwmodels.energy import prices_of
+
+        chosen = changes.get("devices", speed.devices)
+        changes["prices"] = prices_of(given["price"], list(dict.fromkeys(get_device(d.name).name for d in chosen)))
     return replace(speed, **changes)

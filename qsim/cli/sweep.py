@@ -17,6 +17,7 @@ from .hardware_options import (
     how_options,
     milliseconds,
     model_argument,
+    price_option,
     scheme_option,
     set_option,
 )
@@ -44,6 +45,7 @@ from .verbs import verb
 @click.option("--field", multiple=True, metavar="KEY=V,V,...", help="Device field and the values to try. Repeatable.")
 @click.option("--pareto", is_flag=True, help="Show only the Pareto front of step time and throughput.")
 @click.option("--tornado", is_flag=True, help="Sensitivity to every device field instead, at one batch and context.")
+@price_option
 @how_options(several_tp=True)
 @set_option
 @plot_option
@@ -58,6 +60,7 @@ def sweep(
     field: tuple[str, ...],
     pareto: bool,
     tornado: bool,
+    price: tuple[str, ...],
     overrides: tuple[str, ...],
     tensor_parallel: tuple[int, ...],
     plot: Path | None,
@@ -74,21 +77,28 @@ def sweep(
       qsim sweep llama-3-8b --device asic --field memory.bandwidth_gbytes_per_s=2000,4000,8000
       qsim sweep llama-3-8b --device h100-sxm --tornado --batch 1
       qsim sweep llama-3-70b --device h200 --scheme fp8 --tp 1 --tp 2 --tp 4 --batch 16
+      qsim sweep llama-3-8b --device h200 --device l40s --price h200=3.5 --price l40s=0.9
     """
     import hwmodels
+    from hwmodels.energy import prices_of
+    from hwmodels.whatif import DEFAULT_COLUMNS
 
     chips = chosen_devices(device, overrides)
     fields = _fields(field)
     if tornado:
         if pareto:
             raise QsimError("--tornado and --pareto are two tables: give one of them")
+        if price:
+            raise QsimError("--tornado shows times: it takes no --price")
         sizes = _only("batch", batch), _only("context", context)
         table = _tornado(chips, model, scheme, phase, *sizes, fields, tensor_parallel, how)
         if plot is not None:
             _tornado_figure(table, plot)
     else:
+        prices = prices_of(price, list(dict.fromkeys(chip.name for chip in chips)))
         table = hwmodels.sweep(chips, model, list(scheme), phase, list(batch), list(context), fields=fields,
-                               tensor_parallel=list(tensor_parallel), **how)  # fmt: skip
+                               tensor_parallel=list(tensor_parallel), columns=(*DEFAULT_COLUMNS, "joule_per_token"),
+                               price=prices if price else None, **how)  # fmt: skip
         front = hwmodels.pareto(table[table.fits], least=["time_s"], most=["tokens_per_s"]) if pareto or plot else table
         if plot is not None:
             _pareto_figure(table, front, model, plot)
@@ -174,7 +184,8 @@ def _said(name: str, value: Any) -> str:
     return f"{name} {value:g}" if name in ("batch", "context") else str(value)
 
 
-_HEADS = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB", "tensor_parallel": "TP"}
+_HEADS = {"time_s": "time", "tokens_per_s": "tokens/s", "memory_gbytes": "GB", "tensor_parallel": "TP",
+          "joule_per_token": "J/token", "cost_per_million_tokens": "cost/1e6 tokens"}  # fmt: skip
 _LEFT = {"device", "model", "scheme", "phase", "kernel", "fidelity", "field"}
 _TIMES = {"time_s", "low", "high", "base"}
 

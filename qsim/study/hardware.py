@@ -20,7 +20,7 @@ from qsim.notes import without
 from qsim.scheme import Scheme, get_scheme
 
 from .rows import CapacityRow, CurveRow, FlipRow, OperatorRow, RoofRow, SpeedRow
-from .spec import Case, DeviceSpec, StudySpec
+from .spec import Case, DeviceSpec, Speed, StudySpec
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 SEARCH_TO = 2048
@@ -92,20 +92,22 @@ def _case(arch: Architecture, device: Device, scheme: str, case: Case, count: in
     quant = get_scheme(scheme)
     how: dict[str, Any] = {"profile": spec.speed.profile, "tensor_parallel": count}
     if case.phase == "request":
-        return _request(arch, device, quant, case, count, how)
+        return _request(arch, device, quant, case, spec.speed, how)
     p = hwmodels.predict(device, arch, quant, case.phase, case.batch, case.context, **how)
     if case.measure == "tokens_per_s":
         tokens = float(p.tokens_per_s * p.time_s)
         value, low, high = tokens / float(p.time_s), tokens / float(p.high_s), tokens / float(p.low_s)
     else:
         value, low, high = float(p.time_s), float(p.low_s), float(p.high_s)
-    return _speed_row(p, case, spec.speed.profile, bool(p.fits), case.batch, value, low, high), p.notes
+    return _speed_row(p, case, spec.speed, bool(p.fits), case.batch, value, low, high), p.notes
 
 
-def _request(arch: Architecture, device: Device, quant: Scheme, case: Case, count: int, how: dict[str, Any]) -> _Noted:
+def _request(
+    arch: Architecture, device: Device, quant: Scheme, case: Case, speed: Speed, how: dict[str, Any]
+) -> _Noted:
     """A wave of requests; its row carries the step in the middle of the answer for bound, MBU and memory."""
     full = case.context + case.new_tokens
-    most = largest_batch(device, arch, quant, context=full, tensor_parallel=count)
+    most = largest_batch(device, arch, quant, context=full, tensor_parallel=how["tensor_parallel"])
     fits = most > 0
     args = {"prompt": case.context, "new_tokens": case.new_tokens, **how}
     if not fits:
@@ -116,30 +118,34 @@ def _request(arch: Architecture, device: Device, quant: Scheme, case: Case, coun
         r = hwmodels.predict_request(device, arch, quant, batch=case.batch, **args)
     step = hwmodels.predict(device, arch, quant, "decode", r.running_batch, full - case.new_tokens // 2, **how)
     low, high = (r.output_tokens_per_s * r.latency_s / t for t in (r.high_s, r.low_s))
-    row = _speed_row(step, case, how["profile"], fits, r.running_batch, r.output_tokens_per_s, low, high)
+    price = speed.prices.get(device.name)
+    row = _speed_row(step, case, speed, fits, r.running_batch, r.output_tokens_per_s, low, high)
     notes = (*step.notes, *without(r.notes, "does_not_fit")) if row.fits else step.notes
     row = replace(
         row, phase="request", time_s=r.latency_s, low_s=r.low_s, high_s=r.high_s, fidelity=r.fidelity,
-        tokens_per_s=r.output_tokens_per_s, notes="; ".join(notes),
+        tokens_per_s=r.output_tokens_per_s, notes="; ".join(notes), joule_per_token=r.joule_per_token,
+        joule_per_token_low=r.joule_per_token_low, joule_per_token_high=r.joule_per_token_high,
+        cost_per_million_tokens=None if price is None else r.cost_per_million_tokens(price),
     )  # fmt: skip
     return row, notes
 
 
 def _speed_row(
-    p: Prediction, case: Case, profile: str, fits: bool, batch: int, value: float, low: float, high: float
+    p: Prediction, case: Case, speed: Speed, fits: bool, batch: int, value: float, low: float, high: float
 ) -> SpeedRow:
-    flat = prediction_row(p)
-    energy = flat["energy_at_most_j"]
+    flat, price = prediction_row(p), speed.prices.get(p.device.name)
     return SpeedRow(
         model=flat["model"], device=flat["device"], scheme=flat["scheme"],
-        executed=executed(p.device, flat["scheme"], profile), case=case.name, phase=case.phase, batch=batch,
+        executed=executed(p.device, flat["scheme"], speed.profile), case=case.name, phase=case.phase, batch=batch,
         context=case.context, devices=p.tensor_parallel, measure=case.measure, value=float(value), low=float(low),
         high=float(high), time_s=flat["time_s"], low_s=flat["low_s"], high_s=flat["high_s"],
         tokens_per_s=flat["tokens_per_s"], fits=fits, bound=flat["bound"], mbu=flat["mbu"], mfu=flat["mfu"],
         kernel=flat["kernel"], fidelity=flat["fidelity"], weights_gbytes=flat["weights_gbytes"],
         kv_cache_gbytes=flat["kv_cache_gbytes"], total_gbytes=flat["total_gbytes"],
         capacity_gbytes=flat["capacity_gbytes"],
-        joule_per_token_at_most=None if energy is None else energy / (flat["tokens_per_s"] * flat["time_s"]),
+        joule_per_token=flat["joule_per_token"], joule_per_token_low=flat["joule_per_token_low"],
+        joule_per_token_high=flat["joule_per_token_high"],
+        cost_per_million_tokens=None if price is None else float(p.cost_per_million_tokens(price)),
         notes="; ".join(flat["notes"]),
     )  # fmt: skip
 

@@ -93,7 +93,10 @@ class SpeedRow:
     kv_cache_gbytes: float
     total_gbytes: float
     capacity_gbytes: float
-    joule_per_token_at_most: float | None
+    joule_per_token: float | None
+    joule_per_token_low: float | None
+    joule_per_token_high: float | None
+    cost_per_million_tokens: float | None
     notes: str
 
 

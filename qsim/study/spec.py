@@ -275,6 +275,7 @@ class Speed:
         models: names of architectures, or paths to a config.json or a folder that holds one.
         devices: see `DeviceSpec`.
         profile: execution profile of `hwmodels`.
+        prices: device -> price of an hour of it; gives the cost of a million tokens.
         batches, context: of the curves against batch.
     """
 
@@ -283,6 +284,7 @@ class Speed:
     models: tuple[str, ...] = ("llama-3-8b", "llama-3-70b")
     devices: tuple[Annotated[DeviceSpec, BeforeValidator(parse_device)], ...] = DEFAULT_DEVICES
     profile: str = "cuda_graph"
+    prices: dict[str, float] = field(default_factory=dict)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     context: int = 2048
 
@@ -291,6 +293,9 @@ class Speed:
         if not self.models or not self.devices or len(self.batches) < 2 or min(self.batches) < 1:
             raise QsimError("a study must have at least one model, one device and two positive batches: got "
                              f"{len(self.models)}, {len(self.devices)} and {self.batches}")  # fmt: skip
+        for name, price in self.prices.items():
+            if not 0 < price < 1e9:
+                raise QsimError(f"a price per hour must be above 0: got {price:g} for {name}")
 
 
 @dataclass(frozen=True, kw_only=True)

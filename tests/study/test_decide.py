@@ -22,7 +22,8 @@ BASE: dict[str, Any] = {
     "model": "llama-3-8b", "device": "h100-sxm", "executed": "full", "case": "chat", "phase": "decode", "batch": 1,
     "context": 2048, "devices": 1, "measure": "tpot", "tokens_per_s": 1.0, "fits": True, "bound": "memory", "mbu": 0.5,
     "mfu": 0.1, "kernel": "k", "fidelity": "calibrated", "weights_gbytes": 16.0, "kv_cache_gbytes": 0.1,
-    "total_gbytes": 17.0, "capacity_gbytes": 80.0, "joule_per_token_at_most": None, "notes": "",
+    "total_gbytes": 17.0, "capacity_gbytes": 80.0, "joule_per_token": None,
+    "joule_per_token_low": None, "joule_per_token_high": None, "cost_per_million_tokens": None, "notes": "",
 }  # fmt: skip
 
 
