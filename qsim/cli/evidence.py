@@ -21,8 +21,10 @@ from .verbs import verb
 @click.option("--only", is_flag=True, help="This model only, not those of the same generation and size.")
 @click.option("--rows", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True, metavar="CSV",
               help="Rows of your own that join the shipped ones. Repeatable.")  # fmt: skip
+@click.option("--expect", is_flag=True, help="The loss to expect of --method and --scheme; without them, of what "
+              "engines serve.")  # fmt: skip
 @table_options
-def evidence(model: str | None, only: bool, files: tuple[Path, ...], form: Form, **asked: Any) -> None:
+def evidence(model: str | None, only: bool, files: tuple[Path, ...], expect: bool, form: Form, **asked: Any) -> None:
     """Without MODEL: how many rows each model has. With one: the rows that the options ask for, first its own, then
     those of models of the same generation and size. `loss` is ln(perplexity / perplexity in 16 bit), or the percent of
     the 16-bit score that is lost; both are against the same source's own 16-bit value.
@@ -32,6 +34,8 @@ def evidence(model: str | None, only: bool, files: tuple[Path, ...], form: Form,
       qsim evidence
       qsim evidence llama-3-8b --method awq --bits 4
       qsim evidence llama-3.1-8b-instruct --scheme fp8-rowwise --csv
+      qsim evidence llama-3-8b --expect
+      qsim evidence qwen3-8b --expect --method awq --scheme w4a16-g128
       qsim evidence opt-13b --method rtn --bits 8 --rows mine.csv
     """
     from qsim.evidence import find, published, read_rows
@@ -39,6 +43,10 @@ def evidence(model: str | None, only: bool, files: tuple[Path, ...], form: Form,
     rows = published()
     for file in files:
         rows += read_rows(file)
+    if expect:
+        expected = _expected(model, asked, rows)
+        deliver(form, expected, lambda: print_table(_EXPECTED, expected))
+        return
     if model is None and not any(v is not None for v in asked.values()):
         counts = _counts(rows)
         deliver(form, counts, lambda: print_table(_COUNTED, counts))
@@ -51,6 +59,30 @@ def evidence(model: str | None, only: bool, files: tuple[Path, ...], form: Form,
 def _nothing(model: str | None) -> str:
     about = "these questions" if model is None else model
     return f"no row answers this for {about}; what it loses is unknown: measure it with qsim study --model FOLDER"
+
+
+def _expected(model: str | None, asked: dict[str, Any], rows: Any) -> list[dict[str, Any]]:
+    from qsim.errors import QsimError
+    from qsim.evidence import expected_loss
+    from qsim.evidence.served import SERVED, served_title
+
+    method, scheme, kv = asked["method"], asked["scheme"], asked["kv"]
+    if model is None or (method is None) != (scheme is None):
+        raise QsimError("--expect must have a MODEL, and both --method and --scheme or neither of them")
+    pairs = [(s.method, s.scheme) for s in SERVED] if method is None else [(method, scheme)]
+    out = []
+    for one, numbers in pairs:
+        found = expected_loss(model, one, numbers, kv=kv, rows=rows)
+        fields = {name: getattr(found, name) for name in (
+            "model", "method", "scheme", "value", "low", "high", "metric", "points", "points_low", "points_high",
+            "lost", "lost_low", "lost_high", "basis", "collapse", "fragile", "note")}  # fmt: skip
+        titled = served_title(one, numbers) or f"{one}:{numbers}"
+        out.append({"title": titled} | fields | {"sources": list(dict.fromkeys(r.reference for r in found.rows))})
+    return out
+
+
+def _band(value: float | None, low: float | None, high: float | None, form: str = "+.3f") -> str:
+    return "unknown" if value is None else f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _counts(rows: Any) -> list[dict[str, Any]]:
@@ -89,6 +121,13 @@ _COUNTED = (
     Column("model", "model", left=True), Column("parameters, billions", "parameters_b"),
     Column("training tokens, trillions", "training_tokens_t"), Column("rows", "rows"), Column("methods", "methods"),
     Column("sources", "sources"),
+)  # fmt: skip
+_EXPECTED = (
+    Column("checkpoint", "title", left=True), Column("ln perplexity", ("value", "low", "high"), _band),
+    Column("% of a score", ("lost", "lost_low", "lost_high"), lambda *v: _band(*v, "+.1f")),
+    Column("collapse", ("collapse", "fragile"),
+           lambda p, f: "" if p is None else f"{100 * p:.0f} %" + (" fragile" if f else "")),
+    Column("stands on", "basis", left=True), Column("note", "note", left=True, fold=True),
 )  # fmt: skip
 _COLUMNS = (
     Column("model", "model", left=True), Column("method", "label", left=True, fold=True),

@@ -98,7 +98,7 @@ _RULES = (
     (r"^kivi", "kivi"), (r"^kvquant", "kvquant"), (r"^turboquant", "turboquant"), (r"attention fp8", "kv-attention"),
     (r"^kv cache", "kv"), (r"llm\.int8", "llm.int8"), (r"^outlier suppression", "outlier-suppression"),
     (r"^zeroquant", "zeroquant"), (r"smoothquant", "smoothquant"), (r"awq", "awq"), (r"gptq", "gptq"),
-    (r"^gguf", "gguf"), (r"fp8", "fp8"), (r"rtn", "rtn"),
+    (r"^gguf", "gguf"), (r"(?<!mx)fp8", "fp8"), (r"rtn", "rtn"),
 )  # fmt: skip
 
 

@@ -1,0 +1,282 @@
+"""What a method loses on a model: the loss to expect, its band, and what that stands on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+from qsim.scheme import Scheme, get_scheme
+
+from .collapse import Outcome, Risk, outcomes_of, risk
+from .find import identity
+from .identity import KnownModel, canonical
+from .law import BASES, Fit, Prediction, law_file, laws, tuning
+from .observations import INTEGERS, SCALES, SCORE, TOKEN, TOKEN_512, WORD, Change, Scale, parts_of
+from .precision import Precision, of_scheme
+from .table import Row, method_of, published
+
+Basis: TypeAlias = Literal["exact", "measured", "published", "near", "law", "unknown"]
+_ORDER = {name: i for i, name in enumerate(BASES)}
+_METRIC = {"token": "token perplexity", "word": "word perplexity", "token 512": "token perplexity, windows of 512",
+           "score": "score"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """The loss to expect of a method on a model.
+
+    Attributes:
+        model, method, scheme: what was asked; `scheme` says the numbers.
+        value, low, high: ln(perplexity / perplexity in 16 bit), and its 80 % band; None where nothing is known.
+        metric: what `value` is of: `token perplexity`, `word perplexity` (1.1 to 1.3 times as large), or `score`, where
+            only scores are known, turned into a perplexity by the usual ratio.
+        points, points_low, points_high: change of an average score in points, with its 80 % band (a loss is negative);
+            None where no score is known.
+        lost, lost_low, lost_high: percent of an average 16-bit score that is lost (100 minus what the field calls
+            recovery), with its 80 % band: from perplexity and from scores, weighted by how sure each is.
+        basis: `measured` (with this project, on this checkpoint), `published` (the same model and numbers), `near` (the
+            same generation of models), `law` (fitted over models), `unknown`; `exact` for 16 bit.
+        collapse: probability that the model is destroyed, a risk beside the band; None where it is not known.
+        fragile: whether a collapse of this kind was published for the model's class, and the model itself was not
+            measured with this project.
+        rows: what the value stands on, the nearest first. `collapsed` are the published collapses.
+        note: what to know, in a sentence; for an unknown loss, what to do.
+    """
+
+    model: str
+    method: str
+    scheme: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    metric: str = ""
+    points: float | None = None
+    points_low: float | None = None
+    points_high: float | None = None
+    lost: float | None = None
+    lost_low: float | None = None
+    lost_high: float | None = None
+    basis: Basis = "unknown"
+    collapse: float | None = None
+    fragile: bool = False
+    rows: tuple[Row, ...] = field(default=(), repr=False)
+    collapsed: tuple[Row, ...] = field(default=(), repr=False)
+    note: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None
+
+
+def expected_loss(
+    model: str | KnownModel, method: str, scheme: str | Scheme | Precision, *, kv: str | None = None,
+    rows: Sequence[Row] | None = None,
+) -> Expectation:  # fmt: skip
+    """The loss to expect of a method on a model.
+
+    Arguments:
+        model: a name in any spelling, or a `KnownModel` that says family, size and training tokens.
+        method: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`, ...; of no matter where only the cache is quantised.
+        scheme: the numbers, as a name of `qsim schemes`.
+        kv: the KV cache's numbers (`fp8`, `int8`, `int4`), where the scheme leaves it in 16 bit.
+        rows: the evidence; the shipped table by default. `published() + read_rows("my.csv")` adds to it, and a part of
+            it asks what would be known without the rest: the law is fitted to whatever is given.
+
+    Returns:
+        The expectation. A model, method or scheme that no evidence is near gives `unknown`, without a number.
+
+    Raises:
+        QsimError: a scheme that does not exist.
+    """
+    precision = scheme if isinstance(scheme, Precision) else of_scheme(scheme)
+    if kv is not None and precision.kv == "none":
+        precision = replace(precision, kv=kv.lower().removeprefix("kv").replace("e4m3", "fp8"))
+    name = canonical(model) if isinstance(model, str) else model.name
+    word = scheme if isinstance(scheme, str) else str(precision)
+    if isinstance(scheme, Scheme):
+        word = get_scheme(scheme).name or str(precision)
+    asked = Expectation(model=name, method=method_of(method), scheme=word)
+    if precision == Precision():
+        nothing = dict.fromkeys(("value", "low", "high", "lost", "lost_low", "lost_high", "collapse"), 0.0)
+        return replace(asked, metric=_METRIC["token"], basis="exact", **nothing)  # type: ignore[arg-type]
+    known = _shipped() if rows is None else _known(tuple(rows))
+    target = identity(model, known.rows)
+    if target is None:
+        return replace(asked, note=f"nothing is known of {name}: {MEASURE}")
+    fits = known.laws
+    parts = parts_of(asked.method, precision)
+    risks = [risk(target, part, known.outcomes) for part in parts]
+    asked = replace(asked, **_risk(risks))
+    if asked.collapse is not None and asked.collapse >= LIKELY:
+        return _destroyed(asked)
+    best = _best(target, parts, fits)
+    if best is None:
+        missing = " and ".join(p.kind for p in parts if _best(target, (p,), fits) is None)
+        return replace(asked, note=f"no evidence of {missing} is near {name}: {MEASURE}")
+    return _filled(asked, target, parts, best, known)
+
+
+MEASURE = "measure it with qsim study --model FOLDER"
+LIKELY = 0.5
+"""Probability of a collapse from which no loss is named: the mean of those that survive says nothing."""
+
+
+def _destroyed(asked: Expectation) -> Expectation:
+    """An expectation without a number: the model is most likely destroyed."""
+    own = [r for r in asked.collapsed if r.model == asked.model]
+    row = (own or asked.collapsed)[0]
+    said = f"{row.metric.name} {row.baseline:g} becomes {row.value:g} on {row.model} ({row.reference})"
+    return replace(asked, basis="published" if own else "near", rows=tuple(own) or asked.collapsed,
+                   note=f"the model is most likely destroyed: {said}")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is made once of a table of rows."""
+
+    rows: tuple[Row, ...]
+    laws: dict[str, Fit]
+    outcomes: tuple[Outcome, ...]
+    scores: tuple[tuple[KnownModel, float], ...]
+
+
+def _made(rows: tuple[Row, ...]) -> _Known:
+    averages = ("avg_zero_shot_acc", "mmlu_acc", "openllm_v1_avg")
+    scores = [(identity(r.model, rows), r.baseline) for r in rows if r.metric.name in averages]
+    return _Known(rows, laws(rows), outcomes_of(rows), tuple((m, base) for m, base in scores if m is not None))
+
+
+_known = lru_cache(maxsize=4)(_made)
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> _Known:
+    return _made(published())
+
+
+def _risk(risks: Sequence[Risk]) -> dict[str, Any]:
+    known = [r.probability for r in risks if r.probability is not None]
+    return {
+        "collapse": 1 - math.prod(1 - p for p in known) if known else None, "fragile": any(r.fragile for r in risks),
+        "collapsed": tuple(row for r in risks for row in r.rows),
+    }  # fmt: skip
+
+
+def _predict(target: KnownModel, part: Change, scale: Scale, fits: dict[str, Fit]) -> Prediction | None:
+    return fits[scale.name].predict(target, part, tuning(scale).bands)
+
+
+def _best(target: KnownModel, parts: Sequence[Change], fits: dict[str, Fit]) -> tuple[Prediction, ...] | None:
+    """For each part the prediction that stands on the best basis; of equal ones perplexity per token goes first."""
+    found = []
+    for part in parts:
+        options = [p for s in SCALES if (p := _predict(target, part, s, fits)) is not None]
+        if not options:
+            return None
+        found.append(min(options, key=lambda p: (_ORDER[p.basis], SCALES.index(p.scale))))
+    return tuple(found)
+
+
+def _filled(
+    asked: Expectation, target: KnownModel, parts: Sequence[Change], best: Sequence[Prediction], known: _Known
+) -> Expectation:
+    value, low, high = _sum([_as_ln(p) for p in best])
+    basis = max((p.basis for p in best), key=lambda b: _ORDER[b])
+    scores = [_predict(target, part, SCORE, known.laws) for part in parts]
+    from_scores = None
+    if all(p is not None for p in scores):
+        from_scores = _sum([(p.value, p.low, p.high) for p in scores if p is not None])
+    base = _score_of(target, known.scores)
+    points: dict[str, float] = {}
+    if base is not None and from_scores is not None:
+        part, least, most = from_scores
+        points = {"points": -part * base / 100, "points_low": -most * base / 100, "points_high": -least * base / 100}
+    only_scores = all(p.scale is SCORE for p in best)
+    lost = _joined([None if only_scores else percent_of((value, low, high)), from_scores])
+    used = dict.fromkeys(o.row for p in best for o in p.used[:8])
+    kinds = dict.fromkeys(_METRIC[p.scale.name] for p in best)
+    return replace(
+        asked, value=value, low=low, high=high, metric=" and ".join(kinds), basis=basis, rows=tuple(used),
+        fragile=asked.fragile and basis != "measured", note=_note(parts, best),
+        lost=lost[0], lost_low=lost[1], lost_high=lost[2], **points,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+Band: TypeAlias = tuple[float, float, float]
+"""A value and the two ends of its band."""
+
+
+def _as_ln(p: Prediction) -> Band:
+    """A prediction in ln perplexity; percent of a score by the usual ratio."""
+    if p.scale is not SCORE:
+        return p.value, p.low, p.high
+    usual, least, most = _ratio()
+    return _scaled((p.value, p.low, p.high), 1 / usual, usual / most, usual / least)
+
+
+def percent_of(loss: Band) -> Band:
+    """A loss in ln perplexity as percent of an average score, by the usual ratio."""
+    usual, least, most = _ratio()
+    return _scaled(loss, usual, least / usual, most / usual)
+
+
+def _ratio() -> Band:
+    table = law_file()["score_to_perplexity"]
+    return float(table["percent_per_ln"]), float(table["low"]), float(table["high"])
+
+
+def _scaled(loss: Band, factor: float, least: float, most: float) -> Band:
+    """A loss times a factor that is itself only known between `least` and `most` times its value."""
+    value, low, high = (factor * v for v in loss)
+    ends = sorted((value * (least - 1), value * (most - 1)))
+    return value, value - math.hypot(low - value, ends[0]), value + math.hypot(high - value, ends[1])
+
+
+def _joined(found: Sequence[Band | None]) -> Band:
+    """Two estimates of one loss, weighted by the inverse square of the width of their bands."""
+    known = [f for f in found if f is not None]
+    weights = [1 / max(high - low, 1e-9) ** 2 for _, low, high in known]
+    value = sum(w * v for w, (v, _, _) in zip(weights, known, strict=True)) / sum(weights)
+    down, up = (
+        math.sqrt(sum((w * (f[i] - f[0])) ** 2 for w, f in zip(weights, known, strict=True))) / sum(weights)
+        for i in (1, 2)
+    )
+    return value, value - down, value + up
+
+
+def _sum(parts: Sequence[Band]) -> Band:
+    """The sum of independent losses: the distances to the ends of the bands add as squares."""
+    value = sum(v for v, _, _ in parts)
+    down, up = (math.hypot(*(abs(end[i] - end[0]) for end in parts)) for i in (1, 2))
+    return value, value - down, value + up
+
+
+def _score_of(target: KnownModel, scores: Sequence[tuple[KnownModel, float]]) -> float | None:
+    """The 16-bit average score of the model or of one of its generation: what a percent of it is in points."""
+    found = [(abs(math.log(m.parameters_b / target.parameters_b)), base) for m, base in scores
+             if m.generation == target.generation]  # fmt: skip
+    if not found:
+        return None
+    nearest = min(distance for distance, _ in found)
+    mine = sorted(base for distance, base in found if distance <= nearest + 0.2)
+    return mine[len(mine) // 2]
+
+
+def _note(parts: Sequence[Change], best: Sequence[Prediction]) -> str:
+    said = []
+    for part, p in zip(parts, best, strict=True):
+        if p.scale is SCORE:
+            said.append(f"{part.kind}: from scores, as no perplexity is published")
+        elif p.scale is WORD:
+            said.append(f"{part.kind}: perplexity per word, which loses 1.1 to 1.3 times as much as per token")
+        elif p.scale is TOKEN_512:
+            said.append(f"{part.kind}: windows of 512 tokens")
+        if part.kind == "cache 8 bit":
+            said.append("at long contexts an FP8 cache with FP8 attention kept 94 to 98 % of a retrieval score")
+        if part.kind == INTEGERS and p.basis == "law" and p.scale is TOKEN:
+            said.append(f"a law over {len({o.model.name for o in p.used})} models")
+    return "; ".join(dict.fromkeys(said))
