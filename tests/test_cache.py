@@ -142,7 +142,7 @@ def test_the_sources_behind_a_kernel_are_found() -> None:
     from qsim._stale import sources_behind
 
     behind = {p.relative_to(ROOT).as_posix() for p in sources_behind(ROOT / "qsim" / "kernels" / "stream" / "loops.py")}
-    assert {f"qsim/{name}.py" for name in ("kernels/stream/loops", "kernels/stream/ir", "kernels/dot/ir", "kernels/weights",
-                                          "_native/vectors")} <= behind  # fmt: skip
+    names = ("kernels/stream/loops", "kernels/stream/ir", "kernels/dot/ir", "kernels/weights", "_native/vectors")
+    assert {f"qsim/{name}.py" for name in names} <= behind
     assert "qsim/kernels/linear.py" not in behind
     assert not any(path.startswith("qsim/cli") for path in behind)

@@ -143,7 +143,7 @@ def _stream(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarra
     exact = integer_sums and packed.one_scale and act.group is None
     out = np.empty((act.tokens, packed.shape[0]), F32)
     multiply: Any = loops.stream_matmul
-    multiply(*packed.plan, x, _NO_GROUPS if act.group is None else act.group, row, step,
+    multiply(packed.weights, x, _NO_GROUPS if act.group is None else act.group, row, step,
              _INT_SUMS if exact else _FLOAT_SUMS, numba.get_num_threads(), out)  # fmt: skip
     return out
 
@@ -166,7 +166,7 @@ def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarra
     multiply: Any = many.expand_matmul
     for m in range(0, tokens, EXPAND_BLOCK):
         here = slice(m, m + EXPAND_BLOCK)
-        multiply(*packed.plan, x[here], row[here], EXPAND_DEPTH, _INT_SUMS if exact else _FLOAT_SUMS, exact, tiles,
+        multiply(packed.weights, x[here], row[here], EXPAND_DEPTH, _INT_SUMS if exact else _FLOAT_SUMS, exact, tiles,
                  out[here])  # fmt: skip
     return out
 

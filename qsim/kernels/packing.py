@@ -29,6 +29,7 @@ from qsim.formats import FloatFormat, IntFormat
 from qsim.scheme import QuantizedTensor, Scheme
 
 from .stored import STORED
+from .weights import Weights
 
 LANES = 64
 # Many tokens at a time, and tiles of 64 rows in one task: their sums, 64 KiB for each tile, stay in L2.
@@ -106,11 +107,14 @@ class PackedWeight:
         return size.size == 0 or bool(size.min() >= 2.0**-48 and size.max() <= high)
 
     @cached_property
-    def plan(self) -> tuple[Any, ...]:
-        """The first arguments of every kernel: words as records of the stored format, scales, zero points, bias."""
+    def weights(self) -> Weights:
+        """The first argument of every kernel."""
         bias = np.zeros(self.shape[0], np.float32) if self.bias is None else self.bias
-        return (self.words.view(STORED[self.stored].dtype), self.scales, self.scale_kind, self.rows_per_scale,
-                self.zeros, self.zero_bits, self.zero, self.group, bias)  # fmt: skip
+        return Weights(
+            words=self.words.view(STORED[self.stored].dtype), scales=self.scales, scale_kind=self.scale_kind,
+            rows_per_scale=self.rows_per_scale, zeros=self.zeros, zero_bits=self.zero_bits, zero=np.float32(self.zero),
+            group=self.group, bias=bias,
+        )  # fmt: skip
 
     @property
     def nbytes(self) -> int:

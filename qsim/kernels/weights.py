@@ -1,8 +1,8 @@
-"""What every kernel reads of a packed weight beside its words: scales and zero points of 64 rows, as float32."""
+"""A packed weight as the kernels take it, and what each of them reads of it: scales and zero points of 64 rows."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -10,6 +10,33 @@ from numba import njit
 from .portable import ir
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
+
+
+class Weights(NamedTuple):
+    """A packed weight (N, K), T tiles of 64 rows, as one argument of a kernel; see `packing` for the layout.
+
+    A look-up of an array in compiled code counts a reference, on a cache line that all threads share: kernels do it
+    before their loops.
+
+    Arguments:
+        words: (T, W, 64) records of the stored format, see `stored`.
+        scales: the bits of scales in their own format.
+        scale_kind, rows_per_scale: what they are and for how many rows, as in `PackedWeight`.
+        zeros: packed zero points, of `zero_bits` bits, as in `PackedWeight`.
+        zero: the zero point where there is none in `zeros`, float32.
+        group: columns that share a scale.
+        bias: (N,) float32.
+    """
+
+    words: np.ndarray
+    scales: np.ndarray
+    scale_kind: int
+    rows_per_scale: int
+    zeros: np.ndarray
+    zero_bits: int
+    zero: np.float32
+    group: int
+    bias: np.ndarray
 
 
 @njit(cache=True)
@@ -69,31 +96,31 @@ def group_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, g: Any, out: An
 
 
 @njit(cache=True)
-def tile_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, out: Any) -> None:
+def tile_scales(w: Any, tile: Any, out: Any) -> None:
     """Scales of the 64 rows of a tile, (G, 64) float32."""
+    scales = w.scales
     for g in range(out.shape[0]):
-        group_scales(scales, kind, rows_per_scale, tile, g, out, g)
+        group_scales(scales, w.scale_kind, w.rows_per_scale, tile, g, out, g)
 
 
 @njit(cache=True)
-def tile_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, out: Any) -> None:
+def tile_zeros(w: Any, tile: Any, out: Any) -> None:
     """Zero points of the 64 rows of a tile, (G, 64) float32."""
+    zeros = w.zeros
     for g in range(out.shape[0]):
-        group_zeros(zeros, bits, constant, tile, g, out, g)
+        group_zeros(zeros, w.zero_bits, w.zero, tile, g, out, g)
 
 
 @njit(cache=True)
-def bf16_factors(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, tile: Any,
-    folded: Any, by: Any, less: Any, scale: Any, shift: Any,
-) -> None:  # fmt: skip
+def bf16_factors(w: Any, tile: Any, folded: Any, by: Any, less: Any, scale: Any, shift: Any) -> None:
     """For weights that become BF16, (code - less) * by: what is left for the sums, (sum - shift * sum x) * scale.
 
     All (G, 64) float32. Integers less 2^(bits-1) are BF16; so are floats times the power of two that their fields lack.
     When `folded` the scale is small enough to be in them too.
     """
-    tile_scales(scales, scale_kind, rows_per_scale, tile, scale)
-    tile_zeros(zeros, zero_bits, zero, tile, shift)
+    words = w.words
+    tile_scales(w, tile, scale)
+    tile_zeros(w, tile, shift)
     for g in range(scale.shape[0]):
         for lane in range(64):
             by[g, lane] = ir.value_factor(words)

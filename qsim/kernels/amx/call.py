@@ -44,9 +44,9 @@ def multiply(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarr
                 many.pack_whole_tiles(here.view(np.int64), xa.view(np.int64))
             else:
                 many.pack_tiles(here, step, needs_sums, xa, xsum)
-            product(*packed.plan, xa, xsum, xgroup, *rest, integer, full, *last)
+            product(packed.weights, xa, xsum, xgroup, *rest, integer, full, *last)
         else:
             xh = aligned_empty((rows // 16, padded // 32, 16, 32), np.uint16)
             many.pack_tiles(here, step, needs_sums, xh, xsum)
-            product(*packed.plan, xh, xsum, xgroup, *rest, folded, full, *last)
+            product(packed.weights, xh, xsum, xgroup, *rest, folded, full, *last)
     return out

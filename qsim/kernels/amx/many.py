@@ -72,17 +72,17 @@ def pack_tiles(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
 
 @njit(cache=True, boundscheck=False)
 def _amx_int_tiles(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any,
+    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any,
     table: Any, out: Any,
 ) -> None:  # fmt: skip
+    words, group, bias = w.words, w.group, w.bias
     tokens, n, k = out.shape[0], out.shape[1], xa.shape[1] * 64
     groups, tiles, blocks = (1 if integer else k // group), last - first, xa.shape[0] // 2
     columns = portable.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
-        tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
+        tile_scales(w, first + t, scale[t])
+        tile_zeros(w, first + t, shift[t])
         shift[t] -= portable.centre(words)
     b = aligned_int32(step * 16).reshape(4, step * 4)
     kept = tiles * blocks if integer else 1
@@ -153,18 +153,17 @@ def _finish(total: Any, start: Any, xrow: Any, bias: Any, out: Any) -> None:
 
 @njit(cache=True, boundscheck=False)
 def _amx_bf16_tiles(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, full: Any,
+    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, full: Any,
     table: Any, out: Any,
 ) -> None:  # fmt: skip
+    words, group = w.words, w.group
     k = xa.shape[1] * 32
     groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
     columns = portable.columns_per_step(words)
     by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        bf16_factors(words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, first + t, folded, by[t],
-                     less[t], scale[t], shift[t])  # fmt: skip
+        bf16_factors(w, first + t, folded, by[t], less[t], scale[t], shift[t])
     b = aligned_int32(step * 32).reshape(4, step * 8)
     sums = aligned_float32(1024)
     total = aligned_float32(tiles * blocks * 2048).reshape(tiles, blocks * 32, 64)
@@ -193,12 +192,11 @@ def _amx_bf16_tiles(
                             ir.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
     ir.release_tiles()
     for t in range(tiles):
-        _finish(total[t], (first + t) * 64, xrow, bias, out)
+        _finish(total[t], (first + t) * 64, xrow, w.bias, out)
 
 
 def _amx_tiles(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
+    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
     table: Any, out: Any,
 ) -> None:  # fmt: skip
     """One task, by the dtype of xa; in compiled code only."""
@@ -207,26 +205,20 @@ def _amx_tiles(
 
 @overload(_amx_tiles, strict=False)
 def _amx_tiles_by_type(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
+    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
     table: Any, out: Any,
 ) -> Any:  # fmt: skip
     tiles = _amx_int_tiles if xa.dtype == types.int8 else _amx_bf16_tiles
 
-    def run(  # type: ignore[no-untyped-def]
-        first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xa, xsum, xgroup,
-        xrow, step, whole, full, table, out,
-    ):  # fmt: skip
-        tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias, xa, xsum,
-              xgroup, xrow, step, whole, full, table, out)  # fmt: skip
+    def run(first, last, w, xa, xsum, xgroup, xrow, step, whole, full, table, out):  # type: ignore[no-untyped-def]
+        tiles(first, last, w, xa, xsum, xgroup, xrow, step, whole, full, table, out)
 
     return run
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
 def amx_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any, tiles: Any, table: Any,
+    w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any, tiles: Any, table: Any,
     out: Any,
 ) -> None:  # fmt: skip
     """`expand_matmul` for integers by integers, or for activations that are BF16. xa from `pack_tiles`.
@@ -234,9 +226,8 @@ def amx_matmul(
     Chunks of `step` columns divide a group, or with BF16 and `whole` are folded over groups. With integers `whole`
     keeps int32 sums over all of K.
     """
-    count = words.shape[0]
+    count = w.words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
-        _amx_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
-                   xa, xsum, xgroup, xrow, step, whole, full, table, out)  # fmt: skip
+        _amx_tiles(first, last, w, xa, xsum, xgroup, xrow, step, whole, full, table, out)

@@ -42,6 +42,6 @@ def multiply(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarr
         xgroup = np.ones((rows, groups), F32)
         if act.group is not None:
             xgroup[: here.shape[0]] = act.group[m : m + TOKENS]
-        product(*packed.plan, xw.view(BYTES if ints else BF16), xsum, xgroup, row[m : m + TOKENS], step, folded,
+        product(packed.weights, xw.view(BYTES if ints else BF16), xsum, xgroup, row[m : m + TOKENS], step, folded,
                  _SUMS[exact], exact, tiles, out[m : m + TOKENS])  # fmt: skip
     return out

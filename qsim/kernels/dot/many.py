@@ -73,22 +73,19 @@ def _columns_per_word_by_type(xw: Any) -> Any:
     return (lambda xw: 4) if _of_bytes(xw) else (lambda xw: 2)
 
 
-def _factors(words: Any, scales: Any, zeros: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any, scale: Any,
-             shift: Any) -> None:  # fmt: skip
-    """by, less, scale and shift of a tile, see `bf16_factors`; `scales` and `zeros` with what describes them."""
+def _factors(w: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any, scale: Any, shift: Any) -> None:
+    """by, less, scale and shift of a tile, see `bf16_factors`."""
     raise NotImplementedError
 
 
 @overload(_factors, strict=False)
-def _factors_by_type(words: Any, scales: Any, zeros: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any,
-                     scale: Any, shift: Any) -> Any:  # fmt: skip
-    def for_bytes(words, scales, zeros, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
-        tile_scales(scales[0], scales[1], scales[2], tile, scale)
-        tile_zeros(zeros[0], zeros[1], zeros[2], tile, shift)
+def _factors_by_type(w: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any, scale: Any, shift: Any) -> Any:
+    def for_bytes(w, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
+        tile_scales(w, tile, scale)
+        tile_zeros(w, tile, shift)
 
-    def for_bf16(words, scales, zeros, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
-        bf16_factors(words, scales[0], scales[1], scales[2], zeros[0], zeros[1], zeros[2], tile, folded, by, less,
-                     scale, shift)  # fmt: skip
+    def for_bf16(w, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
+        bf16_factors(w, tile, folded, by, less, scale, shift)
 
     return for_bytes if _of_bytes(xw) else for_bf16
 
@@ -155,17 +152,16 @@ def _multiply_by_type(b: Any, steps: Any, xw: Any, w0: Any, scale: Any, shift: A
 
 @njit(cache=True, boundscheck=False)
 def _dot_tiles(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any,
+    first: Any, last: Any, w: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any,
     exact: Any, out: Any,
 ) -> None:  # fmt: skip
+    words, group = w.words, w.group
     tokens, k, tiles = out.shape[0], portable.padded_columns(words), last - first
     groups, rows = k // group, xw.shape[0]
     by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        _factors(words, (scales, scale_kind, rows_per_scale), (zeros, zero_bits, zero), first + t, folded, xw, by[t],
-                 less[t], scale[t], shift[t])  # fmt: skip
+        _factors(w, first + t, folded, xw, by[t], less[t], scale[t], shift[t])
     per_word = _columns_per_word(xw)
     b = aligned_int32(step // per_word * 64).reshape(step // per_word, 64).view(np.uint32)
     per_column = words.shape[1] * 256 // k  # bytes of the 64 rows; 8, 4, 3 or 2 bits
@@ -193,22 +189,20 @@ def _dot_tiles(
             for i in range(c):
                 sx[m] += I32(xsum[m, i])
     for t in range(tiles):
-        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, bias, out, (first + t) * 64)
+        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, w.bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
 def dot_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any, exact: Any, tiles: Any,
+    w: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any, exact: Any, tiles: Any,
     out: Any,
 ) -> None:  # fmt: skip
     """`expand_matmul` for integers by integers or activations that are BF16.
 
     `folded`: scales are in the expanded weights and slices of `step` columns may cross groups.
     """
-    count = words.shape[0]
+    count = w.words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
-        _dot_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
-                   xw, xsum, xgroup, xrow, step, folded, sums, exact, out)  # fmt: skip
+        _dot_tiles(first, last, w, xw, xsum, xgroup, xrow, step, folded, sums, exact, out)

@@ -53,54 +53,52 @@ def _add_by_type(acc: Any, total: Any) -> Any:
 
 @njit(cache=True, boundscheck=False)
 def _expand_tiles(
-    first: Any, last: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any,
-    zero: Any, group: Any, bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, out: Any,
+    first: Any, last: Any, w: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, out: Any,
 ) -> None:  # fmt: skip
     """Tiles first .. last - 1 for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
     rows, k = x.shape
+    words, group = w.words, w.group
     groups, tiles, step = k // group, last - first, ir.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        tile_scales(scales, scale_kind, rows_per_scale, first + t, scale[t])
-        tile_zeros(zeros, zero_bits, zero, first + t, shift[t])
+        tile_scales(w, first + t, scale[t])
+        tile_zeros(w, first + t, shift[t])
     factor = np.ones((tiles, groups, 64), F32) if exact else scale
     acc = aligned_float32(tiles * rows * 64).reshape(tiles, rows, 64)
     acc[:] = F32(0)
     total = _totals(acc, sums)
-    w = aligned_float32(depth * 64).reshape(depth, 64)
+    wide = aligned_float32(depth * 64).reshape(depth, 64)
     for k0 in range(0, k, depth):
         k1 = min(k0 + depth, k)
         for t in range(tiles):
             here, by, less = acc[t], factor[t], shift[t]  # a view costs a reference count: not in the loops below
             for r in range(0, k1 - k0, step):
-                ir.expand(words, first + t, (k0 + r) // step, by, less, (k0 + r) // group, w, r)
+                ir.expand(words, first + t, (k0 + r) // step, by, less, (k0 + r) // group, wide, r)
             m = 0
             while m < rows:
                 if (rows - m) % 6 == 0 or rows - m > 8:  # an even number from 4 on is a sum of sixes and fours
-                    ir.product_6(w, k1 - k0, x, m, k0, here)
+                    ir.product_6(wide, k1 - k0, x, m, k0, here)
                     m += 6
                 else:
-                    ir.product_4(w, k1 - k0, x, m, k0, here)
+                    ir.product_4(wide, k1 - k0, x, m, k0, here)
                     m += 4
             _add(here, total[t])
     nothing = np.zeros(rows, I32)  # zero points are in the expanded weights
     for t in range(tiles):
-        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, bias, out, (first + t) * 64)
+        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, w.bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
 def expand_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, tiles: Any, out: Any,
+    w: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, tiles: Any, out: Any,
 ) -> None:  # fmt: skip
     """out[m, n] = xrow[m] * sum_k w[n, k] * x[m, k] + bias[n] for many tokens, `tiles` tiles to a task.
 
     x (M', padded K), M' even and at least 4. `exact`, with int32 `sums`: x and q - zero are integers, exact in float32
     over `depth` columns and added in int32.
     """
-    count = words.shape[0]
+    count = w.words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
-        _expand_tiles(first, last, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero), group, bias,
-                       x, xrow, depth, sums, exact, out)  # fmt: skip
+        _expand_tiles(first, last, w, x, xrow, depth, sums, exact, out)

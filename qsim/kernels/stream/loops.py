@@ -38,15 +38,14 @@ def starts(tiles: Any, threads: Any) -> Any:
 
 @njit(cache=True, boundscheck=False)
 def _stream_share(
-    thread: Any, counters: Any, words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any,
-    zero_bits: Any, zero: Any, group: Any, bias: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any,
-    sums: Any, out: Any,
-) -> None:  # fmt: skip
+    thread: Any, counters: Any, w: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any, sums: Any, out: Any
+) -> None:
     """One thread's consecutive tiles, then what the others have not begun: a core that was interrupted is not awaited.
 
     Consecutive, because a thread's tiles are then one stream to the hardware's prefetcher. Scales are decoded a group
     at a time: those of a whole tile would be a microsecond in which nothing comes from memory.
     """
+    words, scales, zeros, bias, group = w.words, w.scales, w.zeros, w.bias, w.group
     tokens, tiles, threads = out.shape[0], words.shape[0], counters.shape[0] // COUNTER_STRIDE
     scale, shift = np.empty((1, 64), F32), np.empty((1, 64), F32)
     total, nothing = np.empty((xs.shape[0], 64), sums.dtype), np.zeros(tokens, I32)
@@ -59,33 +58,29 @@ def _stream_share(
                 for lane in range(64):
                     total[m, lane] = 0
             for g in range(factors.shape[1]):
-                group_scales(scales, scale_kind, rows_per_scale, tile, g, scale, 0)
-                group_zeros(zeros, zero_bits, zero, tile, g, shift, 0)
+                group_scales(scales, w.scale_kind, w.rows_per_scale, tile, g, scale, 0)
+                group_zeros(zeros, w.zero_bits, w.zero, tile, g, shift, 0)
                 m = 0
                 while m < tokens:  # four tokens to a pass; what the pass reads stays in the first level of cache
                     if m + 1 == tokens:
                         ir.stream_1(words, tile, g, xs, m, xsum, factors, scale, shift, group, step, total, scales,
-                                       zeros)  # fmt: skip
+                                    zeros)  # fmt: skip
                     else:
                         ir.stream_4(words, tile, g, xs, m, xsum, factors, scale, shift, group, step, total, scales,
-                                       zeros)  # fmt: skip
+                                    zeros)  # fmt: skip
                     m += 4
             finish(total, 0, tokens, scale, shift, nothing, xrow, bias, out, tile * 64)
             tile = take_next(counters, owner * COUNTER_STRIDE)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
-def stream_matmul(
-    words: Any, scales: Any, scale_kind: Any, rows_per_scale: Any, zeros: Any, zero_bits: Any, zero: Any, group: Any,
-    bias: Any, x: Any, xgroup: Any, xrow: Any, step: Any, sums: Any, threads: Any, out: Any,
-) -> None:  # fmt: skip
+def stream_matmul(w: Any, x: Any, xgroup: Any, xrow: Any, step: Any, sums: Any, threads: Any, out: Any) -> None:
     """out[m, n] = xrow[m] * sum_g xgroup[m, g] * scale[n, g] * (sum_k q x - zero[n, g] * sum_k x) + bias[n].
 
     The dtype of x chooses the instructions, see `prepare`; with float32 this is the portable kernel.
     """
-    xs, xsum, factors = prepare(words, x, xgroup, group, step)
-    counters = starts(words.shape[0], threads)
+    xs, xsum, factors = prepare(w.words, x, xgroup, w.group, step)
+    counters = starts(w.words.shape[0], threads)
     for t in prange(threads):
         # the index of a parallel loop is unsigned; with a signed one the body is compiled once, not twice
-        _stream_share(np.int64(t), counters, words, scales, scale_kind, rows_per_scale, zeros, zero_bits, F32(zero),
-                      group, bias, xs, xsum, factors, xrow, step, sums, out)  # fmt: skip
+        _stream_share(np.int64(t), counters, w, xs, xsum, factors, xrow, step, sums, out)
