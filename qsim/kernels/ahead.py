@@ -42,7 +42,7 @@ def marker(schemes: Sequence[str]) -> Path:
     from .weights import decode_scale
 
     folder = Path(__file__).parent
-    behind = [stamp(folder / name) for name in ("linear.py", "dot/many.py", "amx/many.py")]
+    behind = [stamp(folder / name) for name in ("linear.py", "dot/many.py", "amx/bf16.py", "amx/int8.py")]
     state = hashlib.sha256(" ".join([*behind, *sorted(set(schemes))]).encode())
     return Path(str(decode_scale.stats.cache_path)) / f"ahead.{state.hexdigest()[:16]}"
 

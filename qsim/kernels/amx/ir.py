@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -17,6 +18,12 @@ from numba.core import cgutils
 from qsim._native.vectors import CONTRACT, F32, I64, VF, VI, array, intrinsic, load, splat, store
 
 llvm.initialize_native_asmparser()  # without it, inline assembly ends the process
+
+# 64 bytes for ldtilecfg: palette 1, then 16 rows of 64 bytes for each of the eight tiles (Intel SDM, LDTILECFG)
+TILE_TABLE = np.zeros(64, dtype=np.uint8)
+TILE_TABLE[0] = 1
+TILE_TABLE[16:32:2] = 64
+TILE_TABLE[48:56] = 16
 
 
 @intrinsic
@@ -48,93 +55,127 @@ def release_tiles(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-def _block(product: str) -> Any:
-    """An intrinsic block(a, a0, a1, b, b0, b1, steps, c, keep).
+def _emit(builder: Any, text: str, operands: list[Any]) -> None:
+    """Assembly text that reads its operands, pointers and strides, from registers and may change memory."""
+    kind = ir.FunctionType(ir.VoidType(), [o.type for o in operands])
+    builder.asm(kind, text, "r," * len(operands) + "~{memory}", operands, side_effect=True)
 
-    c (4, 16, 16) [+]= the 2 x 2 tiles A0, A1 x B0, B1 over `steps` consecutive tiles of 1 KiB from each byte offset a0,
-    a1 into `a` and b0, b1 into `b`; `keep` starts from what is in c. Loads stand between products, which hides them.
+
+def _emit_each(builder: Any, what: str, c: Any) -> None:
+    """`what`, a load or a store, for the four tiles of sums at pointer c."""
+    for i in range(4):
+        tile = f"%tmm{i}"
+        order = f"($0,$1,1), {tile}" if what == "tileloadd" else f"{tile}, ($0,$1,1)"
+        _emit(builder, f"{what} {order}", [builder.gep(c, [I64(1024 * i)]), I64(64)])
+
+
+_ZERO = "; ".join(f"tilezero %tmm{i}" for i in range(4))
+
+
+def _emit_products(builder: Any, product: str, a: Any, b: Any, places: Any, steps: Any) -> None:
+    """The four tiles of sums += the 2 x 2 tiles A0, A1 x B0, B1 over `steps` consecutive tiles of 1 KiB.
+
+    places: byte offsets of A0 and A1 from pointer a, of B0 and B1 from b. Loads stand between products: it hides them.
     """
-    zero = "; ".join(f"tilezero %tmm{i}" for i in range(4))
-    pointers = [f"tileloadd ({{}},$4,1), %tmm{4 + i}".format(f"${i}") for i in range(4)]
+    loads = [f"tileloadd (${i},$4,1), %tmm{4 + i}" for i in range(4)]
     body = "; ".join([
-        pointers[2], pointers[0], f"{product} %tmm6, %tmm4, %tmm0",
-        pointers[3], f"{product} %tmm7, %tmm4, %tmm1",
-        pointers[1], f"{product} %tmm6, %tmm5, %tmm2", f"{product} %tmm7, %tmm5, %tmm3",
+        loads[2], loads[0], f"{product} %tmm6, %tmm4, %tmm0",
+        loads[3], f"{product} %tmm7, %tmm4, %tmm1",
+        loads[1], f"{product} %tmm6, %tmm5, %tmm2", f"{product} %tmm7, %tmm5, %tmm3",
     ])  # fmt: skip
+    starts = [builder.gep(base, [place]) for base, place in zip((a, a, b, b), places, strict=True)]
+    with cgutils.for_range(builder, steps) as loop:
+        at = builder.mul(loop.index, I64(1024))
+        _emit(builder, body, [*(builder.gep(p, [at]) for p in starts), I64(64)])
 
-    @intrinsic
-    def block(
-        typingctx: Any, a: Any, a0: Any, a1: Any, b: Any, b0: Any, b1: Any, steps: Any, c: Any, c0: Any, keep: Any
-    ) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            ap, _ = array(context, builder, signature, args, 0)
-            bp, _ = array(context, builder, signature, args, 3)
-            cp, _ = array(context, builder, signature, args, 7)
-            cp = builder.gep(cp, [args[8]])
 
-            def emit(text: str, constraints: str, operands: list[Any]) -> None:
-                kind = ir.FunctionType(ir.VoidType(), [o.type for o in operands])
-                builder.asm(kind, text, constraints + "~{memory}", operands, side_effect=True)
+@intrinsic
+def block_s8(
+    typingctx: Any, a: Any, a0: Any, a1: Any, b: Any, b0: Any, b1: Any, steps: Any, c: Any, c0: Any, keep: Any
+) -> Any:
+    """c (4, 16, 16) int32, at byte c0, [+]= the 2 x 2 tiles at bytes a0, a1 of `a` by those at b0, b1 of `b`.
 
-            def each_c(what: str) -> None:
-                for i in range(4):
-                    tile = f"%tmm{i}"
-                    order = f"($0,$1,1), {tile}" if what == "tileloadd" else f"{tile}, ($0,$1,1)"
-                    emit(f"{what} {order}", "r,r,", [builder.gep(cp, [I64(1024 * i)]), I64(64)])
+    Over `steps` consecutive tiles of 1 KiB; `keep` starts from what is in c.
+    """
 
-            with builder.if_else(args[9]) as (then, otherwise):
-                with then:
-                    each_c("tileloadd")
-                with otherwise:
-                    emit(zero, "", [])
-            rows = [builder.gep(ap, [args[1]]), builder.gep(ap, [args[2]])]
-            columns = [builder.gep(bp, [args[4]]), builder.gep(bp, [args[5]])]
-            with cgutils.for_range(builder, args[6]) as loop:
-                at = builder.mul(loop.index, I64(1024))
-                places = [builder.gep(p, [at]) for p in (*rows, *columns)]
-                emit(body, "r,r,r,r,r,", [*places, I64(64)])
-            each_c("tilestored")
-            return context.get_dummy_value()
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (ap, _), (bp, _), (cp, _) = (array(context, builder, signature, args, i) for i in (0, 3, 7))
+        cp = builder.gep(cp, [args[8]])
+        with builder.if_else(args[9]) as (then, otherwise):
+            with then:
+                _emit_each(builder, "tileloadd", cp)
+            with otherwise:
+                _emit(builder, _ZERO, [])
+        _emit_products(builder, "tdpbssd", ap, bp, (args[1], args[2], args[4], args[5]), args[6])
+        _emit_each(builder, "tilestored", cp)
+        return context.get_dummy_value()
 
-        i64 = types.int64
-        return types.void(a, i64, i64, b, i64, i64, i64, c, i64, types.boolean), codegen
+    i64 = types.int64
+    return types.void(a, i64, i64, b, i64, i64, i64, c, i64, types.boolean), codegen
 
-    return block
+
+@intrinsic
+def start_bf16(typingctx: Any, a: Any, a0: Any, a1: Any, b: Any, b0: Any, b1: Any, steps: Any) -> Any:
+    """As `block_s8` for BF16 and float32 sums from 0, which stay in the tile registers until `store_sums`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (ap, _), (bp, _) = (array(context, builder, signature, args, i) for i in (0, 3))
+        _emit(builder, _ZERO, [])
+        _emit_products(builder, "tdpbf16ps", ap, bp, (args[1], args[2], args[4], args[5]), args[6])
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(a, i64, i64, b, i64, i64, i64), codegen
+
+
+@intrinsic
+def store_sums(typingctx: Any, c: Any, c0: Any) -> Any:
+    """The four tiles of sums to c (4, 16, 16) at byte c0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cp, _ = array(context, builder, signature, args, 0)
+        _emit_each(builder, "tilestored", builder.gep(cp, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(c, types.int64), codegen
 
 
 def _apply_tile(integer: bool, full: bool) -> Any:
-    """An intrinsic apply(c, c0, scale, zero, g, column, xsum, xgroup, chunk, m0, total).
+    """An intrinsic apply(c, c0, scale, zero, s, column, xsum, chunk, xgroup, g, m0, total, t0).
 
-    For the 16 x 16 tile at byte c0 of c (int32 when `integer`, else float32), l = column + lane and m = m0 + r:
+    For the 16 x 16 tile at byte c0 of c (int32 when `integer`, else float32), l = column + lane:
 
-        total[m, l] += scale[g, l] * (c[r, lane] - zero[g, l] * xsum[chunk, m]) * xgroup[g, m]
+        total[t0 + r, l] += scale[s, l] * (c[r, lane] - zero[s, l] * xsum[chunk, m0 + r]) * xgroup[g, m0 + r]
 
-    Without `full` the zero point is 0 and xgroup 1. `total` is (M, 64) float32.
+    Without `full` the zero point is 0 and xgroup 1. `total` is (T, 64) float32.
     """
 
     @intrinsic
     def apply(
-        typingctx: Any, c: Any, c0: Any, scale: Any, zero: Any, g: Any, column: Any, xsum: Any, xgroup: Any, chunk: Any,
-        m0: Any, total: Any,
+        typingctx: Any, c: Any, c0: Any, scale: Any, zero: Any, s: Any, column: Any, xsum: Any, chunk: Any, xgroup: Any,
+        g: Any, m0: Any, total: Any, t0: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            cp, s, z, t = (array(context, builder, signature, args, i)[0] for i in (0, 2, 3, 10))
+            cp, scales, zeros, t = (array(context, builder, signature, args, i)[0] for i in (0, 2, 3, 11))
             sums, (_, tokens) = array(context, builder, signature, args, 6)
-            factors, _ = array(context, builder, signature, args, 7)
-            place = builder.mul(builder.add(builder.mul(args[4], I64(64)), args[5]), I64(4))
-            sv, zv = load(builder, s, place, VF), load(builder, z, place, VF)
-            out = builder.mul(builder.add(builder.mul(args[9], I64(64)), args[5]), I64(4))
+            factors, _ = array(context, builder, signature, args, 8)
+
+            def at(row: Any, columns: Any, column: Any) -> Any:
+                return builder.mul(builder.add(builder.mul(row, columns), column), I64(4))
+
+            place = at(args[4], I64(64), args[5])
+            sv, zv = load(builder, scales, place, VF), load(builder, zeros, place, VF)
+            out = at(args[12], I64(64), args[5])
             for r in range(16):
                 value = load(builder, cp, builder.add(args[1], I64(64 * r)), VI if integer else VF)
                 value = builder.sitofp(value, VF) if integer else value
                 scaled = sv
                 if full:
-                    token = builder.add(args[9], I64(r))
-                    at = builder.mul(builder.add(builder.mul(args[8], tokens), token), I64(4))
-                    shift = builder.fmul(zv, splat(builder, load(builder, sums, at, F32)), flags=CONTRACT)
-                    value = builder.fsub(value, shift, flags=CONTRACT)
-                    at = builder.mul(builder.add(builder.mul(args[4], tokens), token), I64(4))
-                    scaled = builder.fmul(sv, splat(builder, load(builder, factors, at, F32)))
+                    token = builder.add(args[10], I64(r))
+                    added = splat(builder, load(builder, sums, at(args[7], tokens, token), F32))
+                    value = builder.fsub(value, builder.fmul(zv, added, flags=CONTRACT), flags=CONTRACT)
+                    factor = load(builder, factors, at(args[9], tokens, token), F32)
+                    scaled = builder.fmul(sv, splat(builder, factor))
                 here = builder.add(out, I64(256 * r))
                 term = builder.fmul(scaled, value, flags=CONTRACT)
                 whole = builder.fadd(load(builder, t, here, VF), term, flags=CONTRACT)
@@ -142,7 +183,7 @@ def _apply_tile(integer: bool, full: bool) -> Any:
             return context.get_dummy_value()
 
         i64 = types.int64
-        return types.void(c, i64, scale, zero, i64, i64, xsum, xgroup, i64, i64, total), codegen
+        return types.void(c, i64, scale, zero, i64, i64, xsum, i64, xgroup, i64, i64, total, i64), codegen
 
     return apply
 
@@ -173,6 +214,5 @@ def finish_row(
     return types.void(c, i64, scale, zero, i64, types.int32, f32, bias, i64, out, i64), codegen
 
 
-block_s8, block_bf16 = _block("tdpbssd"), _block("tdpbf16ps")
 apply_int, apply_float = _apply_tile(True, False), _apply_tile(False, False)
 apply_int_full, apply_float_full = _apply_tile(True, True), _apply_tile(False, True)

@@ -1,8 +1,7 @@
-"""The AMX path: tile registers multiply 16 tokens by 16 output rows. Compile nothing here unless it is offered.
+"""The AMX path for integers by integers.
 
-A slice of columns of a tile is expanded to bytes or to BF16 (exactly), multiplied by 32 tokens at a time, and the sums
-of a group are scaled and added in float32. Shapes as in `stream.loops`; xa are activations in the layouts that
-`pack_tiles` makes.
+A slice of columns of a tile is expanded to bytes, multiplied by 32 tokens at a time, and the sums of a group are scaled
+and added in float32. Shapes as in `stream.loops`; xa are activations as `pack_tiles` lays them out.
 """
 
 from __future__ import annotations
@@ -10,24 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
 
 from qsim._native.memory import aligned_float32, aligned_int32
 
 from ..dot import ir as dot
 from ..portable import ir as portable
-from ..stream.prepare import narrow, sum_columns
-from ..weights import bf16_factors, tile_scales, tile_zeros
+from ..stream.prepare import sum_columns
+from ..weights import tile_scales, tile_zeros
 from . import ir
 
 F32, I32 = np.float32, np.int32
-
-# 64 bytes for ldtilecfg: palette 1, then 16 rows of 64 bytes for each of the eight tiles (Intel SDM, LDTILECFG)
-TILE_TABLE = np.zeros(64, dtype=np.uint8)
-TILE_TABLE[0] = 1
-TILE_TABLE[16:32:2] = 64
-TILE_TABLE[48:56] = 16
 
 
 @njit(cache=True, parallel=True, boundscheck=False)
@@ -52,7 +44,7 @@ def _pack_block(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -
             whole = min(max(inside - t * width, 0), width)
             to, values = out[block, t, r], row[t * width : t * width + whole]
             for at in range(values.shape[0]):
-                to[at] = narrow(values[at])
+                to[at] = values[at]
             for at in range(whole, width):
                 to[at] = 0
         if sums:
@@ -64,14 +56,14 @@ def _pack_block(x: Any, block: Any, step: Any, sums: Any, out: Any, xsum: Any) -
 def pack_tiles(x: Any, step: Any, sums: Any, out: Any, xsum: Any) -> None:
     """Activations (M, K) to A tiles; if `sums`, xsum (C, M') float32 per `step` columns.
 
-    int8 to (M'/16, K'/64, 16, 64), float32 numbers that are BF16 to (M'/16, K'/32, 16, 32) uint16.
+    int8 to (M'/16, K'/64, 16, 64).
     """
     for block in prange(out.shape[0]):
         _pack_block(x, np.int64(block), step, sums, out, xsum)
 
 
 @njit(cache=True, boundscheck=False)
-def _amx_int_tiles(
+def _tiles(
     first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any,
     table: Any, out: Any,
 ) -> None:  # fmt: skip
@@ -112,14 +104,14 @@ def _amx_int_tiles(
                     for i in range(4):
                         m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
                         if full:
-                            ir.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+                            ir.apply_int_full(sums, i * 1024, ts, tz, g, column, xsum, c, xgroup, g, m, tt, m)
                         else:
-                            ir.apply_int(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
+                            ir.apply_int(sums, i * 1024, ts, tz, g, column, xsum, c, xgroup, g, m, tt, m)
     ir.release_tiles()
     for t in range(tiles):
         start = (first + t) * 64
         if not integer:
-            _finish(total[t], start, xrow, bias, out)
+            finish(total[t], start, xrow, bias, out)
             continue
         whole_shift, here_scale = np.empty(64, I32), scale[t, 0]
         for lane in range(64):
@@ -144,90 +136,25 @@ def _amx_int_tiles(
 
 
 @njit(cache=True, boundscheck=False)
-def _finish(total: Any, start: Any, xrow: Any, bias: Any, out: Any) -> None:
+def finish(total: Any, start: Any, xrow: Any, bias: Any, out: Any) -> None:
+    """Columns start .. start + 63 of `out`, as far as it has them: total * xrow + bias."""
     tokens, n = out.shape
     for m in range(tokens):
         for lane in range(min(64, n - start)):
             out[m, start + lane] = total[m, lane] * xrow[m] + bias[start + lane]
 
 
-@njit(cache=True, boundscheck=False)
-def _amx_bf16_tiles(
-    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, full: Any,
-    table: Any, out: Any,
-) -> None:  # fmt: skip
-    words, group = w.words, w.group
-    k = xa.shape[1] * 32
-    groups, tiles, blocks = k // group, last - first, xa.shape[0] // 2
-    columns = portable.columns_per_step(words)
-    by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
-    scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
-    for t in range(tiles):
-        bf16_factors(w, first + t, folded, by[t], less[t], scale[t], shift[t])
-    b = aligned_int32(step * 32).reshape(4, step * 8)
-    sums = aligned_float32(1024)
-    total = aligned_float32(tiles * blocks * 2048).reshape(tiles, blocks * 32, 64)
-    total[:] = F32(0)
-    ir.configure_tiles(table)
-    for c in range((k + step - 1) // step):
-        k0 = c * step
-        depth = min(step, k - k0)
-        g = k0 // group
-        for t in range(tiles):
-            tb, tl = by[t], less[t]
-            for r in range(0, depth, columns):
-                at = k0 + r
-                dot.amx_bf16(words, first + t, at // columns, tb, tl, at // group, b, r)
-            ts, tz, tt = scale[t], shift[t], total[t]  # a view costs a reference count: not in the loops below
-            for block in range(blocks):
-                a0 = (2 * block * xa.shape[1] + k0 // 32) * 1024
-                for half in range(2):
-                    b0 = half * 2 * step * 32
-                    ir.block_bf16(xa, a0, a0 + xa.shape[1] * 1024, b, b0, b0 + step * 32, depth // 32, sums, 0, False)
-                    for i in range(4):
-                        m, column = block * 32 + (i // 2) * 16, half * 32 + (i % 2) * 16
-                        if full:
-                            ir.apply_float_full(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-                        else:
-                            ir.apply_float(sums, i * 1024, ts, tz, g, column, xsum, xgroup, c, m, tt)
-    ir.release_tiles()
-    for t in range(tiles):
-        _finish(total[t], (first + t) * 64, xrow, w.bias, out)
-
-
-def _amx_tiles(
-    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
-    table: Any, out: Any,
-) -> None:  # fmt: skip
-    """One task, by the dtype of xa; in compiled code only."""
-    raise NotImplementedError
-
-
-@overload(_amx_tiles, strict=False)
-def _amx_tiles_by_type(
-    first: Any, last: Any, w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any,
-    table: Any, out: Any,
-) -> Any:  # fmt: skip
-    tiles = _amx_int_tiles if xa.dtype == types.int8 else _amx_bf16_tiles
-
-    def run(first, last, w, xa, xsum, xgroup, xrow, step, whole, full, table, out):  # type: ignore[no-untyped-def]
-        tiles(first, last, w, xa, xsum, xgroup, xrow, step, whole, full, table, out)
-
-    return run
-
-
 @njit(cache=True, parallel=True, boundscheck=False)
-def amx_matmul(
-    w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, whole: Any, full: Any, tiles: Any, table: Any,
+def int8_matmul(
+    w: Any, xa: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, integer: Any, full: Any, tiles: Any, table: Any,
     out: Any,
 ) -> None:  # fmt: skip
-    """`expand_matmul` for integers by integers, or for activations that are BF16. xa from `pack_tiles`.
+    """`portable_matmul` for integers by integers, xa from `pack_tiles`.
 
-    Chunks of `step` columns divide a group, or with BF16 and `whole` are folded over groups. With integers `whole`
-    keeps int32 sums over all of K.
+    Chunks of `step` columns divide a group; `integer` keeps int32 sums over all of K.
     """
     count = w.words.shape[0]
     for task in prange((count + tiles - 1) // tiles):
         first = np.int64(task) * tiles
         last = min(first + tiles, count)
-        _amx_tiles(first, last, w, xa, xsum, xgroup, xrow, step, whole, full, table, out)
+        _tiles(first, last, w, xa, xsum, xgroup, xrow, step, integer, full, table, out)
