@@ -306,7 +306,7 @@ def predict(
     _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, stack, strict)
     notes: list[str] = [*arch.notes, *choice.notes]
-    notes += _ragged(arch, quant)
+    notes += _ragged(arch, quant) + _own_rule(quant)
     notes += _beyond(arch, context)
     family = get_family(choice.kernel)
     quantizes = choice.quantizes_activation
@@ -355,13 +355,27 @@ def _main_kernel(rows: Sequence[OperatorTime], choice: Choice) -> str:
     return max(spent, key=lambda name: spent[name], default=choice.kernel)
 
 
+def _own_rule(quant: Scheme) -> list[Note]:
+    """A note on weights with minima or superblocks: the bytes are exact, the kernel is another one."""
+    if not quant.weight.has_own_rule:
+        return []
+    text = (
+        "no kernel that reads minima or superblocks was measured: its bytes are exact, its efficiency is that of a "
+        "kernel with one scale per group or row"
+    )
+    return [Note("own_rule", text)]
+
+
 def _ragged(arch: Architecture, quant: Scheme) -> list[Note]:
-    """A note when groups do not divide a layer: the last group of each of its rows is then shorter."""
-    group = quant.weight.group_size
+    """A note when groups do not divide a layer: the last group of each of its rows is then shorter, or padded where
+    groups form superblocks."""
+    whole = quant.weight.superblock
+    group = whole or quant.weight.group_size
     if group is None or quant.weight.ragged:
         return []
     odd = sorted({part.k for part in arch.parts if not part.router and part.k % group})
-    text = f"groups of {group} do not divide K = {', '.join(map(str, odd))}: last groups are shorter"
+    what, then = ("superblocks", "rows are padded") if whole else ("groups", "last groups are shorter")
+    text = f"{what} of {group} do not divide K = {', '.join(map(str, odd))}: {then}"
     return [Note("ragged", text)] if odd else []
 
 

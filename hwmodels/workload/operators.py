@@ -83,8 +83,13 @@ class Operator:
 
 
 def weight_nbytes(scheme: Scheme, n: int, k: int) -> int:
-    """Bytes of a packed weight (N, K): codes, scales and zero points, equal to the packed tensor's to the byte."""
+    """Bytes of a packed weight (N, K): codes, scales and zero points, equal to the packed tensor's to the byte.
+
+    Last groups may be shorter; superblocks may not, so that rows are padded to whole ones.
+    """
     part = scheme.weight
+    if part.superblock is not None:
+        return int(part.nbytes((n, -(-k // part.superblock) * part.superblock)))
     if part.granularity is not None and not part.ragged:
         columns = part.granularity.columns
         if columns is not None and k % columns:

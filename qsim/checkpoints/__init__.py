@@ -11,6 +11,7 @@ Which layout holds which scheme is `layouts_for(scheme)`, and why one does not `
     integers of 2, 3, 4, 8 bits                     x            x       x     4 b
     integers of 5, 6, 7 bits                        x
     symmetric 4, 5, 8 bits, groups of 32            x            -       -      -         x
+    with minima or superblocks (Q4_K, ...)                                                x
     with integer activations                        x
     E4M3, one scale per tensor                      x                               x
     E4M3, one scale per row                         x

@@ -32,7 +32,8 @@ from .folder import copy_beside, new_folder
 Progress = Callable[[int, int, str], None]
 _TYPE_OF = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _FILE = "model.gguf"
-_SMALLER = {"q4_k": "q5_0", "q6_k": "q8_0"}  # what llama.cpp takes where rows do not divide into blocks of 256
+# What llama.cpp takes where rows do not divide into blocks of 256; for Q2_K and Q3_K it takes IQ4_NL, of Q4_0's size.
+_SMALLER = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
 @dataclass(frozen=True, kw_only=True)

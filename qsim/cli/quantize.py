@@ -48,7 +48,7 @@ GGUF_SCHEMES = {one.name: one.scheme for one in TYPES.values() if one.scheme is 
               help=f"{', '.join(LAYOUTS)}; auto: the first that holds the scheme.")  # fmt: skip
 @click.option("--gguf-type", type=click.Choice(list(GGUF_SCHEMES), case_sensitive=False), metavar="NAME",
               help=f"{', '.join(GGUF_SCHEMES)}: the scheme that this type of GGUF holds, for --layout gguf; the "
-              "embedding is rounded to it too. Types that are only rounded to, as q4_k: see qsim convert.")  # fmt: skip
+              "embedding is rounded to it too. K-quants are found by --method rtn.")  # fmt: skip
 @click.option("--force", "--overwrite", "overwrite", is_flag=True, help="Replace the checkpoint in DIR.")
 @click.option("--calibration", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
               help="Text, UTF-8, or token ids: .npy, (T,) or (windows, T), or .json, a list of them. Default for the "

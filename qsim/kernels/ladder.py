@@ -32,7 +32,8 @@ F32, U32, I32 = np.float32, np.uint32, np.int32
 def by_rows(packed: PackedWeight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row-major words, scales and zero points of a 4-bit grouped weight, for the first two rungs."""
     q = packed.source
-    if packed.bits != 4 or packed.padded_k != packed.shape[1] or q.group_index is not None:
+    own = q.tensor_scheme.has_own_rule
+    if packed.bits != 4 or packed.padded_k != packed.shape[1] or q.group_index is not None or own:
         raise QsimError(f"the ladder climbs on 4-bit weights whose groups divide K: got {packed!r}")
     codes = q.codes if q.zeros is not None else (q.integers + 8).astype(np.uint8)
     fields = codes.reshape(codes.shape[0], -1, 8).astype(np.uint32) << (4 * np.arange(8, dtype=np.uint32))

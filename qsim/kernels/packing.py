@@ -15,7 +15,7 @@ Integer codes are kept unsigned, q + 2^(bits-1), so that a symmetric weight is o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,8 +25,9 @@ import numpy as np
 from qsim._native.memory import aligned_copy
 from qsim.arrays import real_array
 from qsim.errors import QsimError
-from qsim.formats import FloatFormat, IntFormat
-from qsim.scheme import QuantizedTensor, Scheme
+from qsim.formats import FloatFormat, IntFormat, get_format
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme.tensor import expand
 
 from .stored import STORED
 from .weights import Weights
@@ -132,7 +133,8 @@ def stored_name(qt: QuantizedTensor) -> str:
     """What the words of this tensor would hold; empty when no fused kernel takes its format or its group size."""
     element, group = qt.element, qt.tensor_scheme.group_size
     if isinstance(element, IntFormat):
-        name = f"uint{element.bits if element.bits <= 4 else 8}"
+        in_four = element.bits == 3 and group is not None and group % STORED["uint3"].columns  # Q3_K's groups of 16
+        name = f"uint{4 if in_four else element.bits if element.bits <= 4 else 8}"
     else:
         name = _FLOATS.get(element.name, "")
     return name if name and (group is None or group % STORED[name].columns == 0) else ""
@@ -148,8 +150,9 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
 
     Arguments:
         qt: a weight (N, K). Integers of 2 to 8 bits, E4M3, E5M2, E2M3, E3M2 and E2M1, also in MX and NVFP4 blocks, have
-            fused kernels (5- to 7-bit codes are stored in 8). Other formats, and group sizes that are not whole 32-bit
-            words, are multiplied after dequantisation.
+            fused kernels (5- to 7-bit codes are stored in 8, 3-bit codes in groups that are no multiple of 32 in 4).
+            Other formats, and group sizes that are not whole 32-bit words, are multiplied after dequantisation. Scales
+            of superblocks are stored as float32, and minima as the float32 zero points minimum / scale.
         bias: (N,) or None, added to the product in float32.
 
     Raises:
@@ -172,6 +175,7 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
         empty = np.zeros((0, 0, 0), dtype=np.uint32)
         return PackedWeight(kind="dense", words=empty, scales=empty, zeros=np.zeros((0, 0, 0), np.uint8), **common)
 
+    qt = _one_level(qt)
     how, element = qt.tensor_scheme, qt.element
     granularity = how.granularity
     assert granularity is not None
@@ -212,6 +216,34 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     )
 
 
+def _one_level(qt: QuantizedTensor) -> QuantizedTensor:
+    """A weight with superblocks or minima as one with float32 scales and float32 zero points; others as they are.
+
+    A zero point minimum / scale is rounded once, which moves a value by at most 2^-24 of its minimum. A group whose
+    scale is 0 has only its minimum: code 0, zero point 1 and the minimum as its scale.
+    """
+    how = qt.tensor_scheme
+    if not how.has_own_rule:
+        return qt
+    single = get_format("float32")
+    plain = TensorScheme(
+        format=how.format, granularity=how.granularity, symmetric=how.symmetric,
+        scale_format=single if how.superblock is not None else how.scale_format,  # type: ignore[arg-type]
+        zero_point_format=None if qt.minima is None else single,  # type: ignore[arg-type]
+    )  # fmt: skip
+    codes, scales, zeros = qt.codes, qt.scales, None
+    if qt.minima is not None:
+        flat = (scales == 0) & (qt.minima != 0)
+        if flat.any():
+            plain = replace(plain, scale_format=single)  # type: ignore[arg-type]
+            codes = np.where(expand(flat, plain.granularity, qt.shape), np.uint8(0), codes)  # type: ignore[arg-type]
+            scales = np.where(flat, qt.minima, scales)
+        zeros = np.divide(qt.minima, scales, out=np.zeros_like(scales), where=scales != 0)
+    scheme = replace(qt.scheme, weight=plain)
+    return replace(qt, codes=codes, scales=scales, zeros=zeros, minima=None, super_scales=None, super_minima=None,
+                   scheme=scheme)  # fmt: skip
+
+
 def tiles_per_task(packed: PackedWeight, most: int = TILES) -> int:
     """At most `most` tiles, so that tasks come out even on all threads."""
     tiles, threads = packed.words.shape[0], numba.get_num_threads()
@@ -235,7 +267,12 @@ def _of(qt: QuantizedTensor) -> str:
 
 def _refuse_specials_beside(qt: QuantizedTensor) -> None:
     """Refuse NaN and Inf in whatever multiplies or shifts the codes."""
-    for what, values in (("scales", qt.scales), ("zero points", qt.zeros), ("the tensor scale", qt.tensor_scale)):
+    for what, values in (
+        ("scales", qt.scales),
+        ("zero points", qt.zeros),
+        ("minima", qt.minima),
+        ("the tensor scale", qt.tensor_scale),
+    ):
         finite = np.isfinite(np.atleast_1d(np.asarray(0.0 if values is None else values, dtype=np.float64)))
         if not finite.all():
             first = int(np.flatnonzero(~finite.reshape(finite.shape[0], -1).all(axis=1))[0])

@@ -117,6 +117,8 @@ class Pipeline:
         weight, activation = scheme.weight, scheme.activation
         if "any" not in self.weight and weight.format.name not in self.weight:
             return False
+        if "any" not in self.weight and weight.has_own_rule:
+            return False
         if self.granularity and str(weight.granularity) not in self.granularity:
             return False
         if _written(activation) != self.activation:

@@ -31,7 +31,8 @@ class Traffic:
 
     @property
     def weight_bytes(self) -> int:
-        """Codes, scales and zero points: equal to `scheme.weight.nbytes(shape)`."""
+        """Codes, scales and zero points: equal to `scheme.weight.nbytes(shape)`, but for superblocks, whose scales
+        `pack` stores wider."""
         return self.code_bytes + self.scale_bytes + self.zero_bytes
 
     @property

@@ -26,7 +26,7 @@ from qsim.scheme import QuantizedTensor, Scheme
 from .config import grouped, one_scheme, read_group_size, said
 from .gptq import weight_only
 from .layout import Facts, Layer, LayerPlan, Layout, Plan, Reading
-from .parts import Notes, Parts, signed_codes, with_scale_format
+from .parts import Notes, Parts, no_own_rule, signed_codes, with_scale_format
 from .words import pack_awq, transposed, unpack_awq
 
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -107,6 +107,8 @@ def to_config(scheme: Scheme) -> dict[str, Any]:
     """The config of a model with one scheme."""
     if scheme.weight.bits != 4:
         raise QsimError(f"the AWQ format is 4-bit only: got {scheme.weight.format.name}")
+    if scheme.weight.has_own_rule:
+        raise QsimError(no_own_rule(scheme, "AWQ"))
     return {
         "quant_method": "awq",
         "bits": 4,

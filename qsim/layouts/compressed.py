@@ -48,7 +48,7 @@ from .compressed_config import (
 )
 from .config import said
 from .layout import Layer, LayerPlan, Layout, Plan, Reading
-from .parts import Notes, Parts, as_int8, from_int8, signed_codes, unsigned_codes, with_scale_format
+from .parts import Notes, Parts, as_int8, from_int8, no_own_rule, signed_codes, unsigned_codes, with_scale_format
 from .words import dense_count, pack_dense, pack_whole, unpack_dense, unpack_whole, whole_count
 
 Words: TypeAlias = Literal["dense", "whole"]
@@ -76,6 +76,8 @@ def _refuses_scheme(scheme: Scheme) -> str | None:
         if w.format.name not in BLOCK_LAYOUTS:
             return f"{WHO} holds the block formats {', '.join(BLOCK_LAYOUTS)}: got {w.format.name}"
     elif isinstance(w.format, IntFormat):
+        if w.has_own_rule:
+            return no_own_rule(scheme, WHO)
         if w.zero_point_format not in (None, w.format):
             assert w.zero_point_format is not None
             return f"{WHO} stores zero points as integers: got {w.zero_point_format.name}"

@@ -41,6 +41,8 @@ def compressed_args(part: TensorScheme) -> dict[str, Any] | None:
     if not part.is_quantized:
         return None
     fmt, where = part.format, part.granularity
+    if part.has_own_rule:
+        raise QsimError(f"compressed-tensors has no minima and no superblocks: got {part.summary}")
     assert where is not None
     assert part.scale_format is not None
     element = fmt.element if isinstance(fmt, BlockFormat) else fmt

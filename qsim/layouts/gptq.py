@@ -29,7 +29,7 @@ from qsim.scheme import QuantizedTensor, Scheme, get_scheme
 
 from .config import grouped, read_group_size
 from .layout import Facts, Layer, LayerPlan, Layout, Plan, Reading
-from .parts import Notes, Parts, signed_codes, unsigned_codes, with_scale_format
+from .parts import Notes, Parts, no_own_rule, signed_codes, unsigned_codes, with_scale_format
 from .patterns import Patterns
 from .words import dense_count, pack_dense, transposed, unpack_dense
 
@@ -61,6 +61,8 @@ def refuses(layer: Layer, *, version: int = 1) -> str | None:
 def weight_only(layer: Layer, who: str, groups: tuple[int, ...]) -> str | None:
     """Rules that GPTQ and AWQ share: weights only, scales per group or row, in float16, packed zero points."""
     scheme, w = layer.scheme, layer.scheme.weight
+    if w.has_own_rule:
+        return no_own_rule(scheme, who)
     if scheme.activation.is_quantized:
         return f"{who} holds weights only: activations are {scheme.activation.format.name}"
     if scheme.kv_cache.is_quantized:
@@ -186,6 +188,8 @@ def to_config(scheme: Scheme) -> dict[str, Any]:
 
 def _settings(scheme: Scheme) -> dict[str, Any]:
     w = scheme.weight
+    if w.has_own_rule:
+        raise QsimError(no_own_rule(scheme, "GPTQ"))
     return {"bits": w.bits, "group_size": w.group_size or -1, "sym": w.symmetric}
 
 

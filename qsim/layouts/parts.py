@@ -100,6 +100,11 @@ class Parts:
         return None
 
 
+def no_own_rule(scheme: Scheme, who: str) -> str:
+    """Why layouts of one scale per group refuse a weight with minima or superblocks."""
+    return f"{who} has no place for minima or superblocks: got {scheme.weight.summary}; gguf holds them"
+
+
 def with_scale_format(scheme: Scheme, fmt: str, *, ragged: bool | None = None, **changes: Any) -> Scheme:
     """The scheme with the scale format that a file was found to have."""
     weight = scheme.weight

@@ -25,7 +25,7 @@ from qsim.scheme import Granularity, QuantizedTensor, Scheme, get_scheme, quanti
 from qsim.scheme.tensor import expand
 
 from .calibration import LayerInputs
-from .checks import check_weight, scaled_hessian, where
+from .checks import check_weight, own_rule_refusal, scaled_hessian, where
 from .folding import Fold
 from .linalg import dot, output_error
 from .method import Method, Options, option, scale_rule_option
@@ -98,6 +98,9 @@ def awq(
     """
     started = time.perf_counter()
     scheme = get_scheme(scheme).with_ragged() if ragged else get_scheme(scheme)
+    reason = own_rule_refusal(scheme, "AWQ", where(name))
+    if reason is not None:
+        raise QsimError(reason)
     w = check_weight(weight, scheme, name)
     h, exponent = scaled_hessian(hessian, w.shape[1], name)
     rule = rule_for(scheme, scale_rule)
@@ -323,7 +326,7 @@ def _recipe(scheme: Scheme, options: AwqOptions) -> Recipe:
 METHOD = Method(
     name="awq", title="AWQ", says="scales salient input channels up before rounding", order=30,
     default_scheme="w4a16-g128", options=AwqOptions, recipe=_recipe, marker="D", rank=30,
-    refuses=lambda scheme: None,
+    refuses=lambda scheme: own_rule_refusal(scheme, "AWQ"),
     unusual=lambda scheme: None if scheme.weight.is_integer and not scheme.activation.is_quantized else
         "awq is for integer weights with 16-bit activations",
     searched=lambda candidates: {"grid": candidates, "view_windows": 2},

@@ -21,6 +21,17 @@ def where(name: str) -> str:
     return f" (layer {name})" if name else ""
 
 
+def own_rule_refusal(scheme: Scheme, method: str, layer: str = "") -> str | None:
+    """Why a method that searches for ranges or passes errors on cannot do a scheme with minima or superblocks; None for
+    other schemes."""
+    if not scheme.weight.has_own_rule:
+        return None
+    return (
+        f"{method} does not find scales in superblocks or with minima: got {scheme.name or scheme.weight.summary}"
+        f"{layer}; use rtn"
+    )
+
+
 def check_weight(weight: Any, scheme: Scheme, name: str) -> np.ndarray:
     """A weight (N, K) as row-major float32.
 

@@ -89,6 +89,8 @@ def delta(w: np.ndarray, q: QuantizedTensor) -> tuple[np.ndarray, int]:
     part = q.tensor_scheme
     assert part.granularity is not None
     fmt = part.format
+    if part.has_own_rule:
+        return w - q.dequantize(), _beyond(w, q)
     if isinstance(fmt, IntFormat) and fmt.fraction_bits == 0 and w.ndim == 2:
         n = w.shape[0]
         scales, group_of = by_row(q.scales, q, n)
@@ -103,6 +105,17 @@ def delta(w: np.ndarray, q: QuantizedTensor) -> tuple[np.ndarray, int]:
     scale = expand(q.scales, part.granularity, q.shape) * F32(1 if q.tensor_scale is None else q.tensor_scale)
     largest = fmt.element.max if isinstance(fmt, BlockFormat) else fmt.max
     return w - q.dequantize(), int((np.abs(w) > scale * F32(largest)).sum())
+
+
+def _beyond(w: np.ndarray, q: QuantizedTensor) -> int:
+    """How many weights lie beyond the values of their group, for schemes with minima or superblocks."""
+    part = q.tensor_scheme
+    assert part.granularity is not None
+    low = F32(-(1 << (part.bits - 1)) if part.symmetric else 0)
+    minima = F32(0) if q.minima is None else q.minima
+    ends = [q.scales * (low + end) - minima for end in (F32(-0.5), F32((1 << part.bits) - 0.5))]
+    least, most = (expand(pick(*ends), part.granularity, w.shape) for pick in (np.minimum, np.maximum))
+    return int(((w < least) | (w > most)).sum())
 
 
 def by_row(values: np.ndarray, q: QuantizedTensor, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from qsim.formats import IntFormat
 from qsim.scheme import QuantizedTensor, Scheme, get_rule, get_scheme
 
 from .calibration import LayerInputs
-from .checks import check_weight, scaled_hessian, where
+from .checks import check_weight, own_rule_refusal, scaled_hessian, where
 from .columns import ActOrder, ColumnPlan, plan_columns
 from .errors import RowLosses
 from .linalg import inverse_factor
@@ -276,6 +276,8 @@ def _refusal(scheme: Scheme, layer: str = "") -> str | None:
     fmt, activation = scheme.weight.format, scheme.activation
     if not scheme.weight.is_quantized or not isinstance(fmt, IntFormat) or fmt.fraction_bits:
         return f"GPTQ rounds weights to integer codes: got {fmt.name}{layer}; rtn and fp8 round to floats"
+    if scheme.weight.has_own_rule:
+        return own_rule_refusal(scheme, "GPTQ", layer)
     if activation.is_quantized and not activation.is_integer:
         return (
             "GPTQ's integer weights are multiplied by 16-bit floats or by integers: got "

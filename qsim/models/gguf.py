@@ -30,8 +30,8 @@ LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
 def load_gguf(path: str | Path) -> Model:
     """A model from a GGUF file, with its tokenizer.
 
-    Linears in Q8_0, Q5_0, Q4_0 and MXFP4 stay quantised; everything else becomes float32. The file is read one tensor
-    at a time.
+    Linears in a type that is a scheme (Q4_0 to Q8_0, Q2_K to Q6_K, MXFP4) stay quantised; everything else becomes
+    float32. The file is read one tensor at a time.
 
     Raises:
         QsimError: as `qsim.layouts.gguf.file.open_gguf`; an architecture that the decoder does not run, a tensor that

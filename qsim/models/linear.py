@@ -274,7 +274,11 @@ def _stack_quantized(weights: Sequence[QuantizedTensor]) -> QuantizedTensor | No
         scheme=scheme,
         codes=np.concatenate([w.codes for w in weights]),
         scales=np.concatenate([rows_of(w, w.scales) for w in weights]),
-        zeros=None if first.zeros is None else np.concatenate([rows_of(w, w.zeros) for w in weights]),  # type: ignore[arg-type]
+        **{
+            key: np.concatenate([rows_of(w, w.arrays[key]) for w in weights])
+            for key in first.arrays
+            if key not in ("codes", "scales", "group_index")
+        },
     )
 
 

@@ -55,6 +55,11 @@ def from_codes(
     wanted = get_scheme(scheme)
     if not wanted.weight.is_quantized:
         raise QsimError(f"the weight of scheme {wanted.name!r} is {wanted.weight.format.name}: it has no codes{where}")
+    if wanted.weight.has_own_rule:
+        raise QsimError(
+            f"{wanted.name or wanted.weight.summary} has minima or superblocks, which from_codes does not take: make a "
+            f"QuantizedTensor of codes, scales and these{where}"
+        )
     how = _with_zero_points(wanted.weight, zero_points is not None, where)
     element = how.format.element if isinstance(how.format, BlockFormat) else how.format
     given = _byte_codes(codes, element, where)

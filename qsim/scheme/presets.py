@@ -60,6 +60,30 @@ _OWN: dict[str, Scheme] = {
     "mxfp4xfp8": Scheme(weight=_part("mxfp4"), activation=_part(_E4M3, "group(128)", dynamic=True, ragged=True)),
     "nf4-g64": Scheme(weight=_part("nf4", "group(64)")),
 }
+
+
+def _k_quant(bits: int, group: int, scale: str, *, minimum: bool) -> Scheme:
+    """A K-quant of GGUF: superblocks of 256."""
+    fmt = f"{'uint' if minimum else 'int'}{bits}"
+    more = {"symmetric": False, "minimum_format": get_format(scale)} if minimum else {}
+    return Scheme(weight=_part(fmt, f"group({group})", scale_format=get_format(scale), superblock=256, **more))
+
+
+def _with_minimum(bits: int) -> Scheme:
+    half = get_format("float16")
+    return Scheme(weight=_part(f"uint{bits}", "group(32)", scale_format=half, symmetric=False, minimum_format=half))
+
+
+_GGUF: dict[str, Scheme] = {
+    "q4_1": _with_minimum(4),
+    "q5_1": _with_minimum(5),
+    "q2_k": _k_quant(2, 16, "uint4", minimum=True),
+    "q3_k": _k_quant(3, 16, "int6", minimum=False),
+    "q4_k": _k_quant(4, 32, "uint6", minimum=True),
+    "q5_k": _k_quant(5, 32, "uint6", minimum=True),
+    "q6_k": _k_quant(6, 16, "int8", minimum=False),
+}
+_OWN |= {name.replace("_", "-"): scheme for name, scheme in _GGUF.items()}
 _TEMPLATE = ("w2a4", "w2a8", "w2a16", "w3a4", "w3a8", "w3a16", "w4a4", "w4a8", "w4a16", "w5a8", "w5a16", "w6a8",
              "w6a16", "w7a8", "w7a16", "w8a16")  # fmt: skip
 FIELD = MappingProxyType(
@@ -74,14 +98,17 @@ FIELD = MappingProxyType(
 )  # fmt: skip
 """Preset of compressed-tensors (`preset_name_to_scheme`) -> this project's name that spells the same scheme out."""
 
+_SYMMETRIC = {"q4_0": "w4a16-g32-sym", "q5_0": "w5a16-g32-sym", "q8_0": "w8a16-g32-sym"}
+"""Types of GGUF that the grammar can spell."""
 _ALIASES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"} | {
-    name.lower().replace("_", "-"): own for name, own in FIELD.items()
+    name.lower().replace("_", "-"): own for name, own in (*FIELD.items(), *_SYMMETRIC.items())
 }
+_SPELT = {name.replace("_", "-"): name for name in (*_GGUF, *_SYMMETRIC)}
 _LISTED = ("bf16", "fp16", "w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16-channel",
            "w8a8-tensor", "w8a8-channel-token", "w4a8-g128", "w4afp8-g128-token", "fp8-tensor", "fp8-static",
            "fp8-rowwise", "fp8-block128", "fp8-weight-only", "fp8-tensor-kvfp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4",
            "mxfp6a8", "mxfp4xfp8", "mxfp4-fp8", "mxfp8-weight-only", "mxfp6-weight-only", "mxfp4-weight-only",
-           "nvfp4-weight-only", "nf4-g64")  # fmt: skip
+           "nvfp4-weight-only", "nf4-g64", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q3_k", "q2_k")  # fmt: skip
 
 _KV = {"8": _E4M3, "fp8": _E4M3, "e4m3": _E4M3, "e5m2": "float8_e5m2", "int8": "int8", "int4": "int4"}
 _KV_SUFFIX = re.compile(r"(?P<base>.+)-kv(?P<kind>[a-z0-9]*)")
@@ -188,7 +215,8 @@ def get_scheme(name: str | Scheme) -> Scheme:
 
     Arguments:
         name: a name of `list_schemes()`; a preset of compressed-tensors (`FIELD`: W4A16, FP8_DYNAMIC, NVFP4, ...), with
-            the meaning it has there; or integers by grammar, in this order:
+            the meaning it has there; a type of GGUF (q4_k, q6_k, q8_0, ...: weights alone); or integers by grammar, in
+            this order:
             `w<bits>a<bits>` `-g<size>|-channel|-tensor` `-token|-tensor|-ag<size>` `-sym|-asym` `-static` `-ragged`,
             where `afp8` stands for E4M3 activations.
 
@@ -216,7 +244,13 @@ def get_scheme(name: str | Scheme) -> Scheme:
     found = _resolve(key)
     if found is None:
         raise QsimError(_unknown(name, key))
-    return dataclasses.replace(found, name=key)
+    return dataclasses.replace(found, name=_spelt(key))
+
+
+def _spelt(key: str) -> str:
+    """The key as the field writes it: types of GGUF have an underscore."""
+    base, dash, cache = key.partition("-kv")
+    return _SPELT.get(base, base) + dash + cache
 
 
 def _unknown(name: str, key: str) -> str:

@@ -11,6 +11,7 @@ from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat, FloatFormat, IntFormat
 
+from . import superblock
 from .granularity import Granularity
 from .presets import get_scheme
 from .rules import F32, ScaleRule, float_scale, get_rule
@@ -86,7 +87,8 @@ def quantize(
         part: which part of the scheme to follow.
         scale_rule: `gptq`, `awq`, `compressed-tensors`, `smoothquant` for integers, `amax`, `autofp8`,
             `compressed-tensors` for floats; None is `amax`, `smoothquant` for symmetric 8-bit integers, else `gptq`.
-            Block formats have rules of their own, see `block_scale_rule`.
+            Block formats have rules of their own, see `block_scale_rule`; weights with minima or superblocks (q4_k)
+            have one, see `qsim.scheme.superblock`.
         clip: search for the range that minimises sum |q - x|^clip in each region (2 is the MSE, GPTQ's is 2.4), over
             ranges shrunk by 1 - i/clip_grid for i in 0 .. clip_shrink * clip_grid - 1; the first best wins.
         scale_rounding: how a scale is rounded to its format; None is `up` for E8M0 (nothing clips), else `nearest`.
@@ -117,6 +119,13 @@ def quantize(
         if scale_rule is not None or clip is not None:
             raise QsimError(f"{how.format.name} takes block_scale_rule; scale_rule and clip belong to other formats")
         return refuse_overflow(QuantizedTensor(**_blocks(x, how.format, block_scale_rule, how.ragged), **common))
+    if how.has_own_rule:
+        given = {"scale_rule": scale_rule, "clip": clip, "scale_rounding": scale_rounding}
+        if (wrong := next((key for key, value in given.items() if value is not None), None)) is not None:
+            raise QsimError(
+                f"{scheme.name or how.summary} finds its scales by a rule of its own: {wrong} does not belong"
+            )
+        return QuantizedTensor(**superblock.find(x, how), **common)  # type: ignore[arg-type]
     if block_scale_rule is not None:
         raise QsimError(f"block_scale_rule belongs to block formats: got {how.format.name}")
     rule = get_rule(scale_rule, how)

@@ -185,6 +185,8 @@ def get_rule(name: str | None, part: TensorScheme) -> ScaleRule:
     Raises:
         ValueError: unknown rule, or one that is not defined for this scheme.
     """
+    if part.has_own_rule:
+        raise QsimError(f"{part.summary} finds its scales by a rule of its own: no scale rule is defined for it")
     name = name or default_rule(part)
     if name not in RULES:
         raise QsimError(f"scale_rule must be one of {', '.join(RULES)}: got {name!r}")

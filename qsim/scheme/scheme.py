@@ -71,6 +71,13 @@ class Scheme:
             g = getattr(self, part).granularity
             if g is not None and g.kind in ("channel", "block"):
                 raise QsimError(f"{part} granularity must be tensor, token or group(g): got {g}")
+        for part in ("activation", "kv_cache"):
+            if getattr(self, part).has_own_rule:
+                raise QsimError(f"superblocks and minima are of weights: got {part} {getattr(self, part).summary}")
+        if w.has_own_rule and a.is_quantized:
+            raise QsimError(
+                f"weights with superblocks or minima are multiplied by 16- or 32-bit activations: got {a.format.name}"
+            )
         if w.dynamic:
             raise QsimError("a weight must have static scales: got weight.dynamic=True")
         if w.group_size and a.group_size and max(w.group_size, a.group_size) % min(w.group_size, a.group_size):
@@ -109,7 +116,11 @@ class Scheme:
 
     def with_ragged(self) -> Scheme:
         """The same scheme, but the last group or block of weights and activations may be shorter, as `-ragged` says
-        in a scheme's name."""
+        in a scheme's name.
+
+        Raises:
+            QsimError: weights with superblocks or minima, which come in whole groups.
+        """
         weight, activation = (
             replace(part, ragged=True) if part.is_quantized else part for part in (self.weight, self.activation)
         )
@@ -163,7 +174,9 @@ class Scheme:
         return cls.from_dict(parse_toml(text, "a scheme"))
 
 
-def _toml(value: str | bool) -> str:
+def _toml(value: str | bool | int) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -13,11 +13,15 @@ from qsim.errors import QsimError, QsimTypeError
 from qsim.files import write_bytes, write_whole
 from qsim.formats import BlockFormat, IntFormat, get_format
 
+from . import superblock
 from .granularity import Granularity
 from .scheme import Scheme
 from .tensor_scheme import TensorScheme
 
 Part: TypeAlias = Literal["weight", "activation", "kv_cache"]
+_OWN_RULE = ("minima", "super_scales", "super_minima")
+ARRAYS = ("codes", "scales", "zeros", *_OWN_RULE, "group_index")
+"""The fields of a `QuantizedTensor` that can be arrays."""
 
 
 def expand(values: np.ndarray, granularity: Granularity, shape: tuple[int, ...]) -> np.ndarray:
@@ -35,11 +39,16 @@ def expand(values: np.ndarray, granularity: Granularity, shape: tuple[int, ...])
 class QuantizedTensor:
     """Codes with the scales and zero points that give them a value: value = (code - zero) * scale.
 
+    With minima, value = code * scale - minimum.
+
     Arguments:
         codes: the tensor's shape, one code per element, as `qsim.formats` defines them (two's complement for signed
             integers), in the format's unsigned dtype.
         scales: float32, `scheme.<part>.granularity.scale_shape(shape)`; each is a value of the scale format.
         zeros: shape of `scales`; uint8 for packed integers, float32 for float zero points; None when symmetric.
+        minima: shape of `scales`, float32; None unless the scheme has them.
+        super_scales, super_minima: (..., K/S) float32, the float16 number of each superblock of S; `scales` and
+            `minima` hold its products with integers, which float32 holds exactly. None without superblocks.
         scheme: the whole scheme.
         part: which part of the scheme this tensor follows.
         tensor_scale: NVFP4's scale over the whole tensor, used as float32; None otherwise. Checkpoints store its
@@ -59,6 +68,9 @@ class QuantizedTensor:
     scales: np.ndarray
     scheme: Scheme
     zeros: np.ndarray | None = None
+    minima: np.ndarray | None = None
+    super_scales: np.ndarray | None = None
+    super_minima: np.ndarray | None = None
     part: Part = "weight"
     tensor_scale: float | None = None
     input_scale: float | None = None
@@ -70,7 +82,7 @@ class QuantizedTensor:
         if not part.is_quantized:
             raise QsimError(f"{part.format.name} stands for itself; there is nothing to quantise{where}")
         assert part.granularity is not None
-        for label in ("codes", "scales", "zeros", "group_index"):
+        for label in ARRAYS:
             array = getattr(self, label)
             if array is not None and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
                 raise QsimError(f"{label} must be a NumPy array without a mask: got {type(array).__name__}{where}")
@@ -83,7 +95,7 @@ class QuantizedTensor:
                 f"codes of {element.name} must have {element.bits} bits: got {int(self.codes.max())}{where}"
             )
         expected = part.granularity.scale_shape(self.shape)
-        for label, array in (("scales", self.scales), ("zeros", self.zeros)):
+        for label, array in (("scales", self.scales), ("zeros", self.zeros), ("minima", self.minima)):
             if array is not None and array.shape != expected:
                 raise QsimError(
                     f"{label} of shape {expected} belong to {part.granularity} of {self.shape}: "
@@ -91,7 +103,11 @@ class QuantizedTensor:
                 )
         if self.scales.dtype != np.float32:
             raise QsimError(f"scales must be float32 values of the scale format: got {self.scales.dtype}{where}")
-        if (self.zeros is None) != part.symmetric:
+        if part.has_own_rule:
+            self._check_own_rule(where)
+        elif any(getattr(self, label) is not None for label in _OWN_RULE):
+            raise QsimError(f"minima and superblocks belong to schemes that have them: got {part.summary}{where}")
+        elif (self.zeros is None) != part.symmetric:
             given = "none" if self.zeros is None else "zeros"
             raise QsimError(f"zeros must be given exactly when the scheme has a zero point: got {given}{where}")
         if self.group_index is not None and self.group_index.shape != self.shape[-1:]:
@@ -99,7 +115,47 @@ class QuantizedTensor:
                 f"group_index must have one entry per column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
             )
 
+    def _check_own_rule(self, where: str) -> None:
+        part = self.tensor_scheme
+        wanted = {"minima": part.minimum_format is not None, "super_scales": part.superblock is not None}
+        wanted["super_minima"] = all(wanted.values())
+        for label, there in wanted.items():
+            array = getattr(self, label)
+            if (array is not None) != there or (there and array.dtype != np.float32):
+                got = "none" if array is None else str(array.dtype)
+                raise QsimError(
+                    f"{label} must be {'float32' if there else 'None'} for {part.summary}: got {got}{where}"
+                )
+        if self.zeros is not None or self.group_index is not None:
+            raise QsimError(f"{part.summary} has neither zero points nor a group_index{where}")
+        if part.superblock is not None:
+            shape = (*self.shape[:-1], self.shape[-1] // part.superblock)
+            for label in ("super_scales", "super_minima"):
+                array = getattr(self, label)
+                if array is not None and array.shape != shape:
+                    raise QsimError(f"{label} must have the shape {shape}: got {array.shape}{where}")
+            self.integers_of("scales")
+            if self.minima is not None:
+                self.integers_of("minima")
+
     # --- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that it has, by name."""
+        return {label: array for label in ARRAYS if (array := getattr(self, label)) is not None}
+
+    def integers_of(self, which: Literal["scales", "minima"]) -> np.ndarray:
+        """The integers of superblocks whose products `scales` or `minima` are: float32 of that shape, whole numbers.
+
+        Raises:
+            QsimError: a product that is none of an integer of the format.
+        """
+        part = self.tensor_scheme
+        fmt = part.scale_format if which == "scales" else part.minimum_format
+        products, above = getattr(self, which), getattr(self, f"super_{which}")
+        assert isinstance(fmt, IntFormat), "only superblocks have integers"
+        return superblock.integers(products, above, fmt, f"{which}{f' of layer {self.name}' if self.name else ''}")
 
     @property
     def tensor_scheme(self) -> TensorScheme:
@@ -133,7 +189,8 @@ class QuantizedTensor:
         return (self.codes << shift).view(np.int8) >> shift
 
     def dequantize(self) -> np.ndarray:
-        """float32 values: (code - zero) * scale, one rounding; NVFP4 multiplies the tensor scale last."""
+        """float32 values: (code - zero) * scale, one rounding; code * scale - minimum, two; NVFP4 multiplies the tensor
+        scale last."""
         part = self.tensor_scheme
         assert part.granularity is not None
         if isinstance(self.element, IntFormat):
@@ -146,6 +203,8 @@ class QuantizedTensor:
 
             values = np.asarray(decode(self.codes, self.element), dtype=np.float32)
         values = values * self._per_element(self.scales)
+        if self.minima is not None:
+            values -= self._per_element(self.minima)
         return values if self.tensor_scale is None else values * np.float32(self.tensor_scale)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -189,8 +248,8 @@ class QuantizedTensor:
             if start % r or (stop % r and stop != self.shape[0]):
                 raise QsimError(f"a slice must not cut a block of {r} rows: got rows {start}:{stop}")
             of_scales = slice(start // r, -(-stop // r))
-        zeros = None if self.zeros is None else self.zeros[of_scales]
-        return replace(self, codes=self.codes[start:stop], scales=self.scales[of_scales], zeros=zeros)
+        more = {k: v[of_scales] for k, v in self.arrays.items() if k in ("zeros", *_OWN_RULE)}
+        return replace(self, codes=self.codes[start:stop], scales=self.scales[of_scales], **more)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantizedTensor):
@@ -200,11 +259,8 @@ class QuantizedTensor:
         scales = [None if q.tensor_scale is None else np.float32(q.tensor_scale) for q in (self, other)]
         if scales[0] != scales[1]:
             return False
-        return all(
-            (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
-            for a, b in ((self.codes, other.codes), (self.scales, other.scales), (self.zeros, other.zeros),
-                         (self.group_index, other.group_index))
-        )  # fmt: skip
+        mine, theirs = self.arrays, other.arrays
+        return mine.keys() == theirs.keys() and all(np.array_equal(mine[k], theirs[k]) for k in mine)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -217,7 +273,13 @@ class QuantizedTensor:
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """What is stored of it: packed codes, shape, scales and zero points in their formats, and a few texts."""
         arrays = {"codes": pack_bits(self.codes, self.element.bits), "shape": np.array(self.shape, dtype=np.int64)}
-        arrays["scales"] = _store(self.scales, self.tensor_scheme.scale_format)
+        for label, fmt in _scale_formats(self.tensor_scheme).items():
+            if isinstance(fmt, IntFormat):
+                codes = self.integers_of(label).astype(np.int16).astype(np.uint8)  # two's complement in the low bits
+                arrays[label] = pack_bits(codes, fmt.bits)
+                arrays[f"super_{label}"] = _store(getattr(self, f"super_{label}"), superblock.ABOVE)
+            else:
+                arrays[label] = _store(getattr(self, label), fmt)
         if self.zeros is not None:
             zero_format: Any = self.tensor_scheme.zero_point_format
             integer = isinstance(zero_format, IntFormat)
@@ -245,10 +307,18 @@ class QuantizedTensor:
                 zeros = unpack_bits(arrays["zeros"], zero_format.bits, region)
             else:
                 zeros = _restore(arrays["zeros"], zero_format)
+        more: dict[str, np.ndarray] = {}
+        for label, fmt in _scale_formats(part).items():
+            if isinstance(fmt, IntFormat):
+                above = _restore(arrays[f"super_{label}"], superblock.ABOVE)
+                integers = superblock.signed(unpack_bits(arrays[label], fmt.bits, region), fmt)
+                more |= {label: superblock.products(integers, above), f"super_{label}": above}
+            else:
+                more[label] = _restore(arrays[label], fmt)
         scalars = {k: float(arrays[k][0]) for k in ("tensor_scale", "input_scale") if k in arrays}
         return cls(
             codes=unpack_bits(arrays["codes"], element.bits, shape),
-            scales=_restore(arrays["scales"], part.scale_format),
+            **more,
             zeros=zeros,
             scheme=scheme,
             part=meta["part"],  # type: ignore[arg-type]
@@ -294,6 +364,12 @@ class QuantizedTensor:
         else:
             raise QsimError(f"a quantised tensor must be saved as .safetensors or .npz: got {path.name!r}")
         return cls.from_arrays(arrays, meta)
+
+
+def _scale_formats(part: TensorScheme) -> dict[Any, Any]:
+    """The formats of scales and, where there are some, minima."""
+    both = {"scales": part.scale_format, "minima": part.minimum_format}
+    return {label: fmt for label, fmt in both.items() if fmt is not None}
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from .granularity import Count, Granularity, ceil_div, product
 _SCALE_FORMATS = ("float32", "float16", "bfloat16", "float8_e8m0fnu", "float8_e4m3fn")
 PLAIN = ("float32", "float16", "bfloat16", "tf32")
 """Formats that stand for themselves."""
+_FORMATS = ("scale_format", "zero_point_format", "minimum_format")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -32,6 +33,10 @@ class TensorScheme:
         scale_format: float32, float16, bfloat16, E8M0 or E4M3.
         zero_point_format: how a zero point is stored: the integer format itself, packed (4 bits for uint4), or
             float16, bfloat16 or float32. Given exactly when not symmetric; defaults to the packed integer.
+        minimum_format: instead of a zero point, integers can have a minimum of this format, subtracted after scaling:
+            value = code * scale - minimum. For weights only.
+        superblock: elements along K whose scales, and minima, are integers of `scale_format` and `minimum_format` times
+            one float16 number each (GGUF's K-quants). Such weights must be integers in groups.
         dynamic: scales are found from each tensor as it comes (activations, KV cache) instead of stored with it.
         ragged: whether the last group or block of a row may be shorter.
 
@@ -42,8 +47,10 @@ class TensorScheme:
     format: Format
     granularity: Granularity | None = None
     symmetric: bool = True
-    scale_format: FloatFormat | None = None
+    scale_format: FloatFormat | IntFormat | None = None
     zero_point_format: IntFormat | FloatFormat | None = None
+    minimum_format: IntFormat | FloatFormat | None = None
+    superblock: int | None = None
     dynamic: bool = False
     ragged: bool = False
 
@@ -53,7 +60,7 @@ class TensorScheme:
         put(self, "format", fmt)
         if self.granularity is not None:
             put(self, "granularity", Granularity.parse(self.granularity))
-        for name in ("scale_format", "zero_point_format"):
+        for name in _FORMATS:
             value = getattr(self, name)
             if value is not None:
                 put(self, name, get_format(value))
@@ -65,7 +72,7 @@ class TensorScheme:
             self._check_scaled()
 
     def _check_plain(self) -> None:
-        given = [n for n in ("granularity", "scale_format", "zero_point_format") if getattr(self, n) is not None]
+        given = [n for n in ("granularity", *_FORMATS, "superblock") if getattr(self, n) is not None]
         if given or not self.symmetric or self.dynamic:
             what = given[0] if given else "symmetric=False" if not self.symmetric else "dynamic=True"
             raise QsimError(f"{self.format.name} stands for itself and has no scale: {what} does not belong to it")
@@ -78,8 +85,8 @@ class TensorScheme:
             )
         if self.scale_format not in (None, fmt.scale):
             raise QsimError(f"{fmt.name} must have {fmt.scale.name} scales: got {self.scale_format.name}")
-        if not self.symmetric or self.zero_point_format is not None:
-            raise QsimError(f"{fmt.name} is a block format of floats: it takes no zero point")
+        if not self.symmetric or self.zero_point_format is not None or self.has_own_rule:
+            raise QsimError(f"{fmt.name} is a block format of floats: it takes no zero point, minimum or superblock")
         object.__setattr__(self, "granularity", group)
         object.__setattr__(self, "scale_format", fmt.scale)
 
@@ -88,6 +95,9 @@ class TensorScheme:
         put = object.__setattr__
         if self.granularity is None:
             raise QsimError(f"{fmt.name} needs a granularity: tensor, channel, token, group(g) or block(r,c)")
+        if self.has_own_rule:
+            self._check_own_rule()
+            return
         if self.scale_format is None:
             put(self, "scale_format", get_format("float32"))
         if self.scale_format is None or self.scale_format.name not in _SCALE_FORMATS:
@@ -120,7 +130,36 @@ class TensorScheme:
                 f"float32: got {getattr(zero, 'name', None)}"
             )
 
+    def _check_own_rule(self) -> None:
+        """A superblock, a minimum, or both."""
+        fmt, size = self.format, self.superblock
+        if not isinstance(fmt, IntFormat) or fmt.signed != self.symmetric or self.zero_point_format is not None:
+            raise QsimError(
+                "superblocks and minima belong to integer codes without a zero point, unsigned where there is a "
+                f"minimum: got {fmt.name}, symmetric={self.symmetric}"
+            )
+        if self.symmetric == (self.minimum_format is not None):
+            raise QsimError("minimum_format must be given exactly when symmetric is False and there is no zero point")
+        group = None if self.granularity is None or self.granularity.kind != "group" else self.granularity.columns
+        if group is None or self.dynamic or self.ragged:
+            what = "dynamic=True" if self.dynamic else "ragged=True" if self.ragged else self.granularity
+            raise QsimError(f"superblocks and minima need stored scales of whole groups: got {what}")
+        if size is not None and (size <= group or size % group):
+            raise QsimError(f"a superblock must be several groups of {group}: got {size}")
+        of_both = {"scale_format": self.scale_format} | (
+            {} if self.symmetric else {"minimum_format": self.minimum_format}
+        )
+        for what, one in of_both.items():
+            if not (isinstance(one, IntFormat) if size is not None else one == get_format("float16")):
+                kind = "an integer format beside a superblock" if size is not None else "float16 beside a minimum"
+                raise QsimError(f"{what} must be {kind}: got {getattr(one, 'name', None)}")
+
     # --- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def has_own_rule(self) -> bool:
+        """Whether scales come in superblocks or with minima: one rule finds them then, see `qsim.scheme.superblock`."""
+        return self.superblock is not None or self.minimum_format is not None
 
     @property
     def is_quantized(self) -> bool:
@@ -153,6 +192,10 @@ class TensorScheme:
         if self.zero_point_format is not None:
             packed = self.zero_point_format == self.format
             words.append("zero points" if packed else f"{self.zero_point_format.name} zero points")
+        if self.minimum_format is not None:
+            words.append(f"{self.minimum_format.name} minima")
+        if self.superblock is not None:
+            words.append(f"float16 per {self.superblock}")
         words += [word for word in ("dynamic", "ragged") if getattr(self, word)]
         return ", ".join(words)
 
@@ -162,7 +205,17 @@ class TensorScheme:
     # --- what it weighs -----------------------------------------------------------------------------------
 
     def check_shape(self, shape: tuple[Count, ...], name: str = "") -> None:
-        """Refuse a shape that the granularity does not divide (unless `ragged`); `name` is the layer."""
+        """Refuse a shape that the granularity does not divide (unless `ragged`), or the superblock; `name` is the
+        layer."""
+        if self.superblock is not None and shape:
+            extent = np.asarray(shape[-1])
+            wrong = extent[extent % self.superblock != 0]
+            if wrong.size:
+                raise QsimError(
+                    f"superblocks of {self.superblock} must divide K: got K={int(wrong.reshape(-1)[0])}"
+                    f"{f' (layer {name})' if name else ''}; leave the layer out, or use a scheme with groups of 32, "
+                    "such as q5_0"
+                )
         if self.granularity is not None:
             self.granularity.check(shape, ragged=self.ragged, name=name)
 
@@ -175,17 +228,23 @@ class TensorScheme:
         return ceil_div(product(shape) * self.bits, 8)
 
     def scale_nbytes(self, shape: tuple[Count, ...]) -> Count:
-        """Bytes of the scales, NVFP4's float32 tensor scale included."""
+        """Bytes of the scales, NVFP4's float32 tensor scale and the float16 numbers of superblocks included."""
         if self.scale_format is None:
             return 0
         extra = 4 if isinstance(self.format, BlockFormat) and self.format.tensor_scale else 0
-        return ceil_div(self.scale_count(shape) * self.scale_format.bits, 8) + extra
+        return ceil_div(self.scale_count(shape) * self.scale_format.bits, 8) + extra + self._super_nbytes(shape)
+
+    def _super_nbytes(self, shape: tuple[Count, ...]) -> Count:
+        """Bytes of one float16 number for each superblock."""
+        return 0 if self.superblock is None else 2 * ceil_div(product(shape), self.superblock)
 
     def zero_point_nbytes(self, shape: tuple[Count, ...]) -> Count:
-        """Bytes of the zero points, packed; 0 when symmetric."""
-        if self.zero_point_format is None:
+        """Bytes of the zero points or minima, packed; 0 when symmetric."""
+        fmt = self.zero_point_format or self.minimum_format
+        if fmt is None:
             return 0
-        return ceil_div(self.scale_count(shape) * self.zero_point_format.bits, 8)
+        extra = 0 if self.minimum_format is None else self._super_nbytes(shape)
+        return ceil_div(self.scale_count(shape) * fmt.bits, 8) + extra
 
     def nbytes(self, shape: tuple[Count, ...]) -> Count:
         """Exact bytes of a tensor: packed codes, scales and zero points, each rounded up to whole bytes.
@@ -208,9 +267,12 @@ class TensorScheme:
         """
         if shape is not None:
             return 8 * self.nbytes(shape) / np.asarray(product(shape), dtype=np.float64)[()]
-        per_scale = 0 if self.scale_format is None else self.scale_format.bits
-        per_scale += 0 if self.zero_point_format is None else self.zero_point_format.bits
-        return self.bits + (per_scale / self.granularity.elements_per_scale if self.granularity is not None else 0.0)
+        shares = [self.scale_format, self.zero_point_format, self.minimum_format]
+        per_scale = sum(fmt.bits for fmt in shares if fmt is not None)
+        bits = self.bits + (per_scale / self.granularity.elements_per_scale if self.granularity is not None else 0.0)
+        if self.superblock is not None:
+            bits += 16 * (1 + (self.minimum_format is not None)) / self.superblock
+        return bits
 
     # --- TOML ---------------------------------------------------------------------------------------------
 
@@ -225,6 +287,10 @@ class TensorScheme:
                 out["symmetric"] = self.symmetric
             if self.zero_point_format is not None:
                 out["zero_point_format"] = format_name(self.zero_point_format)
+            if self.minimum_format is not None:
+                out["minimum_format"] = format_name(self.minimum_format)
+            if self.superblock is not None:
+                out["superblock"] = self.superblock
         for name in ("dynamic", "ragged"):
             if getattr(self, name):
                 out[name] = True
@@ -239,12 +305,12 @@ class TensorScheme:
         """
         fields = Fields(data, where)
         known_keys(fields, cls)
-        texts = {key: fields.text(key) for key in ("format", "granularity", "scale_format", "zero_point_format")
-                 if key in fields}  # fmt: skip
+        texts = {key: fields.text(key) for key in ("format", "granularity", *_FORMATS) if key in fields}
         flags = {key: fields.flag(key) for key in ("symmetric", "dynamic", "ragged") if key in fields}
+        sizes = {"superblock": fields.integer("superblock", 1, 1 << 20)} if "superblock" in fields else {}
         if "format" not in texts:
             raise QsimError(f"{where}: format is missing")
-        return cls(**texts, **flags)  # type: ignore[arg-type]  # names become values in __post_init__
+        return cls(**texts, **flags, **sizes)  # type: ignore[arg-type]  # names become values in __post_init__
 
 
 def known_keys(fields: Fields, of: type) -> None:

@@ -93,11 +93,9 @@ def model_hash(model: Model) -> str:
     for name in sorted(model.tensors):
         tensor = model.tensors[name]
         digest.update(name.encode())
-        parts: tuple[np.ndarray | None, ...] = (tensor,) if not isinstance(tensor, QuantizedTensor) else (
-            tensor.codes, tensor.scales, tensor.zeros, tensor.group_index)  # fmt: skip
+        parts = tensor.arrays.values() if isinstance(tensor, QuantizedTensor) else (tensor,)
         for array in parts:
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -17,6 +17,8 @@ HELD = {
     "fp8-tensor": "compressed-tensors fp8", "fp8-static": "compressed-tensors fp8",
     "fp8-block128": "compressed-tensors fp8",
     "fp8-tensor-kvfp8": "compressed-tensors fp8", "nf4-g64": "",
+    "q8_0": "compressed-tensors gptq gptq_v2 gguf", "q4_0": "compressed-tensors gptq gptq_v2 awq gguf",
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "gguf"),
 }  # fmt: skip
 
 
@@ -39,6 +41,7 @@ def test_the_table_of_the_package_is_true():
         "integers of 5, 6, 7 bits": ["w5a16-channel", "w6a16-g64-sym", "w7a16-channel"],
         "symmetric 4, 5, 8 bits, groups of 32": ["w4a16-g32-sym", "w5a16-g32-sym", "w8a16-g32-sym"],
         "MXFP4, weights only": ["mxfp4-weight-only"],
+        "with minima or superblocks": ["q4_1", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"],
         "with integer activations": ["w8a8", "w4a8", "w8a8-tensor-static"],
         "E4M3, one scale per tensor": ["fp8-tensor", "fp8-static"],
         "E4M3, one scale per row": ["fp8-rowwise", "fp8-weight-only"],

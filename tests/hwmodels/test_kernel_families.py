@@ -98,6 +98,30 @@ def test_every_family_says_whose_it_is_and_every_scheme_has_one() -> None:
     assert {scheme.name for scheme in list_schemes()} <= named
 
 
+@pytest.mark.parametrize(("name", "bits"), [("q4_k", 4.5), ("q6_k", 6.5625), ("q2_k", 2.625), ("q4_1", 5.0)])
+def test_weights_in_superblocks_are_priced_by_their_bytes_and_said_to_be_another_kernel_s(
+    name: str, bits: float
+) -> None:
+    dense, mine = (hwmodels.predict("h200", "llama-3-8b", s, "decode", 1, 2048) for s in ("bf16", name))
+    linears = [sum(float(op.traffic_bytes) for op in p.operators if op.name == "down") for p in (dense, mine)]
+    n, k = 4096, 14336
+    assert linears[0] - linears[1] == pytest.approx(32 * n * k * (16 - bits) / 8)
+    assert mine.fidelity == "transferred"
+    assert any(note.code == "own_rule" for note in mine.notes)
+    assert float(mine.high_s / mine.time_s) > 1.2
+
+
+def test_rows_that_superblocks_do_not_divide_are_padded_and_it_is_said() -> None:
+    from hwmodels.workload.operators import weight_nbytes
+    from qsim.scheme import get_scheme
+
+    assert weight_nbytes(get_scheme("q4_k"), 10, 384) == 10 * 2 * 144
+    config = {"model_type": "llama", "hidden_size": 384, "intermediate_size": 768, "num_hidden_layers": 2,
+              "num_attention_heads": 6, "vocab_size": 256}  # fmt: skip
+    notes = hwmodels.predict("h200", config, "q4_k", "decode", 1, 128).notes
+    assert any("superblocks of 256 do not divide K = 384: rows are padded" in note for note in notes)
+
+
 def test_a_family_names_only_families_that_exist() -> None:
     for family in FAMILIES.values():
         for other in (*family.like, *([family.grouped] if family.grouped else [])):

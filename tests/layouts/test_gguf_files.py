@@ -15,11 +15,13 @@ from qsim.checkpoints import convert, write
 from qsim.errors import QsimError
 from qsim.layouts.gguf import file as container
 from qsim.layouts.gguf.file import Planned, open_gguf, write_gguf
+from qsim.layouts.gguf.tensors import to_blocks
 from qsim.layouts.gguf.types import TYPES, get_type
+from qsim.methods import quantize_model
 from qsim.models import load, tiny_text
 from qsim.models.gguf import paired, rope_factors, unpaired
 from qsim.models.rope import RopeScaling
-from qsim.scheme import QuantizedTensor
+from qsim.scheme import QuantizedTensor, quantize
 
 from ..checkpoints.tiny import assert_same, quantized, tiny
 
@@ -67,6 +69,23 @@ def test_quantised_layers_stay_as_they_are(scheme, tmp_path):
     convert(tmp_path / "folder", tmp_path / "b.gguf", "gguf")
     assert_same(load(tmp_path / "b.gguf"), model)
     assert open_gguf(tmp_path / "b.gguf").tensors["blk.1.attn_k.weight"].type.scheme == scheme
+
+
+@pytest.mark.parametrize("kind", ["q4_k", "q6_k", "q4_1"])
+def test_a_model_of_a_scheme_is_the_file_of_the_type(kind, tmp_path):
+    """One implementation of superblocks: `quantize_model` by the scheme, and writing by rounding."""
+    model = tiny(hidden_size=256, head_dim=64)
+    found = quantize_model(model, "rtn", kind).model
+    write(found, tmp_path / "a.gguf", "gguf", tensor_type=kind)
+    write(model, tmp_path / "b.gguf", "gguf", tensor_type=kind)
+    first, second = (open_gguf(tmp_path / name).tensors for name in ("a.gguf", "b.gguf"))
+    assert first.keys() == second.keys()
+    for name, one in first.items():  # in another order
+        assert one.type is second[name].type, name
+        assert (one.raw() == second[name].raw()).all(), name
+    back = load(tmp_path / "a.gguf")
+    assert_same(back, load(tmp_path / "b.gguf"))
+    assert back.tensors["model.layers.1.mlp.down_proj.weight"] == found.tensors["model.layers.1.mlp.down_proj.weight"]
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q5_0", "q4_0", "q6_k", "q4_k", "mxfp4", "bf16", "f16", "f32"])
@@ -368,6 +387,17 @@ def test_the_gguf_package_reads_the_same_values_of_every_type():
             other = np.ascontiguousarray(gguf.quants.dequantize(raw, theirs), np.float32).reshape(-1)
         same = (mine.view(np.uint32) == other.view(np.uint32)) | (np.isnan(mine) & np.isnan(other))
         assert same.all(), (kind.name, int((~same).sum()))
+
+
+@pytest.mark.oracle
+def test_the_gguf_package_finds_the_values_of_our_schemes():
+    gguf = pytest.importorskip("gguf")
+    x = (np.random.default_rng(0).standard_normal((16, 1024)) * 0.05).astype(np.float32)
+    for kind in TYPES.values():
+        if kind.scheme is not None:
+            q = quantize(x, kind.scheme)
+            theirs = gguf.quants.dequantize(to_blocks(q), gguf.GGMLQuantizationType(kind.number))
+            np.testing.assert_array_equal(np.asarray(theirs, np.float32).reshape(x.shape), q.dequantize(), kind.name)
 
 
 @pytest.mark.oracle

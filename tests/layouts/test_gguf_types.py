@@ -19,8 +19,14 @@ from . import gguf_reference as slow
 BY_NAME = {one.name: one for one in TYPES.values()}
 READ_HERE = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
              "iq4_xs", "f64", "bf16", "tq1_0", "tq2_0", "mxfp4")  # fmt: skip
-WRITTEN_HERE = ("f32", "f16", "q4_0", "q5_0", "q8_0", "q4_k", "q6_k", "bf16", "mxfp4")
-EXACT = {"q4_0": "w4a16-g32-sym", "q5_0": "w5a16-g32-sym", "q8_0": "w8a16-g32-sym", "mxfp4": "mxfp4-weight-only"}
+OWN_RULE = ("q4_1", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+HALVES = {"q4_1": (0, 2), "q5_1": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2),
+          "q6_k": (208,)}  # fmt: skip
+"""Where a block's float16 numbers are, if not at its beginning alone."""
+WRITTEN_HERE = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "bf16",
+                "mxfp4")  # fmt: skip
+EXACT = {"q4_0": "w4a16-g32-sym", "q5_0": "w5a16-g32-sym", "q8_0": "w8a16-g32-sym", "mxfp4": "mxfp4-weight-only",
+         **{name: name for name in OWN_RULE}}  # fmt: skip
 
 
 def blocks(kind, count, seed=0):
@@ -76,6 +82,7 @@ def test_pieces_join_to_the_same_values(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "bits", "most"),
     [("q8_0", 8.5, 0.0070), ("q6_k", 6.5625, 0.024), ("q5_0", 5.5, 0.048), ("q4_k", 4.5, 0.085), ("q4_0", 4.5, 0.094),
+     ("q5_1", 6, 0.037), ("q5_k", 5.5, 0.042), ("q4_1", 5, 0.077), ("q3_k", 3.4375, 0.18), ("q2_k", 2.625, 0.31),
      ("mxfp4", 4.25, 0.13), ("bf16", 16, 0.0025), ("f16", 16, 0.0004), ("f32", 32, 0)],
 )  # fmt: skip
 def test_normal_weights_are_rounded_as_well_as_the_bits_allow(name, bits, most):
@@ -85,7 +92,7 @@ def test_normal_weights_are_rounded_as_well_as_the_bits_allow(name, bits, most):
     assert rmse(kind, x) / 0.05 <= most
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0", "mxfp4", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0", "mxfp4", *OWN_RULE])
 def test_blocks_of_zeros_and_of_one_value_are_kept(name):
     kind = BY_NAME[name]
     for value in (0.0, -0.0, 0.5, -0.5, 1.0):
@@ -95,7 +102,7 @@ def test_blocks_of_zeros_and_of_one_value_are_kept(name):
         np.testing.assert_allclose(back, x.reshape(-1), rtol=2**-5, atol=0)
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0", "mxfp4", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0", "mxfp4", *OWN_RULE])
 @given(seed=st.integers(0, 99), exponents=st.lists(st.integers(-30, 12), min_size=1, max_size=8))
 @settings(max_examples=15, deadline=None)
 def test_values_of_any_size_are_finite_and_near(name, seed, exponents):
@@ -108,7 +115,7 @@ def test_values_of_any_size_are_finite_and_near(name, seed, exponents):
     assert (np.abs(back - x).max(axis=1) <= np.abs(x).max(axis=1)).all()
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0", "q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0", *OWN_RULE])
 def test_values_beyond_the_scales_are_refused(name):
     with pytest.raises(QsimError, match="float16 scales, up to 65504: values need one of .*; use f32"):
         BY_NAME[name].quantize(np.full((1, 256), 1e30, np.float32))
@@ -135,14 +142,18 @@ def test_six_bits_survive_packing():
 
 @pytest.mark.parametrize(("name", "scheme"), EXACT.items())
 def test_a_scheme_s_codes_and_scales_are_a_type_s(name, scheme):
-    qt = quantize(weights(8, 96), scheme, name="layer")
+    qt = quantize(weights(8, 3 * BY_NAME[name].values), scheme, name="layer")
     assert type_of(qt.scheme) is BY_NAME[name]
     raw = to_blocks(qt)
     assert raw.shape == (8, 3 * BY_NAME[name].size)
     assert from_blocks(BY_NAME[name], raw, "layer") == qt
     np.testing.assert_array_equal(BY_NAME[name].dequantize(raw), qt.dequantize().reshape(-1))
     any_blocks = blocks(BY_NAME[name], 12, seed=3)[2:]
-    any_blocks[:, :2] = [0, 60] if name != "mxfp4" else any_blocks[:, :2] % 200
+    if name == "mxfp4":
+        any_blocks[:, :2] %= 200
+    else:  # float16 numbers that are finite
+        for at in HALVES.get(name, (0,)):
+            any_blocks[:, at : at + 2] = [0, 60]
     read = from_blocks(BY_NAME[name], any_blocks.reshape(2, -1), "layer")
     assert (to_blocks(read) == any_blocks.reshape(2, -1)).all()
     np.testing.assert_array_equal(read.dequantize().reshape(-1), BY_NAME[name].dequantize(any_blocks))
@@ -176,7 +187,36 @@ def test_types_that_are_not_read_or_written_are_named():
         BY_NAME["iq2_xxs"].dequantize(np.zeros((1, 66), np.uint8))
     with pytest.raises(QsimError, match="unknown GGUF type to write 'q4_k_m'"):
         get_type("Q4_K_M")
-    with pytest.raises(QsimError, match="unknown GGUF type to write 'q3_k'"):
-        get_type("q3_k")
+    with pytest.raises(QsimError, match="unknown GGUF type to write 'iq4_nl'"):
+        get_type("iq4_nl")
     with pytest.raises(QsimError, match="multiple of 256: got 128"):
         get_type("q4_k").quantize(np.zeros((2, 128), np.float32))
+
+
+@pytest.mark.parametrize("name", OWN_RULE)
+def test_a_tensor_of_the_scheme_is_written_as_the_type_rounds(name):
+    """One implementation: what the scheme finds and what the type writes are the same bytes, pieces joined."""
+    x = weights(1100, 256, seed=2)
+    x[3], x[4] = 0, -0.25
+    assert (to_blocks(quantize(x, name)) == BY_NAME[name].quantize(x)).all()
+
+
+def test_numbers_of_superblocks_that_are_nan_or_inf_are_refused():
+    for name in OWN_RULE:
+        raw = BY_NAME[name].quantize(weights(4, 256))
+        at = HALVES[name][-1]
+        raw.reshape(-1, BY_NAME[name].size)[0, at : at + 2] = [0, 0x7C]
+        with pytest.raises(QsimError, match="1 scales are NaN or Inf"):
+            from_blocks(BY_NAME[name], raw, "layer")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "words"),
+    [("q4_k", "gptq", "GPTQ has no place for minima or superblocks: got uint4 group"),
+     ("q4_1", "awq", "AWQ has no place for minima or superblocks: got uint4 group"),
+     ("q6_k", "compressed-tensors", "compressed-tensors has no place for minima or superblocks: got int6"),
+     ("q4_1", "gptq_v2", "GPTQ has no place for minima")],
+)  # fmt: skip
+def test_other_layouts_refuse_minima_and_superblocks(name, layout, words):
+    assert words in reason(name, layout)
+    assert layouts_for(name) == ("gguf",)

@@ -62,15 +62,22 @@ def _count_by_hand(part, shape):
     total = math.ceil(n * k * part.bits / 8)
     if part.scale_format is not None:
         total += math.ceil(regions * part.scale_format.bits / 8)
-    if part.zero_point_format is not None:
-        total += math.ceil(regions * part.zero_point_format.bits / 8)
+    for shift in (part.zero_point_format, part.minimum_format):
+        if shift is not None:
+            total += math.ceil(regions * shift.bits / 8)
+    if part.superblock is not None:
+        total += 2 * (n * k // part.superblock) * (2 if part.minimum_format is not None else 1)
     return total + (4 if part.format.name == "nvfp4" else 0)
 
 
 @pytest.mark.parametrize("name", [*ALL, "w3a16-g40", "w5a16-g128", "w2a16-g16", "w6a16-channel-sym"])
 @pytest.mark.parametrize("shape", [(64, 256), (1, 1), (7, 129), (300, 200), (11008, 4096), (3, 1000)])
 def test_nbytes_of_any_shape(name, shape):
-    part = dataclasses.replace(get_scheme(name).weight, ragged=True)
+    part = get_scheme(name).weight
+    if part.superblock is None:
+        part = dataclasses.replace(part, ragged=True)
+    else:
+        shape = (shape[0], -(-shape[1] // part.superblock) * part.superblock)
     assert part.nbytes(shape) == _count_by_hand(part, shape)
     assert part.bits_per_element(shape) == 8 * part.nbytes(shape) / (shape[0] * shape[1])
 
@@ -150,11 +157,12 @@ def test_toml_round_trip(name):
 def test_quantization_config_round_trip_or_refusal(name, method):
     s = get_scheme(name)
     expressible = {
-        "gptq": name in ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16-channel"),
-        "awq": name in ("w4a16-g128", "w4a16-g128-sym"),
+        "gptq": name in ("w4a16-g128", "w4a16-g128-sym", "w3a16-g128", "w3a16-g128-sym", "w8a16-channel", "q8_0",
+                         "q4_0"),
+        "awq": name in ("w4a16-g128", "w4a16-g128-sym", "q4_0"),
         "fp8": name in ("fp8-tensor", "fp8-static", "fp8-block128", "fp8-tensor-kvfp8"),
-        "compressed-tensors": name not in ("bf16", "fp16", "nf4-g64"),
-    }[method]
+        "compressed-tensors": name not in ("bf16", "fp16", "nf4-g64") and not s.weight.has_own_rule,
+    }[method]  # fmt: skip
     if not expressible:
         with pytest.raises(ValueError):
             to_config(s, method)

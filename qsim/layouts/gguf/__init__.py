@@ -1,10 +1,10 @@
 """GGUF, the one file of llama.cpp: every tensor in blocks of its own type, beside the config and the tokenizer.
 
-Q8_0, Q5_0, Q4_0 and MXFP4 hold the codes and scales of schemes one to one, so that a quantised model is written and
-read without a change. Tensors of the other types are read as float32; Q4_K, Q6_K and those above are also written, by
-rounding to nearest.
+Most types hold the codes and scales of schemes one to one, so that a quantised model is written and read without a
+change. Tensors of the others (IQ4_NL, IQ4_XS, TQ1_0, TQ2_0) are read as float32.
 
     w4a16-g32-sym -> Q4_0, w5a16-g32-sym -> Q5_0, w8a16-g32-sym -> Q8_0, mxfp4-weight-only -> MXFP4
+    q4_1, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k -> the type of that name: see `qsim.scheme.superblock`
 
 `types` lists the types, `file` reads and writes the container, `tensors` is between blocks and schemes.
 """
@@ -14,7 +14,7 @@ from .tensors import refuses
 
 LAYOUT = Layout(
     name="gguf",
-    says="one file for llama.cpp: Q4_0, Q5_0, Q8_0 and MXFP4 as they are, any type by rounding",
+    says="one file for llama.cpp: Q4_0 to Q8_0, K-quants and MXFP4 as they are, any type by rounding",
     refuses=refuses,
     container="gguf",
     order=60,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qsim.scheme.superblock import Blocks
+
 F32, U8, I8 = np.float32, np.uint8, np.int8
 NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], F32)
 """The 16 values of IQ4_NL and IQ4_XS."""
@@ -129,9 +131,13 @@ def q2_k(b: np.ndarray) -> np.ndarray:
 
 
 def q3_k(b: np.ndarray) -> np.ndarray:
-    packed = b[:, 96:108]
-    scales = nibbles(packed[:, :8], 8) | (_fields(packed[:, 8:], 4, 2) << U8(4))  # of 6 bits
-    return _run("q3_k", b, 256, halves(b[:, 108:110]) * (scales.astype(F32) - F32(32)))
+    return _run("q3_k", b, 256, halves(b[:, 108:110]) * _sixteen_scales(b[:, 96:108]))
+
+
+def _sixteen_scales(packed: np.ndarray) -> np.ndarray:
+    """The 16 scales of 6 bits that Q3_K packs in 12 bytes, from -32: float32 (B, 16)."""
+    codes = nibbles(packed[:, :8], 8) | (_fields(packed[:, 8:], 4, 2) << U8(4))
+    return codes.astype(F32) - F32(32)
 
 
 def six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,3 +189,50 @@ def tq1_0(b: np.ndarray) -> np.ndarray:
 
 def tq2_0(b: np.ndarray) -> np.ndarray:
     return (_fields(b[:, :64], 32, 2).astype(F32) - F32(1)) * halves(b[:, 64:66])
+
+
+# --- blocks of types that are schemes ---------------------------------------------------------------------------
+
+
+def unpack_q4_1(b: np.ndarray) -> Blocks:
+    return Blocks(codes=nibbles(b[:, 4:], 16), scales=halves(b[:, :2]), minima=-halves(b[:, 2:4]))
+
+
+def unpack_q5_1(b: np.ndarray) -> Blocks:
+    return Blocks(codes=_five_bits(b[:, 4:8], b[:, 8:]), scales=halves(b[:, :2]), minima=-halves(b[:, 2:4]))
+
+
+def unpack_q2_k(b: np.ndarray) -> Blocks:
+    scales, minima = (part.astype(F32) for part in (b[:, :16] & U8(15), b[:, :16] >> U8(4)))
+    return Blocks(codes=_fields(b[:, 16:80], 32, 2), scales=scales, minima=minima, super_scales=halves(b[:, 80:82]),
+                  super_minima=halves(b[:, 82:84]))  # fmt: skip
+
+
+def unpack_q3_k(b: np.ndarray) -> Blocks:
+    codes = _fields(b[:, 32:96], 32, 2) | (_fields(b[:, :32], 32, 1) << U8(2))
+    return Blocks(codes=codes ^ U8(4), scales=_sixteen_scales(b[:, 96:108]), super_scales=halves(b[:, 108:110]))
+
+
+def _with_six_bits(b: np.ndarray, codes: np.ndarray) -> Blocks:
+    scales, minima = six_bits(b[:, 4:16])
+    return Blocks(codes=codes, scales=scales.astype(F32), minima=minima.astype(F32), super_scales=halves(b[:, :2]),
+                  super_minima=halves(b[:, 2:4]))  # fmt: skip
+
+
+def unpack_q4_k(b: np.ndarray) -> Blocks:
+    return _with_six_bits(b, nibbles(b[:, 16:], 32))
+
+
+def unpack_q5_k(b: np.ndarray) -> Blocks:
+    return _with_six_bits(b, nibbles(b[:, 48:], 32) | (_fields(b[:, 16:48], 32, 1) << U8(4)))
+
+
+def unpack_q6_k(b: np.ndarray) -> Blocks:
+    codes = nibbles(b[:, :128], 64) | (_fields(b[:, 128:192], 32, 2) << U8(4))
+    scales = b[:, 192:208].view(I8).astype(F32)
+    return Blocks(codes=codes ^ U8(32), scales=scales, super_scales=halves(b[:, 208:210]))
+
+
+UNPACK = {"q4_1": unpack_q4_1, "q5_1": unpack_q5_1, "q2_k": unpack_q2_k, "q3_k": unpack_q3_k, "q4_k": unpack_q4_k,
+          "q5_k": unpack_q5_k, "q6_k": unpack_q6_k}  # fmt: skip
+"""The inverses of `encode.PACK`."""

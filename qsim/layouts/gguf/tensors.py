@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import numpy as np
 
 from qsim.errors import QsimError
 from qsim.formats import BlockFormat
 from qsim.safetensors import exactly
-from qsim.scheme import QuantizedTensor, Scheme, get_scheme
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme
+from qsim.scheme.superblock import Blocks
 
 from ..layout import Layer
-from .decode import five_bit_codes, halves, nibbles
-from .encode import half_bytes, pack_nibbles, pack_q5_0
+from .decode import UNPACK, five_bit_codes, halves, nibbles
+from .encode import PACK, half_bytes, pack_nibbles, pack_q5_0
 from .types import TYPES, TensorType
 
 U8 = np.uint8
 _EXACT = {one.name: one for one in TYPES.values() if one.scheme is not None}
-_INTEGERS = {4: "q4_0", 5: "q5_0", 8: "q8_0"}
 
 
 def type_of(scheme: Scheme) -> TensorType | None:
     """The type that holds a scheme's weights code by code; None when none does."""
-    w = scheme.weight
-    if isinstance(w.format, BlockFormat):
-        return _EXACT["mxfp4"] if w.format.name == "mxfp4" else None
-    if not w.is_integer or not w.symmetric or w.bits not in _INTEGERS or w.group_size != 32:
-        return None
-    return _EXACT[_INTEGERS[w.bits]] if w.scale_format is not None and w.scale_format.name == "float16" else None
+    weight = replace(scheme.weight, ragged=False) if scheme.weight.is_quantized else scheme.weight
+    return _of_weight().get(weight)
+
+
+@lru_cache(maxsize=1)
+def _of_weight() -> dict[TensorScheme, TensorType]:
+    return {get_scheme(str(one.scheme)).weight: one for one in _EXACT.values()}
 
 
 def refuses(layer: Layer) -> str | None:
@@ -39,14 +43,14 @@ def refuses(layer: Layer) -> str | None:
     if scheme.activation.is_quantized:
         return f"gguf holds weights only: activations are {scheme.activation.format.name}"
     if type_of(scheme) is None:
-        names = ", ".join(str(one.scheme) for one in _EXACT.values())
+        names = ", ".join(str(one.scheme) for one in sorted(_EXACT.values(), key=lambda one: one.number))
         what = w.format.name if w.granularity is None else f"{w.format.name} in {w.granularity}"
         return f"gguf holds {names} code by code, with float16 scales: got {what}"
-    if layer.shape is not None and layer.shape[-1] % 32:
+    if layer.shape is not None and layer.shape[-1] % (w.superblock or 32):
         return f"gguf needs groups that divide K: got K={layer.shape[-1]}"
     if layer.act_order:
         return "gguf has no place for act order"
-    if layer.tensor is not None and not isinstance(w.format, BlockFormat):
+    if layer.tensor is not None and not isinstance(w.format, BlockFormat) and not w.has_own_rule:
         if exactly(layer.tensor.scales, "float16") is None:
             return "gguf stores float16 scales: these scales are not float16 numbers"
     return None
@@ -56,6 +60,8 @@ def to_blocks(qt: QuantizedTensor) -> np.ndarray:
     """The blocks of a tensor that is not refused: uint8 (N, bytes of a row)."""
     kind = type_of(qt.scheme)
     assert kind is not None, "the caller has asked for the reason first"
+    if qt.tensor_scheme.has_own_rule:
+        return PACK[kind.name](_blocks(qt, kind.values)).reshape(qt.shape[0], -1)
     codes = qt.codes.reshape(-1, 32)
     if kind.name == "mxfp4":
         scales = exactly(qt.scales, "float8_e8m0fnu")
@@ -72,6 +78,20 @@ def to_blocks(qt: QuantizedTensor) -> np.ndarray:
     return blocks.reshape(qt.shape[0], -1)
 
 
+def _blocks(qt: QuantizedTensor, values: int) -> Blocks:
+    """A tensor with minima or superblocks, block by block."""
+    codes = qt.codes.reshape(-1, values)
+
+    def by_block(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else array.reshape(codes.shape[0], -1)
+
+    above = {"super_scales": by_block(qt.super_scales), "super_minima": by_block(qt.super_minima)}
+    minima = qt.minima if qt.minima is None or qt.super_minima is None else qt.integers_of("minima")
+    scales = by_block(qt.scales if qt.super_scales is None else qt.integers_of("scales"))
+    assert scales is not None
+    return Blocks(codes=codes, scales=scales, minima=by_block(minima), **above)
+
+
 def from_blocks(kind: TensorType, raw: np.ndarray, name: str) -> QuantizedTensor:
     """A tensor from its blocks, the inverse of `to_blocks`.
 
@@ -86,24 +106,33 @@ def from_blocks(kind: TensorType, raw: np.ndarray, name: str) -> QuantizedTensor
     assert kind.scheme is not None, "only such types stay quantised"
     b = raw.reshape(-1, kind.size)
     shape = (raw.shape[0], raw.shape[1] // kind.size * kind.values)
+    scheme = get_scheme(kind.scheme)
+    if scheme.weight.has_own_rule:
+        found = UNPACK[kind.name](b)
+        above = [a for a in (found.super_scales, found.super_minima) if a is not None]
+        _refuse_specials(*(above or [found.scales, found.minima]))
+        return QuantizedTensor(**found.fields(shape), scheme=scheme, name=name)  # type: ignore[arg-type]
     if kind.name == "mxfp4":
         codes, e = nibbles(b[:, 1:], 16), b[:, 0]
-        bad = e == 255
-        scales = np.ldexp(np.float32(1), e.astype(np.int32) - 127)
+        scales = np.where(e == 255, np.float32(np.nan), np.ldexp(np.float32(1), e.astype(np.int32) - 127))
     else:
         scales = halves(b[:, :2])[:, 0]
-        bad = ~np.isfinite(scales)
         if kind.name == "q8_0":
             codes = b[:, 2:]
         elif kind.name == "q4_0":
             codes = nibbles(b[:, 2:], 16) ^ U8(8)
         else:
             codes = five_bit_codes(b)
-    if bad.any():
-        raise QsimError(f"{int(bad.sum())} scales are NaN or Inf")
+    _refuse_specials(scales)
     return QuantizedTensor(
         codes=np.ascontiguousarray(codes).reshape(shape),
         scales=scales.astype(np.float32).reshape(shape[0], -1),
-        scheme=get_scheme(kind.scheme),
+        scheme=scheme,
         name=name,
     )
+
+
+def _refuse_specials(*scales: np.ndarray | None) -> None:
+    bad = sum(int((~np.isfinite(one)).sum()) for one in scales if one is not None)
+    if bad:
+        raise QsimError(f"{bad} scales are NaN or Inf")
