@@ -4,7 +4,7 @@
 
 tests/golden holds what an H200 returned: h200_block.npz every activation of block 0 of the embedded model on 64 tokens
 (of the FP8 and W4A16 variants the first 16 tokens, and the SHA-256 of all), h200_functions.npz hashes of functions over
-all inputs.
+all inputs, h200_model.npz the SHA-256 of every activation of all blocks, and sums and softmax of many lengths.
 """
 
 from __future__ import annotations
@@ -110,6 +110,48 @@ def check_blocks(out: list[str]) -> None:
     out.append(f"| bf16, SDPA math | `attention` | {mine.size:,} | {int((mine != recorded).sum())} | {mine.size:,} | |")
 
 
+def check_model(out: list[str]) -> None:
+    arrays, notes = recordings("model")
+    model = load("tiny")
+    out += ["", "## All blocks, the final norm and the logits", "",
+            "The whole embedded model on the same tokens; nothing recorded goes in.", "",
+            "| variant | activations | values | SHA-256 agrees | first that differs | logits stored | differ |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for label, kernel in KERNELS.items():
+        run = run_eager(variant(model, label), tokens(), kernel=kernel)
+        digests = notes["model"]["sha256"][label]
+        wrong = [name for name, value in run.activations.items() if sha256(value) != digests[name]]
+        stored = arrays[f"model.{label}.logits"]
+        assert run.logits is not None
+        differ = int((run.logits[: len(stored)] != stored).sum())
+        values = sum(value.size for value in run.activations.values())
+        out.append(f"| {label} | {len(digests)} | {values:,} | {len(digests) - len(wrong)} of {len(digests)} | "
+                   f"{wrong[0] if wrong else 'none'} | {stored.size:,} | {differ} |")  # fmt: skip
+
+
+def check_lengths(out: list[str]) -> None:
+    """More lengths and numbers of rows, by the hash of all sums."""
+    notes = recordings("model")[1]["lengths"]
+    wrong, seen = [], 0
+    lengths = sorted({int(key.split(".")[0]) for key in notes["sums"]})
+    for length in lengths:
+        x = generator("few", length).standard_normal((256, length)).astype(F32)
+        for key in (k for k in notes["sums"] if k.startswith(f"{length}.")):
+            seen += 1
+            if sha256(eager.row_sums(x[: int(key.split(".")[1])])) != notes["sums"][key]:
+                wrong.append(key)
+    out.append(f"| hashes of sums, 1 to 256 rows of {lengths[0]} to {lengths[-1]} | {seen} | {len(wrong)} |")
+    wrong, seen = [], 0
+    for key in (k for k in notes["softmax"] if int(k.split(".")[0]) <= eager.LONGEST_SOFTMAX):
+        length = int(key.split(".")[0])
+        x = generator("softmax", length).standard_normal((4, length)).astype(F32) * 4
+        seen += 1
+        given = eager.widen(eager.narrow(x)) if key.endswith("of_bf16") else x
+        if sha256(eager.softmax(given)) != notes["softmax"][key]:
+            wrong.append(key)
+    out.append(f"| hashes of softmax, rows of 5 to {eager.LONGEST_SOFTMAX} | {seen} | {len(wrong)} |")
+
+
 def check_reductions(out: list[str]) -> None:
     arrays, notes = recordings("block")
     anchors = notes["reductions"]["anchors"]
@@ -190,7 +232,9 @@ def main() -> None:
            "in: each activation is computed from those before it. `w4a16` runs its Linears on humming-kernels, `fp8`",
            "on `torch._scaled_mm` with scales of tokens and channels, `bf16` on cuBLAS.", ""]  # fmt: skip
     check_blocks(out)
+    check_model(out)
     check_reductions(out)
+    check_lengths(out)
     check_functions(out)
     print("\n".join(out))
 

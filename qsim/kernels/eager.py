@@ -2,7 +2,7 @@
 
 Arrays that hold BF16 are BF16 codes (uint16); everything else is float32. An operator of BF16 tensors computes in
 float32 and rounds once, to nearest even. Reductions follow PyTorch's `Reduce.cuh` and `PersistentSoftmax.cuh`; which
-element meets which was recorded on the device for rows of 256 to 4096 (`tests/golden/h200_block.npz`, `tree.*`).
+element meets which was recorded on the device (`tests/golden`: `tree.*` of h200_block.npz, h200_model.npz).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ F32, U16 = np.float32, np.uint16
 WARP = 32
 _THREADS = 512  # of a block that reduces float32
 _VECTOR = 4  # elements that a thread loads at a time, each into an accumulator of its own
-_FEWEST, _ONE_BLOCK = 128, 131072  # up to the one elements are not loaded in fours; from the other blocks share a row
-LONGEST_SOFTMAX = 1024
+_FEWEST, _ONE_BLOCK = 128, 131072  # from the one on elements are loaded in fours, from the other blocks share a row
+_LONGEST_IN_WARP, _SOFTMAX_THREADS = 2048, 1024
+LONGEST_SOFTMAX = 8192
+"""Elements of a row up to which the order of softmax was recorded; 32000 are added in another one."""
 _LOWEST = U16(0xFF7F)  # BF16
 
 
@@ -45,35 +47,55 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 def row_sums(x: Any) -> np.ndarray:
-    """(M,) float32 sums over the last axis of (M, K) float32, as `x.sum(-1)`.
+    """(M,) float32 sums over the last axis of contiguous (M, K) float32, as `x.sum(-1)`.
 
-    A thread loads vectors of four elements, K / 4 of them shared by T threads in turn, and keeps an accumulator for
-    each of the four places; it adds them up in order when it is done. T is 32, and with few rows up to 512. The threads
-    of an output then fold in halves: the first half adds the second, down to one. Where each thread would load 64
-    elements or more, the warps of a block share an output, and fold before the threads of a warp do.
+    T threads share a row: 32, and of fewer than 16 rows up to 512. From K = 128 on, a thread loads vectors of four
+    elements at aligned addresses, and keeps an accumulator for each of the four places; the elements before the first
+    aligned address and behind the last join the first accumulator. Below, its accumulators take elements t, t + T,
+    t + 2T, t + 3T, and so on. When a thread is done, it adds its accumulators in order. Then threads fold in halves:
+    the first half adds the second, down to one. From 8192 columns on (each thread then has 256, or 16 for each of the
+    rows of a block), the warps of a block share a row and fold when the threads of each have.
 
     Raises:
-        QsimError: x of other shape or dtype; columns that are no multiple of 4 from 132 to 131068, whose order has not
-            been recorded.
+        QsimError: x of other shape or dtype; more than 131071 columns, which several blocks share.
     """
     given = as_plain_array(x, "x")
     if given.dtype != F32 or given.ndim != 2:
         raise QsimError(f"a reduction takes float32 of shape (M, K): got {given.dtype} {given.shape}")
     rows, k = given.shape
-    if k % _VECTOR or not _FEWEST < k < _ONE_BLOCK:
-        raise QsimError(
-            f"sums of rows are known for lengths above {_FEWEST} and below {_ONE_BLOCK} that are multiples of "
-            f"{_VECTOR}: got {k}"
-        )
-    width, height = _block(k // _VECTOR, rows)
+    if not 1 <= k < _ONE_BLOCK:
+        raise QsimError(f"sums of rows are known for lengths from 1 to {_ONE_BLOCK - 1}: got {k}")
+    vector = _VECTOR if k >= _FEWEST else 1
+    width, height = _block(k // vector, rows)
     warps = height if -(-k // width) >= min(height * 16, 256) else 1
-    step = width * warps * _VECTOR
-    padded = np.zeros((rows, -(-k // step) * step), F32)  # +0 changes no sum that starts from +0
-    padded[:, :k] = given
     with np.errstate(all="ignore"):
-        places = _in_order(padded.reshape(rows, -1, warps, width, _VECTOR))
-        threads = _in_order(np.moveaxis(places, -1, 1))
-        return _halved(_halved(threads.swapaxes(1, 2))[..., 0])[..., 0]
+        if vector == 1:
+            step = width * _VECTOR
+            padded = np.zeros((rows, -(-k // step) * step), F32)  # +0 changes no sum that starts from +0
+            padded[:, :k] = given
+            return _halved(_in_order(_in_order(padded.reshape(rows, -1, _VECTOR, width))))[..., 0]
+        threads = np.empty((rows, warps * width), F32)
+        shifts = np.arange(rows) * k % _VECTOR
+        for shift in range(_VECTOR):
+            threads[shifts == shift] = _by_vectors(given[shifts == shift], shift, warps * width)
+        return _halved(_halved(threads.reshape(rows, warps, width))[..., 0])[..., 0]
+
+
+def _by_vectors(x: np.ndarray, shift: int, threads: int) -> np.ndarray:
+    """(M, threads) of rows that start `shift` elements behind an aligned address."""
+    rows, k = x.shape
+    before = -shift % _VECTOR
+    vectors = (k - before) // _VECTOR
+    rounds = -(-vectors // threads)
+    padded = np.zeros((rows, rounds * threads * _VECTOR), F32)
+    padded[:, : vectors * _VECTOR] = x[:, before : before + vectors * _VECTOR]
+    places = np.zeros((rows, threads, _VECTOR), F32)
+    places[:, shift : shift + before, 0] = x[:, :before]
+    for part in padded.reshape(rows, rounds, threads, _VECTOR).swapaxes(0, 1):
+        places = places + part
+    behind = x[:, before + vectors * _VECTOR :]
+    places[:, : behind.shape[1], 0] += behind
+    return _in_order(np.moveaxis(places, -1, 1))
 
 
 def _in_order(parts: np.ndarray) -> np.ndarray:
@@ -245,11 +267,12 @@ def sdpa_math(q: Any, k: Any, v: Any) -> np.ndarray:
 def softmax(x: Any) -> np.ndarray:
     """float32 softmax over the last axis, of float32.
 
-    Up to 1024 elements a warp holds the row, lane l the elements l, l + 32, ...: e^(x - largest) by `expf`, added by
-    each lane in order and then across lanes at distances 16, 8, 4, 2, 1; the quotient is float32.
+    e^(x - largest) by `expf`, added up, and divided by the sum. Up to 2048 elements a warp holds the row, lane l the
+    elements l, l + 32, ...; more are held by 1024 threads in the same way, of which each warp of 32 folds, and then the
+    32 warps. A thread adds in order; threads fold in halves.
 
     Raises:
-        QsimError: no float32; longer rows.
+        QsimError: no float32; longer rows than LONGEST_SOFTMAX.
     """
     given = as_plain_array(x, "scores")
     if given.dtype != F32:
@@ -259,12 +282,11 @@ def softmax(x: Any) -> np.ndarray:
         raise QsimError(f"softmax of 1 to {LONGEST_SOFTMAX} elements is known: got {k}")
     with np.errstate(all="ignore"):
         raised = expf(given - given.max(axis=-1, keepdims=True))
-        size = 1 << (k - 1).bit_length()
-        width = min(size, WARP)
-        padded = np.zeros((*given.shape[:-1], size), F32)
+        width = min(1 << (k - 1).bit_length(), WARP) if k <= _LONGEST_IN_WARP else _SOFTMAX_THREADS
+        padded = np.zeros((*given.shape[:-1], -(-k // width) * width), F32)
         padded[..., :k] = raised
-        rounds = padded.reshape(-1, size // width, width)
-        total = _halved(_in_order(rounds))
+        threads = _in_order(padded.reshape(-1, padded.shape[-1] // width, width))
+        total = _halved(_halved(threads.reshape(len(threads), -1, min(width, WARP)))[..., 0])
         return raised / total.reshape(*given.shape[:-1], 1)
 
 

@@ -104,7 +104,7 @@ def run_eager(
     Arguments:
         model: of the Llama family, with weights that are BF16 values. Linears that are quantised run on `kernel`, the
             others on cuBLAS.
-        tokens: (T,) token ids, T up to 1024: a prefill of one sequence.
+        tokens: (T,) token ids, T up to 8192: a prefill of one sequence.
         kernel: the fused kernel of quantised Linears, as `linear(..., exact=True, kernel=...)` takes it. Where it takes
             FP8 codes of activations, they are made by three operators of PyTorch, see `quantize_fp8`.
         blocks: how many blocks to run; None runs all, the final norm and the head.
@@ -121,8 +121,10 @@ def run_eager(
     _check(model)
     ids = as_plain_array(tokens, "tokens")
     vocabulary = model.config.vocab_size
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(ids) <= 1024:
-        raise QsimError(f"tokens must be 1 to 1024 whole numbers of one sequence: got {ids.dtype} {ids.shape}")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not 1 <= len(ids) <= eager.LONGEST_SOFTMAX:
+        raise QsimError(
+            f"tokens must be 1 to {eager.LONGEST_SOFTMAX} whole numbers of one sequence: got {ids.dtype} {ids.shape}"
+        )
     if not ((ids >= 0) & (ids < vocabulary)).all():
         raise QsimError(f"tokens must be 0 to {vocabulary - 1}: got {int(ids.min())} to {int(ids.max())}")
     if attention not in ("eager", "math"):

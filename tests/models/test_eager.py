@@ -25,6 +25,16 @@ def test_every_activation_of_a_block_has_the_recorded_bits(label, tiny):
     assert run.logits is None
 
 
+@pytest.mark.parametrize("label", ["bf16", "fp8", "w4a16"])
+def test_every_activation_of_all_blocks_and_the_logits_have_the_recorded_bits(label, tiny):
+    arrays, notes = recordings("model")
+    run = run_eager(layers.variant(tiny, label), layers.tokens(), kernel=layers.KERNELS[label])
+    mine = {name: layers.sha256(value) for name, value in run.activations.items()}
+    assert mine == notes["model"]["sha256"][label]
+    assert len(mine) > 8 * 26
+    np.testing.assert_array_equal(run.logits[:16], arrays[f"model.{label}.logits"])
+
+
 def recorded(label="bf16"):
     prefix = f"block.{label}."
     return {key.replace(prefix, "0."): value for key, value in recordings("block")[0].items() if key.startswith(prefix)}
