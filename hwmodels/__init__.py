@@ -39,6 +39,11 @@ _LAZY = {
     "Prediction": "hwmodels.prediction",
     "predict_request": "hwmodels.request",
     "throughput": "hwmodels.request",
+    "serve": "hwmodels.serving.served",
+    "Served": "hwmodels.serving.served",
+    "Workload": "hwmodels.serving.workload",
+    "EnginePolicy": "hwmodels.serving.policy",
+    "Deployment": "hwmodels.serving.deployment",
     "fit": "hwmodels.fitting.build",
     "sweep": "hwmodels.whatif",
     "pareto": "hwmodels.whatif",
@@ -56,6 +61,10 @@ if TYPE_CHECKING:
     from .device.device import Device
     from .device.load import device_names, get_device, register_device
     from .fitting.build import fit
+    from .serving.deployment import Deployment
+    from .serving.policy import EnginePolicy
+    from .serving.served import Served, serve
+    from .serving.workload import Workload
     from .timing.families import register_kernels
     from .timing.family import AttentionFamily, KernelFamily
     from .timing.kernel import attention, attention_time, gemm, gemm_time
@@ -64,11 +73,12 @@ if TYPE_CHECKING:
     from .workload.footprint import kv_cache_bytes, state_bytes
 
 __all__ = [
-    "Architecture", "AttentionFamily", "Device", "KernelFamily", "Prediction", "Roofline", "architecture_names",
-    "attention", "attention_time", "break_even", "device_names", "fit", "gemm", "gemm_power", "gemm_time",
-    "get_architecture", "get_device", "kernel_families", "kv_cache_bytes", "list_devices", "list_models", "pareto",
-    "predict", "predict_request", "read_parameters", "register_device", "register_kernels", "roofline", "speedup",
-    "state_bytes", "sweep", "throughput", "tornado",
+    "Architecture", "AttentionFamily", "Deployment", "Device", "EnginePolicy", "KernelFamily", "Prediction",
+    "Roofline", "Served", "Workload", "architecture_names", "attention", "attention_time", "break_even",
+    "device_names", "fit", "gemm", "gemm_power", "gemm_time", "get_architecture", "get_device", "kernel_families",
+    "kv_cache_bytes", "list_devices", "list_models", "pareto", "predict", "predict_request", "read_parameters",
+    "register_device", "register_kernels", "roofline", "serve", "speedup", "state_bytes", "sweep", "throughput",
+    "tornado",
 ]  # fmt: skip
 
 

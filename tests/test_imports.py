@@ -158,7 +158,8 @@ SHELVES: dict[str, set[str]] = {
     "workload": {"checks", "device"},
     "calibration": {"checks"},
     "timing": {"checks", "limits", "device", "workload", "calibration"},
-    "fitting": {"checks", "limits", "device", "workload", "calibration", "timing"},
+    # the constants of engines are fitted on what `serve` predicts; `serving` itself fits nothing
+    "fitting": {"checks", "limits", "device", "workload", "calibration", "timing", "serving"},
 }
 
 

@@ -44,8 +44,27 @@ def sampled(kind: str, table: Any) -> Any:
     return rows[np.asarray(hash_shapes(rows[shape].to_numpy()) % one_in == 0)]
 
 
+SERVING = [
+    "device", "model", "checkpoint", "engine", "engine_version", "weights", "moe_weights", "kv", "mode",
+    "prompt_tokens", "output_tokens", "mean_prompt_tokens", "mean_output_tokens", "max_batched_tokens", "concurrency",
+    "engine_concurrency", "tp", "attention_dp", "moe_tp", "moe_ep", "prefill_workers", "prefill_tp",
+    "prefill_attention_dp", "prefill_moe_ep", "decode_workers", "decode_tp", "decode_attention_dp", "decode_moe_ep",
+    "ttft_s", "tpot_s", "source", "traps",
+]  # fmt: skip
+
+
+def sampled_serving(table: Any) -> Any:
+    """Every third serving point, in the order of their names."""
+    return table.sort_values("id").iloc[::3][SERVING]
+
+
 def write_sample(data: Path) -> None:
     """Write the sample of a folder with the full tables."""
+    import pandas as pd
+
+    table = pd.read_csv(data / "serving.csv", dtype=str, keep_default_na=False)
+    points = sampled_serving(table).to_csv(index=False, lineterminator="\n")
+    write_whole(FOLDER / "serving.csv.gz", lambda file: file.write(gzip.compress(points.encode(), 9, mtime=0)))
     for kind in ("gemm", "attention", "collectives"):
         text = sampled(kind, data_table(data, f"measured_{kind}_2026")).to_csv(index=False, lineterminator="\n")
         packed = gzip.compress(text.encode(), 9, mtime=0)

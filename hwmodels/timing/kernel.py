@@ -9,7 +9,7 @@ Fidelity of an estimate:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from qsim.errors import QsimError
 
 from ..calibration.between import corrected, pick
+from ..calibration.collectives import Collective
 from ..calibration.grid import Grid
 from ..checks import check_not_negative, check_positive, check_steps
 from ..device.device import Device
@@ -402,7 +403,9 @@ def launch_gap_s(device: Device) -> float:
 def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
     """All-reduce of `traffic_bytes` over `devices`, by the fastest library measured on the device at each size.
 
-    Where the width was not measured: ring, 5 us + 2(n-1) latencies + 2(n-1)/n bytes / link bandwidth, `transferred`.
+    Where the width was not measured, a library's time is interpolated between the next narrower and wider ones (linear
+    in the logarithms of width and time), or taken from the nearest with the ring's bytes of each device, (n-1)/n;
+    where none was measured: ring, 5 us + 2(n-1) latencies + 2(n-1)/n bytes / link bandwidth. Both are `transferred`.
 
     Raises:
         ValueError: the device has no link.
@@ -422,7 +425,27 @@ def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
             time_s=time, low_s=time * low, high_s=time * high, compute_s=0.0 * time, memory_s=wire, kind="calibrated",
             origin=f"{device.calibration}.collectives",
         )  # fmt: skip
-    time = 5e-6 + steps * device.link.latency_s + wire
+    between = [] if own is None else _other_widths(own.collectives, devices, traffic_bytes)
+    time = np.minimum.reduce(between) if between else 5e-6 + steps * device.link.latency_s + wire
     return Estimate(
         time_s=time, low_s=time * 0.6, high_s=time * 1.6, compute_s=0.0 * time, memory_s=wire, kind="transferred"
     )
+
+
+def _other_widths(collectives: Sequence[Collective], devices: int, traffic_bytes: Any) -> list[Any]:
+    """Seconds of an all-reduce at a width that was not measured, by each library that was at others."""
+    found: dict[str, dict[int, Collective]] = {}
+    for c in collectives:
+        if c.op == "all_reduce":
+            found.setdefault(c.library, {})[c.gpus] = c
+    times = []
+    for curves in found.values():
+        under, over = ([n for n in curves if (n < devices) == below] for below in (True, False))
+        if under and over:
+            low, high = max(under), min(over)
+            share = np.log(devices / low) / np.log(high / low)
+            times.append(curves[low](traffic_bytes) ** (1 - share) * curves[high](traffic_bytes) ** share)
+        else:
+            near = max(under) if under else min(over)
+            times.append(curves[near](traffic_bytes) * ((devices - 1) / devices) / ((near - 1) / near))
+    return times

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .published import BANDS, likely_reason
+from .serving import Exam, exam_rows
 from .validate import Group, Validation
 
 
@@ -33,7 +34,9 @@ def group_rows(validation: Validation) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def render(validation: Validation, command: str, figures: Sequence[tuple[str, str]] = ()) -> str:
+def render(
+    validation: Validation, command: str, figures: Sequence[tuple[str, str]] = (), exam: Exam | None = None
+) -> str:
     """The report: one table per section, signs, published rows outside their band, claims, figures (title, file)."""
     parts = [
         "# Validation of the hardware models",
@@ -54,8 +57,29 @@ def render(validation: Validation, command: str, figures: Sequence[tuple[str, st
         ]  # fmt: skip
         error = mine[0].statistic
         parts += [f"## {section}", _table(["group", "rows", error, "required", "met", "in band", *details], rows)]
+    if exam is not None:
+        parts += _served(exam)
     parts += _signs(validation), *_published(validation), *_claims(validation), _limits()
     return "\n\n".join(parts) + "\n"
+
+
+def _served(exam: Exam) -> list[str]:
+    """Measured serving points: their tables, and what was left out."""
+    rows = exam_rows(exam)
+    found = []
+    for section in dict.fromkeys(r["section"] for r in rows):
+        cells = [
+            [r["group"], r["rows"], *(
+                text
+                for w in ("tpot", "ttft")
+                for text in (f"{r[f'{w}_percent']:.1f} %", f"{r[f'{w}_p90_percent']:.0f} %", f"{r[f'{w}_bias']:.2f}",
+                             f"{100 * r[f'{w}_in_band']:.0f} %")
+            )]
+            for r in rows if r["section"] == section
+        ]  # fmt: skip
+        parts = [f"{w} {part}".strip() for w in ("TPOT", "TTFT") for part in ("median", "p90", "bias", "in band")]
+        found += [f"## {section}", _table(["points", "rows", *parts], cells)]
+    return [*found, " ".join(exam.remarks)]
 
 
 def _signs(validation: Validation) -> str:

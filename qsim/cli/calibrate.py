@@ -19,12 +19,20 @@ from .verbs import verb
 @verb("calibrate")
 @click.argument("csv", required=False, metavar="[CSV]", type=click.Path(path_type=Path))
 @click.option("--device", metavar="NAME", help="Device that CSV was measured on; its peaks set the scale.")
+@click.option("--serving", metavar="CSV", type=click.Path(path_type=Path),
+              help="Fit the constants of serving engines on measured points (TTFT and TPOT) instead.")  # fmt: skip
 @click.option("--host", is_flag=True, help="Measure this computer instead, and make it a device.")
 @out_file_option("Write the TOML here.")
 @plot_option
 @table_options
 def calibrate(
-    csv: Path | None, device: str | None, host: bool, out: Path | None, plot: Path | None, form: Form
+    csv: Path | None,
+    device: str | None,
+    serving: Path | None,
+    host: bool,
+    out: Path | None,
+    plot: Path | None,
+    form: Form,
 ) -> None:
     """CSV has the columns kernel, m, n, k and latency_s (or median_s): one row per measured product. The result is a
     TOML with parameters, held-out errors and bands; a device file uses it with calibration = "PATH".
@@ -32,13 +40,20 @@ def calibrate(
     With --host: measures memory bandwidth, matrix rate and the fused kernels of this package, and compares the
     speed-ups with what bandwidth allows. Takes about a minute.
 
+    With --serving: the time that engines add to their kernels, from a CSV with the columns of
+    hwmodels/measurements/README.md. The result is a TOML for qsim serve --constants.
+
     \b
     Examples:
       qsim calibrate timings.csv --device h100-sxm --out h100.mine.toml
       qsim calibrate --host --out host.toml --plot host.png
+      qsim calibrate --serving rows.csv --out engines.toml
     """
-    if host == (csv is not None):
-        raise QsimError("calibrate takes a CSV or --host: give one of them")
+    if [host, csv is not None, serving is not None].count(True) != 1:
+        raise QsimError("calibrate takes a CSV, --serving or --host: give one of them")
+    if serving is not None:
+        _serving(serving, out, form)
+        return
     if host:
         _host(out, plot, form)
         return
@@ -58,6 +73,21 @@ def calibrate(
          "band_low": p.band["all"][0], "band_high": p.band["all"][1]}
         for name, p in fitted.items()
     ]  # fmt: skip
+    deliver(form, rows, lambda: _table(rows))
+    if out is not None:
+        wrote(out)
+
+
+def _serving(path: Path, out: Path | None, form: Form) -> None:
+    from hwmodels.fitting.serving import constants_toml, fit_all, fit_rows, scorable
+    from hwmodels.serving.points import read_points
+
+    points = scorable(read_points(path))
+    with reporter("calibrating") as say:
+        fits = fit_all(points, say)
+    if out is not None:
+        write_text(out, constants_toml(fits, f"{path.name}, {len(points)} points"))
+    rows = fit_rows(fits)
     deliver(form, rows, lambda: _table(rows))
     if out is not None:
         wrote(out)

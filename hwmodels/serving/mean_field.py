@@ -1,0 +1,140 @@
+"""The mean of an engine's steps in steady state, and what queueing identities say about waiting: compiled loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba compiles)
+
+from .loop import PREFILL_FIRST, WHOLE_PROMPTS, _between, step_s
+
+ROUNDS = 60
+CLOSE = 1e-4
+"""Relative change of a round that ends the iteration."""
+
+
+@njit(cache=True)
+def steady(
+    flight: float, rate: float, prompt: float, output: float, places: float, policy: Any, table: Any, host: Any,
+    width: float, gain: float,
+) -> tuple[float, float, float, float, float]:  # fmt: skip
+    """One engine in steady state.
+
+    Arguments:
+        flight: requests in flight of a closed loop, 0 for an open loop of `rate` requests a second.
+        prompt, output: mean tokens. places: sequences that run at once at most.
+        policy, table, host, width, gain: as in `loop.run`.
+
+    Returns:
+        Seconds a token, seconds from the scheduler to the first token, requests a second, decode rows of a step, share
+        of the steps that hold prompts.
+
+    Each step holds the prompts of the requests that came during one step: as many as ended, in steady state. They are
+    Poisson distributed over steps, so that some steps hold none. A request waits for the step under way when it
+    comes, for prompts before it where the budget is short (M/D/1), and for a place (Little's law) where there are more
+    requests than places.
+    """
+    linear, head, decode, padded, context_sum, spacing, fixed, first, ratio, cached = table
+    kind, budget = policy[0], float(policy[1])
+    running = min(flight, places) if flight > 0 else 1.0
+    reading = _between(context_sum, spacing, prompt + cached) - _between(context_sum, spacing, cached)
+    context = prompt + cached + output / 2.0
+    rows, share, token, waited, sent = max(1.0, running), 0.0, 0.0, 0.0, rate
+    others = 1.0 - 1.0 / running if flight > 0 else 1.0  # a request's own prompt comes before its tokens
+    for turn in range(ROUNDS):
+        low = min(int(rows), linear.shape[0] - 1, decode.shape[0] - 2)
+        part = rows - low
+        plain = 0.0
+        for count, weight in ((low, 1.0 - part), (low + 1, part)):
+            if weight > 0.0:
+                plain += weight * step_s(
+                    max(count, 1), context, 0, 0.0, 0, width, linear, head, decode, padded, first, ratio, host
+                )
+        whole = round(rows)
+        if kind == PREFILL_FIRST:
+            alone = max(1.0, prompt / budget)
+            chunk = int(min(prompt, budget))
+            filled = alone * step_s(
+                0, 0.0, chunk, reading / alone + fixed, 1, width, linear, head, decode, padded, first, ratio, host
+            )
+            busy = min(sent * filled * others, 0.95)
+            each, share = plain / (1.0 - busy), busy
+            service, utilisation = filled, busy
+            under_way = ((1.0 - busy) * plain + busy * filled / alone) / 2.0
+        else:
+            room = max(budget - rows * width, 1.0) if kind != WHOLE_PROMPTS else max(budget - rows * width, prompt)
+            pieces = max(1.0, np.ceil(prompt / room)) if kind != WHOLE_PROMPTS else 1.0
+            mean = max(plain, token * gain)
+            coming = sent * mean * others
+            share = 1.0 - np.exp(-coming * pieces)
+            held = coming * prompt / max(share, 1e-9)
+            over = max(held / room, 1.0)
+            chunk = int(min(held, room))
+            filled = step_s(
+                whole,
+                context,
+                chunk,
+                coming * reading / max(share, 1e-9) / over + fixed,
+                max(1, round(coming / max(share, 1e-9))),
+                width,
+                linear,
+                head,
+                decode,
+                padded,
+                first,
+                ratio,
+                host,
+            )
+            each = (1.0 - share) * plain + share * filled * over
+            # the step that a request's own prompt, or a piece of it, rides in
+            own = step_s(
+                whole,
+                context,
+                int(min(prompt / pieces + coming * prompt, room)),
+                reading / pieces + coming * reading + fixed,
+                1,
+                width,
+                linear,
+                head,
+                decode,
+                padded,
+                first,
+                ratio,
+                host,
+            )
+            service, utilisation = own * pieces, min(coming * prompt / room, 0.95)
+            under_way = ((1.0 - share) * plain**2 + share * (filled * over) ** 2) / (2.0 * each)
+        ahead = utilisation / (2.0 * (1.0 - utilisation)) * service
+        new = each / gain
+        moved = abs(new - token)
+        token = new if turn == 0 else 0.5 * (token + new)
+        if flight > 0 and (host[4] == 0.0 or flight <= 1.0):
+            under_way = 0.0  # a request that follows one at once comes between two steps
+        waited = service + ahead + under_way
+        if flight > 0:
+            sent = running / (service + ahead + under_way + host[4] + max(output - 1.0, 0.0) * token)
+            waited += max(flight - places, 0.0) / sent
+        else:
+            sent = rate
+        fresh = sent * max(output - 1.0, 0.0) * token
+        fresh = min(max(0.5 * (rows + fresh), 1.0), places)
+        still = moved < CLOSE * token and abs(fresh - rows) < CLOSE * rows
+        rows = fresh
+        if still:
+            break
+    return token, waited, sent, rows, share
+
+
+@njit(cache=True)
+def steady_many(
+    flight: Any, rate: Any, prompt: Any, output: Any, places: Any, policy: Any, table: Any, host: Any, width: float,
+    gain: float,
+) -> Any:  # fmt: skip
+    """`steady` for arrays: (n, 5)."""
+    found = np.empty((flight.size, 5))
+    for i in range(flight.size):
+        found[i] = steady(flight[i], rate[i], prompt[i], output[i], places[i], policy, table, host, width, gain)
+    return found
