@@ -68,7 +68,12 @@ def validate(data: Path | None, serving: Path | None, out: Path | None, form: Fo
         write_text(out / "validation.md", render(result, command, figures, exam))
         wrote(out / "validation.md")
     found = exam_rows(exam)
-    deliver(form, [*rows, *found], lambda: (_print(rows), _print_exam(exam, found)))
+
+    def table() -> None:
+        _print(rows)
+        _print_exam(exam, found)
+
+    deliver(form, [*rows, *found], table)
 
 
 def _exam(path: Path | None) -> Exam:
