@@ -32,7 +32,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.fields import Fields
-from qsim.formats import BlockFormat, IntFormat, pack, unpack
+from qsim.formats import BlockFormat, FloatFormat, IntFormat, pack, unpack
 from qsim.safetensors import DTYPE_OF, Stored, exactly, integers, words
 from qsim.scheme import QuantizedTensor, Scheme, encode_with, get_rule
 
@@ -101,7 +101,7 @@ def _refuses_scheme(scheme: Scheme) -> str | None:
 
 def _refuses_tensor(qt: QuantizedTensor, scheme: Scheme) -> str | None:
     scale_format, activation = scheme.weight.scale_format, scheme.activation
-    assert scale_format is not None
+    assert isinstance(scale_format, FloatFormat)
     if exactly(qt.scales, scale_format) is None:
         return f"{WHO} stores {scale_format.name} scales: these scales are not numbers of that format"
     if qt.tensor_scale is not None and _global_scale(qt.tensor_scale) is None:
@@ -137,7 +137,7 @@ def encode(qt: QuantizedTensor, *, fmt: str | None = None, packing: Words = "den
     """
     fmt = fmt or compressed_layout(qt.scheme)
     how = qt.tensor_scheme
-    assert how.scale_format is not None
+    assert isinstance(how.scale_format, FloatFormat)
     scales = exactly(qt.scales, how.scale_format)
     assert scales is not None
     if isinstance(how.format, BlockFormat):

@@ -19,7 +19,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.fields import Fields
-from qsim.formats import get_format
+from qsim.formats import FloatFormat, get_format
 from qsim.safetensors import Stored, exactly
 from qsim.scheme import Granularity, QuantizedTensor, Scheme, TensorScheme
 
@@ -41,7 +41,7 @@ def refuses(layer: Layer) -> str | None:
     if w.format.name != "float8_e4m3fn":
         return f"fp8 holds float8_e4m3fn: got {w.format.name}"
     assert w.granularity is not None
-    assert w.scale_format is not None
+    assert isinstance(w.scale_format, FloatFormat)
     if w.granularity.kind not in ("tensor", "block"):
         return f"fp8 has one scale per tensor or block: got {w.granularity}"
     if w.scale_format.name not in _SCALES:
@@ -66,7 +66,7 @@ def refuses(layer: Layer) -> str | None:
 def encode(qt: QuantizedTensor) -> dict[str, Stored]:
     """The tensors of a layer, by their last name. The caller has asked for the reasons first."""
     how = qt.tensor_scheme
-    assert how.scale_format is not None
+    assert isinstance(how.scale_format, FloatFormat)
     assert how.granularity is not None
     scales = exactly(qt.scales, how.scale_format)
     assert scales is not None

@@ -269,16 +269,16 @@ def _stack_quantized(weights: Sequence[QuantizedTensor]) -> QuantizedTensor | No
     def rows_of(w: QuantizedTensor, values: np.ndarray) -> np.ndarray:
         return np.repeat(values.reshape(1, 1), w.shape[0], axis=0) if values.ndim == 1 else values
 
+    more: dict[str, Any] = {
+        key: np.concatenate([rows_of(w, w.arrays[key]) for w in weights])
+        for key in first.arrays if key not in ("codes", "scales", "group_index")
+    }  # fmt: skip
     return dataclasses.replace(
         first,
         scheme=scheme,
         codes=np.concatenate([w.codes for w in weights]),
         scales=np.concatenate([rows_of(w, w.scales) for w in weights]),
-        **{
-            key: np.concatenate([rows_of(w, w.arrays[key]) for w in weights])
-            for key in first.arrays
-            if key not in ("codes", "scales", "group_index")
-        },
+        **more,
     )
 
 

@@ -248,7 +248,7 @@ class QuantizedTensor:
             if start % r or (stop % r and stop != self.shape[0]):
                 raise QsimError(f"a slice must not cut a block of {r} rows: got rows {start}:{stop}")
             of_scales = slice(start // r, -(-stop // r))
-        more = {k: v[of_scales] for k, v in self.arrays.items() if k in ("zeros", *_OWN_RULE)}
+        more: dict[str, Any] = {k: v[of_scales] for k, v in self.arrays.items() if k in ("zeros", *_OWN_RULE)}
         return replace(self, codes=self.codes[start:stop], scales=self.scales[of_scales], **more)
 
     def __eq__(self, other: object) -> bool:

@@ -109,8 +109,8 @@ def from_blocks(kind: TensorType, raw: np.ndarray, name: str) -> QuantizedTensor
     scheme = get_scheme(kind.scheme)
     if scheme.weight.has_own_rule:
         found = UNPACK[kind.name](b)
-        above = [a for a in (found.super_scales, found.super_minima) if a is not None]
-        _refuse_specials(*(above or [found.scales, found.minima]))
+        above = found.super_scales is not None
+        _refuse_specials(*((found.super_scales, found.super_minima) if above else (found.scales, found.minima)))
         return QuantizedTensor(**found.fields(shape), scheme=scheme, name=name)  # type: ignore[arg-type]
     if kind.name == "mxfp4":
         codes, e = nibbles(b[:, 1:], 16), b[:, 0]
