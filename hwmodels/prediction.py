@@ -420,8 +420,10 @@ def _shortage(
 
 
 def _weakest(rows: Sequence[OperatorTime]) -> str:
+    """The weakest tag among the operators that take more than a tenth of the time, in the mean of all points."""
     mean = [float(r.time_s) if np.ndim(r.time_s) == 0 else float(np.mean(r.time_s)) for r in rows]
-    tags = {r.fidelity for r, t in zip(rows, mean, strict=True) if t > 0.1 * sum(mean)}
+    least = 0.1 * sum(mean)
+    tags = {r.fidelity for r, t in zip(rows, mean, strict=True) if t > least}
     for tag in ("ideal", "transferred", "calibrated"):
         if tag in tags:
             return tag

@@ -71,8 +71,8 @@ def sweep(
         how: further arguments of `predict`.
 
     Returns:
-        One row for each point: the arguments, the measures, `fidelity` and `kernel`. Batch and context are evaluated as
-        one array for each combination of the rest, so a million points take about a second.
+        One row for each point: the arguments, the measures, `fidelity` and `kernel` (those of most of the points).
+        Batches and contexts are evaluated as arrays, so a million points take a fraction of a second.
 
     Raises:
         QsimError: an empty list, an unknown column, a field that is also in `overrides`; and as `predict`.
@@ -108,21 +108,55 @@ def sweep(
 
     for dev, mod, sch, ph, tp, *values in itertools.product(*lists.values()):
         chip = get_device(dev, dict(zip(names, values, strict=True)))
-        p = predict(chip, mod, sch, ph, batches, contexts, tensor_parallel=tp, **how)
+        order, parts = _blocks(batches, contexts, ph)
+        blocks = [predict(chip, mod, sch, ph, *sizes, tensor_parallel=tp, **how) for sizes in parts]
+        p = blocks[0]
         constants = {
             "device": p.device.name, "model": p.architecture.name, "scheme": p.scheme.name or "custom", "phase": ph,
-            "tensor_parallel": tp, **dict(zip(names, values, strict=True)), "fidelity": p.fidelity, "kernel": p.kernel,
+            "tensor_parallel": tp, **dict(zip(names, values, strict=True)),
+            "fidelity": _most([b.fidelity for b in blocks]), "kernel": _most([b.kernel for b in blocks]),
         }  # fmt: skip
         for name, value in constants.items():
             keep(name, (value, size))
         keep("batch", np.broadcast_to(batches, grid).reshape(-1))
         keep("context", np.broadcast_to(contexts, grid).reshape(-1))
-        for name in wanted:
-            keep(name, np.broadcast_to(MEASURES[name](p), grid).reshape(-1))
-        if price is not None:
-            cost = p.cost_per_million_tokens(price_of(price, p.device.name))
-            keep(COST, np.broadcast_to(cost, grid).reshape(-1))
+        hourly = None if price is None else price_of(price, p.device.name)
+        measures = {name: MEASURES[name] for name in wanted}
+        if hourly is not None:
+            measures[COST] = lambda block, hourly=hourly: block.cost_per_million_tokens(hourly)  # type: ignore[misc]
+        for name, measure in measures.items():
+            found = [
+                np.broadcast_to(measure(block), np.broadcast_shapes(b.shape, c.shape)).reshape(-1)
+                for block, (b, c) in zip(blocks, parts, strict=True)
+            ]
+            whole = found[0] if len(found) == 1 else np.concatenate(found)
+            keep(name, whole if order is None else whole[order])
     return pd.DataFrame({name: _column(parts) for name, parts in frames.items()})
+
+
+BLOCK = 1 << 17
+"""Points of one call of `predict` in a sweep of prefills: few enough that their arrays stay near the processor."""
+
+
+def _blocks(batches: Any, contexts: Any, phase: str) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Batches and contexts of a grid in blocks, and where each of its points then stands; None for their own order.
+
+    Of a decode step, products and small operators depend on the batch alone, so that one array of all points is little
+    work. Those of a prefill depend on its tokens: points with as many stand together, to be worked on once.
+    """
+    size = batches.size * contexts.size
+    if size <= BLOCK or phase == "decode":
+        return None, [(batches, contexts)]
+    order = np.argsort((batches * contexts).reshape(-1), kind="stable")
+    b, c = (np.broadcast_to(v, (len(batches), contexts.size)).reshape(-1)[order] for v in (batches, contexts))
+    stands = np.empty(size, dtype=np.intp)
+    stands[order] = np.arange(size)
+    return stands, [(b[i : i + BLOCK], c[i : i + BLOCK]) for i in range(0, size, BLOCK)]
+
+
+def _most(labels: Sequence[str]) -> str:
+    """The label of most blocks, the first of these."""
+    return max(dict.fromkeys(labels), key=labels.count)
 
 
 def _apart(overrides: Overrides, fields: Iterable[str]) -> dict[str, Any]:

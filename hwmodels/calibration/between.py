@@ -27,8 +27,9 @@ AFTER = 1 + 1e-9
 
 
 def corrected(
-    p: Parameters, soft: Any, soft_at: Callable[[Array], Any], size: Any, a: Any, b: Any, units: int | None, falls: Any
-) -> Any:
+    p: Parameters, soft: Any, soft_at: Callable[[Array], Any], size: Any, a: Any, b: Any, units: int | None, falls: Any,
+    key: tuple[Any, ...] | None = None,
+) -> Any:  # fmt: skip
     """Soft-roofline times with the correction of `p`, monotone in the size but for measured falls.
 
     Arguments:
@@ -37,20 +38,18 @@ def corrected(
         size, a, b: coordinates of the correction.
         units: of the device.
         falls: whether falls were measured at (a, b).
+        key: all that `soft_at` depends on, to keep what is the same for every size of these shapes; None keeps nothing.
     """
     sizes, knots = p.sizes, p.knot_of_size
     last = max(1, int(np.searchsorted(sizes[knots], np.max(size))))  # what lies beyond says nothing of smaller sizes
     knots = knots[: last + 1]
     sizes = sizes[: knots[-1] + 1]
-    a, b = (v[..., None] for v in np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64)))
-    at = np.asarray(p.correction(sizes, a, b, units))
-    steps = len(p.knot_of_size) < len(p.sizes)
-    after = np.asarray(p.correction(sizes * AFTER, a, b, units)) if steps else at
-    soft_there = soft_at(sizes)
-    times, peaks = soft_there * np.exp(at), soft_there * np.exp(np.maximum(at, after))
-    at, after, times, peaks = np.broadcast_arrays(at, after, times, peaks)
-    shape = _shape(sizes.tobytes(), knots.tobytes())
-    tables = _pieces(shape, knots, at, after, times, peaks, np.asarray(falls)[..., None])
+    a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    make = lambda: _tables(p, sizes, knots, a[..., None], b[..., None], soft_at, units, falls)  # noqa: E731
+    if key is None or a.size > KEPT:
+        shape, tables = make()
+    else:
+        shape, tables = _kept(_Asked((id(p), last, a.tobytes(), b.tobytes(), a.shape, units, *key), p, make))
 
     lx, edges = np.log2(np.maximum(size, 1e-300)), shape.edges
     piece = np.asarray(np.searchsorted(edges, lx - 1e-12, side="left"))
@@ -59,6 +58,45 @@ def corrected(
     apart = max(0, piece.ndim - (tables.ndim - 2))  # axes of the sizes that the shapes lack
     left, right, low, high = pick(tables.reshape(4, *[1] * apart, *tables.shape[1:]), piece)
     return np.minimum(np.maximum(soft * np.exp(left * (1 - share) + right * share), low), high)
+
+
+KEPT = 64
+"""Shapes at most of which the tables are kept: a model has a dozen, a sweep over shapes has no use for it."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A question with what answers it; equal where the keys are. `alive` keeps the object whose identity is in it."""
+
+    key: tuple[Any, ...]
+    alive: Any
+    make: Callable[[], Any]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and self.key == other.key
+
+
+@lru_cache(maxsize=1024)
+def _kept(asked: _Asked) -> Any:
+    return asked.make()
+
+
+def _tables(
+    p: Parameters, sizes: Array, knots: Any, a: Any, b: Any, soft_at: Callable[[Array], Any], units: int | None,
+    falls: Any,
+) -> tuple[_Shape, Array]:  # fmt: skip
+    """Where the sizes lie, and what `_pieces` says of each shape (a, b)."""
+    at = np.asarray(p.correction(sizes, a, b, units))
+    steps = len(p.knot_of_size) < len(p.sizes)
+    after = np.asarray(p.correction(sizes * AFTER, a, b, units)) if steps else at
+    soft_there = soft_at(sizes)
+    times, peaks = soft_there * np.exp(at), soft_there * np.exp(np.maximum(at, after))
+    at, after, times, peaks = np.broadcast_arrays(at, after, times, peaks)
+    shape = _shape(sizes.tobytes(), knots.tobytes())
+    return shape, _pieces(shape, knots, at, after, times, peaks, np.asarray(falls)[..., None])
 
 
 def pick(table: Array, index: Any) -> Any:

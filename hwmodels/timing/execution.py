@@ -94,6 +94,32 @@ def _faster(one: Timed, other: Estimate, kernel: str) -> Timed:
     return Estimate(**pick, kind=weaker.kind, origin=weaker.origin), (*families, kernel)
 
 
+MANY = 4096
+"""Points from which on equal sizes are looked for."""
+
+
+class Alike:
+    """Which points of a step are alike in a size: tokens, bytes, rows. What was found for one is tried on the next."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Any, Any]] = []
+
+    def __call__(self, values: Any) -> tuple[Any, Any] | None:
+        """The different values of an array, and which of them each is; None where there are few points or few alike."""
+        if values.size <= MANY:
+            return None
+        for first, at in self._known:
+            if at.shape == values.shape:
+                different = values.reshape(-1)[first]
+                if np.array_equal(different[at], values):
+                    return different, at
+        different, first, at = np.unique(values, return_index=True, return_inverse=True)
+        if different.size >= values.size // 4:
+            return None
+        self._known.append((first, at.reshape(values.shape)))
+        return different, self._known[-1][1]
+
+
 def _elements(op: Operator) -> Any:
     """Elements of one call that are read to be multiplied."""
     if op.kind == "gemm":
@@ -117,10 +143,11 @@ class Runner:
     def kernels(self, ops: Sequence[Operator], phase: str, batch: Any, context: Any, new: Any) -> list[OperatorTime]:
         """Every operator as a kernel of its own."""
         found: dict[int, Timed] = {}
+        alike = Alike()
         for head in (False, True):
             at = [i for i, op in enumerate(ops) if op.kind == "gemm" and op.head == head and op.groups is None]
             if at:
-                found.update(zip(at, self._products([ops[i] for i in at], head), strict=True))
+                found.update(zip(at, self._products([ops[i] for i in at], head, alike), strict=True))
         rows = []
         for i, op in enumerate(ops):
             families = self._families(op)
@@ -130,7 +157,7 @@ class Runner:
                     new=None if phase == "decode" else new, **op.attention,
                 )  # fmt: skip
             elif op.kind == "small":
-                est = small(self.device, self._moved(op), row=op.row, fidelity=self.fidelity)
+                est = self._small(op, alike)
             elif op.kind == "all_reduce":
                 est = all_reduce(self.device, op.cost.traffic_bytes, self.tensor_parallel)
             elif op.groups is not None:
@@ -167,21 +194,32 @@ class Runner:
             return op.cost.traffic_bytes
         return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
 
-    def _products(self, ops: Sequence[Operator], head: bool) -> list[Timed]:
+    def _small(self, op: Operator, alike: Alike) -> Estimate:
+        """An element-wise kernel; of many points with few amounts of bytes, each amount once."""
+        moved = np.asarray(self._moved(op))
+        found = alike(moved)
+        if found is None:
+            return small(self.device, moved, row=op.row, fidelity=self.fidelity)
+        amounts, at = found
+        est = small(self.device, amounts, row=op.row, fidelity=self.fidelity)
+        fields = ("time_s", "low_s", "high_s", "compute_s", "memory_s")
+        return replace(est, **{name: getattr(est, name)[at] for name in fields})
+
+    def _products(self, ops: Sequence[Operator], head: bool, alike: Alike) -> list[Timed]:
         """The products of a family, or at every size the fastest of several, with the families that are used."""
         if head:
-            return [(est, ("cublas_bf16",)) for est in self._of_family(ops, "cublas_bf16", {})]
+            return [(est, ("cublas_bf16",)) for est in self._of_family(ops, "cublas_bf16", {}, alike)]
         how = {"stands_in": bool(self.choice.stands_in)}
-        first = self._of_family(ops, self.choice.kernel, {**how, "compute": self.choice.compute})
+        first = self._of_family(ops, self.choice.kernel, {**how, "compute": self.choice.compute}, alike)
         found: list[Timed] = [(est, (self.choice.kernel,)) for est in first]
         if self.fidelity != "calibrated":
             return found
         for kernel, compute in self.choice.others:
-            other = self._of_family(ops, kernel, {"compute": compute})
+            other = self._of_family(ops, kernel, {"compute": compute}, alike)
             found = [_faster(one, est, kernel) for one, est in zip(found, other, strict=True)]
         return found
 
-    def _of_family(self, ops: Sequence[Operator], kernel: str, how: dict[str, Any]) -> list[Estimate]:
+    def _of_family(self, ops: Sequence[Operator], kernel: str, how: dict[str, Any], alike: Alike) -> list[Estimate]:
         """One call for all products of a family: N, K and weight bytes along a leading axis."""
         m = np.stack(np.broadcast_arrays(*(np.asarray(op.m, np.float64) for op in ops)))
         wide = (len(ops), *([1] * (m.ndim - 1)))
@@ -189,16 +227,16 @@ class Runner:
         k = np.array([op.k for op in ops], np.float64).reshape(wide)
         w = np.array([float(op.weight_bytes) for op in ops]).reshape(wide)
         how = {"fidelity": self.fidelity, **how}
-        unique, inverse = (None, None)
-        alike = n.size == w.size == len(ops)  # weights that depend on the batch are priced point by point
-        if alike and m[0].size > 4096 and all(np.array_equal(m[0], row) for row in m[1:]):
-            unique, inverse = np.unique(m[0], return_inverse=True)
-        if unique is not None and unique.size < m[0].size // 4:
+        # weights that depend on the batch are priced point by point
+        same = n.size == w.size == len(ops) and m[0].size > MANY and all(np.array_equal(m[0], row) for row in m[1:])
+        points = alike(m[0]) if same else None
+        if points is not None:
+            unique, inverse = points
             flat = (len(ops), 1)
             est = gemm(
                 self.device, unique[None], n.reshape(flat), k.reshape(flat), kernel, weight_bytes=w.reshape(flat), **how
             )
-            take = lambda v, i: np.broadcast_to(v, (len(ops), unique.size))[i][inverse].reshape(m[0].shape)  # noqa: E731
+            take = lambda v, i: np.broadcast_to(v, (len(ops), unique.size))[i][inverse]  # noqa: E731
         else:
             est = gemm(self.device, m, n, k, kernel, weight_bytes=w, **how)
             take = lambda v, i: np.broadcast_to(v, m.shape)[i]  # noqa: E731

@@ -17,7 +17,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from ..calibration.between import corrected, pick
+from ..calibration.between import KEPT, corrected, pick
 from ..calibration.collectives import Collective
 from ..calibration.grid import Grid
 from ..checks import check_not_negative, check_positive, check_steps
@@ -79,6 +79,7 @@ def soft_roofline(compute_s: Any, memory_s: Any, p: float) -> Any:
 def estimate(
     device: Device, cost: Cost, peak: float, p: Parameters, x: Any, surface: Any, k: Any = 0.0,
     cost_at: Callable[[Any], Cost] = lambda _: Cost(flop=0.0, traffic_bytes=0.0),
+    cost_key: tuple[Any, ...] | None = None,
 ) -> Estimate:  # fmt: skip
     """Soft roofline of a cost, corrected, with its band.
 
@@ -87,6 +88,7 @@ def estimate(
         surface: the coordinates of the correction, None without.
         k: length of the inner loop, for its latency.
         cost_at: the cost at other sizes, along a last axis; needed with `surface` (see `hwmodels.calibration.between`).
+        cost_key: all that `cost_at` and `k` depend on; None where they are too much to remember.
     """
     compute, memory = _limits(device, cost, peak, p, k)
     floor = np.maximum(cost.flop / peak, cost.traffic_bytes / device.memory.bandwidth_bytes_per_s)
@@ -98,7 +100,8 @@ def estimate(
             return p.t0_s + soft_roofline(*_limits(device, cost_at(sizes), peak, p, np.asarray(k)[..., None]), p.p)
 
         falls = p.kind == "calibrated" and p.measured(a, b)
-        time = corrected(p, time, soft_at, size, a, b, device.compute.units, falls)
+        key = None if cost_key is None else (peak, device.memory.bandwidth_bytes_per_s, *cost_key)
+        time = corrected(p, time, soft_at, size, a, b, device.compute.units, falls, key)
     time = np.maximum(time, np.maximum(floor, p.floor_s) if p.floor_s else floor)
     low, high = _band(p, x, surface)
     return Estimate(
@@ -200,7 +203,9 @@ def gemm(
             output_bytes=family.output_bytes,
         )  # fmt: skip
 
-    return estimate(device, cost, peak, p, m, (m, n, k), k, cost_at)
+    weights = np.asarray(weight, dtype=np.float64)
+    key = (weights.tobytes(), k.tobytes(), family.name) if weights.size <= KEPT and k.size <= KEPT else None
+    return estimate(device, cost, peak, p, m, (m, n, k), k, cost_at, key)
 
 
 def gemm_time(

@@ -40,6 +40,38 @@ def test_a_sweep_of_many_points_takes_hardly_more_calls_than_one_of_few() -> Non
     assert python_calls(lambda: swept(512, 1024)) < 2 * python_calls(lambda: swept(2, 2))
 
 
+def test_a_sweep_of_prefills_in_pieces_is_what_one_piece_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (np.arange(1, 81), np.arange(1, 101) * 8)
+    args = ("h200", "llama-3-8b", "bf16", "prefill", *sizes)
+    whole = hwmodels.sweep(*args, price=2.0)
+    monkeypatch.setattr(hwmodels.whatif, "BLOCK", 1000)
+    pieces = hwmodels.sweep(*args, price=2.0)
+    for name in whole.columns:
+        assert (whole[name] == pieces[name]).all(), name
+
+
+def test_a_prediction_is_the_same_whether_its_shapes_were_asked_for_before_or_not() -> None:
+    from hwmodels.calibration.between import _kept
+
+    again = lambda: [  # noqa: E731
+        float(hwmodels.predict(device, "llama-3-8b", "bf16", "decode", batch, 2048, overrides=change).time_s)
+        for device in ("h200", "h100-sxm") for batch in (1, 300, 7)
+        for change in ({}, {"memory.bandwidth_gbytes_per_s": 2000})
+    ]  # fmt: skip
+    _kept.cache_clear()
+    first = again()
+    assert again() == first
+    assert _kept.cache_info().hits > 0
+    fresh = []
+    for device in ("h200", "h100-sxm"):
+        for batch in (1, 300, 7):
+            for change in ({}, {"memory.bandwidth_gbytes_per_s": 2000}):
+                _kept.cache_clear()
+                p = hwmodels.predict(device, "llama-3-8b", "bf16", "decode", batch, 2048, overrides=change)
+                fresh.append(float(p.time_s))
+    assert fresh == first
+
+
 def test_large_and_small_sweeps_agree() -> None:
     batches, contexts = np.arange(1, 101), np.arange(64, 128)
     table = hwmodels.sweep("h200", "llama-3-8b", "fp8-tensor", "prefill", batches, contexts)
