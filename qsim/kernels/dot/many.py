@@ -155,7 +155,7 @@ def _dot_tiles(
     first: Any, last: Any, w: Any, xw: Any, xsum: Any, xgroup: Any, xrow: Any, step: Any, folded: Any, sums: Any,
     exact: Any, out: Any,
 ) -> None:  # fmt: skip
-    words, group = w.words, w.group
+    words, group, bias = w.words, w.group, w.bias
     tokens, k, tiles = out.shape[0], portable.padded_columns(words), last - first
     groups, rows = k // group, xw.shape[0]
     by, less = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
@@ -189,7 +189,7 @@ def _dot_tiles(
             for i in range(c):
                 sx[m] += I32(xsum[m, i])
     for t in range(tiles):
-        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, w.bias, out, (first + t) * 64)
+        finish(total[t], 0, tokens, scale[t], shift[t], sx, xrow, bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

@@ -57,7 +57,7 @@ def _expand_tiles(
 ) -> None:  # fmt: skip
     """Tiles first .. last - 1 for all tokens: a slice of columns of x stays in L2 while the tiles pass over it."""
     rows, k = x.shape
-    words, group = w.words, w.group
+    words, group, bias = w.words, w.group, w.bias
     groups, tiles, step = k // group, last - first, ir.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
@@ -85,7 +85,7 @@ def _expand_tiles(
             _add(here, total[t])
     nothing = np.zeros(rows, I32)  # zero points are in the expanded weights
     for t in range(tiles):
-        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, w.bias, out, (first + t) * 64)
+        finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, bias, out, (first + t) * 64)
 
 
 @njit(cache=True, parallel=True, boundscheck=False)

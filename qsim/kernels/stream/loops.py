@@ -45,7 +45,7 @@ def _stream_share(
     Consecutive, because a thread's tiles are then one stream to the hardware's prefetcher. Scales are decoded a group
     at a time: those of a whole tile would be a microsecond in which nothing comes from memory.
     """
-    words, scales, zeros, bias, group = w.words, w.scales, w.zeros, w.bias, w.group
+    words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias = w
     tokens, tiles, threads = out.shape[0], words.shape[0], counters.shape[0] // COUNTER_STRIDE
     scale, shift = np.empty((1, 64), F32), np.empty((1, 64), F32)
     total, nothing = np.empty((xs.shape[0], 64), sums.dtype), np.zeros(tokens, I32)
@@ -58,8 +58,8 @@ def _stream_share(
                 for lane in range(64):
                     total[m, lane] = 0
             for g in range(factors.shape[1]):
-                group_scales(scales, w.scale_kind, w.rows_per_scale, tile, g, scale, 0)
-                group_zeros(zeros, w.zero_bits, w.zero, tile, g, shift, 0)
+                group_scales(scales, scale_kind, rows_per_scale, tile, g, scale, 0)
+                group_zeros(zeros, zero_bits, zero, tile, g, shift, 0)
                 m = 0
                 while m < tokens:  # four tokens to a pass; what the pass reads stays in the first level of cache
                     if m + 1 == tokens:
