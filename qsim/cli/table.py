@@ -169,7 +169,7 @@ def print_table(
     columns: Sequence[Column], rows: Iterable[Row], *, title: str = "", lined: bool = False, gap: int = 2,
     indent: int = 0, names: int = 1,
 ) -> None:  # fmt: skip
-    """Print a table on stdout.
+    """Print a table on stdout. A column of texts that may be folded is left out where no row has one.
 
     Arguments:
         columns: from left to right.
@@ -182,6 +182,8 @@ def print_table(
     from rich.text import Text
 
     cells = [[column.cell(row) for column in columns] for row in rows]
+    said = [i for i, c in enumerate(columns) if i < names or not c.fold or not cells or any(row[i] for row in cells)]
+    columns, cells = [columns[i] for i in said], [[row[i] for i in said] for row in cells]
     limit = width()
     room = None if limit is None else limit - indent
     out = console()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from qsim.errors import QsimError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,30 @@ def refuse_repeats(command: click.Command) -> None:
     command.make_parser = make  # type: ignore[method-assign]
 
 
+def in_flags(text: str, params: Sequence[click.Parameter]) -> str:
+    """A sentence of the library in the words of a command: `overwrite=True` is `--force` where that sets it."""
+    flags = {str(p.name): p.opts[0] for p in params if isinstance(p, click.Option) and p.is_flag}
+    return re.sub(
+        r"\b(\w+)=(True|False)\b",
+        lambda m: m[0] if m[1] not in flags else flags[m[1]] if m[2] == "True" else f"no {flags[m[1]]}",
+        text,
+    )
+
+
+def speak_in_flags(command: click.Command) -> None:
+    """Let refusals of the library that a verb lets through name its flags instead of Python's arguments."""
+    invoke = command.invoke
+
+    def run(ctx: click.Context) -> Any:
+        try:
+            return invoke(ctx)
+        except QsimError as error:
+            error.args = (in_flags(str(error), command.params), *error.args[1:])
+            raise
+
+    command.invoke = run  # type: ignore[method-assign]
+
+
 def verb(name: str, make: Callable[..., Any] = click.command, **settings: Any) -> Callable[[Callable[..., Any]], Any]:
     """The decorator of a verb: its help is the line in `VERBS`, then the function's docstring.
 
@@ -88,6 +115,7 @@ def verb(name: str, make: Callable[..., Any] = click.command, **settings: Any) -
         details = inspect.cleandoc(function.__doc__ or "")
         command = make(name, short_help=says, help=f"{says}\n\n{details}", **settings)(function)
         command.params.append(verbose_option())
+        speak_in_flags(command)
         return command
 
     return decorate

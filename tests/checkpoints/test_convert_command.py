@@ -54,7 +54,8 @@ def test_codes_are_kept_and_only_values_are_rounded_again(tmp_path):
     assert_same(load(out), model)
     again = run(tmp_path / "model", "--out", out, "--gguf-type", "q8_0", "--force")
     assert again.exit_code == 2
-    assert "is quantised already, as q4_0: give dequantize=True" in again.stderr
+    assert "is quantised already, as q4_0: give --dequantize" in again.stderr
+    assert "choose another name, or --force to replace it" in run(tmp_path / "model", "--out", out).stderr
     assert_same(load(out), model)
     assert run(tmp_path / "model", "--out", out, "--gguf-type", "q8_0", "--force", "--dequantize").exit_code == 0
     assert {t.type.name for t in open_gguf(out).tensors.values() if len(t.shape) == 2} == {"q8_0"}

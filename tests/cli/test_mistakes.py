@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -257,3 +258,12 @@ def test_a_mistake_is_one_sentence_that_names_it(
 def test_every_verb_is_asked_wrongly() -> None:
     assert len(CASES) >= 60
     assert set(VERBS) <= {line.split()[0] for line, _ in CASES}
+
+
+def test_a_refusal_of_the_library_names_the_flags_of_the_verb():
+    """Whatever argument a flag sets is called by the flag; other words stay."""
+    from qsim.cli.verbs import in_flags
+
+    params = [click.Option(["--force", "--overwrite", "overwrite"], is_flag=True), click.Option(["--dtype"])]
+    said = in_flags("a exists: overwrite=True, not overwrite=False, dtype=True, ragged=True", params)
+    assert said == "a exists: --force, not no --force, dtype=True, ragged=True"

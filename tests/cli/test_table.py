@@ -186,3 +186,16 @@ def test_json_carries_what_is_not_finite_and_csv_lists(capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out) == {"a": "inf", "b": ["nan", 1], "c": None}
     table.print_csv([{"a": 1, "b": ["x", "y"]}, {"c": None}])
     assert capsys.readouterr().out == "a,b,c\n1,x; y,\n,,\n"
+
+
+def test_a_column_of_texts_that_no_row_has_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "16")
+    columns = (Column("name", "name", left=True), Column("figure", "x"), Column("notes", "notes", left=True, fold=True))
+    print_table(columns, [{"name": "one", "x": 1, "notes": ""}, {"name": "two", "x": 2}])
+    assert capsys.readouterr().out.splitlines() == ["name  figure", "one        1", "two        2"]
+    print_table(columns, [{"name": "one", "x": 1, "notes": "fell back"}])
+    assert "notes" in capsys.readouterr().out
+    print_table(columns[::2], [])
+    assert capsys.readouterr().out.splitlines() == ["name  notes"]
