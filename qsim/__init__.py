@@ -44,6 +44,7 @@ _LAZY = {
     "matmul": "qsim.tensorcore",
     "pack": "qsim.kernels",
     "predict": "hwmodels",
+    "probe": "qsim.probing",
     "quantize": "qsim.scheme",
     "quantize_model": "qsim.methods",
 }
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from qsim.layouts import list_layouts
     from qsim.methods import list_methods, quantize_model
     from qsim.models import evaluate, load
+    from qsim.probing import probe
     from qsim.scheme import QuantizedTensor, Scheme, get_scheme, list_schemes, quantize
     from qsim.tables import Table
     from qsim.tensorcore import get_instruction, list_instructions, matmul
@@ -90,7 +92,7 @@ __all__ = [
     "get_instruction", "get_scheme", "kernels", "layouts", "linear", "list_devices", "list_formats",
     "list_instructions", "list_layouts", "list_methods", "list_models", "list_pipelines", "list_schemes", "load",
     "matmul", "methods",
-    "models", "pack", "plots", "predict", "quantize", "quantize_model", "scheme", "study", "tensorcore",
+    "models", "pack", "plots", "predict", "probe", "quantize", "quantize_model", "scheme", "study", "tensorcore",
 ]  # fmt: skip
 
 

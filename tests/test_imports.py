@@ -64,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
 TOP = {
     "qsim.study",
     "qsim.cli",
+    "qsim.probing",  # of instructions and of whole kernels
     "qsim",  # the public names of both wings, each loaded on first use
     "qsim.__main__",
     "qsim.quantize",  # the former place of qsim.scheme

@@ -13,7 +13,8 @@ from .identify import identify
 from .linear import linear
 from .packing import PackedWeight, has_fused_kernel, pack
 from .pipelines import Pipeline, get_pipeline, list_pipelines
+from .probing import PipelineProbe, probe_pipeline
 from .traffic import Traffic, traffic
 
-__all__ = ["PackedWeight", "Pipeline", "Traffic", "available_paths", "get_pipeline", "has_fused_kernel", "identify",
-           "linear", "list_pipelines", "pack", "traffic"]  # fmt: skip
+__all__ = ["PackedWeight", "Pipeline", "PipelineProbe", "Traffic", "available_paths", "get_pipeline",
+           "has_fused_kernel", "identify", "linear", "list_pipelines", "pack", "probe_pipeline", "traffic"]  # fmt: skip

@@ -12,11 +12,13 @@ from qsim.errors import QsimError
 from qsim.formats import FloatFormat, decode, encode, get_format
 from qsim.scheme import QuantizedTensor, TensorScheme
 from qsim.scheme.quantizer import check_finite
+from qsim.tensorcore import get_instruction
 
 from .activations import take
 from .pipelines import Pipeline
 
 F32, U16, U32 = np.float32, np.uint16, np.uint32
+_NAMES = {"bf16": "bfloat16", "e4m3": "float8_e4m3fn"}
 _MOST_BLOCK_EXPONENTS = 11  # of mxfp4 in E4M3: beyond, humming rounds small blocks, which nobody has recorded
 
 
@@ -72,7 +74,7 @@ def weight_operand(row: Pipeline, q: QuantizedTensor) -> tuple[np.ndarray, int]:
     if row.operand == "codes":
         return (q.integers if part.is_integer else q.codes), 0
     if row.operand == "integers":
-        return np.asarray(encode(q.integers.astype(F32), "bfloat16")), 0
+        return np.asarray(encode(q.integers.astype(F32), _NAMES[get_instruction(row.instruction).input_b])), 0
     if row.operand == "subnormal":
         return _signed_bytes()[q.integers.view(np.uint8)], 0
     if row.operand == "exponents":

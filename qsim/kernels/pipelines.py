@@ -42,7 +42,7 @@ class Pipeline:
         quantize: how x becomes codes. `reciprocal`: scale = amax / max, code = x * (1 / scale) to nearest even, on x
             rounded to BF16. `scheme`: by the scheme's own rule; the kernel itself takes codes and scales.
         operand: how the weight's codes become the instruction's B.
-            `codes`: as they are. `integers`: their values, exact in BF16.
+            `codes`: as they are. `integers`: their values, exact in the instruction's format.
             `fold`: BF16 of value * scale, zero point subtracted first.
             `fma`: BF16 of (code - 8) * scale + offset in one rounding, offset = BF16 of (8 - zero point) * scale.
             `dequantize`: BF16 of the float32 `QuantizedTensor.dequantize()`.
@@ -121,12 +121,13 @@ class Pipeline:
             return False
         if self.granularity and str(weight.granularity) not in self.granularity:
             return False
-        if _written(activation) != self.activation:
+        if written(activation) != self.activation:
             return False
         return tokens is None or self.fewest_tokens <= tokens <= (self.most_tokens or tokens)
 
 
-def _written(activation: Any) -> str:
+def written(activation: Any) -> str:
+    """How a row writes the activation of a scheme: `bfloat16`, `int8 token`."""
     if not activation.is_quantized or activation.granularity is None:
         return activation.format.name
     return f"{activation.format.name} {activation.granularity}"
@@ -216,6 +217,6 @@ def choose(kernel: str | Pipeline, scheme: Scheme, tokens: int) -> Pipeline:
         )
         raise QsimError(f"{label} is known for this scheme for M {known}: got {tokens} tokens")
     others = list(dict.fromkeys(row.kernel for row in rows.values() if row.fits(scheme)))
-    given = f"{scheme.weight.format.name} {scheme.weight.granularity} by {_written(scheme.activation)}"
+    given = f"{scheme.weight.format.name} {scheme.weight.granularity} by {written(scheme.activation)}"
     instead = f"{' and '.join(others)} do{'es' if len(others) == 1 else ''}" if others else "no kernel here does"
     raise QsimError(f"{label} does not run {given}: {instead}; {label} runs {'; '.join(r.takes for r in candidates)}")
