@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -12,6 +13,7 @@ from qsim.fields import Fields
 from qsim.files import parse_toml
 from qsim.scheme import Scheme
 from qsim.tables import Table
+from qsim.tensorcore.presets import get_preset
 
 Operand: TypeAlias = Literal["codes", "integers", "fold", "fma", "dequantize", "subnormal", "exponents"]
 Status: TypeAlias = Literal["established", "source", "assumed"]
@@ -139,17 +141,32 @@ def _rows() -> dict[str, Pipeline]:
     rows: dict[str, Pipeline] = {}
     for number, table in enumerate(parse_toml(text, "pipelines.toml")["pipeline"]):
         fields = Fields(table, f"pipelines.toml: pipeline {table.get('name', number)}")
-        unknown = next((key for key in table if key not in Pipeline.__dataclass_fields__), None)
+        known = (*Pipeline.__dataclass_fields__, "preset")
+        unknown = next((key for key in table if key not in known), None)
         if unknown is not None:
-            raise QsimError(f"{fields.where}: {nearest('key', unknown, Pipeline.__dataclass_fields__)}")
+            raise QsimError(f"{fields.where}: {nearest('key', unknown, known)}")
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
         }
+        values |= _of_preset(values.pop("preset", None), values, fields.where)
         row = Pipeline(**values)
         if row.name in rows:
             raise QsimError(f"{fields.where} is there a second time")
         rows[row.name] = row
     return rows
+
+
+def _of_preset(name: str | None, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Instruction, chain and promotion of a row that names a preset of `matmul`."""
+    if name is None:
+        return {}
+    preset = get_preset(name)
+    given = {"instruction": preset.instruction, "chain": preset.promote_every or 0,
+             "promotion": preset.promotion if preset.promote_every else ""}  # fmt: skip
+    twice = next((key for key in given if key in values), None)
+    if twice is not None:
+        raise QsimError(f"{where}: {twice} is said by preset {name!r}; leave it out")
+    return given
 
 
 def list_pipelines(prefix: str = "") -> Table[Pipeline]:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import ml_dtypes
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 import qsim
-from qsim.kernels import Pipeline, get_pipeline, list_pipelines
+from qsim.kernels import Pipeline, get_pipeline, list_pipelines, pipelines
 from qsim.kernels.operands import quantized
+from qsim.tensorcore import get_preset
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -253,6 +255,21 @@ def test_given_codes_and_scales_must_be_whole():
         qsim.linear(np.full((2, 256), np.nan, F32), weight, exact=True, kernel="humming")
     with pytest.raises(qsim.QsimError, match="has no bias: pack without it and add it"):
         qsim.linear((codes, scales), qsim.pack(weight.source, np.zeros(32)), exact=True, kernel="humming")
+
+
+def test_rows_and_presets_of_matmul_say_one_thing_once():
+    text = (ROOT / "qsim" / "kernels" / "pipelines.toml").read_text(encoding="utf-8")
+    named = {row["name"]: row for row in tomllib.loads(text)["pipeline"] if "preset" in row}
+    assert {row["preset"] for row in named.values()} >= {
+        "cublaslt_fp8_fast", "cublaslt_fp8_precise", "cublaslt_bf16", "deepgemm",
+    }  # fmt: skip
+    for name, row in named.items():
+        preset, known = get_preset(row["preset"]), get_pipeline(name)
+        assert (known.instruction, known.chain or None) == (preset.instruction, preset.promote_every)
+        assert known.promotion == (preset.promotion if preset.promote_every else "")
+        assert not {"instruction", "chain", "promotion"} & row.keys()
+    with pytest.raises(qsim.QsimError, match="row: chain is said by preset 'deepgemm'; leave it out"):
+        pipelines._of_preset("deepgemm", {"chain": 128}, "row")
 
 
 def test_a_row_must_hold_together():
