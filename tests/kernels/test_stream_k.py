@@ -71,6 +71,31 @@ def test_possible_values_are_those_of_all_orders():
     assert not is_possible(orders[7] + 64, parts).any()
 
 
+@pytest.mark.parametrize("name", ["w4a16_g128", "w2a16_g128", "mxfp4_a16"])
+def test_values_of_sixteen_parts_seen_on_an_h200_are_possible(name):
+    """64 runs of 384x4096, M = 72: sixteen parts of 256. A part more or less is not possible for all."""
+    data, record = recorded("h200_kernels"), report().recorder()
+    made, _ = record.fused_inputs(name, 384, 4096, 72)
+    q = qsim.quantize.from_codes(made["codes"], report().FORMATS[name][0], made["weight_scale"])
+    parts = partial_outputs(made["x"][:1], qsim.pack(q), "humming", 256)[..., 5:7]
+    assert len(parts) == MOST_PARTS
+    seen = (data[f"stream_k.{name}.384x4096.72.seen"][:1, 5:7].astype(np.uint32) << 16).view(F32)
+    values = possible_outputs(parts)
+    for i in range(seen.shape[-1]):
+        assert (values == seen[None, ..., i]).any(axis=0).all()
+    assert len(values) > len(set(seen[0, 0]))  # more is possible than was seen
+    assert not (possible_outputs(parts[:-1]) == seen[None, ..., 0]).any(axis=0).all()
+
+
+def test_infinite_sums_are_among_the_possible_ones():
+    top = F32(3.3895314e38)
+    parts = np.array([top, top, -top], F32).reshape(3, 1, 1)
+    found = possible_outputs(parts)[:, 0, 0]
+    assert set(found) == {top, F32(np.inf)}
+    nothing = possible_outputs(np.array([np.inf, -np.inf, 1], F32).reshape(3, 1, 1))
+    assert np.isnan(nothing).all()
+
+
 def test_one_part_is_the_kernel_itself():
     packed = qsim.pack(weight_of())
     x = np.random.default_rng(2).standard_normal((3, 256)).astype(F32)
@@ -87,5 +112,5 @@ def test_parts_that_cut_a_group_or_are_too_many_are_refused():
         partial_outputs(x, packed, "tinygemm", 128)
     with pytest.raises(qsim.QsimError, match="3 warps must share K=256 and parts of 128 in whole stretches: got 64"):
         partial_outputs(x, packed, "humming", 128, warps=3, stretch=64)
-    with pytest.raises(qsim.QsimError, match=f"of 1 to {MOST_PARTS} parts can be followed: got 9"):
-        possible_outputs(np.zeros((9, 1, 1), F32))
+    with pytest.raises(qsim.QsimError, match=f"of 1 to {MOST_PARTS} parts can be followed: got 17"):
+        possible_outputs(np.zeros((17, 1, 1), F32))
