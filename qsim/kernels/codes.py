@@ -6,8 +6,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from qsim._native.threads import for_chunks
 from qsim.formats import FloatFormat
 
 F32, U32, I32 = np.float32, np.uint32, np.int32
@@ -36,14 +37,7 @@ def _token(x: Any, levels: Any, out: Any) -> Any:
     return scale
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def _tokens_parallel(x: Any, levels: Any, out: Any, scale: Any) -> None:
-    for m in prange(x.shape[0]):
-        i = np.int64(m)
-        scale[i] = _token(x[i], levels, out[i])
-
-
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _tokens(x: Any, levels: Any, out: Any, scale: Any) -> None:
     for m in range(x.shape[0]):
         scale[m] = _token(x[m], levels, out[m])
@@ -62,10 +56,18 @@ def quantize_tokens(x: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
         ValueError: NaN or Inf; the message names the row.
     """
     out, scale = np.empty(x.shape, np.int8), np.empty(x.shape[0], F32)
-    run = _tokens if x.size < _SERIAL else _tokens_parallel
-    run(x, F32((1 << (bits - 1)) - 1), out, scale)
+    levels = F32((1 << (bits - 1)) - 1)
+    if x.size < _SERIAL:
+        _tokens(x, levels, out, scale)
+    else:
+        for_chunks(len(x), lambda a, b: _tokens(x[a:b], levels, out[a:b], scale[a:b]), chunk=_rows(x))
     _refuse(x, scale)
     return out, scale
+
+
+def _rows(x: np.ndarray) -> int:
+    """Rows that a thread takes at a time."""
+    return max(1, 4 * _SERIAL // x.shape[1])
 
 
 def _refuse(x: np.ndarray, scale: np.ndarray) -> None:
@@ -104,17 +106,10 @@ def _float_token(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: A
     return scale
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _float_tokens(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: Any, scale: Any) -> None:
     for m in range(x.shape[0]):
         scale[m] = _float_token(x[m], top, shift, least, codes[m], values[m])
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def _float_tokens_parallel(x: Any, top: Any, shift: Any, least: Any, codes: Any, values: Any, scale: Any) -> None:
-    for m in prange(x.shape[0]):
-        i = np.int64(m)
-        scale[i] = _float_token(x[i], top, shift, least, codes[i], values[i])
 
 
 @cache
@@ -137,7 +132,11 @@ def quantize_floats(x: np.ndarray, fmt: FloatFormat) -> tuple[np.ndarray, np.nda
         ValueError: NaN or Inf; the message names the row.
     """
     codes, values, scale = np.empty(x.shape, np.uint8), np.empty(x.shape, F32), np.empty(x.shape[0], F32)
-    run = _float_tokens if x.size < _SERIAL else _float_tokens_parallel
-    run(x, *_rounding(fmt), codes, values, scale)
+    how = _rounding(fmt)
+    if x.size < _SERIAL:
+        _float_tokens(x, *how, codes, values, scale)
+    else:
+        for_chunks(len(x), lambda a, b: _float_tokens(x[a:b], *how, codes[a:b], values[a:b], scale[a:b]),
+                   chunk=_rows(x))  # fmt: skip
     _refuse(x, scale)
     return codes, values, scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,12 +12,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qsim._native.blas import one_blas_thread
+from qsim._native.threads import for_each
 from qsim.arrays import as_plain_array
 from qsim.errors import QsimError
 from qsim.notes import Note
 
 from . import statistics
 from .generation import require_tokenizer
+from .linear import Linear
 from .model import Model
 
 Protocol: TypeAlias = Literal["windows", "sliding", "gptq"]
@@ -25,6 +28,10 @@ PROTOCOLS = ("windows", "sliding", "gptq")
 
 _BATCH_TOKENS = 1024  # windows shorter than this go through the model together
 _LOGITS = 1 << 24  # logits held at a time: 64 MiB
+_ALONE = 8  # tokens up to which a Linear runs in Numba's threads, which two threads must not enter
+_WIDE = 1024  # columns from which BLAS's own threads are worth their start
+LOOK_EVERY = 32
+"""Windows after which `evaluate` asks whether they are enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +102,7 @@ class Reference:
         self.model, self.budget_bytes = model, budget_bytes
         self._kept: dict[bytes, np.ndarray] = {}
         self._used = 0
+        self._lock = threading.Lock()
 
     def hidden_or_logits(self, inputs: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(hidden states, None), or (None, logits) when they are remembered or fit; rows are tokens."""
@@ -105,11 +113,12 @@ class Reference:
         hidden = self.model.hidden(inputs)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         size = 4 * hidden.shape[0] * self.model.config.vocab_size
-        if self._used + size > self.budget_bytes:
-            return hidden, None
-        self._used += size
-        self._kept[key] = self.model.unembed(hidden)
-        return None, self._kept[key]
+        with self._lock:
+            if self._used + size > self.budget_bytes:
+                return hidden, None
+            self._used += size
+        logits = self._kept[key] = self.model.unembed(hidden)
+        return None, logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +139,7 @@ def evaluate(
     protocol: Protocol = "windows",
     reference: Model | Reference | None = None,
     max_bytes: int | None = None,
+    enough: Callable[[Evaluation], bool] | None = None,
     progress: Progress = None,
 ) -> Evaluation:
     """Bits per byte and perplexity of a text; with a reference, KL divergence and agreement of the likeliest token.
@@ -146,6 +156,7 @@ def evaluate(
             is dropped, and the first token of each window is not scored.
         reference: the unquantised model, or a `Reference` that remembers its logits from one evaluation to the next.
         max_bytes: use only the first so many bytes of the text (whole characters).
+        enough: called after every 32 windows with what they give so far; the rest is left out once it returns True.
         progress: True shows a bar on stderr; a function is called with the numbers of windows done and in all.
 
     The result is the same to the last bit for any number of threads of this project's own kernels. Products of float32
@@ -169,12 +180,45 @@ def evaluate(
         )
     names = ["tokens", "bytes", "nll", "hits"] + (["kl", "same", "reference_nll"] if ref is not None else [])
     sums = {name: np.zeros(len(plan)) for name in names}
-    with _Reporter(progress, len(plan)) as report:
-        for batch in _batches(plan):
+    side_by_side = _may_share(model) and (ref is None or _may_share(ref.model))
+    side_by_side &= min(one.stop - one.start for one in plan) > _ALONE
+    batches, seen = list(_batches(plan, len(plan) if enough is None else LOOK_EVERY)), 0
+    lock, done = threading.Lock(), [0]
+    with _Reporter(progress, len(plan)) as report, one_blas_thread(side_by_side):
+
+        def work(batch: range) -> None:
             _run(model, ref, ids, sizes, [plan[i] for i in batch], {k: v[batch.start : batch.stop] for k, v in
                                                                     sums.items()})  # fmt: skip
-            report(batch.stop)
+            with lock:
+                done[0] += len(batch)
+                report(done[0])
+
+        while batches:
+            until = len(plan) if enough is None else seen + LOOK_EVERY
+            now = [batch for batch in batches if batch.start < until]
+            batches = batches[len(now) :]
+            for_each(len(now), lambda i, now=now: work(now[i]), threads=None if side_by_side else 1)  # type: ignore[misc]
+            seen = now[-1].stop
+            if enough is not None and batches:
+                so_far = {name: values[:seen] for name, values in sums.items()}
+                took = time.perf_counter() - start
+                if enough(_summary(model, ref, protocol, window, stride, so_far, sizes is not None, took)):
+                    break
+    sums = {name: values[:seen] for name, values in sums.items()}
     return _summary(model, ref, protocol, window, stride, sums, sizes is not None, time.perf_counter() - start)
+
+
+def _may_share(model: Model) -> bool:
+    """Whether windows may go through the model on several threads: its products are BLAS's, on one thread each, and
+    nothing enters Numba's parallel loops, which two threads must not."""
+    linears = (*model.linears().values(), model.lm_head)
+    narrow = max(one.in_features for one in model.linears().values()) < _WIDE
+    plain = model.attention.is_plain and not any(model.config.sparse_layers)
+    return narrow and plain and all(_is_dequantized(one) for one in linears)
+
+
+def _is_dequantized(one: Linear) -> bool:
+    return one.engine == "dequantized" or (one.engine == "fused" and isinstance(one.weight, np.ndarray))
 
 
 def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -226,12 +270,12 @@ def _plan(model: Model, count: int, window: int, stride: int | None, protocol: s
     return out
 
 
-def _batches(plan: list[_Window]) -> Iterator[range]:
-    """Runs of windows of one length, up to the tokens that go through the model together."""
+def _batches(plan: list[_Window], at_most: int) -> Iterator[range]:
+    """Runs of windows of one length, up to the tokens that go through the model together and `at_most` windows."""
     at = 0
     while at < len(plan):
         length = plan[at].stop - plan[at].start
-        most, end = max(1, _BATCH_TOKENS // length), at + 1
+        most, end = min(max(1, _BATCH_TOKENS // length), at_most), at + 1
         while end < len(plan) and end - at < most and plan[end].stop - plan[end].start == length:
             end += 1
         yield range(at, end)
@@ -250,10 +294,13 @@ def _run(
     inputs = np.stack([ids[w.start : w.stop] for w in windows])
     # the head is BLAS's between blocks that are Numba's: its workers would spin into the next windows
     compiled = any(one.runs_compiled for one in model.linears().values())
-    with one_blas_thread(compiled):
-        hidden = model.hidden(inputs)
-    hidden = hidden.reshape(-1, hidden.shape[-1])
     ref_hidden, ref_logits = ref.hidden_or_logits(inputs) if ref is not None else (None, None)
+    if ref is not None and ref.model is model:  # held against itself: once is enough
+        hidden, known = ref_hidden, ref_logits
+    else:
+        with one_blas_thread(compiled):
+            hidden, known = model.hidden(inputs), None
+        hidden = hidden.reshape(-1, hidden.shape[-1])
     length = inputs.shape[1]
     owner = np.repeat(np.arange(len(windows)), length)
     at = (np.array([w.start for w in windows])[:, None] + np.arange(length)).reshape(-1)
@@ -262,8 +309,11 @@ def _run(
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
         targets = ids[at[part] + 1]
-        with one_blas_thread(compiled):
-            logits = model.unembed(_take(hidden, part))
+        if known is None:
+            with one_blas_thread(compiled):
+                logits = model.unembed(_take(hidden, part))
+        else:
+            logits = _take(known, part)
         nll, top = np.empty(len(part)), np.empty(len(part), np.int64)
         statistics.score(logits, targets, nll, top)
         values = {"tokens": np.ones(len(part)), "nll": nll, "hits": top == targets}

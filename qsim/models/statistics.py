@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from qsim._native.threads import CHUNK, for_chunks
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None]:
@@ -38,7 +40,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, floa
     return value, math.sqrt(max(variance, plain) * n / (n - 1)) / total
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, nogil=True, boundscheck=False)
 def _log_sum_exp(row: Any) -> Any:
     """log sum exp and the first index of the largest."""
     best = 0
@@ -51,19 +53,22 @@ def _log_sum_exp(row: Any) -> Any:
     return top + math.log(total), best
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def score(logits: Any, targets: Any, nll: Any, top: Any) -> None:
-    """-log p(target) in nats, in float64, and the likeliest token of every row of logits (M, V) float32."""
-    for m in prange(logits.shape[0]):
+@njit(cache=True, nogil=True, boundscheck=False)
+def _score(logits: Any, targets: Any, nll: Any, top: Any) -> None:
+    for m in range(logits.shape[0]):
         total, best = _log_sum_exp(logits[m])
         nll[m] = total - np.float64(logits[m, targets[m]])
         top[m] = best
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def divergence(reference: Any, logits: Any, kl: Any, same: Any) -> None:
-    """KL(reference || model) in nats, in float64, and whether the likeliest tokens agree, of every row (M, V)."""
-    for m in prange(logits.shape[0]):
+def score(logits: np.ndarray, targets: np.ndarray, nll: np.ndarray, top: np.ndarray) -> None:
+    """-log p(target) in nats, in float64, and the likeliest token of every row of logits (M, V) float32."""
+    for_chunks(len(logits), lambda a, b: _score(logits[a:b], targets[a:b], nll[a:b], top[a:b]), chunk=_rows(logits))
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _divergence(reference: Any, logits: Any, kl: Any, same: Any) -> None:
+    for m in range(logits.shape[0]):
         p_total, p_best = _log_sum_exp(reference[m])
         q_total, q_best = _log_sum_exp(logits[m])
         total = 0.0
@@ -72,3 +77,14 @@ def divergence(reference: Any, logits: Any, kl: Any, same: Any) -> None:
             total += math.exp(log_p) * (log_p - (np.float64(logits[m, v]) - q_total))
         kl[m] = max(total, 0.0)  # rounding can leave -1e-17 where both agree
         same[m] = p_best == q_best
+
+
+def divergence(reference: np.ndarray, logits: np.ndarray, kl: np.ndarray, same: np.ndarray) -> None:
+    """KL(reference || model) in nats, in float64, and whether the likeliest tokens agree, of every row (M, V)."""
+    for_chunks(len(logits), lambda a, b: _divergence(reference[a:b], logits[a:b], kl[a:b], same[a:b]),
+               chunk=_rows(logits))  # fmt: skip
+
+
+def _rows(logits: np.ndarray) -> int:
+    """Rows that a thread takes at a time: half a million logits, some milliseconds."""
+    return max(1, CHUNK // logits.shape[1])

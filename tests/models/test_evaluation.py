@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numba
@@ -10,6 +11,7 @@ import pytest
 
 from qsim._native.blas import one_blas_thread
 from qsim.models import Reference, evaluate, with_scheme
+from qsim.models.evaluation import LOOK_EVERY, _may_share
 from qsim.models.statistics import ratio
 from qsim.models.tokenizer import ByteTokenizer
 
@@ -252,3 +254,42 @@ def test_the_threads_of_our_own_kernels_do_not_change_a_bit(model, scheme):
         finally:
             numba.set_num_threads(before)
     assert found[0] == found[1]
+
+
+def test_windows_that_are_enough_end_the_evaluation():
+    """The rest of the text is left out, and what was scored is scored as it is alone."""
+    model = random_model()
+    ids = np.random.default_rng(3).integers(0, 96, 8 * 3 * LOOK_EVERY + 1)
+    seen = []
+
+    def enough(so_far):
+        seen.append((so_far.windows, so_far.nll))
+        return len(seen) == 2
+
+    found = evaluate(model, ids, window=8, reference=model, enough=enough)
+    assert [windows for windows, _ in seen] == [LOOK_EVERY, 2 * LOOK_EVERY]
+    assert (found.windows, found.nll) == seen[-1]
+    alone = evaluate(model, ids[: 8 * 2 * LOOK_EVERY + 1], window=8, reference=model, enough=lambda so_far: False)
+    assert (found.nll, found.kl, found.accuracy) == (alone.nll, alone.kl, alone.accuracy)
+    whole = evaluate(model, ids, window=8, reference=model, enough=lambda so_far: False)
+    assert whole.nll == pytest.approx(evaluate(model, ids, window=8, reference=model).nll, rel=1e-6)  # other batches
+
+
+def test_windows_on_several_threads_have_the_bits_of_one(monkeypatch):
+    """Of every kind of activation: a model whose products are BLAS's runs its windows side by side."""
+    ids = np.random.default_rng(4).integers(0, 96, 16 * 80 + 1)
+    done = []
+    for scheme in (None, "w8a8-channel-token", "fp8-rowwise", "w8a8-tensor", "mxfp8", "w8a16-channel-kvint8"):
+        model = random_model() if scheme is None else with_scheme(random_model(), scheme)
+        model = model.replace(linear_settings={"*": {"engine": "dequantized"}})
+        assert _may_share(model)
+        found = []
+        for threads in (1, 3):
+            monkeypatch.setattr("qsim.models.evaluation._BATCH_TOKENS", 32)
+            with monkeypatch.context() as patch:
+                patch.setattr("numba.get_num_threads", lambda threads=threads: threads)
+                found.append(evaluate(model, ids, window=16, reference=model, progress=lambda *n: done.append(n)))
+        assert found[0].nll == found[1].nll
+        assert found[0].accuracy == found[1].accuracy
+    assert all(b[0] > a[0] for a, b in itertools.pairwise(done) if b[0] > 2)  # counted, in whatever order they end
+    assert not _may_share(with_scheme(random_model(), "w8a8-channel-token"))  # its kernels have threads of their own
