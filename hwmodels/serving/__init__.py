@@ -27,6 +27,8 @@ _LAZY = {
     "closed_form": "closed",
     "constants_for": "constants",
     "get_policy": "policy",
+    "Plan": "planning",
+    "plan": "planning",
     "policy_names": "policy",
     "read_trace": "workload",
     "serve": "served",
@@ -38,14 +40,15 @@ if TYPE_CHECKING:
     from .constants import Constants, constants_for
     from .deployment import Deployment
     from .events import simulate
+    from .planning import Plan, plan
     from .policy import EnginePolicy, Speculation, get_policy, policy_names
     from .served import Served, Spread, serve
     from .steps import tabulate
     from .workload import Lengths, Workload, read_trace
 
 __all__ = [
-    "Constants", "Deployment", "EnginePolicy", "Lengths", "Served", "Speculation", "Spread", "Workload", "closed_form",
-    "constants_for", "get_policy", "policy_names", "read_trace", "serve", "simulate", "tabulate",
+    "Constants", "Deployment", "EnginePolicy", "Lengths", "Plan", "Served", "Speculation", "Spread", "Workload",
+    "closed_form", "constants_for", "get_policy", "plan", "policy_names", "read_trace", "serve", "simulate", "tabulate",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

@@ -15,6 +15,8 @@ from .steps import StepTable
 from .workload import Workload
 
 ROUNDS = 60
+CLOSE = 1e-4
+"""Relative change of a round that ends the iteration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,11 @@ def serve_apart(
         token /= gain
         if flight is not None:
             sent = min(0.5 * (sent + flight / (first + copy + (output - 1) * token)), most)
-        rows = max(1.0, min(0.5 * (rows + sent * (output - 1) * token / writers), slots / writers))
+        fresh = max(1.0, min(0.5 * (rows + sent * (output - 1) * token / writers), slots / writers))
+        still = abs(fresh - rows) < CLOSE * rows
+        rows = fresh
+        if still and flight is None:
+            break
     held = sent * (output - 1) * token
     if sent >= 0.98 * most:
         limit = "prefill"

@@ -32,7 +32,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 METHODS = ("simulate", "closed_form")
 LEAST = {"p90": 10, "p99": 100}
 """Requests that a percentile needs: one beyond it."""
-MOST_ROWS = 4096
+MOST_ROWS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Served:
         preemptions: requests that were put back for want of blocks.
         timeline: (points, 4) seconds, running sequences, waiting ones, share of the cache, of one engine.
         limit: what holds the throughput: `memory`, `requests`, `budget`, `arrivals`.
-        gpus: all devices. power_w: their boards' power, an upper bound; None where unknown.
+        gpus: all devices. power_w: of all of them, that of a decode step; None where unknown.
         price_per_hour: of one device, None where none was given.
         step: the table of one engine's steps. constants: of the engine. notes: what was assumed.
     """
@@ -115,7 +115,7 @@ class Served:
 
     @property
     def joules_per_million_tokens(self) -> float | None:
-        """Energy of a million generated tokens, an upper bound: board power over the throughput."""
+        """Energy of a million generated tokens: power over the throughput."""
         return None if self.power_w is None else self.power_w / self.output_tokens_per_s * 1e6
 
     @property
@@ -174,7 +174,7 @@ def serve(
         method = "closed_form"
     engines = plan.replicas * plan.pipeline_parallel * plan.attention_data_parallel
     flight = None if workload.concurrency is None else max(1, math.ceil(workload.concurrency / engines))
-    rows = min(how.max_sequences, MOST_ROWS if flight is None else flight + 1)
+    rows = min(how.max_sequences, MOST_ROWS)
     table = tabulate(dev, arch, quant, how, plan, rows=rows, context=workload.longest)
     check_fits(arch, dev, quant, table, workload, plan)
     found = constants_for(how, table.generation, None if constants is None else tuple(constants))

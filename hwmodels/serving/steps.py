@@ -52,7 +52,7 @@ class StepTable:
         kv_tokens: that the cache of one engine holds, of one rank's sequences. kv_bytes: of one token, on all devices
             of the engine.
         generation: of the device. fidelity: of a step, as in `Prediction`; low, high: factors of its 80 % band.
-        power_w: of all devices of the engine, an upper bound; None where it is unknown.
+        power_w: of all devices of the engine, in the mean over a decode step; None where it is unknown.
         notes: what was assumed. kernel: of the linear layers. weights_bytes, capacity_bytes: of one device.
     """
 
@@ -230,10 +230,18 @@ def tabulate(
         kv_bytes=float(held.kv_cache_bytes) / context * deployment.tensor_parallel,
         generation=generation_of(device.calibration or device.name), fidelity=flat.fidelity,
         low=float(low / time), high=float(high / time),
-        power_w=None if device.power is None else device.power.board_w * deployment.engine_gpus,
+        power_w=_power_w(flat, here, deployment),
         notes=_notes(flat.notes, deployment), kernel=flat.kernel, weights_bytes=float(held.weights_bytes) / stages,
         capacity_bytes=float(held.capacity_bytes),
     )  # fmt: skip
+
+
+def _power_w(step: Prediction, here: int, deployment: Deployment) -> float | None:
+    """Watts of all devices of an engine in a decode step of some 32 rows."""
+    energy = step.energy
+    if energy is None:
+        return None
+    return float(np.broadcast_to(energy.power_w, np.shape(step.batch))[here]) * deployment.engine_gpus
 
 
 def _spare_bytes(

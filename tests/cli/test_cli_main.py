@@ -98,7 +98,7 @@ def test_version() -> None:
 
 
 TABLES = ("formats", "cast", "mma", "eval", "devices", "predict", "roofline", "sweep", "calibrate", "validate", "bench",
-          "study")  # fmt: skip
+          "study", "serve", "plan")  # fmt: skip
 """Verbs that print a table."""
 MEANS_ONE_THING = {
     "--device": ("NAME",), "--scheme": ("NAME",), "--batch": ("B", None), "--context": ("L", None),
