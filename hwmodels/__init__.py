@@ -32,6 +32,8 @@ _LAZY = {
     "gemm": "hwmodels.timing.kernel",
     "gemm_time": "hwmodels.timing.kernel",
     "gemm_power": "hwmodels.timing.power",
+    "moe_kernels": "hwmodels.timing.moe",
+    "moe_time": "hwmodels.timing.moe",
     "attention": "hwmodels.timing.kernel",
     "attention_time": "hwmodels.timing.kernel",
     "predict": "hwmodels.prediction",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from .timing.families import register_kernels
     from .timing.family import AttentionFamily, KernelFamily
     from .timing.kernel import attention, attention_time, gemm, gemm_time
+    from .timing.moe import moe_kernels, moe_time
     from .timing.power import gemm_power
     from .workload.architecture import Architecture, architecture_names, get_architecture
     from .workload.footprint import kv_cache_bytes, state_bytes
@@ -76,9 +79,9 @@ __all__ = [
     "Architecture", "AttentionFamily", "Deployment", "Device", "EnginePolicy", "KernelFamily", "Prediction",
     "Roofline", "Served", "Workload", "architecture_names", "attention", "attention_time", "break_even",
     "device_names", "fit", "gemm", "gemm_power", "gemm_time", "get_architecture", "get_device", "kernel_families",
-    "kv_cache_bytes", "list_devices", "list_models", "pareto", "predict", "predict_request", "read_parameters",
-    "register_device", "register_kernels", "roofline", "serve", "speedup", "state_bytes", "sweep", "throughput",
-    "tornado",
+    "kv_cache_bytes", "list_devices", "list_models", "moe_kernels", "moe_time", "pareto", "predict", "predict_request",
+    "read_parameters", "register_device", "register_kernels", "roofline", "serve", "speedup", "state_bytes", "sweep",
+    "throughput", "tornado",
 ]  # fmt: skip
 
 

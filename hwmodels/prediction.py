@@ -27,12 +27,12 @@ from .device.load import get_device
 from .energy import Energy, cost_per_million_tokens, step_energy
 from .evidence import Point
 from .evidence import evidence as nearest_measured
-from .timing.execution import OperatorTime, Runner
+from .timing.execution import FUSED_P, OperatorTime, Runner
 from .timing.families import get_family
-from .timing.kernel import IDEAL_MISS
+from .timing.kernel import DATAFLOW, IDEAL_MISS, soft_roofline
 from .timing.profiles import Choice, Profile, choose_kernel, get_profile
 from .workload.architecture import Architecture, get_architecture
-from .workload.footprint import Footprint, footprint, largest_batch, sram_chips, what_would_fit
+from .workload.footprint import Footprint, far_tier, footprint, largest_batch, sram_chips, what_would_fit
 from .workload.step import step_operators
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def predict(
     runner = Runner(dev, arch, quant, choice, how, fidelity, attention_kernel or how.attention, tensor_parallel)
     if dev.fuses_layers and fidelity != "ideal":
         rows = runner.fused(ops)
-        notes.append(Note("assumed", "fused layers: assumed 70 % of peak and 85 % of bandwidth, not fitted"))
+        notes += _assumed(dev, arch, quant, rows, phase, batch, context, tensor_parallel)
     else:
         rows = runner.kernels(ops, phase, batch, context, new)
         if choice.stands_in and fidelity != "ideal":
@@ -342,6 +342,39 @@ def predict(
         time_s=time, low_s=low, high_s=high, operators=tuple(rows), footprint=memory, largest_batch=most,
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _assumed(
+    dev: Device, arch: Architecture, quant: Scheme, rows: Sequence[OperatorTime], phase: str, batch: Any, context: Any,
+    tp: int,
+) -> list[Note]:  # fmt: skip
+    """What is assumed of a dataflow part, how far the step moves with it, and what a full pipeline gives."""
+    whole = sum(np.mean(row.time_s) for row in rows)
+
+    def longer(compute: float, memory: float) -> float:
+        """Share of the step that lower efficiencies add."""
+        parts = [(row.compute_s, row.memory_s) for row in rows if row.kind == "fused"]
+        more = (soft_roofline(c * compute, m * memory, FUSED_P) - soft_roofline(c, m, FUSED_P) for c, m in parts)
+        return float(sum(np.mean(v) for v in more) / whole)
+
+    peak, bandwidth = DATAFLOW
+    less_peak, less_bandwidth = longer(peak / (peak - 0.1), 1.0), longer(1.0, bandwidth / (bandwidth - 0.1))
+    said = f"fused layers: assumed {peak:.0%} of peak and {bandwidth:.0%} of bandwidth, not fitted"
+    moves = f"ten points less of peak make the step {less_peak:.0%} longer, of bandwidth {less_bandwidth:.0%}"
+    notes = [Note("assumed", f"{said}; {moves}".replace("%", " %"))]
+    far, traffic = far_tier(dev), float(np.max(sum(row.traffic_bytes for row in rows if row.kind == "fused")))
+    if far is not None and traffic > dev.memory.capacity_bytes:
+        behind = (traffic - dev.memory.capacity_bytes) / 1e9
+        notes.append(Note("far_tier", f"{behind:.0f} GB of each step come from {far.name}, which holds the rest"))
+    if dev.kind != "asic-sram" or phase != "decode" or np.size(batch) != 1 or np.size(context) != 1:
+        return notes
+    most = largest_batch(dev, arch, quant, context=int(np.max(context)), tensor_parallel=tp)
+    flights = max(1, min(arch.layers, most // max(1, int(np.max(batch)))))
+    rate = flights * float(np.max(batch)) / float(whole)
+    chips = sram_chips(dev, arch, quant)
+    told = f"{chips} chips hold the model and {most} sequences; a token crosses all of them, so {flights} such batches"
+    notes.append(Note("pipeline", f"{told} at once give {rate:.4g} tokens/s, each at this latency"))
+    return notes
 
 
 def _main_kernel(rows: Sequence[OperatorTime], choice: Choice) -> str:

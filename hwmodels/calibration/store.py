@@ -181,7 +181,7 @@ class Quantizer:
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Everything fitted for a device: kernels and attention by name, small operators, collectives, the quantisation of
-    activations by software stack, where it came from."""
+    activations by software stack, the power of the board, fused mixture-of-experts layers, where it came from."""
 
     name: str
     kernels: Mapping[str, Parameters]
@@ -192,6 +192,7 @@ class Calibration:
     quantize: Mapping[str, Quantizer] = field(default_factory=dict)
     power: PowerLaw | None = None
     loop_power: Mapping[str, LoopPower] = field(default_factory=dict)
+    moe: Mapping[str, Parameters] = field(default_factory=dict)
 
 
 def _surface(table: Mapping[str, Any] | None) -> Surface | Grid | None:
@@ -322,6 +323,7 @@ def load_calibration(device: str) -> Calibration | None:
     small: Curve | None = None
     power: PowerLaw | None = None
     loops: dict[str, LoopPower] = {}
+    moe: dict[str, Parameters] = {}
     provenance, collectives = [], []
     for origin, text in texts:
         table = parse_toml(text, f"calibration {origin}")
@@ -334,6 +336,8 @@ def load_calibration(device: str) -> Calibration | None:
             attention.setdefault(name, _parameters(name, entry, origin))
         for name, entry in _tables(table, "quantize", origin):
             quantize[name] = _quantizer(name, entry, origin)
+        for name, entry in _tables(table, "moe", origin):
+            moe[name] = _parameters(name, entry, origin)
         for name, entry in _tables(table, "loop_power", origin):
             loops[name] = loop_of(name, entry, origin)
         power = power_of(table["power"], origin) if "power" in table else power
@@ -355,7 +359,7 @@ def load_calibration(device: str) -> Calibration | None:
         kernels[name] = replace(kernels[name], borrowed=Borrowed(kernel=donor, k_scale=scale, grid=grid))
     return Calibration(
         name=device, kernels=kernels, attention=attention, small=small, collectives=tuple(collectives),
-        provenance=tuple(provenance), quantize=quantize, power=power, loop_power=loops,
+        provenance=tuple(provenance), quantize=quantize, power=power, loop_power=loops, moe=moe,
     )  # fmt: skip
 
 

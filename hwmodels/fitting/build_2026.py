@@ -1,5 +1,5 @@
 """Building the calibrations of the tables of 2026: products and attention of every device, engine and version in files
-of their own, the collectives of every device, and the power of three."""
+of their own, the collectives and fused mixtures of every device, and the power of three."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from . import sources
 from .attention_2026 import attention_rows, attention_settings, attention_tables
 from .collectives_2026 import collectives
 from .fit import fit_and_judge
+from .moe_2026 import moe
 from .power import power_files
 from .tables_2026 import CITATION, DEVICES, TABLES, Table, device_of, mine, product_rows, product_settings
 
@@ -71,11 +72,16 @@ def _texts(data: Path, device: str | None, kinds: tuple[str, ...]) -> Iterator[t
         if "collectives" in kinds and device in (None, value) and (curves := collectives(tables["collectives"], name)):
             head = _head("several", "see each", "every size left out in turn")
             yield f"{_short(name)}.collectives.toml", [*head, *(collective_toml(c) for c in curves)]
+        if "moe" in kinds and device in (None, value) and (found := moe(tables["moe"], name)):
+            head = _head(
+                "several", "the newest of each", "five parts of the layers (hidden, inter, topk, experts), by hash"
+            )
+            yield f"{_short(name)}.moe.toml", [*head, *(parameters_toml("moe", p) for p in found.values())]
     if "power" in kinds:
         yield from power_files(tables["gemm"], tables["attention"], device)
 
 
-KINDS = ("gemm", "attention", "collectives", "power")
+KINDS = ("gemm", "attention", "collectives", "moe", "power")
 
 
 def build_2026(folder: Path, data: Path, device: str | None = None, kinds: tuple[str, ...] = KINDS) -> list[Path]:

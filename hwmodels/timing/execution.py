@@ -10,11 +10,12 @@ import numpy as np
 
 from ..device.device import Device
 from ..workload.architecture import Architecture
-from ..workload.footprint import sram_chips
+from ..workload.footprint import far_tier, sram_chips
 from ..workload.operators import Operator
 from .families import get_attention, get_family, grouped_family
 from .grouped import grouped
 from .kernel import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
+from .moe import moe
 from .parameters import TRANSFER_BAND, calibration_of
 from .peaks import attention_format, format_peak, priced_format, sixteen_bit
 from .profiles import Choice, Profile
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
 
+FUSED_P = 4.0
+"""How sharply the two limits of a fused layer meet: assumed."""
 MEASURED_LAUNCHES = (0.8, 1.2)
 HOSTS_AT_LARGE = (5 / 6.42, 10 / 6.42)
 """Eager kernels follow each other at 5 to 10 us on published hosts; 6.42 us was measured on ours."""
@@ -74,6 +77,10 @@ class OperatorTime:
         return self.flop / self.traffic_bytes
 
 
+TRUSTED = 0.25
+"""Mean error on layers left out up to which a fused kernel of experts is priced by its table; beyond it, grouped
+products lent by another device are known as well."""
+_TIMES = ("time_s", "low_s", "high_s", "compute_s", "memory_s")
 Timed = tuple[Estimate, tuple[str, ...]]
 """An estimate and the families that it is of."""
 
@@ -86,10 +93,7 @@ def _faster(one: Timed, other: Estimate, kernel: str) -> Timed:
         return one
     if better.all():
         return other, (kernel,)
-    pick = {
-        name: np.where(better, getattr(other, name), getattr(est, name))
-        for name in ("time_s", "low_s", "high_s", "compute_s", "memory_s")
-    }
+    pick = {name: np.where(better, getattr(other, name), getattr(est, name)) for name in _TIMES}
     weaker = est if est.kind == "transferred" else other
     return Estimate(**pick, kind=weaker.kind, origin=weaker.origin), (*families, kernel)
 
@@ -151,6 +155,11 @@ class Runner:
         rows = []
         for i, op in enumerate(ops):
             families = self._families(op)
+            fused = self._fused_experts(op)
+            if fused is not None:
+                if op.experts["share"]:
+                    rows.append(self._row(op, *fused))
+                continue
             if op.kind == "attention":
                 est = attention(
                     self.device, phase, batch, context, kernel=self.attention_kernel, fidelity=self.fidelity,
@@ -194,6 +203,26 @@ class Runner:
             return op.cost.traffic_bytes
         return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
 
+    def _fused_experts(self, op: Operator) -> Timed | None:
+        """The operator's share of a kernel that does all of the routed experts: the fastest of the families' engines
+        that was measured on the device; None without one. Activation and weighted sum are in the two products."""
+        own = calibration_of(self.device)
+        if not op.experts or self.fidelity != "calibrated" or own is None or self.choice.stands_in:
+            return None
+        layer = {name: value for name, value in op.experts.items() if name != "share"}
+        found: Timed | None = None
+        for family in (self.choice.kernel, *(name for name, _ in self.choice.others)):
+            kernel = "_moe_".join(family.split("_", 1))
+            if kernel not in own.moe or own.moe[kernel].held_out_mape["all"] > TRUSTED:
+                continue
+            est = moe(self.device, kernel=kernel, **layer)
+            found = (est, (family,)) if found is None else _faster(found, est, family)
+        if found is None:
+            return None
+        share = op.experts["share"]
+        parts = {name: getattr(found[0], name) * share for name in _TIMES}
+        return replace(found[0], **parts), found[1]
+
     def _small(self, op: Operator, alike: Alike) -> Estimate:
         """An element-wise kernel; of many points with few amounts of bytes, each amount once."""
         moved = np.asarray(self._moved(op))
@@ -202,8 +231,7 @@ class Runner:
             return small(self.device, moved, row=op.row, fidelity=self.fidelity)
         amounts, at = found
         est = small(self.device, amounts, row=op.row, fidelity=self.fidelity)
-        fields = ("time_s", "low_s", "high_s", "compute_s", "memory_s")
-        return replace(est, **{name: getattr(est, name)[at] for name in fields})
+        return replace(est, **{name: getattr(est, name)[at] for name in _TIMES})
 
     def _products(self, ops: Sequence[Operator], head: bool, alike: Alike) -> list[Timed]:
         """The products of a family, or at every size the fastest of several, with the families that are used."""
@@ -310,6 +338,7 @@ class Runner:
         chips = sram_chips(dev, self.arch, self.scheme) if dev.kind == "asic-sram" else 1
         share = max(1.0, chips / self.arch.layers)
         bandwidth = dev.memory.bandwidth_bytes_per_s * share
+        far, left = far_tier(dev), dev.memory.capacity_bytes
         rows = []
         for head in (False, True):
             mine = [op for op in ops if op.kind in ("gemm", "attention") and (op.name == "lm_head") == head]
@@ -323,7 +352,11 @@ class Runner:
             traffic = sum((op.weight_bytes if op.kind == "gemm" else op.cost.traffic_bytes) * op.calls for op in mine)
             t_c = least / DATAFLOW[0]
             t_m = traffic / (DATAFLOW[1] * bandwidth)
-            time = soft_roofline(t_c, t_m, 4.0) + calls * (dev.layer_overhead_s or 0.0)
+            if far is not None:  # what the nearer memory does not hold comes from the one behind it, as fast as that is
+                behind = np.maximum(traffic - left, 0.0)
+                left = np.maximum(left - traffic, 0.0)
+                t_m = t_m + behind / (DATAFLOW[1] * far.bandwidth_bytes_per_s)
+            time = soft_roofline(t_c, t_m, FUSED_P) + calls * (dev.layer_overhead_s or 0.0)
             if dev.hop_latency_s and not head:
                 time = time + chips * dev.hop_latency_s
             rows.append(

@@ -14,6 +14,7 @@ from qsim.families import Attention, Experts, Latent, Mixer, Mlp, Recurrent
 from qsim.scheme import Scheme
 
 from ..checks import check_positive
+from ..device.device import Memory
 from .architecture import Architecture, get_architecture
 from .operators import _kv_bytes, weight_nbytes
 
@@ -137,18 +138,20 @@ def footprint(
     tokens: Any = None,
     tensor_parallel: int = 1,
 ) -> Footprint:
-    """Memory of a step on each of `tensor_parallel` devices; `tokens` are those in flight (default the batch)."""
+    """Memory of a step on each of `tensor_parallel` devices; `tokens` are those in flight (default the batch). A part
+    with a further tier of memory has its capacity too."""
     a, tp = architecture, tensor_parallel
     tokens = batch if tokens is None else tokens
     parts = [part for _, part, _ in (*a.mlps, *a.mixers)]
     width = 6 * a.hidden + max((_inner_width(part) for part in parts), default=0)
-    capacity = device.memory.capacity_bytes
+    far = far_tier(device)
+    capacity = device.memory.capacity_bytes + (0.0 if far is None else far.capacity_bytes)
     chips = sram_chips(device, architecture, scheme) if device.kind == "asic-sram" else 1
     return Footprint(
         weights_bytes=_device_weight_bytes(a, scheme, tp) / chips,
         kv_cache_bytes=(_cache_bytes(a, scheme, context, batch, tp) + a.shape.state_bytes * np.asarray(batch)) / chips,
         activations_bytes=np.asarray(tokens, np.float64) * width * 2.0 / tp / chips,
-        reserve_bytes=0.0 if chips > 1 else min(RESERVE_BYTES, 0.1 * capacity),
+        reserve_bytes=0.0 if chips > 1 else min(RESERVE_BYTES, 0.1 * device.memory.capacity_bytes),
         capacity_bytes=capacity,
     )
 
@@ -161,6 +164,12 @@ def _inner_width(part: Mlp | Experts | Mixer) -> int:
         return 0
     per_token = part.per_token if isinstance(part, Experts) else 1
     return (3 if part.gated else 2) * part.width * per_token
+
+
+def far_tier(device: Device) -> Memory | None:
+    """The memory behind the one that holds the weights, which takes what does not fit there; None without one."""
+    last = device.tiers[-1] if device.tiers else None
+    return last if isinstance(last, Memory) and last != device.memory else None
 
 
 def sram_chips(device: Device, architecture: Architecture, scheme: Scheme) -> int:

@@ -62,6 +62,8 @@ class Operator:
             None for a single product.
         weight_bytes: of the packed weights of all groups.
         attention: of an attention operator, the arguments of `timing.attention` that depend on the layer.
+        experts: of an operator of the routed experts, the arguments of `timing.moe.moe`, and as `share` its part of the
+            time of a kernel that does them all.
         reread_bytes: input that a quantising kernel reads a second time (largest value first, codes second); it costs
             traffic only when it is larger than the on-chip memory.
     """
@@ -80,6 +82,7 @@ class Operator:
     reread_bytes: Any = 0.0
     role: str = ""
     attention: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    experts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def weight_nbytes(scheme: Scheme, n: int, k: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -300,19 +300,32 @@ class _Step:
         yield self.product(prefix + "router", mlp.experts, h, tokens, calls=calls, sixteen=True)
         if mlp.latent:
             yield self.product(prefix + "latent_in", mlp.latent, h, tokens, calls=calls)
-        yield self.product(prefix + "gate_up", gate * ffn, inner, rows, calls=calls, groups=active)
-        yield self.small(
-            prefix + "activation", assigned * ffn * (gate * 2 + self.stored), row=ffn if self.quantizes else 0,
-            calls=calls,
+        yield from self.routed(
+            mlp,
+            self.product(prefix + "gate_up", gate * ffn, inner, rows, calls=calls, groups=active),
+            self.small(
+                prefix + "activation", assigned * ffn * (gate * 2 + self.stored), row=ffn if self.quantizes else 0,
+                calls=calls,
+            ),
+            self.product(prefix + "down", inner, ffn, rows, calls=calls, groups=active),
+            self.small(prefix + "combine", assigned * inner * 2.0 + tokens * inner * 2.0, calls=calls),
         )  # fmt: skip
-        yield self.product(prefix + "down", inner, ffn, rows, calls=calls, groups=active)
-        yield self.small(prefix + "combine", assigned * inner * 2.0 + tokens * inner * 2.0, calls=calls)
         if mlp.latent:
             yield self.product(prefix + "latent_out", h, mlp.latent, tokens, calls=calls)
         shared = mlp.shared // self.tp
         if shared:
             yield self.product(prefix + "shared_gate_up", gate * shared, h, tokens, calls=calls)
             yield self.product(prefix + "shared_down", h, shared, tokens, calls=calls)
+
+    def routed(self, mlp: Experts, *operators: Operator) -> Iterator[Operator]:
+        """Operators of the routed experts, with what a kernel that fuses them is asked."""
+        if not mlp.gated:
+            yield from operators  # the tables hold three matrices
+            return
+        layer = {"tokens": self.tokens, "hidden": mlp.latent or mlp.inputs, "inter": mlp.width, "topk": mlp.per_token,
+                 "experts": mlp.experts, "moe_tp": self.tp}  # fmt: skip
+        for op, share in zip(operators, (2 / 3, 0.0, 1 / 3, 0.0), strict=True):
+            yield replace(op, experts={**layer, "share": share})
 
     def others(self) -> Iterator[Operator]:
         """Products beside mixers and MLPs; small ones, which every device does whole."""

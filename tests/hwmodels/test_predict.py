@@ -231,7 +231,7 @@ def test_a_prediction_prints_in_one_line() -> None:
 def test_a_width_that_no_kernel_was_measured_with_borrows_and_says_so(scheme: str, wider: int) -> None:
     for device in ("a100-sxm-80gb", "l40s"):  # an H200 has kernels of two and three bits
         p = hwmodels.predict(device, "llama-3-8b", scheme, "decode", 1, 2048)
-        measured = hwmodels.predict(device, "llama-3-8b", f"w{wider}a16-g128", "decode", 1, 2048)
+        measured = hwmodels.predict(device, "llama-3-8b", f"w{wider}a16-channel", "decode", 1, 2048)
         assert (p.fidelity, measured.fidelity, p.kernel) == ("transferred", "calibrated", measured.kernel)
         assert p.notes == (
             f"no {scheme[1]}-bit kernel was measured: priced with the efficiencies of the {wider}-bit one",
@@ -310,3 +310,32 @@ def test_a_request_says_what_its_waves_and_its_ttft_are() -> None:
     assert r.notes[1] == f"TTFT and latency are those of the first wave; the last one starts {r.latency_s:.4g} s later"
     assert r.notes[2] == f"TTFT is the prefill of {r.running_batch} prompts at once: no token comes before all are read"
     assert hwmodels.predict_request("l40s", "llama-3-8b").notes == ()
+
+
+def test_a_dataflow_part_says_how_far_the_step_moves_with_what_is_assumed_of_it() -> None:
+    p = hwmodels.predict("asic", "llama-3-8b")
+    (said,) = [note for note in p.notes if note.code == "assumed"]  # type: ignore[attr-defined]
+    slower = hwmodels.predict("asic", "llama-3-8b", overrides={
+        "memory.bandwidth_gbytes_per_s": hwmodels.get_device("asic").memory.bandwidth_bytes_per_s / 1e9 * 0.75 / 0.85
+    })  # fmt: skip
+    longer = float(slower.time_s / p.time_s - 1)
+    assert longer > 0.05
+    assert said.endswith(f"of bandwidth {round(100 * longer)} %")
+
+
+def test_weights_beyond_the_nearer_memory_are_read_from_the_tier_behind_it() -> None:
+    near, beyond = (hwmodels.predict("sn40l-like", "llama-3-70b", scheme) for scheme in ("w4a16-g128", "bf16"))
+    assert not [note for note in near.notes if note.code == "far_tier"]  # type: ignore[attr-defined]
+    (said,) = [note for note in beyond.notes if note.code == "far_tier"]  # type: ignore[attr-defined]
+    assert "DDR" in said
+    assert bool(beyond.fits)
+    moved = sum(op.traffic_bytes for op in beyond.operators)
+    assert beyond.time_s > (moved - 64e9) / 100e9  # at the rate of the DDR
+    assert near.time_s < moved / 1.6e12
+
+
+def test_a_pipeline_of_chips_gives_more_tokens_with_a_batch_in_every_stage() -> None:
+    p = hwmodels.predict("groq-like", "llama-3-70b", batch=1, context=2048)
+    (said,) = [note for note in p.notes if note.code == "pipeline"]  # type: ignore[attr-defined]
+    assert f"{p.chips} chips hold the model and {p.largest_batch} sequences" in said
+    assert f"give {p.largest_batch * float(p.tokens_per_s):.4g} tokens/s" in said  # fewer sequences than layers

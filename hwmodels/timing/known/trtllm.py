@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..family import AttentionFamily, KernelFamily
-from ..schemes import fp8, integer_weight, integers, plain, weight_kind, weight_only, widths
+from ..schemes import both, fp8, integer_weight, integers, measured_with, plain, weight_kind, weight_only, widths
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
@@ -46,6 +46,9 @@ def _channel(scheme: Scheme) -> bool:
     return weight_kind(scheme) == "channel"
 
 
+CHANNEL = measured_with(kind="channel", zero_points=True)
+"""The group-wise plugin has another name, and the tables do not hold it; one zero point per channel is next to
+nothing."""
 FAMILIES = (
     _family("trtllm_bf16", "BF16 in TensorRT-LLM", "bfloat16", 16, 2, "cublas_bf16", sixteen_bit=True, runs=plain,
             fallback=2, grouped="torch_grouped_bf16"),
@@ -56,9 +59,9 @@ FAMILIES = (
     _family("trtllm_sq", "SmoothQuant W8A8 plugin (TensorRT-LLM)", "int8", 8, 1, "cublas_int8", runs=_int8,
             stands_in=widths(4, 8), fallback=9),
     _family("trtllm_int4_wo", "INT4 per-channel plugin (TensorRT-LLM)", "bfloat16", 4, 2, "marlin_int4",
-            runs=_int4_weight, stands_in=widths(4), fits=_channel, fallback=2),
+            runs=_int4_weight, stands_in=both(widths(4), CHANNEL), fits=_channel, fallback=2),
     _family("trtllm_int8_wo", "INT8 per-channel plugin (TensorRT-LLM)", "bfloat16", 8, 2, "trtllm_int4_wo",
-            runs=_int8_weight, stands_in=widths(4, 8), fits=_channel, fallback=9),
+            runs=_int8_weight, stands_in=both(widths(4, 8), CHANNEL), fits=_channel, fallback=9),
 )  # fmt: skip
 
 ATTENTION = (
