@@ -22,6 +22,15 @@ def layer_of(name: str) -> str:
     return name.removesuffix(".weight")
 
 
+def with_float_embedding(model: Model) -> Model:
+    """The model with float32 values of an embedding that is quantised: only GGUF has a place for its codes."""
+    name = f"{model_names(model.config).embedding}.weight"
+    table = model.tensors[name]
+    if not isinstance(table, QuantizedTensor):
+        return model
+    return model.replace(tensors={**model.tensors, name: table.dequantize()})
+
+
 def with_kv(scheme: Scheme, kv: TensorScheme | None) -> Scheme:
     """The scheme with the KV cache of the model that it is written in."""
     return scheme.replace(kv_cache=TensorScheme(format=get_format("bfloat16")) if kv is None else kv)

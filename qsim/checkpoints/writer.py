@@ -38,6 +38,7 @@ from .checks import (
     kv_cache_of,
     layer_of,
     linear_names,
+    with_float_embedding,
     with_kv,
 )
 from .folder import SHARD_BYTES, ShardWriter, check_target, copy_beside, new_folder
@@ -103,6 +104,8 @@ def write(
             that the model was read from. In all cases nothing is written.
         OSError: the disk is full or the folder cannot be written; nothing is left that looks like a checkpoint.
     """
+    if layout != "gguf":
+        model = with_float_embedding(model)
     quantized = {n: t for n, t in model.tensors.items() if isinstance(t, QuantizedTensor)}
     kv = kv_cache_of(model, quantized)
     layers = [Layer.of(qt, layer_of(name), with_kv(qt.scheme, kv)) for name, qt in quantized.items()]

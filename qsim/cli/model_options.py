@@ -36,9 +36,9 @@ def model_options(function: _F) -> _F:
         (
             click.option("--scheme", metavar="NAME", help="Round the weights to nearest by this scheme: w4a16-g128, "
                          "fp8-rowwise, w8a8, ...; see qsim quantize for better ways."),
-            click.option("--engine", type=click.Choice(["fused", "dequantized", "exact"]),
-                         help="How Linears are multiplied: packed codes, dequantised weights, or bit for bit as a "
-                         "tensor core does. Default: fused."),
+            click.option("--engine", type=click.Choice(["fused", "mixed", "dequantized", "exact"]),
+                         help="How Linears are multiplied: packed codes, codes for a few tokens and BLAS for many, "
+                         "dequantised weights, or bit for bit as a tensor core does. Default: fused."),
             click.option("--instruction", metavar="NAME",
                          help="Tensor-core instruction of --engine exact, which it implies; see qsim mma --list."),
             click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers "

@@ -30,8 +30,8 @@ LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
 def load_gguf(path: str | Path) -> Model:
     """A model from a GGUF file, with its tokenizer.
 
-    Linears in a type that is a scheme (Q4_0 to Q8_0, Q2_K to Q6_K, MXFP4) stay quantised; everything else becomes
-    float32. The file is read one tensor at a time.
+    Linears and the embedding stay quantised in a type that is a scheme (Q4_0 to Q8_0, Q2_K to Q6_K, MXFP4); everything
+    else becomes float32. The file is read one tensor at a time.
 
     Raises:
         QsimError: as `qsim.layouts.gguf.file.open_gguf`; an architecture that the decoder does not run, a tensor that
@@ -45,7 +45,7 @@ def load_gguf(path: str | Path) -> Model:
     if unknown:
         notes.add(f"unknown keys of the file were ignored: {', '.join(key[:80] for key in unknown[:20])}")
     config = ModelConfig.from_dict(_with_rope(file, data), str(file.path))
-    linears, used = quantizable(config), {ROPE}
+    kept, used = quantizable(config) | {f"{config.tensor_names.embedding}.weight"}, {ROPE}
     tensors: dict[str, np.ndarray | QuantizedTensor] = {}
     for name, shape in expected_tensors(config).items():
         stored, expert = gguf_name(arch, name)
@@ -59,7 +59,7 @@ def load_gguf(path: str | Path) -> Model:
             raise QsimError(f"{file.path}: tensor {stored} is {shape} by the file's metadata: got {one.shape}")
         used.add(stored)
         heads = paired_heads(arch, config, stored)
-        tensors[name] = _read(one, name, heads, name in linears, notes)
+        tensors[name] = _read(one, name, heads, name in kept, notes)
         if arch.norm_offset and is_norm(stored):
             tensors[name] = np.asarray(tensors[name]) - np.float32(arch.norm_offset)
     left = sorted(file.tensors.keys() - used)
@@ -80,15 +80,15 @@ def load_gguf(path: str | Path) -> Model:
     )
 
 
-def _read(one: GgufTensor, name: str, heads: int | None, linear: bool, notes: Notes) -> np.ndarray | QuantizedTensor:
-    if one.type.scheme is not None and linear:
+def _read(one: GgufTensor, name: str, heads: int | None, kept: bool, notes: Notes) -> np.ndarray | QuantizedTensor:
+    if one.type.scheme is not None and kept:
         raw = one.raw() if heads is None else unpaired(one.raw(), heads)
         try:
             return from_blocks(one.type, raw, name.removesuffix(".weight"))
         except QsimError as error:
             raise QsimError(f"{one.path}: tensor {one.name}: {error}") from None
-    if linear and one.type.values > 1:
-        notes.add(f"Linears in {one.type.name} were read as float32", name.removesuffix(".weight"))
+    if kept and one.type.values > 1:
+        notes.add(f"matrices in {one.type.name} were read as float32", name.removesuffix(".weight"))
     values = one.values()
     return values if heads is None else unpaired(values, heads)
 

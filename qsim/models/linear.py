@@ -17,8 +17,10 @@ from . import ops
 
 F32 = np.float32
 Engine: TypeAlias = "str | Callable[[Linear, np.ndarray], np.ndarray]"
+_PIECE = 1 << 18  # values of a weight that are dequantised at a time: they stay in the cache
+_MANY = 64  # tokens from which that and a product by BLAS takes less time than the fused kernel
 _FEW = 8  # tokens up to which a float32 weight is streamed rather than multiplied as a matrix
-ENGINES = ("fused", "dequantized", "exact")
+ENGINES = ("fused", "mixed", "dequantized", "exact")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +31,8 @@ class Linear:
         name: where it is in the model, without `.weight`.
         weight: (N, K) float32, or a quantised tensor, which brings the scheme of its activations.
         bias: (N,) float32 or None.
-        engine: `fused` multiplies packed codes by `qsim.kernels.linear` (and float32 weights by BLAS); `dequantized`
+        engine: `fused` multiplies packed codes by `qsim.kernels.linear` (and float32 weights by BLAS); `mixed` does so
+            for up to 63 tokens, and multiplies more by BLAS, a part of the weight dequantised at a time; `dequantized`
             multiplies the dequantised weight by the activation as the scheme leaves it, in float32; `exact` runs the
             tensor-core instruction, bit for bit. Or a function of the Linear and x (M, K) that returns (M, N) without
             the bias.
@@ -94,7 +97,7 @@ class Linear:
     @property
     def fallback(self) -> str | None:
         """What `fused` does instead when the format has no fused kernel; None when it has one."""
-        if self.engine != "fused" or not isinstance(self.weight, QuantizedTensor):
+        if self.engine not in ("fused", "mixed") or not isinstance(self.weight, QuantizedTensor):
             return None
         from qsim.kernels import has_fused_kernel
 
@@ -134,6 +137,8 @@ class Linear:
             y = self.engine(self, x)
         elif isinstance(self.weight, np.ndarray):
             y = self._float(x, self.weight)
+        elif self.engine == "mixed" and len(x) >= _MANY:
+            y = self._in_parts(x, self.weight)
         elif self.engine == "dequantized" or self.fallback is not None:
             y = self._dequantized(x, self.weight)
         else:
@@ -178,7 +183,8 @@ class Linear:
 
         return encode_operand(self.weight, get_instruction(self.instruction or "hopper.wgmma.f32.bf16"), "b")
 
-    def _dequantized(self, x: np.ndarray, weight: QuantizedTensor) -> np.ndarray:
+    def _taken(self, x: np.ndarray, weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
+        """The activation as the scheme leaves it, and the scale of each of its rows."""
         from qsim.kernels.activations import take
 
         try:
@@ -189,8 +195,22 @@ class Linear:
         if act.group is not None:
             assert act.group_size is not None
             values = values * np.repeat(act.group, act.group_size, axis=1)[:, : values.shape[1]]
+        return values, act.row
+
+    def _in_parts(self, x: np.ndarray, weight: QuantizedTensor) -> np.ndarray:
+        values, scales = self._taken(x, weight)
+        block = weight.tensor_scheme.granularity.rows if weight.tensor_scheme.granularity is not None else None
+        step = max(_PIECE // self.in_features // (block or 1), 1) * (block or 1)
+        y = np.empty((len(x), self.out_features), F32)
+        for first in range(0, self.out_features, step):
+            y[:, first : first + step] = values @ weight[first : first + step].dequantize().T
+        y *= scales[:, None]
+        return y
+
+    def _dequantized(self, x: np.ndarray, weight: QuantizedTensor) -> np.ndarray:
+        values, scales = self._taken(x, weight)
         y = ops.few_tokens(values, self._values) if len(values) <= _FEW else values @ self._values.T
-        y *= act.row[:, None]
+        y *= scales[:, None]
         return y
 
     @cached_property

@@ -365,7 +365,8 @@ class Model:
     def _embed(self, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
         names = families.model_names(self.config)
         tensors: Any = self.tensors
-        x = tensors[names.embedding + ".weight"][ids.reshape(-1)]
+        table = tensors[names.embedding + ".weight"]
+        x = table.take(ids.reshape(-1)) if isinstance(table, QuantizedTensor) else table[ids.reshape(-1)]
         if self.config.embedding_scale != 1:
             x = x * self._parts.round(np.array([self.config.embedding_scale], F32))
         if names.project_in is not None:
@@ -408,7 +409,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         ValueError: one missing, unknown, of the wrong shape or dtype, or quantised where nothing can use it.
     """
     expected = families.expected_tensors(config)
-    linears = quantizable(config)
+    linears, embedding = quantizable(config), f"{config.tensor_names.embedding}.weight"
     for name, shape in expected.items():
         if name not in tensors:
             raise QsimError(f"the model has no tensor {name}, {shape}")
@@ -424,8 +425,11 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         if name not in expected and name not in optional:
             raise QsimError(f"{name} is not a tensor of {config.architecture} with {config.num_hidden_layers} layers")
         if isinstance(tensor, QuantizedTensor):
-            if name not in linears:
-                raise QsimError(f"only weights of Linears can be quantised: got {name}")
+            if name not in linears and name != embedding:
+                raise QsimError(f"only weights of Linears and the embedding can be quantised: got {name}")
+            if name == embedding and (tensor.scheme.activation.is_quantized or tensor.tensor_scheme.granularity.kind
+                                      not in ("group", "channel")):  # type: ignore[union-attr]  # fmt: skip
+                raise QsimError(f"the embedding's rows must have scales of their own, weights only: got {tensor!r}")
         elif not isinstance(tensor, np.ndarray) or tensor.dtype != F32:
             raise QsimError(f"tensors are float32 or quantised: {name} is {getattr(tensor, 'dtype', type(tensor))}")
 

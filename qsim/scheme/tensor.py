@@ -225,6 +225,18 @@ class QuantizedTensor:
         assert granularity is not None
         return expand(values, granularity, self.shape)
 
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Values of some rows of a weight (N, K), as an embedding looks them up: float32 (T, K) of row numbers (T,).
+
+        Raises:
+            ValueError: scales that rows do not have for themselves.
+        """
+        granularity = self.tensor_scheme.granularity
+        if granularity is None or granularity.kind not in ("group", "channel", "token"):
+            raise QsimError(f"rows are taken where each has its own scales: got {granularity}")
+        some: dict[str, Any] = {k: v if k == "group_index" else v[rows] for k, v in self.arrays.items()}
+        return replace(self, **some).dequantize()
+
     def __getitem__(self, rows: slice) -> QuantizedTensor:
         """Rows of the first axis, as views.
 
