@@ -145,7 +145,8 @@ def matmul(
             (fma(chain * scale_a, scale_b, register)); each operation to nearest even.
         split_k: number of slices of K that run apart and are added forward in float32, or their lengths. Slices are
             equal in units of 128 bytes of A's type, as all 443 splits of BF16, FP16 and FP8 that cuBLASLt was seen to
-            take on an H200 (hwmodels/measurements/gemm_split.csv). Libraries choose the number by shape.
+            take on an H200 (hwmodels/measurements/gemm_split.csv). Libraries choose the number by shape; no rule was
+            found that says it (reports/fused_splits.md).
         k_order: a permutation that is applied to every stretch of its length in K; ascending by default.
         c: (M, N) accumulators that the (first) chain starts from, or that promotion adds to; +0 by default.
         scale_a, scale_b: with block-scaled instructions the scale codes; with a preset that has blocks (`deepgemm`)
