@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.kernels": GROUND | {"qsim.tensorcore"},
     "qsim.layouts": GROUND,
     "qsim.models": GROUND | {"qsim.layouts", "qsim.tensorcore", "qsim.kernels"},
-    "qsim.methods": GROUND | {"qsim.tensorcore", "qsim.kernels", "qsim.models"},
+    "qsim.methods": GROUND | {"qsim.evidence", "qsim.tensorcore", "qsim.kernels", "qsim.models"},
     "qsim.checkpoints": GROUND | {"qsim.layouts", "qsim.models"},
     "qsim.analysis": GROUND,
     "qsim.plots": GROUND | {"qsim.analysis"},
@@ -240,7 +240,7 @@ import numba, scipy.linalg  # theirs to arrange for
 del os.register_at_fork
 for name in ("fcntl", "grp", "pwd", "resource", "termios", "pty", "syslog"):
     sys.modules[name] = None
-import qsim.formats.codec, qsim.kernels.ahead, qsim.kernels.linear, qsim.tensorcore, qsim.scheme, qsim.methods
+import qsim.formats.codec, qsim.kernels.linear, qsim.tensorcore, qsim.scheme, qsim.methods
 from qsim import kernels
 kernels.linear, kernels.pack, kernels.available_paths()
 """

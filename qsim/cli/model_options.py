@@ -29,6 +29,28 @@ def with_tokenizer(model: Model, tokenizer: str) -> Model:
     return with_byte_tokens(model) if tokenizer == "bytes" else model
 
 
+outliers_option = click.option("--outliers", metavar="SIZE|PROFILE", help="Give the model synthetic outliers first; it "
+                               "computes the same. A number is the size of activation channels; opt-13b-like, "
+                               "llama-2-7b-like and llama-3-70b-like are published profiles.")  # fmt: skip
+"""`--outliers`, for `with_given_outliers`."""
+
+
+def with_given_outliers(model: Model, outliers: str | None) -> Model:
+    """The model with the synthetic outliers that the option asks for: a size, or the name of a profile."""
+    from qsim.models import list_profiles, with_outliers, with_profile
+
+    if outliers is None:
+        return model
+    try:
+        size = float(outliers)
+    except ValueError:
+        if outliers not in list_profiles():
+            raise QsimError(f"--outliers must be a size or one of {', '.join(list_profiles())}: "
+                            f"got {outliers!r}") from None  # fmt: skip
+        return with_profile(model, outliers)
+    return with_outliers(model, magnitude=size)
+
+
 def model_options(function: _F) -> _F:
     """`--scheme --engine --instruction --outliers --tokenizer`, for `prepared_model`."""
     function = tokenizer_option(function)
@@ -41,8 +63,7 @@ def model_options(function: _F) -> _F:
                          "dequantised weights, or bit for bit as a tensor core does. Default: fused."),
             click.option("--instruction", metavar="NAME",
                          help="Tensor-core instruction of --engine exact, which it implies; see qsim mma --list."),
-            click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers "
-                         "of this size first; it computes the same."),
+            outliers_option,
         )
     ):  # fmt: skip
         function = option(function)
@@ -50,15 +71,14 @@ def model_options(function: _F) -> _F:
 
 
 def prepared_model(
-    path: str, *, scheme: str | None, engine: str | None, instruction: str | None, outliers: float | None,
+    path: str, *, scheme: str | None, engine: str | None, instruction: str | None, outliers: str | None,
     tokenizer: str = "own",
 ) -> tuple[Model, Model]:  # fmt: skip
     """The model as the options want it, and as it was loaded (the same object when no option changes it)."""
-    from qsim.models import load, with_outliers, with_scheme
+    from qsim.models import load, with_scheme
 
     original = model = with_tokenizer(load(path), tokenizer)
-    if outliers is not None:
-        model = with_outliers(model, magnitude=outliers)
+    model = with_given_outliers(model, outliers)
     if scheme is not None:
         model = with_scheme(model, scheme)
     if instruction is not None and engine not in (None, "exact"):

@@ -17,7 +17,7 @@ from qsim.layouts.gguf.types import TYPES
 from qsim.methods import METHODS
 
 from .method_options import MethodCommand, given_options, method_options
-from .model_options import tokenizer_option, with_tokenizer
+from .model_options import outliers_option, tokenizer_option, with_given_outliers, with_tokenizer
 from .options import draw, plot_option
 from .progress import says_what_is_kept, work
 from .table import Column, Form, deliver, print_table, records, table_options
@@ -61,7 +61,7 @@ GGUF_SCHEMES = {one.name: one.scheme for one in TYPES.values() if one.scheme is 
 @click.option("--one-pass", is_flag=True,
               help="Methods that look at quantised inputs (GPTQ): a whole block at once, not by groups.")  # fmt: skip
 @click.option("--rotate", is_flag=True, help="Fold Hadamard rotations into the weights first (QuaRot's R1 and R2).")
-@click.option("--outliers", type=float, metavar="SIZE", help="Give the model synthetic activation outliers first.")
+@outliers_option
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Linears to leave as they are. Repeatable.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Linears solved at a time.")
 @click.option("--restart", is_flag=True, help="Discard partial results and start over.")
@@ -81,7 +81,7 @@ def quantize(
     windows: int | None,
     one_pass: bool,
     rotate: bool,
-    outliers: float | None,
+    outliers: str | None,
     ignore: tuple[str, ...],
     jobs: int | None,
     restart: bool,
@@ -134,7 +134,7 @@ def quantize(
 
 def _run(
     model: str, method: str, scheme: str | None, out: Path, part: Path, layout: str, overwrite: bool,
-    calibration: Path | None, tokenizer: str, restart: bool, outliers: float | None,
+    calibration: Path | None, tokenizer: str, restart: bool, outliers: str | None,
     ignore: tuple[str, ...], options: Mapping[str, Any], gguf_type: str | None, **settings: Any,
 ) -> tuple[QuantizationResult, Written]:  # fmt: skip
     """Quantise into the hidden folder that becomes `out`; the result, and what was written."""
@@ -143,7 +143,7 @@ def _run(
     from qsim.folders import check_apart, recover
     from qsim.methods import quantize_model
     from qsim.methods.store import KIND
-    from qsim.models import load, with_outliers
+    from qsim.models import load
     from qsim.models.tokens import text_or_ids
     from qsim.pieces import Pieces, forget
 
@@ -160,8 +160,7 @@ def _run(
     if source.path is not None:
         check_apart(source.path, out)
         check_apart(source.path, part)
-    if outliers is not None:
-        source = with_outliers(source, magnitude=outliers)
+    source = with_given_outliers(source, outliers)
     text = text_or_ids(calibration, source) if calibration is not None else _own_text(model)
     _refuse_what_cannot_be_written(source, method, scheme, layout, ignore, given, text is not None)
     if restart:
@@ -316,5 +315,8 @@ def _print(result: QuantizationResult) -> None:
     ratio = f"; mean error ratio {frame.error_ratio.mean():.3f}, above 1 in {worse}" if calibrated else ""
     resumed = f"; {result.resumed} found finished" if result.resumed else ""
     click.echo(f"{len(frame)} layers in {result.time_s:.1f} s{ratio}{resumed}")
+    for verdict in result.outliers:
+        if verdict.answer != "keeps":
+            click.echo(f"outliers: {verdict.title} {verdict.answer}, for {verdict.why}; see qsim outliers")
     for note in (*result.notes, *result.model.notes):
         click.echo(f"note: {note}")

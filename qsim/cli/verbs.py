@@ -33,6 +33,7 @@ VERBS = {
              says="Quantise a checkpoint with RTN, GPTQ, AWQ, SmoothQuant or FP8."),
         Verb(section="Quantise", name="convert", says="Rewrite a checkpoint in another layout, or as a GGUF file."),
         Verb(section="Quantise", name="eval", says="Measure what a quantised model has lost."),
+        Verb(section="Quantise", name="outliers", says="Find a model's outliers, and what they do to each format."),
         Verb(section="Quantise", name="generate", says="Generate text with a quantised model."),
         Verb(section="Predict", name="devices", says="List GPUs and ASICs with their peaks, bandwidths and sources."),
         Verb(section="Predict", name="predict", says="Predict the time, memory and throughput of inference."),

@@ -18,6 +18,7 @@ from .fp8 import fp8
 from .gptq import gptq
 from .memory import MemoryEstimate
 from .method import Method, Options, option
+from .outliers import OutlierReport, measure_outliers
 from .pipeline import quantize_model
 from .recipe import BlockView, Recipe
 from .record import LayerRecord, measure
@@ -40,6 +41,7 @@ __all__ = [
     "MemoryEstimate",
     "Method",
     "Options",
+    "OutlierReport",
     "QuantizationResult",
     "Recipe",
     "apply_folds",
@@ -52,6 +54,7 @@ __all__ = [
     "keep_channels",
     "list_methods",
     "measure",
+    "measure_outliers",
     "option",
     "protect",
     "quantize_model",

@@ -20,6 +20,7 @@ from qsim._native.threads import for_chunks
 from qsim.errors import QsimError
 from qsim.files import create_sized, remove_file
 from qsim.models import Model
+from qsim.models.streaming import BlockByBlock
 
 from .checks import where
 from .linalg import accumulate, mirror
@@ -63,7 +64,12 @@ class Calibration:
 
 
 def calibration_of(
-    model: Model, text: Any, *, window: int | None = None, windows: int | None = None, micro_batch: int | None = None
+    model: Model | BlockByBlock,
+    text: Any,
+    *,
+    window: int | None = None,
+    windows: int | None = None,
+    micro_batch: int | None = None,
 ) -> Calibration:
     """Cut a text into windows.
 

@@ -33,6 +33,9 @@ class LayerRecord:
         loss: GPTQ's sum of e^2 / 2.
         damp, damp_percent: added to the Hessian's diagonal, and as a fraction of its mean.
         condition: estimate of the 1-norm condition number of the damped Hessian.
+        row_range: largest |w| of a row of the weight as it was given over its median, for the median row.
+        input_channel_ratio: largest input channel over the median one, each by its largest |x|.
+        input_peak_ratio: largest |x| over the median |x|.
         fallback: the method that had to stand in, or "".
         notes: what a user should know, one sentence each.
         details: numbers that only this method has.
@@ -62,6 +65,9 @@ class LayerRecord:
     damp: float | None = None
     damp_percent: float | None = None
     condition: float | None = None
+    row_range: float | None = None
+    input_channel_ratio: float | None = None
+    input_peak_ratio: float | None = None
     fallback: str = ""
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -6,11 +6,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import QsimError
+from qsim.evidence.outliers import LayerOutliers, Verdict, verdicts
 from qsim.files import read_json, write_text
 from qsim.models import Model
 from qsim.scheme import Scheme
@@ -76,6 +77,23 @@ class QuantizationResult:
         """Layers that another method had to stand in for."""
         return tuple(r.layer for r in self.layers if r.fallback)
 
+    @property
+    def outliers(self) -> tuple[Verdict, ...]:
+        """What the model's outliers let one expect of INT8 activations, from what this run saw of it.
+
+        `qsim.methods.outliers.measure_outliers` also measures the products, and judges FP8 and block formats.
+        """
+        kinds = {
+            name: (i, ("experts " if sparse and n >= 2 else "") + ("qkv", "o", "gate/up", "down")[n])
+            for i, sparse in enumerate(self.model.config.sparse_layers)
+            for n, stage in enumerate(self.model.block_stages(i)) for group in stage for name in group
+        }  # fmt: skip
+        return verdicts([
+            LayerOutliers(layer=r.layer, kind=kinds[r.layer][1], block=kinds[r.layer][0], tokens=r.tokens,
+                          channel_ratio=r.input_channel_ratio, peak_ratio=r.input_peak_ratio, row_range=r.row_range)
+            for r in self.layers if r.layer in kinds
+        ])  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -89,6 +107,7 @@ class QuantizationResult:
             "time_s": self.time_s,
             "resumed": self.resumed,
             "notes": list(self.notes),
+            "outliers": [asdict(verdict) for verdict in self.outliers],
             "layers": [record.to_dict() for record in self.layers],
         }  # fmt: skip
 

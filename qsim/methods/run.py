@@ -21,6 +21,7 @@ from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs
 from .folding import Fold, divided_source
 from .kv import KVRange, kv_scales, stores_kv
 from .passes import SMALL, Half, for_many_tokens, through_block
+from .ranges import channel_ratio, row_range
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord
 from .registry import get_method
@@ -209,7 +210,7 @@ class Run:
             g[0]: InputStatistics(
                 self.source.input_size(g[0]), hessian=recipe.hessian,
                 correction=recipe.correction and g[0] not in experts,
-                moments=recipe.moments or stores_input_scale(recipe.scheme), sample=self._sample_rows(),
+                moments=True, sample=self._sample_rows(),  # methods that need none: the record tells of outliers
                 expected_tokens=self._expected_tokens(g[0] in experts), name=g[0],
             )
             for g in groups
@@ -378,7 +379,19 @@ def _solve_layer(
     name: str, tensor_scale: float | None = None,
 ) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
     with one_blas_thread(side_by_side or weight.shape[1] <= SMALL):
-        return _solve_alone(recipe, weight, inputs, scale, name, tensor_scale)
+        name, q, record = _solve_alone(recipe, weight, inputs, scale, name, tensor_scale)
+    return name, q, replace(record, **_outliers(weight, inputs))
+
+
+def _outliers(weight: np.ndarray, inputs: LayerInputs | None) -> dict[str, Any]:
+    """What the record tells of the layer's outliers, before anything was smoothed."""
+    found: dict[str, Any] = {"row_range": row_range(weight)[0]}
+    if inputs is not None and inputs.max_abs is not None and inputs.tokens:
+        found["input_channel_ratio"] = channel_ratio(inputs.max_abs)
+        typical = inputs.percentile(50)
+        if typical > 0 and inputs.peak is not None:
+            found["input_peak_ratio"] = inputs.peak / typical
+    return found
 
 
 def _solve_alone(

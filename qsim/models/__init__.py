@@ -29,10 +29,12 @@ _LAZY = {
     "evaluate": "evaluation",
     "generate": "generation",
     "hadamard": "transforms",
+    "list_profiles": "profiles",
     "load": "loading",
     "rotate": "transforms",
     "run_eager": "eager",
     "with_outliers": "variants",
+    "with_profile": "profiles",
     "with_scheme": "variants",
     "tiny_text": "loading",
 }
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .linear import Linear
     from .loading import load, tiny_text
     from .model import Model
+    from .profiles import list_profiles, with_profile
     from .rope import RopeScaling
     from .transforms import hadamard, rotate
     from .variants import with_outliers, with_scheme
@@ -66,11 +69,13 @@ __all__ = [
     "evaluate",
     "generate",
     "hadamard",
+    "list_profiles",
     "load",
     "rotate",
     "run_eager",
     "tiny_text",
     "with_outliers",
+    "with_profile",
     "with_scheme",
 ]
 

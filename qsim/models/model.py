@@ -269,9 +269,13 @@ class Model:
 
     def head(self, hidden: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of the hidden states after the last block, (B, T, D)."""
-        hidden = self._check_hidden(hidden)
-        x = self._final(hidden.reshape(-1, hidden.shape[-1]), None)
+        x = self.head_input(hidden)
         return self.unembed(x).reshape(*hidden.shape[:-1], -1)
+
+    def head_input(self, hidden: np.ndarray) -> np.ndarray:
+        """What the head multiplies, rows (M, E), of the hidden states after the last block, (B, T, D)."""
+        hidden = self._check_hidden(hidden)
+        return self._final(hidden.reshape(-1, hidden.shape[-1]), None)
 
     def hidden(self, tokens: Any) -> np.ndarray:
         """What the head multiplies: hidden states after the final norm, (B, T, E) float32."""
@@ -298,15 +302,7 @@ class Model:
         Raises:
             TypeError, ValueError: not whole numbers, no tokens, ids outside the vocabulary.
         """
-        ids = as_plain_array(tokens, "tokens")
-        if ids.ndim not in (1, 2) or ids.size == 0:
-            raise QsimError(f"tokens must be (T,) or (B, T), at least one: got shape {ids.shape}")
-        if ids.dtype.kind not in "iu":
-            raise QsimTypeError(f"tokens must be whole numbers: got {ids.dtype}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise QsimError(f"token ids must be 0 to {self.config.vocab_size - 1}: got {low if low < 0 else high}")
-        return np.atleast_2d(ids).astype(np.int64, copy=False)
+        return check_ids(tokens, self.config.vocab_size)
 
     def _check_length(self, length: int) -> None:
         if length > self.config.max_position_embeddings:
@@ -443,3 +439,16 @@ def quantizable(config: ModelConfig) -> set[str]:
 
 
 __all__ = ["Model", "Observer", "check_tensors", "quantizable"]
+
+
+def check_ids(tokens: Any, vocabulary: int) -> np.ndarray:
+    """Ids as (B, T) int64; see `Model.check_tokens`."""
+    ids = as_plain_array(tokens, "tokens")
+    if ids.ndim not in (1, 2) or ids.size == 0:
+        raise QsimError(f"tokens must be (T,) or (B, T), at least one: got shape {ids.shape}")
+    if ids.dtype.kind not in "iu":
+        raise QsimTypeError(f"tokens must be whole numbers: got {ids.dtype}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise QsimError(f"token ids must be 0 to {vocabulary - 1}: got {low if low < 0 else high}")
+    return np.atleast_2d(ids).astype(np.int64, copy=False)

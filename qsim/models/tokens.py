@@ -14,13 +14,14 @@ from qsim.errors import QsimError
 from qsim.files import read_json
 
 from .model import Model
+from .streaming import BlockByBlock
 from .tokenizer import ByteTokenizer
 
 IDS_LIMIT = 1 << 30  # bytes of a .npy file
 SUFFIXES = (".npy", ".json")
 
 
-def text_or_ids(path: Path, model: Model) -> bytes | np.ndarray:
+def text_or_ids(path: Path, model: Model | BlockByBlock) -> bytes | np.ndarray:
     """The content of a file: token ids of a `.npy` or `.json` file, else the bytes of a text.
 
     Raises:

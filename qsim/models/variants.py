@@ -41,7 +41,7 @@ def with_scheme(model: Model, scheme: str | Scheme, **rounding: Any) -> Model:
         )
     tensors: dict[str, Any] = {}
     for group in (g for i in range(model.config.num_hidden_layers) for g in model.block_linears(i)):
-        weights = {name: _float_weight(model, name) for name in group}
+        weights = {name: float_weight(model, name) for name in group}
         if not scheme.weight.is_quantized:
             tensors |= {f"{n}.weight": np.asarray(cast(w, scheme.weight.format), F32) for n, w in weights.items()}
             continue
@@ -111,7 +111,7 @@ def with_outliers(
                 f"{model.config.architecture} of this kind has no norm that a gain can be folded behind (layer {i})"
             )
         for norm, names in norms:
-            tensors |= _grown(model, norm, names, chosen, magnitude)
+            tensors |= grown(model, norm, names, chosen, magnitude)
     where = "all layers" if layers is None else f"layers {', '.join(map(str, blocks))}"
     listed = ", ".join(map(str, chosen[:8])) + (f" and {chosen.size - 8} more" if chosen.size > 8 else "")
     return model.replace(
@@ -125,7 +125,9 @@ def with_outliers(
     )
 
 
-def _grown(model: Model, norm: str, names: list[str], chosen: np.ndarray, magnitude: float) -> dict[str, Any]:
+def grown(model: Model, norm: str, names: list[str], chosen: np.ndarray, magnitude: float) -> dict[str, Any]:
+    """Tensors that change when channels of a norm become about `magnitude` times its median one, by powers of two, and
+    the columns of the Linears that read it smaller by as much; below 1 the norm shrinks and the columns grow."""
     offset = F32(model.config.numerics.norm_offset)
     weight = np.array(model.tensors[f"{norm}.weight"]) + offset
     typical = F32(np.median(np.abs(weight)))
@@ -138,13 +140,14 @@ def _grown(model: Model, norm: str, names: list[str], chosen: np.ndarray, magnit
         bias[chosen] *= gain
         out[f"{norm}.bias"] = bias
     for name in (*names, *model.float_readers(norm)):
-        smaller = _float_weight(model, name).copy()
+        smaller = float_weight(model, name).copy()
         smaller[:, chosen] /= gain
         out[f"{name}.weight"] = smaller
     return out
 
 
-def _float_weight(model: Model, name: str) -> np.ndarray:
+def float_weight(model: Model, name: str) -> np.ndarray:
+    """The weight (N, K) of a Linear that is not quantised; a `QsimError` names one that is."""
     weight = model.tensors[f"{name}.weight"]
     if isinstance(weight, QuantizedTensor):
         raise QsimError(f"this needs float32 weights: {name} is quantised ({weight.scheme.name})")

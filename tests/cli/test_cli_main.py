@@ -97,13 +97,13 @@ def test_version() -> None:
     assert run("--version").output == f"qsim {qsim.__version__}\n"
 
 
-TABLES = ("formats", "cast", "mma", "eval", "devices", "predict", "roofline", "sweep", "calibrate", "validate", "bench",
-          "study", "serve", "plan")  # fmt: skip
+TABLES = ("formats", "cast", "mma", "eval", "outliers", "devices", "predict", "roofline", "sweep", "calibrate",
+          "validate", "bench", "study", "serve", "plan")  # fmt: skip
 """Verbs that print a table."""
 MEANS_ONE_THING = {
     "--device": ("NAME",), "--scheme": ("NAME",), "--batch": ("B", None), "--context": ("L", None),
     "--set": ("[DEVICE:]KEY=VALUE",), "--plot": ("FILE",), "--profile": ("NAME",), "--model": ("MODEL",),
-    "--text": ("FILE",),
+    "--text": ("FILE",), "--outliers": ("SIZE|PROFILE",), "--max-bytes": ("N",),
 }  # fmt: skip
 """Options that several verbs have -> what their value is called."""
 
