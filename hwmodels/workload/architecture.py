@@ -18,6 +18,9 @@ from qsim.files import read_toml
 from .hub import hub_ids, resolve_hub_id
 from .table import shape_of_table, shipped_table, table_names
 
+CONFIG_READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {}
+"""Suffix of a model file -> what reads the `config.json` that it amounts to. Filled by who can read such files: GGUF by
+`qsim.study.targets`."""
 P = TypeVar("P", Mixer, Mlp | Experts)
 
 
@@ -225,6 +228,9 @@ def get_architecture(name: str | Path | Architecture | Mapping[str, Any], *, str
         return name
     if isinstance(name, Mapping):
         return from_config(name, strict=strict)
+    if isinstance(name, str | Path) and Path(name).suffix in CONFIG_READERS:
+        return from_config(CONFIG_READERS[Path(name).suffix](Path(name)), Path(name).stem, strict=strict,
+                           where=str(name))  # fmt: skip
     if not isinstance(name, str | Path):
         raise QsimTypeError(f"a model is a name, a path, a config or an Architecture: got {type(name).__name__}")
     path = Path(name)

@@ -21,9 +21,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--force", is_flag=True, help="Replace a study that is there.")
 @click.option("--quick", is_flag=True, help="Less text and wider intervals; about a minute once kernels are compiled.")
 @click.option("--file", "file", type=_FILE, metavar="TOML", help="A study file; options here win over it.")
-@click.option("--model", multiple=True, metavar="MODEL", help="Target: a name, a config.json, or a checkpoint folder, "
-              "which is then also measured. Repeatable.")  # fmt: skip
+@click.option("--model", multiple=True, metavar="MODEL", help="Target: a name, a config.json, or a checkpoint: "
+              "a folder or a GGUF file, which is then also measured. Repeatable.")  # fmt: skip
 @click.option("--text", type=_FILE, metavar="FILE", help="Text that quality is measured on.")
+@click.option("--max-bytes", type=click.IntRange(min=1), metavar="N", help="Score only the first N bytes of the text.")
 @click.option("--calibration", type=_FILE, metavar="FILE", help="Text that methods are calibrated on.")
 @click.option("--device", multiple=True, metavar="NAME", shell_complete=complete(device_names),
               help="Device, or its TOML; see qsim devices. Repeatable.")  # fmt: skip
@@ -61,14 +62,25 @@ def study(ctx: click.Context, form: Form, **given: Any) -> None:
     from qsim.study import run_study
 
     with says_what_is_kept(lambda: _kept(given["out"])), steps() as progress:
-        run = run_study(
-            spec, given["out"], quick=given["quick"], force=given["force"], compile_ahead=True, progress=progress
-        )
+        run = run_study(spec, given["out"], quick=given["quick"], force=given["force"], progress=progress,
+                        announce=_announce)  # fmt: skip
     for note in run.notes:
         click.echo(f"note: {note}", err=True)
     table = run.result.frame("decisions")
     rows = records(table.astype(object).where(table.notna(), None))
     deliver(form, rows, lambda: _print_decisions(run, given["out"]))
+
+
+def _announce(cost: Any) -> None:
+    from qsim.study.cost import free_bytes
+
+    free = free_bytes()
+    short = "" if free is None or free >= cost.memory_bytes else f", more than the {free / 1e9:.1f} GB that are free"
+    click.echo(
+        f"measuring {cost.model} ({cost.parameters / 1e6:.0f} M parameters): {cost.tokens} tokens through "
+        f"{cost.variants} variants, about {max(cost.time_s / 60, 1):.0f} minutes and {cost.memory_bytes / 1e9:.1f} GB "
+        f"of memory{short}", err=True,
+    )  # fmt: skip
 
 
 def _kept(out: Path) -> str:

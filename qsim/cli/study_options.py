@@ -63,7 +63,12 @@ def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
     if len(measured) > 1:
         raise QsimError(f"one model is measured at a time: got the checkpoints {' and '.join(measured[:2])}")
     if measured:
-        changes["model"] = measured[0]
+        changes |= {
+            "model": measured[0],
+            "exact_bytes": 0,
+        }  # the emulator would need hours: a study file can ask for it
+    if given["max_bytes"] is not None:
+        changes["max_bytes"] = given["max_bytes"]
     for name in ("text", "calibration"):
         if given[name] is not None:
             if not given[name].is_file():
@@ -77,9 +82,11 @@ def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
 
 
 def _has_weights(model: str) -> bool:
-    """Whether a target is a folder with weights: it is then measured too, not only priced."""
+    """Whether a target is a folder with weights or a GGUF file: it is then measured too, not only priced."""
+    from qsim.models.folder import gguf_file
+
     folder = Path(model)
-    return folder.is_dir() and any(folder.glob("*.safetensors"))
+    return (folder.is_dir() and any(folder.glob("*.safetensors"))) or gguf_file(folder) is not None
 
 
 def _speed(speed: Speed, given: Mapping[str, Any]) -> Speed:

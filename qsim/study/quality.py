@@ -13,7 +13,7 @@ import numpy as np
 
 from hwmodels.device.device import Device
 from qsim.errors import QsimError
-from qsim.models import Model, evaluate, load, tiny_text
+from qsim.models import Evaluation, Model, evaluate, load, tiny_text
 from qsim.notes import without
 from qsim.scheme import QuantizedTensor
 
@@ -53,12 +53,24 @@ def subject(spec: StudySpec) -> Subject:
     q = spec.quality
     model = load(q.model)
     if model.tokenizer is None:
-        raise QsimError(f"{q.model} has no tokenizer.json: its quality cannot be measured on a text")
+        raise QsimError(f"{q.model} has no tokenizer: its quality cannot be measured on a text")
+    model = _as_floats(model)
     return Subject(
-        model=model, text=_text(q.text, "test"), calibration=_text(q.calibration, "calibration"),
+        model=model, text=text_of(q.text, "test"), calibration=text_of(q.calibration, "calibration"),
         text_name=(q.text and Path(q.text).name) or "the embedded test text",
         calibration_name=(q.calibration and Path(q.calibration).name) or "the embedded calibration text",
     )  # fmt: skip
+
+
+def _as_floats(model: Model) -> Model:
+    """The model with the float32 values of its quantised Linears: losses are then against the file as it is."""
+    stored = {n: t for n, t in model.tensors.items() if isinstance(t, QuantizedTensor)}
+    if not stored:
+        return model
+    kinds = ", ".join(sorted({t.scheme.name or t.tensor_scheme.format.name for t in stored.values()}))
+    note = f"{len(stored)} weights are stored quantised ({kinds}): methods start from their values, and losses are " \
+           "against those"  # fmt: skip
+    return model.replace(tensors={n: t.dequantize() for n, t in stored.items()}, notes=(*model.own_notes, note))
 
 
 def check_texts(spec: StudySpec) -> None:
@@ -70,10 +82,16 @@ def check_texts(spec: StudySpec) -> None:
     """
     for path in (spec.quality.text, spec.quality.calibration):
         if path:
-            _text(path, "")
+            text_of(path, "")
 
 
-def _text(path: str, embedded: Any) -> bytes:
+def text_of(path: str, embedded: Any) -> bytes:
+    """The bytes of a text: a file, or where no path is given the embedded text of that name.
+
+    Raises:
+        QsimError: not UTF-8, or empty.
+        OSError: it cannot be read.
+    """
     found = tiny_text(embedded) if not path else Path(path).read_bytes()
     raw = found.encode() if isinstance(found, str) else found
     try:
@@ -146,18 +164,21 @@ def calibration(subject: Subject, spec: StudySpec) -> Any:
     """
     from qsim.methods import calibration_of
 
-    window = _window(spec, subject.model)
+    window = window_of(spec, subject.model)
     count = max(1, spec.quality.calibration_tokens // window)
     return calibration_of(subject.model, subject.calibration, window=window, windows=count)
 
 
 def in_sixteen_bit(model: Model) -> Model:
-    """Every product sees BF16 inputs where its scheme does not quantise them: what a 16-bit tensor core is given."""
-    settings = {
-        name: {"activation": "bfloat16"}
-        for name, linear in {**model.linears(), model.head_name: model.lm_head}.items()
-        if not (isinstance(linear.weight, QuantizedTensor) and linear.weight.scheme.activation.is_quantized)
-    }
+    """Every product sees BF16 inputs where its scheme does not quantise them: what a 16-bit tensor core is given.
+
+    Weights are dequantised once and multiplied by BLAS, which takes half the time of packed ones for thousands of
+    tokens; the values that are multiplied are the same, and sums are float32 either way.
+    """
+    settings: dict[str, dict[str, str]] = {}
+    for name, linear in {**model.linears(), model.head_name: model.lm_head}.items():
+        quantised = isinstance(linear.weight, QuantizedTensor) and linear.weight.scheme.activation.is_quantized
+        settings[name] = {"engine": "dequantized", **({} if quantised else {"activation": "bfloat16"})}
     return model.replace(linear_settings={**model.linear_settings, **settings})
 
 
@@ -193,7 +214,7 @@ def measure(
         The rows, the sample's rows, and what was assumed or fell back, each note once.
     """
     model, notes = quantised(subject, method, spec)
-    built = {"full": in_sixteen_bit(model)}
+    built = {"full": reference.model if method.algorithm == NONE else in_sixteen_bit(model)}
     if "weights" in variants(spec, method):
         built["weights"] = in_sixteen_bit(weights_only(model))
     noted = [_quality(spec, subject, method, variant, m, reference, notes) for variant, m in built.items()]
@@ -208,8 +229,9 @@ def _quality(
     spec: StudySpec, subject: Subject, method: Method, variant: str, model: Model, reference: Any, notes: Sequence[str]
 ) -> tuple[QualityRow, tuple[str, ...]]:
     q = spec.quality
-    found = evaluate(model, subject.text, window=_window(spec, model), reference=reference,
-                     max_bytes=q.max_bytes or None)  # fmt: skip
+    most = q.max_bytes if variant == "full" or not q.least_bytes else min(q.max_bytes or q.least_bytes, q.least_bytes)
+    found = evaluate(model, subject.text, window=window_of(spec, model), reference=reference, max_bytes=most or None,
+                     enough=lambda so_far: is_settled(spec, method, so_far))  # fmt: skip
     same = method.algorithm == NONE
     assert found.bits_per_byte is not None
     assert found.bits_per_byte_delta is not None
@@ -224,7 +246,25 @@ def _quality(
     return row, said
 
 
-def _window(spec: StudySpec, model: Model) -> int:
+SURE = 4.0
+"""Standard errors by which a loss must lie on one side of the limit before a method is scored no further."""
+
+
+def is_settled(spec: StudySpec, method: Method, so_far: Evaluation) -> bool:
+    """Whether more text would change no answer: see `Quality.least_bytes`."""
+    from qsim.scheme import get_scheme
+
+    q, weight = spec.quality, get_scheme(method.scheme).weight
+    if not q.least_bytes or (so_far.bytes or 0) < q.least_bytes - q.window or method.algorithm == NONE:
+        return False
+    loss, se = so_far.bits_per_byte_delta, so_far.bits_per_byte_delta_se
+    if loss is None or se is None:
+        return False
+    return (weight.bits >= 8 and loss + SURE * se < q.max_loss) or (weight.bits < 4 and loss - SURE * se > q.max_loss)
+
+
+def window_of(spec: StudySpec, model: Model) -> int:
+    """Tokens of a window: as asked, or the model's context where that is shorter."""
     return min(spec.quality.window, model.config.max_position_embeddings)
 
 
@@ -275,7 +315,7 @@ def _exact_row(
     settings[fast.head_name] = {"engine": "exact", "instruction": head.instruction}
     merged = {name: {**dict(fast.linear_settings.get(name, {})), **more} for name, more in settings.items()}
     exact = fast.replace(linear_settings=merged)
-    found = evaluate(exact, subject.text, window=_window(spec, fast), reference=fast,
+    found = evaluate(exact, subject.text, window=window_of(spec, fast), reference=fast,
                      max_bytes=spec.quality.exact_bytes)  # fmt: skip
     assert found.bits_per_byte is not None
     assert found.bits_per_byte_delta is not None

@@ -235,6 +235,49 @@ class ChannelRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KindRow:
+    """Outliers of one kind of layer of the measured model, the worst of each number; see `OutlierReport.kinds`."""
+
+    kind: str
+    layers: int
+    channel_ratio: float | None
+    token_channel_ratio: float | None
+    peak: float | None
+    peak_ratio: float | None
+    kurtosis: float | None
+    row_range: float | None
+    worst_layer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictRow:
+    """What the measured model's outliers do to one way to multiply; see `qsim.evidence.outliers.Verdict`."""
+
+    way: str
+    title: str
+    answer: str
+    cause: str
+    layer: str
+    layers: int
+    error: float | None
+    why: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRow:
+    """What a method loses on the embedded model with the outliers of a published one, against its own 16 bit."""
+
+    profile: str
+    method: str
+    loss: float
+    loss_se: float
+    base_bits_per_byte: float
+    bytes_scored: int
+    notes: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SalientRow:
     """Output error of a layer when some channels keep 16 bit."""
 

@@ -12,6 +12,7 @@ import hwmodels
 from qsim.notes import Note, pick
 
 from . import accumulator, hardware, trust
+from .cost import Cost, cost_of
 from .decide import decisions
 from .folder import Parts, prepare
 from .result import Environment, Measured, StudyResult, environment
@@ -20,12 +21,15 @@ from .rows import (
     ChannelRow,
     ExactRow,
     HistogramRow,
+    KindRow,
     MethodRow,
+    ProfileRow,
     QualityRow,
     SalientRow,
     TensorErrorRow,
     TrustPoint,
     TrustRow,
+    VerdictRow,
 )  # fmt: skip
 from .spec import StudySpec, check
 from .study_file import to_table
@@ -36,7 +40,8 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 
 _SPEED, _CURVES, _SUBJECT = "speed of every case", "curves, flips and rooflines", "model and texts"
 _TENSORS, _SUMS, _VALIDATION = "tensors", "accumulators", "validation"
-_STEPS = (_SPEED, _CURVES, _SUBJECT, _TENSORS, _SUMS, _VALIDATION)
+_OUTLIERS = "outliers"
+_STEPS = (_SPEED, _CURVES, _SUBJECT, _TENSORS, _OUTLIERS, _SUMS, _VALIDATION)
 """Steps of every study, besides one for each method."""
 
 
@@ -54,6 +59,12 @@ class _TensorPart:
     channels: tuple[ChannelRow, ...]
     salient: tuple[SalientRow, ...]
     notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OutlierPart:
+    kinds: tuple[KindRow, ...]
+    verdicts: tuple[VerdictRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +108,8 @@ def run_study(
     *,
     quick: bool = False,
     force: bool = False,
-    compile_ahead: bool = False,
     progress: Progress = lambda done, total, step: None,
+    announce: Callable[[Cost], None] | None = None,
 ) -> Run:
     """Run a study, and write it into a folder when one is given.
 
@@ -107,9 +118,8 @@ def run_study(
         out: the folder; None keeps the result in memory. An unfinished study there goes on where it stopped.
         quick: the same study on less text, without what takes long and changes no answer; the report says what.
         force: replace a finished study.
-        compile_ahead: a process beside this one compiles the kernels of the last methods; on a first run compilation is
-            most of the time.
         progress: called before every step.
+        announce: called with what it will take, before anything is measured.
 
     Raises:
         ValueError: names that do not exist, a folder that holds something else, a model or text that cannot be used.
@@ -117,20 +127,19 @@ def run_study(
     """
     spec = check(spec.quick() if quick else spec)
     folder = None if out is None else Path(out)
+    from .outliers import profiles_of
     from .quality import check_texts
 
     check_texts(spec)
+    if announce is not None:
+        announce(cost_of(spec))
     if folder is not None:
         prepare(folder, {"spec": to_table(spec), "quick": quick}, force=force)
     parts = Parts(folder)
-    steps = _Steps(progress=progress, total=len(spec.methods) + len(_STEPS) + (folder is not None))
-    beside = _compile_ahead(spec) if compile_ahead else None
-    try:
-        result = _result(spec, quick, parts, steps)
-    finally:
-        if beside is not None:
-            beside.kill()
-            beside.wait()
+    steps = _Steps(
+        progress=progress, total=len(spec.methods) + len(_STEPS) + len(profiles_of(spec)) + (folder is not None)
+    )
+    result = _result(spec, quick, parts, steps)
     if folder is not None:
         from .report import write_study
 
@@ -140,14 +149,9 @@ def run_study(
     return Run(result=result, seconds=steps.seconds, resumed=tuple(parts.resumed), notes=parts.notes)
 
 
-def _compile_ahead(spec: StudySpec) -> Any:
-    from qsim.kernels import ahead
-
-    return ahead.start([method.scheme for method in spec.methods])
-
-
 def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyResult:
     from . import quality, tensors
+    from .outliers import profile_rows, profiles_of
 
     env = environment()
     speed, assumed = steps.run(_SPEED, lambda: hardware.speed_table(spec))
@@ -179,6 +183,13 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     rows = tuple(row for part in found for row in part.quality)
     tensor: _TensorPart = steps.run(_TENSORS, lambda: parts.get(
         "tensors", inputs, _TensorPart, lambda: _tensors(spec, subject, tensors)))  # fmt: skip
+    seen: _OutlierPart = steps.run(_OUTLIERS, lambda: parts.get(
+        "outliers", inputs, _OutlierPart, lambda: _outliers(subject)))  # fmt: skip
+    given: list[ProfileRow] = []
+    for profile in profiles_of(spec):
+        given += steps.run(f"methods on {profile}", lambda profile=profile: parts.get(  # type: ignore[misc]
+            f"profile-{profile}", {**inputs, "profile": profile}, tuple[ProfileRow, ...],
+            lambda: profile_rows(spec, subject, profile)))  # fmt: skip
     sums = steps.run(_SUMS, lambda: parts.get(
         "accumulators", inputs, tuple[AccumulatorRow, ...],
         lambda: tuple(accumulator.accumulator_rows(spec))))  # fmt: skip
@@ -190,7 +201,8 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
         decisions=tuple(decisions(spec, speed, rows)), quality=rows,
         exact=tuple(row for part in found for row in part.exact), speed=speed, curves=curves, flips=flips,
         operators=tuple(operators), roofs=tuple(roofs), capacity=capacity, histograms=tensor.histograms,
-        tensor_errors=tensor.errors, channels=tensor.channels, salient=tensor.salient, accumulators=sums,
+        tensor_errors=tensor.errors, channels=tensor.channels, salient=tensor.salient, kinds=seen.kinds,
+        verdicts=seen.verdicts, profiles=tuple(given), accumulators=sums,
         claims=tuple(trust.claim_rows(rows)), trust=(*checked.groups, *trust.kernel_rows(spec, speed)),
         trust_points=checked.points, notes=_notes(assumed, found, tensor.notes, measured),
         synthetic_outliers=str(pick(tensor.notes, "synthetic_outliers") or ""),
@@ -211,6 +223,13 @@ def _tensors(spec: StudySpec, subject: Any, tensors: Any) -> _TensorPart:
         histograms=histograms, errors=errors, channels=channels,
         salient=tuple(tensors.salient_rows(layer, spec.quality.seed)), notes=notes,
     )  # fmt: skip
+
+
+def _outliers(subject: Any) -> _OutlierPart:
+    from .outliers import outlier_tables
+
+    kinds, verdicts = outlier_tables(subject)
+    return _OutlierPart(kinds=kinds, verdicts=verdicts)
 
 
 def _trust(layers: bool) -> _TrustPart:

@@ -204,10 +204,15 @@ class Quality:
     """The quality half: the model whose loss is measured, on which text.
 
     Attributes:
-        model: `tiny` or a folder with a Hugging Face checkpoint.
+        model: `tiny`, a folder with a Hugging Face checkpoint, or a GGUF file.
         text, calibration: files; empty: the texts that come with the package.
         max_bytes: how much of the text is scored; 0 is all of it.
+        least_bytes: after so many a method is scored no further once its loss is settled: weights of eight bits or more
+            within the limit, or of fewer than four beyond it, by four standard errors. Variants that only some devices
+            execute are scored on so many. 0 scores everything on all of the text.
         window: tokens of one window; the text is cut into windows that do not overlap.
+        outlier_bytes: how much of it is scored where the embedded model is given the outliers of published models; 0
+            leaves that out.
         exact_bytes: how much of it goes through the tensor-core emulator, for each device; 0 leaves that out.
         calibration_tokens: tokens that GPTQ, AWQ, SmoothQuant and static scales see.
         search_grid: candidates of AWQ's search for scales; 20 is the paper's.
@@ -220,7 +225,9 @@ class Quality:
     model: str = "tiny"
     text: str = ""
     calibration: str = ""
-    max_bytes: int = 16384
+    max_bytes: int = 131072
+    least_bytes: int = 16384
+    outlier_bytes: int = 4096
     window: int = 512
     exact_bytes: int = 256
     calibration_tokens: int = 8192
@@ -229,8 +236,9 @@ class Quality:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, {"max_bytes": 0, "window": 16, "exact_bytes": 0, "calibration_tokens": 1, "search_grid": 1,
-                         "max_loss": 1e-12, "seed": 0})  # fmt: skip
+        least = {"max_bytes": 0, "least_bytes": 0, "outlier_bytes": 0, "window": 16, "exact_bytes": 0, "search_grid": 1,
+                 "calibration_tokens": 1, "max_loss": 1e-12, "seed": 0}  # fmt: skip
+        _at_least(self, least)
 
 
 DEFAULT_DEVICES = (
@@ -322,6 +330,7 @@ class StudySpec:
             max_bytes=min(q.max_bytes or 4096, 4096),
             window=min(q.window, 256),
             exact_bytes=min(q.exact_bytes, 64),
+            outlier_bytes=0,
             calibration_tokens=min(q.calibration_tokens, 1024),
             search_grid=min(q.search_grid, 5),
         )
@@ -338,6 +347,8 @@ def check(spec: StudySpec) -> StudySpec:
     import hwmodels
     from hwmodels.timing.profiles import get_profile
     from qsim.scheme import get_scheme
+
+    from . import targets  # noqa: F401  (GGUF files among them)
 
     get_profile(spec.speed.profile)
     for method in spec.methods:

@@ -154,7 +154,6 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qsim.study.run._compile_ahead", lambda _: None)
     with monkeypatch.context() as patch:
         patch.setattr(folder_module.Parts, "get", interrupted)
         result = study()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from qsim.scheme import QuantizedTensor
 from qsim.study import StudySpec
 from qsim.study import quality as q
 from qsim.study.run import Run
-from qsim.study.spec import Method
+from qsim.study.spec import Method, parse_method
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,35 @@ def test_a_calibration_text_shorter_than_a_window_is_refused(spec: StudySpec, tm
     wanted = replace(spec, quality=replace(spec.quality, calibration=str(path)))
     with pytest.raises(ValueError, match="window"):
         q.calibration(q.subject(wanted), wanted)
+
+
+@pytest.mark.parametrize(
+    ("method", "loss", "se", "bytes_", "settled"),
+    [
+        ("fp8:fp8-rowwise", 0.001, 0.001, 1024, True),
+        ("fp8:fp8-rowwise", 0.001, 0.001, 512, False),  # too little text yet
+        ("fp8:fp8-rowwise", 0.001, 0.004, 1024, False),  # may still lose too much
+        ("rtn:w4a16-g128", 0.001, 0.001, 1024, False),  # four bits are compared with each other on all of the text
+        ("rtn:mxfp4", 0.9, 0.001, 1024, False),
+        ("rtn:w3a16-g128", 0.9, 0.001, 1024, True),
+        ("rtn:w3a16-g128", 0.011, 0.001, 1024, False),
+        ("none:bf16", 0.0, 0.0, 1024, False),  # what all others are held against
+    ],
+)
+def test_a_method_is_scored_no_further_once_its_side_of_the_limit_is_sure(
+    spec: StudySpec, method: str, loss: float, se: float, bytes_: int, settled: bool
+) -> None:
+    asked = replace(spec, quality=replace(spec.quality, max_loss=0.01, least_bytes=1024, window=64))
+    so_far = SimpleNamespace(bytes=bytes_, bits_per_byte_delta=loss, bits_per_byte_delta_se=se)
+    assert q.is_settled(asked, Method(**parse_method(method)), so_far) is settled
+    never = replace(asked, quality=replace(asked.quality, least_bytes=0))
+    assert q.is_settled(never, Method(**parse_method(method)), so_far) is False
+
+
+def test_the_shipped_study_scores_128_kib_of_text_that_training_never_saw() -> None:
+    from qsim.models import tiny_text
+
+    quality = StudySpec().quality
+    assert quality.max_bytes >= 128 * 1024
+    assert len(tiny_text("test").encode()) >= quality.max_bytes
+    assert (quality.text, quality.window) == ("", 512)

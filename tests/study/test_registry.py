@@ -17,6 +17,7 @@ from qsim.errors import QsimError
 from qsim.study import Drawing, Figure, Section, register, write_figures, write_study
 from qsim.study.registry import ENTRY_POINTS, REPORT, drawings
 from qsim.study.result import TABLES, StudyResult, to_json
+from qsim.study.rows import ProfileRow
 from qsim.study.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -91,8 +92,8 @@ def test_a_section_of_ones_own_has_a_heading_a_number_and_a_place_in_the_list(
     write_study(bare, tmp_path / "s")
     page = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
     heads = re.findall(r"<h2 [^>]*>(.*?)</h2>", page)
-    assert "7. What I looked at" in heads
-    assert "8. How far to trust each number" in heads
+    assert "8. What I looked at" in heads
+    assert "9. How far to trust each number" in heads
     assert '<a href="#mine">What I looked at</a>' in page
     assert "<p>My text.</p>" in page
 
@@ -142,6 +143,10 @@ def test_every_field_of_rows_is_a_table_and_no_other_is() -> None:
 
 
 def test_a_drawing_is_made_for_every_figure_of_the_small_study(run: Run) -> None:
-    made = {figure.name: d for figure, d in drawings(run.result)}
+    profile = ProfileRow(profile="opt-13b-like", method="rtn:mxfp4", loss=0.4, loss_se=0.02, base_bits_per_byte=0.9,
+                         bytes_scored=4096, notes="")  # fmt: skip
+    given = replace(run.result, profiles=(profile,))  # of the embedded model only, which the small study is not of
+    made = {figure.name: d for figure, d in drawings(given)}
     assert len(made) == len(REPORT.figures)
+    assert "opt-13b-like: MXFP4" in made["outlier_profiles"].says
     assert all(isinstance(d, Drawing) for d in made.values())

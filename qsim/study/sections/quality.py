@@ -17,10 +17,11 @@ def _text(result: StudyResult) -> str:
     scored = max((q.bytes_scored for q in result.quality), default=0)
     return (
         f"Loss is the bits per byte more than 16 bit ({m.base_bits_per_byte:.4f} ± {m.base_bits_per_byte_se:.4f}) on "
-        f"{scored:,} bytes of {m.text}; its error is that of the difference, window by window, so it is far smaller "
-        "than that of either. Numbers are what the fused kernels compute with the scheme's own formats, activations "
-        "and KV cache included. A small model shows what each method does; neither the size of a loss nor the order of "
-        "methods need carry over to a large one. The claims at the end of the page put published losses beside it."
+        f"{scored:,} bytes of {m.text}, or fewer where they settle on which side of the limit a method lies; its error "
+        "is that of the difference, window by window, so it is far smaller than that of either. Numbers are those of "
+        "the scheme's own formats, activations and KV cache included. A small model shows what each method does; "
+        "neither the size of a loss nor the order of methods need carry over to a large one. The claims at the end of "
+        "the page put published losses beside it."
     )
 
 
