@@ -21,7 +21,7 @@ class Steady:
     """Means of one engine in steady state, each of the shape of the arguments.
 
     Attributes:
-        tpot_s, ttft_s: seconds a token, and to the first one; the burst at the start is in it where it was asked for.
+        tpot_s, ttft_s: seconds per token, and to the first one; the burst at the start is in it where it was asked for.
         requests_per_s: served.
         rows: decode rows of a step. prompt_share: of the steps that hold prompts.
     """

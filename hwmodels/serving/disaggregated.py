@@ -25,7 +25,7 @@ class Apart:
 
     Attributes:
         ttft_s, tpot_s: seconds. requests_per_s: served. rows: decode rows of a step of one worker.
-        prefill_per_s: requests a second that the prefill workers can read. utilisation: of them.
+        prefill_per_s: requests per second that the prefill workers can read. utilisation: of them.
         limit: `prefill`, `memory`, `requests` or `arrivals`.
     """
 

@@ -64,7 +64,7 @@ class Run:
 
     @property
     def output_tokens_per_s(self) -> float:
-        """Generated tokens a second of the whole run."""
+        """Generated tokens per second of the whole run."""
         return float(self.output.sum() / self.span_s)
 
 

@@ -24,13 +24,13 @@ def steady(
     """One engine in steady state.
 
     Arguments:
-        flight: requests in flight of a closed loop, 0 for an open loop of `rate` requests a second.
+        flight: requests in flight of a closed loop, 0 for an open loop of `rate` requests per second.
         prompt, output: mean tokens. places: sequences that run at once at most.
         policy, table, host, width, gain: as in `loop.run`.
 
     Returns:
-        Seconds a token, seconds from the scheduler to the first token, requests a second, decode rows of a step, share
-        of the steps that hold prompts.
+        Seconds per token, seconds from the scheduler to the first token, requests per second, decode rows of a step,
+        share of the steps that hold prompts.
 
     Each step holds the prompts of the requests that came during one step: as many as ended, in steady state. They are
     Poisson distributed over steps, so that some steps hold none. A request waits for the step under way when it

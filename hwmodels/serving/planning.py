@@ -36,7 +36,7 @@ MOST_WORKERS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What is asked for: a load, and limits on the means. Seconds, tokens, requests a second."""
+    """What is asked for: a load, and limits on the means. Seconds, tokens, requests per second."""
 
     ttft_s: float
     tpot_s: float
@@ -51,7 +51,7 @@ class Option:
 
     Attributes:
         device, scheme, deployment: what serves. gpus: all devices.
-        ttft_s, tpot_s: predicted means at the load. capacity_per_s: requests a second within the limits.
+        ttft_s, tpot_s: predicted means at the load. capacity_per_s: requests per second within the limits.
         price_per_hour: of all devices, None without a price; cost_per_million: of a million generated tokens.
         sure: the upper ends of the 80 % bands are within the limits too.
         notes: of the prediction.
@@ -77,7 +77,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
-    """One concurrency of one deployment: generated tokens a second that a user sees, and of each device."""
+    """One concurrency of one deployment: generated tokens per second that a user sees, and of each device."""
 
     device: str
     scheme: str
@@ -150,7 +150,7 @@ def plan(
     """Search devices, schemes, parallel widths and separate prefill workers for the cheapest that serve a load.
 
     Arguments:
-        ttft_s, tpot_s: limits on the means. rate_per_s: requests a second, a Poisson process.
+        ttft_s, tpot_s: limits on the means. rate_per_s: requests per second, a Poisson process.
         prompt, output: mean tokens.
         devices: names or values; none means those with a price.
         prices: of an hour of a device, by its name; without any the fewest devices win.

@@ -7,6 +7,7 @@ import gzip
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from qsim.errors import QsimError
 from qsim.scheme import get_scheme
 
 from ..device.load import get_device
-from ..workload.architecture import get_architecture
+from ..workload.architecture import Architecture, get_architecture
 from .constants import Constants, constants_for, widened
 from .deployment import Deployment
 from .disaggregated import serve_apart
@@ -33,6 +34,16 @@ COLUMNS = (
     "device", "model", "engine", "weights", "mode", "prompt_tokens", "output_tokens", "concurrency", "tp", "ttft_s",
     "tpot_s",
 )  # fmt: skip
+GPT_OSS = {
+    "model_type": "gpt_oss", "hidden_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201088, "num_local_experts": 128,
+    "num_experts_per_tok": 4, "intermediate_size": 2880, "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 18, "max_position_embeddings": 131072,
+    "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "silu", "_name_or_path": "gpt-oss-120b",
+}  # fmt: skip
+"""openai/gpt-oss-120b, config.json."""
+MODELS: dict[str, Any] = {"kimi-k2.5": "kimi-k2", "minimax-m2.5": "minimax-m2", "gpt-oss-120b": GPT_OSS}
+"""Models whose name in the file is not the name of an architecture."""
 EIGHT_BIT_CACHE = ("trtllm",)
 """Engines whose FP8 checkpoints say that the cache is FP8 too, where the file does not: ModelOpt's do. Qwen3-32B on
 H100 shows it: 128 sequences of 4,600 tokens run at once, for which a 16-bit cache has no room."""
@@ -130,9 +141,15 @@ class Point:
 
     def _part(self, prefix: str) -> Deployment:
         tp, ranks = (int(self.number(prefix + name, 1.0)) or 1 for name in ("tp", "attention_dp"))
+        experts = int(self.number(prefix + "moe_ep", 1.0))
+        if experts > 1 and experts == self.number(prefix + "moe_tp") and tp * ranks == experts**2:
+            # the source multiplied two names of one split: eight devices stand as 64
+            tp, ranks = (experts, 1) if ranks == 1 else (1, experts)
+        elif tp == ranks > 1:  # likewise: attention over as many ranks as there are devices
+            tp, experts = 1, min(experts, ranks)
         return Deployment(
             tensor_parallel=tp, attention_data_parallel=ranks,
-            expert_parallel=math.gcd(tp * ranks, max(1, int(self.number(prefix + "moe_ep", 1.0)))),
+            expert_parallel=math.gcd(tp * ranks, max(1, experts)),
             replicas=max(1, int(self.number(prefix + "workers", 1.0))),
         )  # fmt: skip
 
@@ -226,7 +243,7 @@ class Tables:
         alone = replace(deployment, prefill=None, replicas=1)
         key = (point.text("device"), point.text("model"), point.scheme, policy, alone, context, rows)
         if key not in self._made:
-            device, arch = get_device(point.text("device").lower()), get_architecture(point.text("model"))
+            device, arch = get_device(point.text("device").lower()), architecture_of(point)
             self._made[key] = tabulate(
                 device, arch, get_scheme(point.scheme), policy, alone, rows=rows, context=context
             )
@@ -254,6 +271,20 @@ def score(point: Point, tables: Tables, known: Sequence[Constants] | None = None
     )  # fmt: skip
 
 
+@lru_cache(maxsize=32)
+def _architecture(name: str) -> Architecture:
+    return get_architecture(MODELS.get(name, name))
+
+
+def architecture_of(point: Point) -> Architecture:
+    """The architecture of a point's model.
+
+    Raises:
+        QsimError: it is not known.
+    """
+    return _architecture(point.text("model"))
+
+
 def is_dense(point: Point) -> bool:
     """Whether the model of a point has no mixture of experts."""
-    return get_architecture(point.text("model")).experts == 1
+    return architecture_of(point).experts == 1

@@ -105,12 +105,12 @@ class Served:
 
     @property
     def tokens_per_s_per_user(self) -> float:
-        """Generated tokens a second that one user sees after the first: 1 / TPOT."""
+        """Generated tokens per second that one user sees after the first: 1 / TPOT."""
         return 1.0 / self.tpot.mean
 
     @property
     def tokens_per_s_per_gpu(self) -> float:
-        """Generated tokens a second over the devices."""
+        """Generated tokens per second over the devices."""
         return self.output_tokens_per_s / self.gpus
 
     @property
@@ -183,7 +183,7 @@ def serve(
     offered = workload.offered_per_s
     if offered is not None and offered > capacity:
         raise QsimError(
-            f"{offered:.4g} requests arrive a second and {plan.label} of {dev.name} can serve {capacity:.4g}: the "
+            f"{offered:.4g} requests arrive per second and {plan.label} of {dev.name} can serve {capacity:.4g}: the "
             "queue grows without end; lower the rate or take more replicas"
         )
     common: dict[str, Any] = {
@@ -318,7 +318,7 @@ def _apart(
     found = serve_apart(reader, table, workload, policy, constants, plan)
     if found.limit == "prefill" and workload.offered_per_s is not None and found.utilisation >= 1:
         raise QsimError(
-            f"{workload.offered_per_s:.4g} requests arrive a second and the prefill workers can read "
+            f"{workload.offered_per_s:.4g} requests arrive per second and the prefill workers can read "
             f"{found.prefill_per_s:.4g}: lower the rate or take more of them"
         )
     latency = found.ttft_s + (workload.mean_output - 1) * found.tpot_s

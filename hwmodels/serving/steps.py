@@ -30,6 +30,8 @@ COLUMNS = 28
 """Contexts at which decode attention is tabulated; it is nearly linear in them."""
 PIECES = 512
 FIRST_CONTEXT = 64.0
+REPLACED = ("vllm_fp8_block",)
+"""Measured without DeepGEMM, which vLLM takes for 128x128 blocks where it is installed: 2 to 5 times as slow."""
 TUNED = ("trtllm", "cublas", "sglang")
 """First parts of the names of the families that an engine that tunes over libraries picks of."""
 HEAD = ("norm_head", "lm_head", "sample")
@@ -91,7 +93,8 @@ def engine_kernels(policy: EnginePolicy, device: Device, scheme: Scheme) -> tupl
     `vllm` and `sglang` run their own kernels where those were measured on the device. `fastest` stands for an engine
     that tunes over libraries (TensorRT-LLM): its own tables, cuBLAS and, for small products, SGLang's table, which
     calls the same libraries. TensorRT-LLM's own tables of FP8 and NVFP4 hold the quantisation of the activations as a
-    kernel of its own, which its compiled models fuse with the one before. None found means `stack="best"`.
+    kernel of its own, which its compiled models fuse with the one before. None found means `stack="best"`, and so does
+    a table of a kernel that its engine replaces where it serves (`REPLACED`).
     """
     wanted = [scheme]
     if scheme.activation.is_quantized and not scheme.activation.dynamic:
@@ -105,7 +108,7 @@ def engine_kernels(policy: EnginePolicy, device: Device, scheme: Scheme) -> tupl
             and measured_parameters(device, family.name) is not None
             and not (family.stands_in is not None and family.stands_in(one))
         ]
-        own = [name for name in able if name.startswith(f"{policy.kernels}_")]
+        own = [name for name in able if name.startswith(f"{policy.kernels}_") and name not in REPLACED]
         tuned = [name for name in able if name.startswith(TUNED)]
         if policy.kernels == "fastest" and tuned:
             return tuple(tuned)

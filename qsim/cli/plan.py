@@ -53,7 +53,7 @@ _CHANGES = (
 @verb("plan")
 @model_argument
 @click.option("--ttft", type=Seconds(), required=True, metavar="TIME", help="Limit on the mean first token, as 1s.")
-@click.option("--tpot", type=Seconds(), required=True, metavar="TIME", help="Limit on the mean time a token, as 30ms.")
+@click.option("--tpot", type=Seconds(), required=True, metavar="TIME", help="Limit on mean time per token, as 30ms.")
 @click.option("--rate", type=float, required=True, metavar="R", help="Requests that arrive in a second.")
 @click.option("--prompt", type=float, default=1024, show_default=True, metavar="L", help="Mean prompt tokens.")
 @click.option("--output", type=float, default=256, show_default=True, metavar="L", help="Mean output tokens.")

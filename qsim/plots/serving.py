@@ -19,7 +19,8 @@ class LoadCurve:
     """Latency of a deployment against its throughput.
 
     Attributes:
-        rate: generated tokens a second of each device. token_s: seconds a token, predicted; low_s, high_s: 80 % band.
+        rate: generated tokens per second of each device. token_s: seconds per token, predicted; low_s, high_s: its 80 %
+            band.
         measured_rate, measured_s: the same, measured.
     """
 
@@ -61,7 +62,7 @@ def frontier_figure(
     data: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], *, title: str = "",
     user_at_least: float | None = None,
 ) -> Figure:  # fmt: skip
-    """Tokens a second of each device against tokens a second that a user sees, a panel for each device.
+    """Tokens a second of each device against tokens per second that a user sees, a panel for each device.
 
     Arguments:
         data: device -> scheme -> (tokens/s per user, tokens/s per device), the best deployments of each.
@@ -107,7 +108,7 @@ def load_figure(data: Mapping[str, Sequence[LoadCurve]], *, title: str = "", oth
                 axes.plot(c.measured_rate, 1e3 * c.measured_s, "o", markersize=4.0, color=CYCLE[1])
                 if c.other_rate is not None and c.other_s is not None:
                     axes.plot(c.other_rate, 1e3 * c.other_s, "x", markersize=4.5, color=CYCLE[2])
-            axes.set_title(name, fontsize=8)
+            axes.set_title(name, fontsize=7.5)
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
             axes.grid(True)

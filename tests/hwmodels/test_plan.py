@@ -125,7 +125,7 @@ def test_serve_takes_every_field_of_workload_policy_and_deployment(tmp_path: Pat
     ("args", "message"),
     [
         ((*SERVE, "--concurrency", "4", "--rate", "2"), "--concurrency and --rate both say when requests come"),
-        ((*SERVE, "--rate", "1000"), "requests arrive a second and tp1 of h200 can serve"),
+        ((*SERVE, "--rate", "1000"), "requests arrive per second and tp1 of h200 can serve"),
         ((*SERVE, "--prefill-tp", "2"), "--prefill-tp needs --prefill-workers"),
         ((*SERVE, "--engine", "vlm"), "unknown engine policy 'vlm'"),
         ((*SERVE, "--trace", "nowhere.csv"), "nowhere.csv cannot be read"),

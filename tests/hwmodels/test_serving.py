@@ -228,7 +228,7 @@ def test_a_prefix_cache_saves_prefill_and_keeps_the_attention_to_it() -> None:
 def test_arrivals_above_the_capacity_are_refused_with_it() -> None:
     s = serve("llama-3-8b", "h200", workload=Workload(rate_per_s=2.0, prompt=1000, output=200, requests=200))
     assert s.capacity_per_s > 2.0
-    with pytest.raises(QsimError, match=r"requests arrive a second and tp1 of h200 can serve [\d.]+: the queue grows"):
+    with pytest.raises(QsimError, match=r"requests arrive per second and tp1 of h200 can serve [\d.]+: the queue"):
         serve("llama-3-8b", "h200", workload=Workload(rate_per_s=2 * s.capacity_per_s, prompt=1000, output=200))
 
 
