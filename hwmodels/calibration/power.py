@@ -89,9 +89,10 @@ def power_of(table: Mapping[str, Any], origin: str) -> PowerLaw:
         QsimError: a key is missing or no number.
     """
     try:
+        values: dict[str, Any] = {name: float(table[name]) for name in _WATTS}
+        values |= {f"{name}_j": float(table[f"{name}_pj"]) * 1e-12 for name in _PICOJOULES}
         return PowerLaw(
-            **{name: float(table[name]) for name in _WATTS},
-            **{f"{name}_j": float(table[f"{name}_pj"]) * 1e-12 for name in _PICOJOULES},
+            **values,
             op_j={int(bits): float(pj) * 1e-12 for bits, pj in table["op_pj"].items()},
             band=_pair(table["band_80"]), loop_band=_pair(table["loop_band_80"]),
             held_out=dict(table.get("held_out_mape", {})), rows=table.get("rows", 0), origin=origin,
