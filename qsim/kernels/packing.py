@@ -27,6 +27,7 @@ from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat, get_format
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme.bits import bits_of
 from qsim.scheme.tensor import expand
 
 from .stored import STORED
@@ -191,7 +192,8 @@ def pack(qt: QuantizedTensor, bias: Any = None) -> PackedWeight:
     tiles, groups = -(-n // LANES), -(-k // group)
     padded = np.zeros((tiles * LANES, groups * group), dtype=np.uint8)
     padded[:n, :k] = codes
-    scales, scale_kind = _scale_bits(qt.scales, how.scale_format, "scale", qt)
+    assert how.scale_format is not None
+    scales, scale_kind = qt.scale_codes, _SCALE_KINDS[how.scale_format.name]
     rows_per_scale = {"tensor": 0, "block": granularity.rows or 1}.get(granularity.kind, 1)
     if rows_per_scale == 1:
         scales = _tile(scales, tiles)
@@ -321,26 +323,6 @@ def _tile(per_row: np.ndarray, tiles: int) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(tiles, LANES, g).transpose(0, 2, 1))
 
 
-def _scale_bits(values: np.ndarray, fmt: Any, what: str, qt: QuantizedTensor) -> tuple[np.ndarray, int]:
-    """The bits of scales or zero points in their format, and the kernel's number of that format.
-
-    Raises:
-        ValueError: a value that the format does not have: the kernels would multiply by another one.
-    """
-    from qsim.formats import decode, encode
-
-    kind = _SCALE_KINDS[fmt.name]
-    bits = np.asarray(encode(np.ascontiguousarray(values, dtype=np.float32), fmt))
-    other = np.asarray(decode(bits, fmt), dtype=np.float32) != values
-    if other.any():
-        index = tuple(int(i[0]) for i in np.nonzero(other))
-        raise QsimError(
-            f"a {what} must be a value of its format: {values[index]!s} in row {index[0]} is no {fmt.name} number"
-            f"{_of(qt)}; round it, or give the scheme another format for it"
-        )
-    return bits, kind
-
-
 def _zeros(qt: QuantizedTensor, tiles: int) -> tuple[np.ndarray, int]:
     if qt.zeros is None:
         return np.zeros((1, 1, 1), dtype=np.uint8), 0
@@ -358,5 +340,6 @@ def _zeros(qt: QuantizedTensor, tiles: int) -> tuple[np.ndarray, int]:
             return lanes[..., :32] | (lanes[..., 32:] << 4), 4
         flags = np.unpackbits(lanes[..., None], axis=-1, count=bits, bitorder="little")
         return np.packbits(flags.reshape(*lanes.shape[:2], -1), axis=-1, bitorder="little"), bits
-    stored, kind = _scale_bits(per_row, how.zero_point_format, "zero point", qt)
-    return _tile(stored, tiles), {0: 32, 1: 16, 2: 17}[kind]
+    assert how.zero_point_format is not None
+    codes = bits_of(per_row, how.zero_point_format, "zero point", qt.name)
+    return _tile(codes, tiles), {"float32": 32, "float16": 16, "bfloat16": 17}[how.zero_point_format.name]

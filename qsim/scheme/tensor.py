@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from qsim.errors import QsimError, QsimTypeError
 from qsim.files import write_bytes, write_whole
-from qsim.formats import BlockFormat, IntFormat, get_format
+from qsim.formats import BlockFormat, IntFormat
 
 from . import superblock
+from .bits import bits_of, pack_bits, restored, stored, unpack_bits
 from .granularity import Granularity
 from .scheme import Scheme
 from .tensor_scheme import TensorScheme
@@ -22,6 +24,8 @@ Part: TypeAlias = Literal["weight", "activation", "kv_cache"]
 _OWN_RULE = ("minima", "super_scales", "super_minima")
 ARRAYS = ("codes", "scales", "zeros", *_OWN_RULE, "group_index")
 """The fields of a `QuantizedTensor` that can be arrays."""
+_SINGULAR = {"zeros": "zero point", "minima": "minimum", "super_scales": "scale of superblocks",
+             "super_minima": "minimum of superblocks"}  # fmt: skip
 
 
 def expand(values: np.ndarray, granularity: Granularity, shape: tuple[int, ...]) -> np.ndarray:
@@ -168,6 +172,18 @@ class QuantizedTensor:
         fmt = self.tensor_scheme.format
         return fmt.element if isinstance(fmt, BlockFormat) else fmt
 
+    @cached_property
+    def scale_codes(self) -> np.ndarray:
+        """Scales as the bits of their format, in an unsigned dtype, shape of `scales`; what kernels and files take.
+
+        Raises:
+            QsimError: a scale that is no value of its format, or scales that are integers (superblocks).
+        """
+        fmt = self.tensor_scheme.scale_format
+        if fmt is None or isinstance(fmt, IntFormat):
+            raise QsimError(f"scales of {self.tensor_scheme.format.name} have no float format of their own")
+        return bits_of(self.scales, fmt, "scale", self.name)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.codes.shape
@@ -289,19 +305,22 @@ class QuantizedTensor:
             if isinstance(fmt, IntFormat):
                 codes = self.integers_of(label).astype(np.int16).astype(np.uint8)  # two's complement in the low bits
                 arrays[label] = pack_bits(codes, fmt.bits)
-                arrays[f"super_{label}"] = _store(getattr(self, f"super_{label}"), superblock.ABOVE)
+                arrays[f"super_{label}"] = self._stored(f"super_{label}", superblock.ABOVE)
             else:
-                arrays[label] = _store(getattr(self, label), fmt)
+                arrays[label] = stored(self.scale_codes, fmt) if label == "scales" else self._stored(label, fmt)
         if self.zeros is not None:
             zero_format: Any = self.tensor_scheme.zero_point_format
             integer = isinstance(zero_format, IntFormat)
-            arrays["zeros"] = pack_bits(self.zeros, zero_format.bits) if integer else _store(self.zeros, zero_format)
+            arrays["zeros"] = pack_bits(self.zeros, zero_format.bits) if integer else self._stored("zeros", zero_format)
         if self.group_index is not None:
             arrays["group_index"] = self.group_index.astype(np.int32)
         for key in ("tensor_scale", "input_scale"):
             if getattr(self, key) is not None:
                 arrays[key] = np.array([getattr(self, key)], dtype=np.float32)
         return arrays, {"scheme": self.scheme.to_toml(), "part": self.part, "name": self.name}
+
+    def _stored(self, label: str, fmt: Any) -> np.ndarray:
+        return stored(bits_of(getattr(self, label), fmt, _SINGULAR[label], self.name), fmt)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> QuantizedTensor:
@@ -318,15 +337,15 @@ class QuantizedTensor:
             if isinstance(zero_format, IntFormat):
                 zeros = unpack_bits(arrays["zeros"], zero_format.bits, region)
             else:
-                zeros = _restore(arrays["zeros"], zero_format)
+                zeros = restored(arrays["zeros"], zero_format)
         more: dict[str, np.ndarray] = {}
         for label, fmt in _scale_formats(part).items():
             if isinstance(fmt, IntFormat):
-                above = _restore(arrays[f"super_{label}"], superblock.ABOVE)
+                above = restored(arrays[f"super_{label}"], superblock.ABOVE)
                 integers = superblock.signed(unpack_bits(arrays[label], fmt.bits, region), fmt)
                 more |= {label: superblock.products(integers, above), f"super_{label}": above}
             else:
-                more[label] = _restore(arrays[label], fmt)
+                more[label] = restored(arrays[label], fmt)
         scalars = {k: float(arrays[k][0]) for k in ("tensor_scale", "input_scale") if k in arrays}
         return cls(
             codes=unpack_bits(arrays["codes"], element.bits, shape),
@@ -382,38 +401,3 @@ def _scale_formats(part: TensorScheme) -> dict[Any, Any]:
     """The formats of scales and, where there are some, minima."""
     both = {"scales": part.scale_format, "minima": part.minimum_format}
     return {label: fmt for label, fmt in both.items() if fmt is not None}
-
-
-def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes as a dense bit stream, least significant bit first: code i at bits [i*bits, (i+1)*bits). uint8."""
-    flat = np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1, 1)
-    if bits == 8:
-        return flat.reshape(-1)
-    return np.packbits(np.unpackbits(flat, axis=1, count=bits, bitorder="little").reshape(-1), bitorder="little")
-
-
-def unpack_bits(stream: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `pack_bits`. uint8 of that shape."""
-    count = int(np.prod(shape, dtype=np.int64))
-    if bits == 8:
-        return stream.reshape(shape)
-    flags = np.unpackbits(stream, count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(flags, axis=1, bitorder="little").reshape(shape)
-
-
-def _store(values: np.ndarray, fmt: Any) -> np.ndarray:
-    if fmt.name == "float32":
-        return values
-    if fmt.name == "float16":
-        return values.astype(np.float16)
-    from qsim.formats import encode
-
-    return np.asarray(encode(values, fmt))
-
-
-def _restore(stored: np.ndarray, fmt: Any) -> np.ndarray:
-    if fmt.name in ("float32", "float16"):
-        return stored.astype(np.float32)
-    from qsim.formats import decode
-
-    return np.asarray(decode(stored, get_format(fmt)), dtype=np.float32)

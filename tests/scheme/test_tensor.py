@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from qsim.errors import QsimError
+from qsim.formats import decode
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme, quantize
-from qsim.scheme.tensor import pack_bits, unpack_bits
+from qsim.scheme.bits import pack_bits, unpack_bits
 
 INTEGER = [
     "w4a16-g128",
@@ -175,3 +177,22 @@ def test_numpy_takes_a_quantised_tensor_for_its_values(name):
     assert np.abs(np.subtract(w, q)).max() < 1
     with pytest.raises(ValueError, match="no array to share without a copy"):
         q.__array__(copy=False)
+
+
+def test_scales_have_one_set_of_bits_for_kernels_and_files(tmp_path):
+    """A scale that its format does not have is refused by both, not rounded by one of them."""
+    from qsim.kernels import pack
+
+    for name in ("w4a16-g128", "fp8-block128", "mxfp4", "nvfp4"):
+        q = quantize(weights(), name)
+        fmt = q.tensor_scheme.scale_format
+        assert q.scale_codes.dtype.itemsize * 8 == fmt.bits
+        assert q.scale_codes is q.scale_codes
+        np.testing.assert_array_equal(decode(q.scale_codes, fmt).astype(np.float32), q.scales)
+    q = quantize(weights(), "w4a16-g128", name="model.layers.0.mlp.up_proj")
+    scales = q.scales.copy()
+    scales[3, 0] *= np.float32(1 + 2**-20)
+    other = dataclasses.replace(q, scales=scales)
+    for use in (pack, lambda q: q.save(tmp_path / "q.npz")):
+        with pytest.raises(QsimError, match=r"a scale must be .* in row 3 is no float16 number \(layer model.layers.0"):
+            use(other)
