@@ -26,9 +26,9 @@ from qsim._native.vectors import I8, I16, I32, I64, TO_NEAREST, TOWARD_ZERO, cal
 
 _HAS_512 = bool(llvm.get_host_cpu_features().get("avx512f", False))
 VECTOR_BITS = 512 if _HAS_512 else 256
-PANEL_VECTORS = 8 if _HAS_512 else 3
+PANEL_VECTORS = 8 if _HAS_512 else 4
 """Vectors of columns that one pass of the inner loop holds in registers: FMA latency x ports is 8, and two accumulators
-of 8 leave registers for A, B and C."""
+of 8 leave registers for A, B and C. With 16 registers two of 4 do; their exponents then fill one register."""
 
 L1_PRODUCTS = 32
 """K of a stretch of a panel that stays in the L1: 32 x 2 x 64 float64 or 128 float32 are 32 KiB."""
