@@ -15,7 +15,8 @@ from qsim.study.spec import check
 
 NOTHING: dict[str, Any] = {
     "file": None, "model": (), "text": None, "calibration": None, "device": (), "overrides": (), "scheme": (),
-    "method": (), "batch": None, "context": None, "max_loss": None, "profile": None,
+    "method": (), "batch": None, "context": None, "max_loss": None, "profile": None, "max_bytes": None,
+    "price": (),
 }  # fmt: skip
 
 
@@ -65,6 +66,8 @@ def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> 
     both = asked(model=(str(tmp_path), "llama-3-8b"))
     assert both.quality.model == str(tmp_path)
     assert both.speed.models == (str(tmp_path), "llama-3-8b")
+    assert (both.quality.exact_bytes, only.quality.exact_bytes > 0) == (0, True)  # emulating it would take hours
+    assert asked(max_bytes=4096).quality.max_bytes == 4096
 
 
 @pytest.mark.parametrize(
