@@ -112,3 +112,16 @@ def product_settings(rows: Rows) -> Settings:
 def device_of(which: Table) -> Device:
     """The device that a table was measured on."""
     return get_device(DEVICES[which.device])
+
+
+def roughness(table: Any, which: Table, kernel: str) -> float:
+    """How rough a kernel's times are: the mean over its rows of how far the logarithm of one lies from the line through
+    the rows with the next smaller and larger K, at the same M and N. No smooth law misses rows left out by less."""
+    t = mine(table, which)
+    found = []
+    for _, part in t[t.kernel == kernel].sort_values("k").groupby(["m", "n"]):
+        x, y = np.log(part.k.to_numpy(float)), np.log(part.latency_s.to_numpy(float))
+        if len(y) > 2:
+            share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
+            found.append(np.abs(y[1:-1] - y[:-2] * (1 - share) - y[2:] * share))
+    return float(np.concatenate(found).mean()) if found else float("nan")

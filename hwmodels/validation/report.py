@@ -44,7 +44,9 @@ def render(
         f"Produced by `{command}` with Python {platform.python_version()} and NumPy {np.__version__}. Errors are mean "
         "absolute percentage errors of predicted against measured time, on rows that no fit has seen: products and "
         "attention are held out by shape, whole steps are never fitted. `in band` is the share of rows inside an 80 % "
-        "band that was drawn from other shapes (steps: the band of the prediction).",
+        "band that was drawn from other shapes (steps: the band of the prediction). `roughness over K` is how far a "
+        "measured row lies in the mean from the line through its two neighbours in K: engines tune each shape apart, "
+        "and where they leave times that rough, no law over shapes does better on those it has not seen.",
         *(f"![{title}]({file})" for title, file in figures),
     ]
     for section in dict.fromkeys(g.section for g in validation.groups):

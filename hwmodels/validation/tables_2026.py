@@ -4,12 +4,15 @@ fit, on shapes left out of it, and need no table to print."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..calibration.store import Calibration, Parameters, load_calibration
 from ..device.load import get_device
+from ..fitting.sources import data_table
+from ..fitting.tables_2026 import DEVICES, TABLES, mine, roughness
 from ..timing.parameters import TRANSFER_BANDS
 from .transfer import CALIBRATED, device_errors
 
@@ -17,6 +20,7 @@ PRODUCTS = {"bf16": 5.0, "fp8": 5.0, "fp8_static": 5.0, "fp8_block": 5.0, "nvfp4
 """Kernel -> required mean error in percent."""
 ATTENTION = {"prefill": 6.0, "decode": 8.0}
 COLLECTIVES = 10.0
+ROUGH = "roughness over K"
 MOE = 12.0
 MIXTURES = "Fused mixtures of experts of 2026, whole layers (hidden, inter, topk, experts) left out by hash"
 TRANSFER = 15.0
@@ -33,14 +37,29 @@ def _of_2026(table: Calibration, found: Parameters) -> bool:
     return any(p["file"] == found.origin and p.get("year") == 2026 and "engine" in p for p in table.provenance)
 
 
-def table_errors() -> list[dict[str, Any]]:
+def _roughness(data: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """(Device, kernel) -> percent, where the folder holds the table of products of 2026."""
+    if not (data / "measured_gemm_2026.csv").is_file():
+        return {}
+    table = data_table(data, "measured_gemm_2026")
+    return {
+        (DEVICES[which.device], f"{which.stack}_{kernel}"): {ROUGH: 100 * roughness(table, which, str(kernel))}
+        for which in TABLES for kernel in mine(table, which).kernel.unique()
+    }  # fmt: skip
+
+
+def table_errors(data: Path | None = None) -> list[dict[str, Any]]:
     """Fields of `validate.Group`: a line for every product kernel, and for every phase of attention and library of
     collectives of a device.
 
     Attention is taken together over an engine's head sizes, caches and windows, weighed by rows; latent attention and
     many query heads per KV head stand apart, without a required figure.
+
+    Arguments:
+        data: the folder of the tables, to tell how rough the times of each product kernel are; None leaves that out.
     """
     out: list[dict[str, Any]] = []
+    rough = {} if data is None else _roughness(data)
     for device, table in _calibrations():
         for name, p in table.kernels.items():
             if _of_2026(table, p):
@@ -48,7 +67,7 @@ def table_errors() -> list[dict[str, Any]]:
                 out.append(
                     {"section": "Products of 2026, shapes (N, K) left out by hash", "name": f"{device} {name}",
                      "rows": p.rows, "mape": 100 * p.held_out_mape["all"], "required": PRODUCTS[kernel],
-                     "detail": {k: 100 * v for k, v in p.held_out_mape.items()}}
+                     "detail": {k: 100 * v for k, v in p.held_out_mape.items()} | rough.get((device, name), {})}
                 )  # fmt: skip
     for device, table in _calibrations():
         parts: dict[tuple[str, str, str], list[Parameters]] = {}

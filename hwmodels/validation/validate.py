@@ -121,7 +121,14 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
     g, p, signs = _steps()
     groups += g
     points += p
-    groups += [Group(**entry) for entry in (*table_errors(), *(transfer_errors() if layers else ()), *power_errors())]
+    groups += [
+        Group(**entry)
+        for entry in (
+            *table_errors(None if data is None else Path(data)),
+            *(transfer_errors() if layers else ()),
+            *power_errors(),
+        )
+    ]
     published: list[Any] = []
     ratios: list[Any] = []
     if data is not None:
