@@ -201,12 +201,19 @@ study render broken.json --out s | broken.json
 study render broken.json | --out
 convert tiny | --out
 convert none --out new | none
+serve llama-3-8b --concurrency 4 --rate 3 | --concurrency and --rate
+serve llama-3-8b --concurrency 4 --prompt gauss:3 | 'gauss:3'
+serve llama-3-8b --trace none.csv | none.csv
+plan llama-3-8b --rate 5 --ttft 1s --tpot 30 | '30'
+evidence llama-9-8b | 'llama-9-8b'
+evidence llama-3-8b --method magic | 'magic'
+outliers nowhere | nowhere does not exist
 convert tiny --out new --gguf-type q4_k_m | 'q4_k_m'
 convert tiny --out new --layout plain --gguf-type q4_k | --gguf-type
 convert tiny --out new --dtype float16 --gguf-type q4_k | q4_k and float16
 convert tiny --out new --layout awq | awq
 convert tiny --out nowhere/a.gguf | nowhere
-quantize tiny --out new --gguf-type q4_k | 'q4_k'
+quantize tiny --out new --gguf-type q4_k | got q4_k; use rtn
 quantize tiny --out new --gguf-type q4_0 --scheme w8a8 | w8a8
 quantize tiny --out new --gguf-type q4_0 --layout awq | awq
 formts | 'formts'

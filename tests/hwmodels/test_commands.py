@@ -125,7 +125,7 @@ def test_calibrate_fits_a_table(tmp_path: Path) -> None:
         (("predict", "llama-3-8b", "--phase", "request", "--plot", "x.svg"), "does not take it"),
         (("predict", "llama-3-8b", "--new-tokens", "5"), "--phase request only"),
         (("sweep", "llama-3-8b", "--field", "memory"), "KEY=V,V"),
-        (("calibrate",), "a CSV or --host"),
+        (("calibrate",), "a CSV, --serving or --host"),
         (("calibrate", "nowhere.csv", "--device", "h100"), "does not exist"),
         (("validate", "--data", "nowhere"), "does not exist"),
     ],

@@ -335,8 +335,8 @@ def test_tensors_that_do_not_fit():
         model.replace(tensors={name: model.tensors[name].astype(np.float64)})
     with pytest.raises(ValueError, match="nonsense is not a tensor"):
         model.replace(tensors={"nonsense": np.zeros(1, np.float32)})
-    embedding = quantize(model.tensors["model.embed_tokens.weight"], "w8a16-channel")
-    with pytest.raises(ValueError, match="only weights of Linears can be quantised: got model.embed_tokens"):
+    embedding = quantize(model.tensors["model.embed_tokens.weight"], "w8a8-channel-token")
+    with pytest.raises(ValueError, match="the embedding's rows must have scales of their own, weights only"):
         model.replace(tensors={"model.embed_tokens.weight": embedding})
     with pytest.raises(ValueError, match="engine must be one of"):
         model.replace(linear_settings={"*": {"engine": "magic"}})
