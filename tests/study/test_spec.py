@@ -116,7 +116,7 @@ def test_quick_is_the_same_question_on_less_text() -> None:
     quick = spec.quick()
     assert quick.quality.max_bytes < spec.quality.max_bytes
     assert (quick.methods, quick.cases, quick.speed) == (spec.methods, spec.cases, spec.speed)
-    few = Quality(max_bytes=100, window=64, exact_bytes=0, calibration_tokens=64, search_grid=1)
+    few = Quality(max_bytes=100, window=64, exact_bytes=0, outlier_bytes=0, calibration_tokens=64, search_grid=1)
     small = StudySpec(quality=few)
     assert small.quick() == small
 
