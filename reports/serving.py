@@ -110,7 +110,8 @@ def aiconfigurator(points):
     for p in points:
         try:
             r = cli_estimate(
-                model_path=CONFIGS.get(p.text("model"), p.text("checkpoint")), system_name=p.text("device").lower().partition("-")[0] + "_sxm",
+                model_path=CONFIGS.get(p.text("model"), p.text("checkpoint")),
+                system_name=p.text("device").lower().partition("-")[0] + "_sxm",
                 backend_name=p.text("engine"), mode="agg", isl=int(p.number("mean_prompt_tokens")),
                 osl=int(p.number("mean_output_tokens")), batch_size=p.concurrency, tp_size=int(p.number("tp")),
                 **({} if p.text("weights") == "bf16" else {"gemm_quant_mode": p.text("weights")}),

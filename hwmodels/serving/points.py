@@ -116,7 +116,7 @@ class Point:
             raise QsimError(f"line {self.line}: weights must be one of {', '.join(SCHEMES)}: got {weights!r:.40}")
         name = SCHEMES[weights]
         eight = self.text("kv") == "fp8" or self.text("engine") in EIGHT_BIT_CACHE
-        return "fp8-tensor-kvfp8" if name == "fp8-tensor" and eight else name
+        return f"{name}-kvfp8" if eight and self.text("weights") in ("fp8", "fp8_block", "nvfp4") else name
 
     def policy(self) -> EnginePolicy:
         """The engine as it ran."""

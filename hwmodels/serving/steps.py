@@ -32,6 +32,10 @@ PIECES = 512
 FIRST_CONTEXT = 64.0
 REPLACED = ("vllm_fp8_block",)
 """Measured without DeepGEMM, which vLLM takes for 128x128 blocks where it is installed: 2 to 5 times as slow."""
+BARE_BELOW = 512
+"""Tokens below which FP8 products of an engine that fuses the quantisation are priced like cuBLAS's on an H200, at this
+device's peaks: the tables' kernels, which hold it, take up to twice as long there (1280 x 8192 at 4 tokens on a B200:
+11 us with it, 8.5 us in 16 bit). Above, products are bound by arithmetic, which the tables measured."""
 TUNED = ("trtllm", "cublas", "sglang")
 """First parts of the names of the families that an engine that tunes over libraries picks of."""
 HEAD = ("norm_head", "lm_head", "sample")
@@ -93,8 +97,9 @@ def engine_kernels(policy: EnginePolicy, device: Device, scheme: Scheme) -> tupl
     `vllm` and `sglang` run their own kernels where those were measured on the device. `fastest` stands for an engine
     that tunes over libraries (TensorRT-LLM): its own tables, cuBLAS and, for small products, SGLang's table, which
     calls the same libraries. TensorRT-LLM's own tables of FP8 and NVFP4 hold the quantisation of the activations as a
-    kernel of its own, which its compiled models fuse with the one before. None found means `stack="best"`, and so does
-    a table of a kernel that its engine replaces where it serves (`REPLACED`).
+    kernel of its own, which its compiled models fuse with the one before: `tabulate` prices small FP8 products like
+    cuBLAS's, and NVFP4 takes the fastest of all tables. None found means `stack="best"`, and so does a table of a
+    kernel that its engine replaces where it serves (`REPLACED`).
     """
     wanted = [scheme]
     if scheme.activation.is_quantized and not scheme.activation.dynamic:
@@ -110,6 +115,8 @@ def engine_kernels(policy: EnginePolicy, device: Device, scheme: Scheme) -> tupl
         ]
         own = [name for name in able if name.startswith(f"{policy.kernels}_") and name not in REPLACED]
         tuned = [name for name in able if name.startswith(TUNED)]
+        if policy.kernels == "fastest" and one.weight.format.name == "nvfp4":
+            return ()
         if policy.kernels == "fastest" and tuned:
             return tuple(tuned)
         if own:
@@ -200,7 +207,16 @@ def tabulate(
         _linear(device, architecture, scheme, at, deployment, how | one)
         for one in ([{"kernel": name} for name in names] or [{"stack": "best"}])
     ]
-    linear = np.min([np.broadcast_to(one[0], at.shape) for one in found], axis=0)
+    every = [np.broadcast_to(one[0], at.shape) for one in found]
+    if (
+        policy.kernels == "fastest"
+        and names
+        and "cublas_fp8" not in names
+        and names[0].endswith(("_fp8", "_fp8_static"))
+    ):
+        bare = _linear(device, architecture, scheme, at, deployment, how | {"kernel": "cublas_fp8"})
+        every.append(np.where(at < BARE_BELOW, np.broadcast_to(bare[0], at.shape), np.inf))
+    linear = np.min(every, axis=0)
     here = int(np.searchsorted(at, min(rows, 32)))
     _, head, flat = min(found, key=lambda one: float(np.broadcast_to(one[0], at.shape)[here]))
     how |= {"kernel": names[0]} if names else {"stack": "best"}
