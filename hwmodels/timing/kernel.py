@@ -34,7 +34,9 @@ from .parameters import (
     calibration_of,
     check_fidelity,
     generic,
+    is_kin,
     kernel_parameters,
+    lenders,
     measured_attention,
     transferred,
 )
@@ -409,8 +411,9 @@ def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
     """All-reduce of `traffic_bytes` over `devices`, by the fastest library measured on the device at each size.
 
     Where the width was not measured, a library's time is interpolated between the next narrower and wider ones (linear
-    in the logarithms of width and time), or taken from the nearest with the ring's bytes of each device, (n-1)/n;
-    where none was measured: ring, 5 us + 2(n-1) latencies + 2(n-1)/n bytes / link bandwidth. Both are `transferred`.
+    in the logarithms of width and time), or taken from the nearest with the ring's bytes of each device, (n-1)/n; a
+    calibrated device without any takes the curves of its generation. Where none was measured: ring, 5 us + 2(n-1)
+    latencies + 2(n-1)/n bytes / link bandwidth. All of these are `transferred`.
 
     Raises:
         ValueError: the device has no link.
@@ -430,11 +433,17 @@ def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
             time_s=time, low_s=time * low, high_s=time * high, compute_s=0.0 * time, memory_s=wire, kind="calibrated",
             origin=f"{device.calibration}.collectives",
         )  # fmt: skip
-    between = [] if own is None else _other_widths(own.collectives, devices, traffic_bytes)
+    between = [] if own is None else _other_widths(own.collectives or _kin(device), devices, traffic_bytes)
     time = np.minimum.reduce(between) if between else 5e-6 + steps * device.link.latency_s + wire
     return Estimate(
         time_s=time, low_s=time * 0.6, high_s=time * 1.6, compute_s=0.0 * time, memory_s=wire, kind="transferred"
     )
+
+
+def _kin(device: Device) -> Sequence[Collective]:
+    """The collectives of the nearest board of the device's generation that has some."""
+    tables = (calibration_named(name) for name in lenders(device) if is_kin(device, name))
+    return next((t.collectives for t in tables if t is not None and t.collectives), ())
 
 
 def _other_widths(collectives: Sequence[Collective], devices: int, traffic_bytes: Any) -> list[Any]:
@@ -445,6 +454,9 @@ def _other_widths(collectives: Sequence[Collective], devices: int, traffic_bytes
             found.setdefault(c.library, {})[c.gpus] = c
     times = []
     for curves in found.values():
+        if devices in curves:
+            times.append(curves[devices](traffic_bytes))
+            continue
         under, over = ([n for n in curves if (n < devices) == below] for below in (True, False))
         if under and over:
             low, high = max(under), min(over)

@@ -134,6 +134,24 @@ def test_all_reduce_is_the_fastest_measured_library_and_a_width_that_was_not_mea
     assert all_reduce(h100, 8192.0, 3).kind == "transferred"
 
 
+def test_all_reduce_at_another_width_lies_between_those_measured_and_a_board_without_any_takes_its_generations() -> (
+    None
+):
+    from hwmodels.timing.kernel import all_reduce
+
+    for name, bytes_ in (("h200", 8192.0), ("b200", 8192.0), ("h200", float(1 << 26))):
+        two, four, eight = (all_reduce(get_device(name), bytes_, n) for n in (2, 4, 8))
+        assert four.kind == "transferred"
+        assert two.kind == eight.kind == "calibrated"
+        assert min(two.time_s, eight.time_s) <= four.time_s <= max(two.time_s, eight.time_s)
+    assert all_reduce(get_device("b300"), 8192.0, 8).kind == "transferred"
+    lent, own = (float(all_reduce(get_device(name), 8192.0, 8).time_s) for name in ("b300", "b200"))
+    assert lent == pytest.approx(own)
+    wider = float(all_reduce(get_device("gb200"), float(1 << 28), 8).time_s)
+    four = float(all_reduce(get_device("gb200"), float(1 << 28), 4).time_s)
+    assert wider == pytest.approx(four * (7 / 8) / (3 / 4))
+
+
 SMALL = Field(
     parts=(Part(size=0.2, reach={"x": 3.0, "a": 3.0, "b": 3.0}), Part(size=0.1, reach={"x": 2.0, "ab": 1.0})),
     noise=0.03,
