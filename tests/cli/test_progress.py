@@ -76,6 +76,7 @@ def test_the_long_verbs_say_something_when_piped(tmp_path: Path, monkeypatch: py
     (tmp_path / "t.csv").write_text("kernel,m,n,k,latency_s\n" + "\n".join(rows), encoding="utf-8")
     monkeypatch.setattr("hwmodels.validation.validate.validate", lambda data: None)
     monkeypatch.setattr("hwmodels.validation.report.group_rows", lambda result: [])
+    monkeypatch.setattr("hwmodels.serving.points.read_points", lambda path: ())
     for line, said in (
         (f"eval --text {text} --window 64", r"\[\d+/\d+\] \d+ s  windows of text"),
         (f"calibrate {tmp_path / 't.csv'} --device h100", r"calibrating, \d+ s: fitting"),
