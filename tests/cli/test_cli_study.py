@@ -107,7 +107,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two methods on little text, through the command."""
     root = tmp_path_factory.mktemp("cli")
     (root / "s.toml").write_text(
-        "[quality]\nmax_bytes = 600\nexact_bytes = 0\nwindow = 128\ncalibration_tokens = 256\n", encoding="utf-8"
+        "[quality]\nmax_bytes = 600\nexact_bytes = 0\noutlier_bytes = 0\nwindow = 128\ncalibration_tokens = 256\n",
+        encoding="utf-8",
     )
     with pytest.MonkeyPatch.context() as patch:
         from qsim.study import report

@@ -86,7 +86,8 @@ def test_the_report_answers_in_order(page: str) -> None:
 
 def test_every_figure_says_what_to_see(run: Run, page: str) -> None:
     made = list(drawings(run.result))
-    assert [figure for figure, _ in made] == list(REPORT.figures)
+    profiles = [f for f in REPORT.figures if f.name == "outlier_profiles"]  # of the embedded model only
+    assert [figure for figure, _ in made] == [f for f in REPORT.figures if f not in profiles]
     for name, d in ((figure.name, d) for figure, d in made):
         assert len(d.says) > 60
         assert d.says.rstrip().endswith(".")
