@@ -56,6 +56,8 @@ def part_rows(scheme: Scheme) -> list[dict[str, Any]]:
             "granularity": None if part.granularity is None else str(part.granularity),
             "scale_format": None if part.scale_format is None else part.scale_format.name,
             "zero_point_format": None if part.zero_point_format is None else part.zero_point_format.name,
+            "minimum_format": None if part.minimum_format is None else part.minimum_format.name,
+            "superblock": part.superblock,
             "scales_found": None if not part.is_quantized else "from each tensor" if part.dynamic else "once, stored",
             "ragged": part.ragged if part.is_quantized else None,
         }

@@ -47,7 +47,8 @@ def refuses(layer: Layer) -> str | None:
         what = w.format.name if w.granularity is None else f"{w.format.name} in {w.granularity}"
         return f"gguf holds {names} code by code, with float16 scales: got {what}"
     if layer.shape is not None and layer.shape[-1] % (w.superblock or 32):
-        return f"gguf needs groups that divide K: got K={layer.shape[-1]}"
+        what = "groups" if w.superblock is None else f"superblocks of {w.superblock}"
+        return f"gguf needs {what} that divide K: got K={layer.shape[-1]}"
     if layer.act_order:
         return "gguf has no place for act order"
     if layer.tensor is not None and not isinstance(w.format, BlockFormat) and not w.has_own_rule:
