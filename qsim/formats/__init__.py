@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qsim._cache import FOLDER as _FOLDER  # noqa: F401  (before Numba is imported)
+from qsim.lazy import on_first_use
 
 from .catalogue import get_element_format, get_format, list_formats, p3109, register
 from .rounding import NanPolicy, Overflow, Rounding
@@ -59,10 +59,4 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one that exists
-
-    def __getattr__(name: str) -> Any:
-        if name in _LAZY:
-            value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__, __dir__ = on_first_use(__name__, _LAZY)
