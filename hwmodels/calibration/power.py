@@ -32,7 +32,7 @@ class PowerLaw:
             and for a weight that is read and made an operand, whatever its bits.
         op_j: bits of the operands -> joules for an operation of a product. attention_op_j: for one of attention.
         vector_busy_w, vector_byte_j: of element-wise kernels.
-        held_out: kind of rows -> mean absolute error of the power on rows left out, as a fraction.
+        held_out: kind of rows -> mean absolute error of the power on rows left out, as a fraction; counts: how many.
         band: factors on the power between which 80 % of the measured products and element-wise kernels lie.
         loop_band: the same of attention and grouped products, whose power is known from short loops alone.
         kind: `calibrated` on this device, `transferred` from others by share of the limit.
@@ -50,6 +50,7 @@ class PowerLaw:
     band: tuple[float, float]
     loop_band: tuple[float, float]
     held_out: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     rows: int = 0
     kind: str = "calibrated"
     origin: str = ""
@@ -95,7 +96,8 @@ def power_of(table: Mapping[str, Any], origin: str) -> PowerLaw:
             **values,
             op_j={int(bits): float(pj) * 1e-12 for bits, pj in table["op_pj"].items()},
             band=_pair(table["band_80"]), loop_band=_pair(table["loop_band_80"]),
-            held_out=dict(table.get("held_out_mape", {})), rows=table.get("rows", 0), origin=origin,
+            held_out=dict(table.get("held_out_mape", {})), counts=dict(table.get("held_out_rows", {})),
+            rows=table.get("rows", 0), origin=origin,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise QsimError(
@@ -112,6 +114,7 @@ def power_toml(law: PowerLaw) -> str:
     for name, (low, high) in (("band_80", law.band), ("loop_band_80", law.loop_band)):
         lines.append(f"{name} = [{low:.4g}, {high:.4g}]")
     lines.append("held_out_mape = { " + ", ".join(f'"{k}" = {v:.3g}' for k, v in law.held_out.items()) + " }")
+    lines.append("held_out_rows = { " + ", ".join(f'"{k}" = {n}' for k, n in law.counts.items()) + " }")
     return "\n".join([*lines, f"rows = {law.rows}"]) + "\n"
 
 

@@ -148,7 +148,8 @@ def own_law() -> tuple[PowerLaw, Array]:
     held_out = {name: float(error[[w == name for w in what]].mean()) for name in dict.fromkeys(what)}
     law = _own_law(rows, limit, idle)
     band = _band((rows.watts / out)[below])
-    return replace(law, band=band, held_out=held_out, rows=len(rows)), out
+    counts = {name: what.count(name) for name in held_out}
+    return replace(law, band=band, held_out=held_out, counts=counts, rows=len(rows)), out
 
 
 def _band(ratio: Array) -> tuple[float, float]:
@@ -211,7 +212,13 @@ def h200_law(gemm: Any, attention: Any) -> PowerLaw:
     law, _ = own_law()
     law = _with_attention(law, table_rows(gemm, attention, "H200"))
     rows = table_rows(gemm, attention, "H200", STREAM_S)
-    return replace(law, held_out={**law.held_out, **_errors(law, rows)})
+    counts = {**law.counts, **_counts(rows)}
+    return replace(law, held_out={**law.held_out, **_errors(law, rows)}, counts=counts)
+
+
+def _counts(rows: PowerRows, words: str = "") -> dict[str, int]:
+    """How many rows of the tables wait for memory, by kind."""
+    return {f"tables: {name}{words}": int(which.sum()) for name, which in streaming(rows).items()}
 
 
 def _errors(law: PowerLaw, rows: PowerRows, words: str = "") -> dict[str, float]:
@@ -246,9 +253,11 @@ def other_law(base: PowerLaw, device: Device, gemm: Any, attention: Any, table: 
 
     factor = float(np.exp(minimize_scalar(misfit, bounds=(-1.0, 1.0), method="bounded").x))
     law = _with_attention(_times(start, factor), table_rows(gemm, attention, table))
-    held_out = {**_errors(law, rows), **_errors(start, rows, ", by the H200's law")}
+    lent = ", by the H200's law"
+    held_out = {**_errors(law, rows), **_errors(start, rows, lent)}
+    counts = {**_counts(rows), **_counts(rows, lent)}
     return replace(
-        law, band=_band(waiting.watts / law_watts(law, waiting)), rows=len(rows), held_out=held_out,
+        law, band=_band(waiting.watts / law_watts(law, waiting)), rows=len(rows), held_out=held_out, counts=counts,
     )  # fmt: skip
 
 

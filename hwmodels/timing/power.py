@@ -68,7 +68,9 @@ def power_law(device: Device) -> PowerLaw | None:
     law = rescaled(table.power, get_device(name), device, limit)
     band = FUSED_BAND if device.fuses_layers else TRANSFER_BAND
     idle = law.idle_w if device.power.idle_w is None else device.power.idle_w
-    return replace(law, idle_w=idle, band=band, loop_band=band, held_out={}, rows=0, origin=f"{name} by share of power")
+    return replace(
+        law, idle_w=idle, band=band, loop_band=band, held_out={}, counts={}, rows=0, origin=f"{name} by share of power"
+    )
 
 
 def operand_bits(name: str) -> int:

@@ -24,7 +24,7 @@ def power_errors() -> list[dict[str, Any]]:
             own = not kind.startswith("tables: ")
             out.append(
                 {"section": LAW if own else OTHERS, "name": f"{name} {kind.removeprefix('tables: ')}",
-                 "rows": table.power.rows, "mape": 100 * error, "required": REQUIRED if own else None}
+                 "rows": table.power.counts[kind], "mape": 100 * error, "required": REQUIRED if own else None}
             )  # fmt: skip
     for name in MEASURED:
         table = load_calibration(name)
