@@ -115,6 +115,11 @@ class Parameters:
         return np.flatnonzero(near)
 
     @cached_property
+    def derived(self) -> dict[Any, Parameters]:
+        """What was made of these parameters for other kernels and devices, so that each is made once."""
+        return {}
+
+    @cached_property
     def _parts(self) -> tuple[tuple[Any, NDArray[np.float64]], ...]:
         """Each correction, with the logarithms of the sizes it was measured at."""
         parts = [p for p in (self.surface, self.borrowed, self.neighbours) if p is not None]

@@ -112,9 +112,11 @@ def generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
 
 def transferred(found: Parameters, origin: str, *, kin: bool = False) -> Parameters:
     """Parameters for another kernel or device; the correction goes along only between devices of one kind."""
-    if not kin:
-        found = replace(found, surface=None, borrowed=None, neighbours=None)
-    return replace(found, kind="transferred", band={}, origin=origin)
+    key = (origin, kin)
+    if key not in found.derived:
+        part = found if kin else replace(found, surface=None, borrowed=None, neighbours=None)
+        found.derived[key] = replace(part, kind="transferred", band={}, origin=origin)
+    return found.derived[key]
 
 
 def _lent(device: Device, kernel: str, found: Parameters, name: str, donor: str) -> Parameters:
@@ -126,7 +128,10 @@ def _lent(device: Device, kernel: str, found: Parameters, name: str, donor: str)
     band, half = TRANSFER_BANDS[separate, sixteen_bit], TRANSFER_BAND[sixteen_bit]
     if calibration_of(device) is None:  # published steps on boards that no table holds lie further away
         band = {regime: (min(low, 1 - half), max(high, 1 + half)) for regime, (low, high) in band.items()}
-    return replace(p, band=band)
+    key = tuple(band.items())
+    if key not in p.derived:
+        p.derived[key] = replace(p, band=band)
+    return p.derived[key]
 
 
 def check_fidelity(fidelity: str) -> None:
