@@ -273,3 +273,41 @@ def test_best_is_the_fastest_engine_at_each_shape_and_a_stack_is_that_engine() -
         products = {s: sum(float(o.time_s) for o in p.operators if o.name == "gate_up") for s, p in by.items()}
         assert products["best"] == pytest.approx(min(products.values()), rel=1e-6)
     assert hwmodels.predict("b200", "llama-3-8b", "nvfp4", stack="vllm-2026").kernel == "vllm_nvfp4"
+
+
+def test_times_on_a_line_over_k_are_not_rough_and_a_bump_is_as_rough_as_it_is_high() -> None:
+    import pandas as pd
+
+    from hwmodels.fitting.tables_2026 import TABLES, roughness
+
+    which = TABLES[0]
+    k = np.array([1024, 2048, 4096, 8192, 16384])
+    table = pd.DataFrame({"device": which.device, "engine": which.engine, "version": which.version, "kernel": "bf16",
+                          "m": 1, "n": 4096, "k": k, "latency_s": 1e-9 * k})  # fmt: skip
+    assert roughness(table, which, "bf16") == pytest.approx(0.0, abs=1e-12)
+    bump = table.assign(latency_s=table.latency_s * np.where(k == 4096, 1.1, 1.0))
+    # the row itself lies log(1.1) off, each of its two neighbours half of that
+    assert roughness(bump, which, "bf16") == pytest.approx(2 * np.log(1.1) / 3)
+
+
+def test_every_error_of_power_and_of_fused_mixtures_stands_in_the_validation_with_its_rows() -> None:
+    from hwmodels.validation.power import LAW, LOOPS, power_errors
+    from hwmodels.validation.tables_2026 import MIXTURES, table_errors
+
+    found = power_errors()
+    assert {entry["section"] for entry in found} >= {LAW, LOOPS}
+    assert all(entry["rows"] > 0 and entry["mape"] > 0 for entry in found)
+    own = {entry["name"]: entry["mape"] for entry in found if entry["section"] == LAW}
+    assert max(own.values()) <= 8.0  # what is required of power
+    mixtures = {entry["name"]: entry["mape"] for entry in table_errors() if entry["section"] == MIXTURES}
+    assert mixtures["b200 trtllm13_moe_fp8_block"] <= 12.0
+
+
+@pytest.mark.parametrize(("device", "bits"), [("a100-sxm-80gb", 4), ("l40s", 4), ("l40s", 8)])
+def test_a_plugin_that_was_measured_per_channel_is_lent_to_groups(device: str, bits: int) -> None:
+    groups, channel = (
+        hwmodels.predict(device, "llama-3-8b", f"w{bits}a16-{sharing}") for sharing in ("g128", "channel")
+    )
+    assert (groups.kernel, channel.kernel) == (f"trtllm_int{bits}_wo", f"trtllm_int{bits}_wo")
+    assert (groups.fidelity, channel.fidelity) == ("transferred", "calibrated")
+    assert "one scale per channel only" in groups.notes[0]
