@@ -7,35 +7,44 @@ from typing import Any
 import numba
 import numpy as np
 
-F32, U32 = np.float32, np.uint32
-MOST_VALUES = 256
-"""Different values that a subset of the parts may have."""
+F32, I32, U16, U32 = np.float32, np.int32, np.uint16, np.uint32
+MOST_VALUES = 1024
+"""Different values that a subset of the parts may have; sums that cancel have hundreds."""
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _sum(a: Any, b: Any) -> Any:
-    """BF16 sum of BF16 values: the float32 sum of two BF16 numbers rounded again, which equals one rounding because
-    float32 has more than twice the bits of BF16 and two more."""
-    bits = F32(a + b).view(U32)
+    """BF16 code of the sum of two BF16 codes: the float32 sum rounded again, which equals one rounding because float32
+    has more than twice the bits of BF16 and two more."""
+    bits = F32(U32(U32(a) << U32(16)).view(F32) + U32(U32(b) << U32(16)).view(F32)).view(U32)
     bits += U32(0x7FFF) + ((bits >> U32(16)) & U32(1))  # the low half of a NaN is 0: it stays one
-    return U32(bits & U32(0xFFFF0000)).view(F32)
+    code = U16(bits >> U32(16))
+    return U16(0) if code == U16(0x8000) else code
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _rank(code: Any) -> Any:
+    """A number that grows with the value of a BF16 code; NaN is above or below all."""
+    return -I32(code & U16(0x7FFF)) if code & U16(0x8000) else I32(code)
 
 
 @numba.njit(cache=True, nogil=True)
-def _insert(row: np.ndarray, count: Any, value: Any) -> Any:
-    """Put a value into the first `count` ascending ones of a row unless it is there; the new count."""
-    place = count
-    while place > 0 and not row[place - 1] < value:
-        if row[place - 1] == value or (value != value and row[place - 1] != row[place - 1]):
-            return count
-        if value != value:
-            break  # NaN stands last
-        place -= 1
+def _insert(row: np.ndarray, count: Any, code: Any) -> Any:
+    """Put a code into the first `count` ascending ones of a row unless it is there; the new count."""
+    low, high, rank = 0, count, _rank(code)
+    while low < high:
+        middle = (low + high) // 2
+        if _rank(row[middle]) < rank:
+            low = middle + 1
+        else:
+            high = middle
+    if low < count and row[low] == code:
+        return count
     if count == len(row):
         return count + 1
-    for i in range(count, place, -1):
+    for i in range(count, low, -1):
         row[i] = row[i - 1]
-    row[place] = value
+    row[low] = code
     return count + 1
 
 
@@ -44,9 +53,9 @@ def reachable(parts: np.ndarray, values: np.ndarray, counts: np.ndarray) -> None
     """What each subset of parts may sum to: subset s is built from every subset with one part less.
 
     Arguments:
-        parts: (P,) float32 that holds BF16 values.
-        values, counts: (2^P, MOST_VALUES) float32 and (2^P,), written; a count beyond MOST_VALUES says that there are
-            more, and the last subset's count is then so too.
+        parts: (P,) BF16 codes (uint16).
+        values, counts: (2^P, MOST_VALUES) BF16 codes and (2^P,), written; a count beyond MOST_VALUES says that there
+            are more, and the last subset's count is then so too.
     """
     size = len(parts)
     for subset in range(1, 1 << size):

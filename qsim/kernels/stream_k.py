@@ -13,6 +13,7 @@ import numpy as np
 
 from qsim._native.threads import for_each
 from qsim.errors import QsimError
+from qsim.formats import decode, encode
 
 from . import orders
 from .fused_gemm import columns_of, epilogue, operands_of, sums
@@ -76,22 +77,24 @@ def possible_outputs(parts: np.ndarray) -> np.ndarray:
         (V, M, N) float32, ascending for each element, the last one repeated. V = 1 means that the answer is unique.
 
     Raises:
-        QsimError: more parts; an element with more than 256 values.
+        QsimError: more parts; an element with more than 1024 values.
     """
     count = len(parts)
     if not 1 <= count <= MOST_PARTS:
         raise QsimError(f"the orders of 1 to {MOST_PARTS} parts can be followed: got {count}")
-    elements = np.ascontiguousarray(parts.reshape(count, -1).T, F32)
+    elements = np.ascontiguousarray(
+        np.asarray(encode(parts.reshape(count, -1).T, "bfloat16", overflow="nonsaturating"))
+    )
     found: list[np.ndarray] = [np.empty(0, F32)] * len(elements)
 
     def follow(piece: int) -> None:
-        values = np.empty((1 << count, orders.MOST_VALUES), F32)
+        values = np.empty((1 << count, orders.MOST_VALUES), np.uint16)
         counts = np.zeros(1 << count, np.int64)
         for i in range(piece * _ELEMENTS, min((piece + 1) * _ELEMENTS, len(elements))):
             orders.reachable(elements[i], values, counts)
             if counts[-1] > orders.MOST_VALUES:
                 raise QsimError(f"an element may have at most {orders.MOST_VALUES} values to be listed: got more")
-            found[i] = values[-1, : counts[-1]].copy()
+            found[i] = np.asarray(decode(values[-1, : counts[-1]], "bfloat16"), F32)
 
     for_each(-(-len(elements) // _ELEMENTS), follow)
     most = max((len(values) for values in found), default=1)

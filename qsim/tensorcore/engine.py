@@ -147,7 +147,8 @@ class Chain:
 
 def _run_fast(plan: fast.Plan, a: Operands, b: Operands, c: np.ndarray, k_index: np.ndarray, block: int) -> np.ndarray:
     rows, columns = c.shape
-    if columns * plan.padded(rows) < rows * plan.padded(columns):
+    # panels cost more to pack than rows: where both pad alike, the shorter operand becomes the panels
+    if (columns * plan.padded(rows), rows) < (rows * plan.padded(columns), columns):
         return np.ascontiguousarray(_run_fast(plan.exchanged(), b, a, c.T, k_index, block).T)
     state = aligned_empty((rows, plan.padded(columns)), plan.state)
     state[:, columns:] = 0

@@ -60,7 +60,8 @@ def run_promoted(
         factors: the scales that a fused multiply-add takes.
     """
     rows, columns = total.shape
-    if columns * plan.padded(rows) < rows * plan.padded(columns):
+    # panels cost more to pack than rows: where both pad alike, the shorter operand becomes the panels
+    if (columns * plan.padded(rows), rows) < (rows * plan.padded(columns), columns):
         turned = Factors(rows=factors.columns, columns=factors.rows)
         out = _promoted(plan.exchanged(), b, a, segments, block, total.T, _EXCHANGED[how], turned)
         return np.ascontiguousarray(out.T)
