@@ -216,7 +216,8 @@ def stream_k() -> None:
             print(f"{head} | {len(case['counts'])} outputs | orders not followed | |")
             continue
         made, _ = record.fused_inputs(name, n, k, int(m))
-        q = qsim.quantize.from_codes(made["codes"], FORMATS[name][0], made["weight_scale"])
+        zeros = made["zero"] if name.endswith("_zp") else None
+        q = qsim.quantize.from_codes(made["codes"], FORMATS[name][0], made["weight_scale"], zeros)
         columns = COLUMNS if count_of <= 8 else FEW_COLUMNS
         parts = partial_outputs(made["x"][:2], qsim.pack(q), "humming", **how)[..., :columns]
         values = possible_outputs(parts)
