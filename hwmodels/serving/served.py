@@ -103,6 +103,16 @@ class Served:
     constants: Constants
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        what = f"{self.model} {self.scheme}, {self.policy.name} on {self.gpus} x {self.device}"
+        load = self.workload
+        sent = f"{load.prompt} in, {load.output} out"
+        how = (
+            "a trace" if load.trace else f"{load.concurrency} in flight" if load.concurrency else f"{load.rate_per_s}/s"
+        )
+        means = f"ttft={self.ttft.mean:.3g} s, tpot={self.tpot.mean * 1e3:.3g} ms"
+        return f"Served({what}, {how}, {sent}: {means}, {self.output_tokens_per_s:.4g} tokens/s)"
+
     @property
     def tokens_per_s_per_user(self) -> float:
         """Generated tokens per second that one user sees after the first: 1 / TPOT."""

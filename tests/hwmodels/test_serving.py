@@ -168,6 +168,7 @@ def test_a_result_holds_what_a_buyer_asks_for() -> None:
                      deployment=Deployment(replicas=2))  # fmt: skip
     assert replicas.gpus == 2
     np.testing.assert_allclose(replicas.output_tokens_per_s, 2 * s.output_tokens_per_s, rtol=0.05)
+    assert len(repr(s)) < 200, "a line, not the tables behind it"
 
 
 def test_more_devices_and_fewer_bits_are_faster_and_a_pipeline_serves_more() -> None:
