@@ -37,8 +37,10 @@ def _text(result: StudyResult) -> str:
 def _profiles(result: StudyResult) -> Drawing | None:
     if not result.profiles:
         return None
+    from qsim.methods.registry import METHODS
+
     names = titles(result)
-    labels = {m.method: m.algorithm for m in result.methods}
+    labels = {m.method: METHODS[m.algorithm].title if m.algorithm in METHODS else m.algorithm for m in result.methods}
     points = [
         QualityPoint(section=row.profile, name=names[row.method], method=labels[row.method], loss=row.loss,
                      error=row.loss_se)
@@ -50,7 +52,7 @@ def _profiles(result: StudyResult) -> Drawing | None:
                and r.loss - 2 * r.loss_se > LARGE * r.base_bits_per_byte]  # fmt: skip
         parts.append(f"{profile}: {and_list(bad) if bad else 'none'}")
     says = (
-        f"More than {LARGE:.0%} of what the model knows is lost by, {'; '.join(parts)}. Scored on "
+        f"These methods lose more than {LARGE:.0%} of the 16-bit bits per byte. {'; '.join(parts)}. Scored on "
         f"{result.profiles[0].bytes_scored:,} bytes."
     )
     return Drawing(title="What methods lose where a model has outliers", says=says,
