@@ -43,13 +43,13 @@ def test_every_row_is_recovered_from_its_outputs(name):
     known = [place for place in PLACES if len(found.at(place)) == 1]
     assert {"instruction", "promotion", "parts of K", "output"} <= set(known)
     assert name in found.summary()
+    if name == "humming.w4a16":  # without zero points a fused multiply-add gives the same numbers
+        assert found.at("operand") == ("fold", "fma")
 
 
 def test_zero_points_tell_a_fused_multiply_add_from_a_folded_scale():
     for name, operand in (("humming.w4a16", "fold"), ("tinygemm.w4a16", "fma")):
         assert probe_pipeline(box(get_pipeline(name)), asymmetric()).at("operand") == (operand,)
-    symmetric = probe_pipeline(box(get_pipeline("humming.w4a16")), example_scheme(get_pipeline("humming.w4a16")))
-    assert symmetric.at("operand") == ("fold", "fma")  # without zero points both are the same numbers
 
 
 @pytest.mark.parametrize(
