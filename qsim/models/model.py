@@ -423,8 +423,9 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         if isinstance(tensor, QuantizedTensor):
             if name not in linears and name != embedding:
                 raise QsimError(f"only weights of Linears and the embedding can be quantised: got {name}")
-            if name == embedding and (tensor.scheme.activation.is_quantized or tensor.tensor_scheme.granularity.kind
-                                      not in ("group", "channel")):  # type: ignore[union-attr]  # fmt: skip
+            granularity = tensor.tensor_scheme.granularity  # None: blocks along the row
+            own = granularity is None or granularity.kind in ("group", "channel")
+            if name == embedding and (tensor.scheme.activation.is_quantized or not own):
                 raise QsimError(f"the embedding's rows must have scales of their own, weights only: got {tensor!r}")
         elif not isinstance(tensor, np.ndarray) or tensor.dtype != F32:
             raise QsimError(f"tensors are float32 or quantised: {name} is {getattr(tensor, 'dtype', type(tensor))}")

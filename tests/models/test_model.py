@@ -324,6 +324,15 @@ def test_tokens_and_contexts_that_do_not_fit():
         model.block(2, model.embed([1]))
 
 
+@pytest.mark.parametrize("scheme", ["w4a16-g128", "w8a16-channel", "mxfp4-weight-only"])
+def test_a_quantised_embedding_gives_its_own_rows(scheme):
+    model, name = qsim.load("tiny"), "model.embed_tokens.weight"
+    rows = quantize(model.tensors[name], scheme)
+    tokens = np.array([[1, 5, 70, 200]])
+    plain = model.replace(tensors={name: rows.dequantize()})
+    np.testing.assert_array_equal(model.replace(tensors={name: rows}).embed(tokens), plain.embed(tokens))
+
+
 def test_tensors_that_do_not_fit():
     model = random_model()
     name = "model.layers.0.mlp.up_proj.weight"
