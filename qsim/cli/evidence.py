@@ -124,7 +124,7 @@ _COUNTED = (
 )  # fmt: skip
 _EXPECTED = (
     Column("checkpoint", "title", left=True), Column("ln perplexity", ("value", "low", "high"), _band),
-    Column("% of a score", ("lost", "lost_low", "lost_high"), lambda *v: _band(*v, "+.1f")),
+    Column("% of a score", ("lost", "lost_low", "lost_high"), lambda v, low, high: _band(v, low, high, "+.1f")),
     Column("collapse", ("collapse", "fragile"),
            lambda p, f: "" if p is None else f"{100 * p:.0f} %" + (" fragile" if f else "")),
     Column("stands on", "basis", left=True), Column("note", "note", left=True, fold=True),
