@@ -81,8 +81,12 @@ def _expected(model: str | None, asked: dict[str, Any], rows: Any) -> list[dict[
     return out
 
 
-def _band(value: float | None, low: float | None, high: float | None, form: str = "+.3f") -> str:
-    return "unknown" if value is None else f"{value:{form}} ({low:{form}} to {high:{form}})"
+def _band(value: float | None, low: float | None, high: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _percent(value: float | None, low: float | None, high: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _counts(rows: Any) -> list[dict[str, Any]]:
@@ -124,7 +128,7 @@ _COUNTED = (
 )  # fmt: skip
 _EXPECTED = (
     Column("checkpoint", "title", left=True), Column("ln perplexity", ("value", "low", "high"), _band),
-    Column("% of a score", ("lost", "lost_low", "lost_high"), lambda v, low, high: _band(v, low, high, "+.1f")),
+    Column("% of a score", ("lost", "lost_low", "lost_high"), _percent),
     Column("collapse", ("collapse", "fragile"),
            lambda p, f: "" if p is None else f"{100 * p:.0f} %" + (" fragile" if f else "")),
     Column("stands on", "basis", left=True), Column("note", "note", left=True, fold=True),

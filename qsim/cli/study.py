@@ -35,13 +35,16 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--method", multiple=True, metavar="METHOD:SCHEME", help="As gptq:w4a16-g64. Repeatable.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Batch size of a custom case.")
 @click.option("--context", type=click.IntRange(min=1), metavar="L", help="Context length of a custom case, in tokens.")
-@click.option("--max-loss", type=float, metavar="BITS", help="Largest loss of a recommended method, in bits per byte.")
+@click.option("--max-loss", type=float, metavar="PERCENT", help="Largest loss of an answer, in percent of a "
+              "score; 3 without it.")  # fmt: skip
+@click.option("--rows", type=_FILE, metavar="CSV", help="Losses of your own that join the published ones; see "
+              "qsim evidence.")  # fmt: skip
 @click.option("--profile", metavar="NAME", help="How the stack runs, as in qsim predict.")
 @price_option
 @table_options
 @click.pass_context
 def study(ctx: click.Context, form: Form, **given: Any) -> None:
-    """Without options: the embedded model through 15 methods, Llama-3-8B and 70B on six devices, into the folder study;
+    """Without options: 16 methods on Llama-3-8B and 70B on eight devices, into the folder study;
     open study/index.html. An interrupted study goes on where it stopped.
 
     \b
@@ -95,11 +98,10 @@ def _kept(out: Path) -> str:
 
 def _print_decisions(run: Any, out: Path) -> None:
     result = run.result
-    titles = {m.method: m.title for m in result.methods}
     devices = [d.title for d in result.spec.speed.devices]
     for model in dict.fromkeys(d.model for d in result.decisions):
         rows = [
-            {"case": case.title or case.name, **{d.device: titles.get(d.method or "", "none fits")
+            {"case": case.title or case.name, **{d.device: d.title or d.why.partition(":")[0]
              for d in result.decisions if (d.model, d.case) == (model, case.name)}}
             for case in result.spec.cases
         ]  # fmt: skip

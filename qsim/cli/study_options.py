@@ -26,9 +26,16 @@ def spec_from(given: Mapping[str, Any]) -> StudySpec:
         raise QsimError("--set changes the devices named with --device: name one")
     methods = _methods(given)
     cases = _cases(given)
+    changes: dict[str, Any] = {}
+    if given["max_loss"] is not None:
+        if not 0 < given["max_loss"] <= 100:
+            raise QsimError(f"--max-loss must be above 0 and at most 100 percent of a score: got {given['max_loss']:g}")
+        changes["max_lost"] = given["max_loss"]
+    if given["rows"] is not None:
+        changes["evidence"] = str(given["rows"])
     return replace(
         spec, methods=methods or spec.methods, cases=cases or spec.cases, quality=_quality(spec.quality, given),
-        speed=_speed(spec.speed, given),
+        speed=_speed(spec.speed, given), **changes,
     )  # fmt: skip
 
 
@@ -74,10 +81,6 @@ def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
             if not given[name].is_file():
                 raise QsimError(f"--{name}: {given[name]} does not exist")
             changes[name] = str(given[name])
-    if given["max_loss"] is not None:
-        if not 0 < given["max_loss"] < float("inf"):
-            raise QsimError(f"--max-loss must be a positive number of bits per byte: got {given['max_loss']:g}")
-        changes["max_loss"] = given["max_loss"]
     return replace(quality, **changes)
 
 

@@ -15,7 +15,7 @@ from .find import identity
 from .identity import KnownModel, canonical
 from .law import BASES, Fit, Prediction, law_file, laws, tuning
 from .observations import INTEGERS, SCALES, SCORE, TOKEN, TOKEN_512, WORD, Change, Scale, parts_of
-from .precision import Precision, of_scheme
+from .precision import GGUF, Precision, of_scheme
 from .table import Row, method_of, published
 
 Basis: TypeAlias = Literal["exact", "measured", "published", "near", "law", "unknown"]
@@ -99,7 +99,10 @@ def expected_loss(
     word = scheme if isinstance(scheme, str) else str(precision)
     if isinstance(scheme, Scheme):
         word = get_scheme(scheme).name or str(precision)
-    asked = Expectation(model=name, method=method_of(method), scheme=word)
+    how = method_of(method)
+    if GGUF.fullmatch(precision.weight) and how == "rtn":
+        how = "gguf"  # what its own rounding is called
+    asked = Expectation(model=name, method=how, scheme=word)
     if precision == Precision():
         nothing = dict.fromkeys(("value", "low", "high", "lost", "lost_low", "lost_high", "collapse"), 0.0)
         return replace(asked, metric=_METRIC["token"], basis="exact", **nothing)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ from qsim.scheme import Scheme, get_scheme
 
 _SIXTEEN = ("", "none", "fp16", "bf16", "float16", "bfloat16")
 _GROUP = re.compile(r"g(\d+)")
+GGUF = re.compile(r"i?q\d_\w+")
+"""Types of GGUF files. A scheme `q4_k` is every weight in that type, which files call `q4_k_s`; `q4_k_m` is a mix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +73,15 @@ def of_scheme(scheme: str | Scheme) -> Precision:
     if act.is_quantized:
         kind = act.granularity.kind if act.granularity else ""
         scaling = "block" if isinstance(act.format, BlockFormat) else "static" if not act.dynamic else str(kind)
-    return Precision(weight=name, region=_region_of(weight) if name != "none" else "", activation=act_name,
+    return Precision(weight=name, region=_region_of(weight, name) if name != "none" else "", activation=act_name,
                      scaling=scaling, kv=kvs)  # fmt: skip
 
 
 def _number(fmt: Any, scheme: str | None) -> str:
     """`int4` for int4 and uint4, `fp8` for E4M3; a scheme named after a GGUF type keeps that name."""
-    if scheme and re.fullmatch(r"i?q\d_\w+", scheme.replace("-", "_")):
-        return scheme.replace("-", "_")
+    word = (scheme or "").replace("-", "_")
+    if GGUF.fullmatch(word):
+        return f"{word}_s" if word in ("q2_k", "q3_k", "q4_k", "q5_k") else word
     name = str(fmt.name)
     if name.startswith("uint"):
         return name[1:]
@@ -87,8 +90,8 @@ def _number(fmt: Any, scheme: str | None) -> str:
     return name.removesuffix("_e4m3").removesuffix("_e2m3")
 
 
-def _region_of(weight: Any) -> str:
-    if isinstance(weight.format, BlockFormat):
+def _region_of(weight: Any, name: str) -> str:
+    if GGUF.fullmatch(name) or isinstance(weight.format, BlockFormat):
         return "block"
     kind = weight.granularity.kind
     return f"g{weight.granularity.columns}" if kind == "group" else str(kind)

@@ -20,11 +20,12 @@ from .style import CYCLE, GREY, LIGHT, new_figure, styled
 
 @dataclass(frozen=True, kw_only=True)
 class Tradeoff:
-    """One method on one device: its loss (bits per byte, standard error) and its rate (tokens/s, band)."""
+    """One method on one device: what it loses (percent of a score, band) and its rate (tokens/s, band)."""
 
     mark: Mark
     loss: float
-    loss_se: float
+    loss_low: float
+    loss_high: float
     rate: float
     low: float
     high: float
@@ -38,8 +39,8 @@ def tradeoff_figure(data: Mapping[str, Sequence[Tradeoff]], *, limit: float, yla
     """
     with styled():
         figure, grid = panels(len(data), 2.25, sharex=True)
-        knee = 0.002  # losses below it are drawn on a linear scale, 16 bit at 0 among them
-        losses = [p.loss for points in data.values() for p in points] or [0.1]
+        knee = 0.5  # losses below it are drawn on a linear scale, 16 bit at 0 among them
+        losses = [v for points in data.values() for p in points for v in (p.loss_low, p.loss, p.loss_high)] or [5.0]
         most, least = max(losses), min(losses)
         for i, (axes, (name, points)) in enumerate(zip(grid, data.items(), strict=True)):
             axes.set_xscale("symlog", linthresh=knee, linscale=0.5)
@@ -50,28 +51,30 @@ def tradeoff_figure(data: Mapping[str, Sequence[Tradeoff]], *, limit: float, yla
                       zorder=1)  # fmt: skip
             for p in points:
                 axes.errorbar(
-                    [p.loss], [p.rate], xerr=[[1.645 * p.loss_se]] * 2, yerr=[[p.rate - p.low], [p.high - p.rate]],
+                    [p.loss], [p.rate], xerr=[[p.loss - p.loss_low], [p.loss_high - p.loss]],
+                    yerr=[[p.rate - p.low], [p.high - p.rate]],
                     ecolor=p.mark.color, elinewidth=0.8, alpha=0.55, fmt="none", zorder=2,
                 )  # fmt: skip
                 p.mark.draw(axes, [p.loss], [p.rate], zorder=3)
             axes.set_title(name)
             axes.set_ylim(bottom=0)
-            axes.set_xlim(min(-0.4 * knee, 1.5 * least), most * 2)
+            axes.set_xlim(min(-0.4 * knee, 1.2 * least), most * 1.5)
             axes.grid(True)
-            loss_ticks(axes, most)
+            loss_ticks(axes, most, (1.0, 3.0, 10.0, 30.0))
             if i % 3 == 0:
                 axes.set_ylabel(ylabel)
         for axes in grid[-3:]:
-            axes.set_xlabel("loss (bits per byte)")
+            axes.set_xlabel("loss (% of a score)")
+            axes.tick_params(labelbottom=True)  # a panel above an empty place has no other to share its labels with
         marks = {p.mark.label: p.mark for points in data.values() for p in points}
         title_above(figure, title)
         legend_of(figure, [m.handle() for m in marks.values()], None)
         return figure
 
 
-def loss_ticks(axes: Axes, most: float) -> None:
-    """Ticks of an axis of losses that is linear near 0 and logarithmic beyond, up to `most`."""
-    ticks = [0.0] + [t for t in (0.004, 0.02, 0.1, 0.5, 2.0) if t <= 2 * most]
+def loss_ticks(axes: Axes, most: float, at: Sequence[float] = (0.004, 0.02, 0.1, 0.5, 2.0)) -> None:
+    """Ticks of an axis of losses that is linear near 0 and logarithmic beyond: 0 and `at`, up to `most`."""
+    ticks = [0.0] + [t for t in at if t <= 2 * most]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))

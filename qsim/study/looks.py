@@ -11,7 +11,7 @@ from qsim.plots.marks import Mark
 from qsim.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
 from .result import StudyResult
-from .rows import DecisionRow, QualityRow, SpeedRow
+from .rows import DecisionRow, ExpectedRow, QualityRow, SpeedRow
 from .spec import Method, default_algorithm
 
 
@@ -45,8 +45,10 @@ def marks(methods: Sequence[Method], names: Mapping[str, str] | None = None) -> 
             shapes = "v><Pd" if color == GREEN else "oXph"
             marker = shapes[variants.get(color, 0) % len(shapes)]
             variants[color] = variants.get(color, 0) + 1
+        plain = declared is None or declared.filled or color == PURPLE
+        cached = scheme.kv_cache.is_quantized and color != GREEN  # FP8 with an FP8 cache has a marker of its own
         out[m.name] = Mark(label=(names or {}).get(m.name, m.title), color=color, marker=marker,
-                                filled=declared is None or declared.filled or color == PURPLE)  # fmt: skip
+                           filled=plain and not cached)  # fmt: skip
     return out
 
 
@@ -54,12 +56,17 @@ def quality_of(result: StudyResult) -> dict[tuple[str, str], QualityRow]:
     return {(q.method, q.variant): q for q in result.quality}
 
 
+def expected_of(result: StudyResult) -> dict[tuple[str, str, str], ExpectedRow]:
+    return {(e.model, e.method, e.variant): e for e in result.expected}
+
+
 def titles(result: StudyResult) -> dict[str, str]:
     return {m.method: m.title for m in result.methods}
 
 
 def first_model(result: StudyResult) -> str:
-    return result.speed[0].model
+    """The first target; empty where a study has no table of times."""
+    return result.speed[0].model if result.speed else ""
 
 
 def case_rows(result: StudyResult, case: str, model: str) -> list[SpeedRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def render(result: StudyResult, inlined: list[dict[str, Any]]) -> str:
     page: str = env.get_template("report.html").render(
         r=result, css=Markup((folder / "report.css").read_text(encoding="utf-8")), sections=sections,
         titles=titles(result), devices=[d.title for d in result.spec.speed.devices],
-        when={m: _when(result, m) for m in models}, fits=_fits(result),
+        when={m: _when(result, m) for m in models}, models=models, fits=_fits(result),
         speeds={m: _speeds(result, m) for m in models}, trust=_by_section(result),
         **texts.all_texts(result),
     )  # fmt: skip
@@ -141,29 +141,33 @@ def _plain(value: float, measure: str) -> str:
 
 
 def _when(result: StudyResult, model: str) -> list[dict[str, Any]]:
-    names, found = titles(result), decided(result, model)
+    found = decided(result, model)
     return [
         {"title": case.title or case.name, "what": texts.case_words(case),
-         "answers": [_answer(found[case.name][d.title], names) for d in result.spec.speed.devices
+         "answers": [_answer(found[case.name][d.title]) for d in result.spec.speed.devices
                      if d.title in found.get(case.name, {})]}
         for case in result.spec.cases
     ]  # fmt: skip
 
 
-def _answer(d: DecisionRow, names: Mapping[str, str]) -> dict[str, Any]:
+def _answer(d: DecisionRow) -> dict[str, Any]:
     out: dict[str, Any] = {"device": d.device, "method": None, "why": d.why}
     if d.method is None:
         return out
     assert d.value is not None
     assert d.low is not None
     assert d.high is not None
-    gain = ""
+    gain = band = ""
     if d.speedup is not None:
-        gain = f"{d.speedup:.2f}x over 16 bit ({d.speedup_low:.2f} to {d.speedup_high:.2f})"
+        gain, band = f"{d.speedup:.2f}x", f"{d.speedup_low:.2f} to {d.speedup_high:.2f}x"
+    lost = "loses nothing"
+    if d.basis != "exact":
+        lost = f"loses {d.lost:.1f} % ({d.lost_low:.1f} to {d.lost_high:.1f})"
     return out | {
-        "method": names[d.method], "value": amount(d.value, d.measure), "low": _plain(d.low, d.measure),
-        "high": amount(d.high, d.measure), "count": d.devices, "gain": gain, "fidelity": d.fidelity,
-        "equals": texts.short_list([names[e] for e in d.equals]),
+        "method": d.title, "value": amount(d.value, d.measure), "low": _plain(d.low, d.measure),
+        "high": _plain(d.high, d.measure), "count": d.devices, "gain": gain,
+        "gain_band": band, "fidelity": d.fidelity, "lost": lost,
+        "basis": d.basis,
     }  # fmt: skip
 
 

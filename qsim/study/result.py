@@ -23,7 +23,7 @@ from .spec import StudySpec
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when a table changes its meaning; another version's file is refused, not guessed at."""
 
 
@@ -72,6 +72,8 @@ class StudyResult:
     measured: Measured
     methods: tuple[rows.MethodRow, ...] = ()
     decisions: tuple[rows.DecisionRow, ...] = ()
+    agreement: tuple[rows.AgreementRow, ...] = ()
+    expected: tuple[rows.ExpectedRow, ...] = ()
     quality: tuple[rows.QualityRow, ...] = ()
     exact: tuple[rows.ExactRow, ...] = ()
     speed: tuple[rows.SpeedRow, ...] = ()

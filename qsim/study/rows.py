@@ -174,10 +174,40 @@ class CapacityRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionRow:
-    """The answer of a case on a device: what to use, what cannot be told apart from it, and what it gains.
+class ExpectedRow:
+    """What a method loses on a target model, and what that stands on; None where nothing is known.
 
-    `method` is None where nothing within the quality limit fits.
+    `basis` is `exact` (16 bit), `measured`, `published`, `near`, `law` or `unknown`; see `qsim.evidence.Expectation`.
+    `variant` is as in `QualityRow`. Bands are 80 % bands.
+    """
+
+    model: str
+    method: str
+    variant: str
+    title: str | None  # what an engine serves it as; None where none does
+    effort: float  # rank of what it takes to serve
+    basis: str
+    lost: float | None  # percent of an average score
+    lost_low: float | None
+    lost_high: float | None
+    ln_ratio: float | None  # ln(perplexity / perplexity in 16 bit)
+    ln_ratio_low: float | None
+    ln_ratio_high: float | None
+    metric: str
+    points: float | None
+    points_low: float | None
+    points_high: float | None
+    collapse: float | None  # probability that the model is destroyed
+    fragile: bool
+    note: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRow:
+    """The answer of a case on a device: what to serve, what cannot be told apart from it, and what it gains.
+
+    `method` is None where nothing within the limit fits, or a quick study cannot tell.
     """
 
     model: str
@@ -185,8 +215,10 @@ class DecisionRow:
     device: str
     devices: int
     method: str | None
+    title: str | None
     scheme: str | None
     equals: tuple[str, ...]  # methods whose speed cannot be told from the best one's
+    excluded: tuple[str, ...]  # what fits and is no candidate, each with the reason
     measure: str
     value: float | None
     low: float | None
@@ -194,9 +226,26 @@ class DecisionRow:
     speedup: float | None  # over 16 bit on as many devices, where that fits
     speedup_low: float | None
     speedup_high: float | None
-    loss: float | None
-    loss_se: float | None
+    lost: float | None  # percent of an average score, as expected of the target
+    lost_low: float | None
+    lost_high: float | None
+    basis: str
+    collapse: float | None
     fidelity: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementRow:
+    """An answer beside what practitioners recommend; where they differ, `why` has the numbers."""
+
+    model: str
+    device: str
+    case: str
+    says: str
+    source: str
+    answer: str
+    agrees: bool
     why: str
 
 

@@ -12,8 +12,10 @@ import hwmodels
 from qsim.notes import Note, pick
 
 from . import accumulator, hardware, trust
+from .agreement import agreement_rows
 from .cost import Cost, cost_of
 from .decide import decisions
+from .expected import check_evidence, expected_rows
 from .folder import Parts, prepare
 from .result import Environment, Measured, StudyResult, environment
 from .rows import (
@@ -131,6 +133,7 @@ def run_study(
     from .quality import check_texts
 
     check_texts(spec)
+    check_evidence(spec)
     if announce is not None:
         announce(cost_of(spec))
     if folder is not None:
@@ -196,9 +199,12 @@ def _result(spec: StudySpec, quick: bool, parts: Parts, steps: _Steps) -> StudyR
     checked: _TrustPart = steps.run(_VALIDATION, lambda: parts.get(
         "trust", {**inputs, "quick": quick}, _TrustPart, lambda: _trust(layers=not quick)))  # fmt: skip
     measured = quality.measured(spec, subject, rows[0])
+    expected = tuple(expected_rows(spec, rows))
+    decided = tuple(decisions(spec, speed, expected, quick=quick))
     return StudyResult(
         spec=spec, quick=quick, environment=env, measured=measured, methods=_methods(spec),
-        decisions=tuple(decisions(spec, speed, rows)), quality=rows,
+        decisions=decided, agreement=tuple(agreement_rows(spec, speed, expected, decided)), expected=expected,
+        quality=rows,
         exact=tuple(row for part in found for row in part.exact), speed=speed, curves=curves, flips=flips,
         operators=tuple(operators), roofs=tuple(roofs), capacity=capacity, histograms=tensor.histograms,
         tensor_errors=tensor.errors, channels=tensor.channels, salient=tensor.salient, kinds=seen.kinds,

@@ -77,7 +77,12 @@ class Method:
 
     @property
     def title(self) -> str:
-        """What figures and tables call it."""
+        """What figures and tables call it: as engines serve it, where one does."""
+        from qsim.evidence.served import served_title
+
+        served = None if self.options else served_title(self.algorithm, self.scheme)
+        if served is not None:
+            return served
         scheme = _SCHEME_TITLES.get(self.scheme) or scheme_title(self.scheme)
         plain = self.algorithm == "rtn" and self.scheme in ("mxfp4", "nvfp4", "mxfp6", "mxfp8")  # nothing else is usual
         more = " ".join(k if v is True else f"{k}={v}" for k, v in sorted(self.options.items()))
@@ -216,7 +221,8 @@ class Quality:
         exact_bytes: how much of it goes through the tensor-core emulator, for each device; 0 leaves that out.
         calibration_tokens: tokens that GPTQ, AWQ, SmoothQuant and static scales see.
         search_grid: candidates of AWQ's search for scales; 20 is the paper's.
-        max_loss: bits per byte that a method may lose against 16 bit and still be recommended.
+        max_loss: bits per byte from which a loss of the measured model counts as large in the figures; what may be
+            recommended for a target is `StudySpec.max_lost`.
         seed: of everything random.
     """
 
@@ -243,6 +249,8 @@ class Quality:
 
 DEFAULT_DEVICES = (
     DeviceSpec(name="h100-sxm"),
+    DeviceSpec(name="h200"),
+    DeviceSpec(name="b200"),
     DeviceSpec(name="a100-sxm-80gb"),
     DeviceSpec(name="l40s"),
     DeviceSpec(name="rtx-4090"),
@@ -269,8 +277,8 @@ DEFAULT_METHODS = tuple(
     Method(**parse_method(text))
     for text in (
         "none:bf16", "rtn:w4a16-g128", "gptq:w4a16-g128", "awq:w4a16-g128", "rtn:w3a16-g128", "gptq:w3a16-g128",
-        "awq:w3a16-g128", "rtn:w8a8-channel-token", "smoothquant:w8a8-channel-token", "fp8:fp8-tensor",
-        "fp8:fp8-rowwise", "fp8:fp8-block128", "fp8:fp8-tensor-kvfp8", "rtn:mxfp4", "rtn:nvfp4",
+        "awq:w3a16-g128", "awq:w4a16-g128-kvfp8", "rtn:w8a8-channel-token", "smoothquant:w8a8-channel-token",
+        "fp8:fp8-tensor", "fp8:fp8-rowwise", "fp8:fp8-block128", "fp8:fp8-rowwise-kvfp8", "rtn:mxfp4", "rtn:nvfp4",
     )
 )  # fmt: skip
 
@@ -308,17 +316,26 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """Everything that a study is asked; two studies of equal specification give equal numbers on one machine."""
+    """Everything that a study is asked; two studies of equal specification give equal numbers on one machine.
+
+    Attributes:
+        max_lost: percent of an average score that a method may lose on a target model and still be recommended.
+        evidence: a CSV file whose rows join the published losses (`qsim.evidence.read_rows`); empty for none.
+    """
 
     __pydantic_config__ = _STRICT
 
     title: str = "Quality against speed"
     methods: tuple[Annotated[Method, BeforeValidator(parse_method)], ...] = DEFAULT_METHODS
     cases: tuple[Case, ...] = DEFAULT_CASES
+    max_lost: float = 3.0
+    evidence: str = ""
     quality: Quality = field(default_factory=Quality)
     speed: Speed = field(default_factory=Speed)
 
     def __post_init__(self) -> None:
+        if isinstance(self.max_lost, bool) or not 0 < self.max_lost <= 100:
+            raise QsimError(f"max_lost must be above 0 and at most 100 percent of a score: got {self.max_lost!r}")
         if not self.methods or not self.cases:
             raise QsimError(f"a study must have methods and cases: got {len(self.methods)} and {len(self.cases)}")
 

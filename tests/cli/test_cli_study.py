@@ -15,7 +15,7 @@ from qsim.study.spec import check
 
 NOTHING: dict[str, Any] = {
     "file": None, "model": (), "text": None, "calibration": None, "device": (), "overrides": (), "scheme": (),
-    "method": (), "batch": None, "context": None, "max_loss": None, "profile": None, "max_bytes": None,
+    "method": (), "batch": None, "context": None, "max_loss": None, "rows": None, "profile": None, "max_bytes": None,
     "price": (),
 }  # fmt: skip
 
@@ -41,7 +41,8 @@ def test_options_make_the_users_own_case(tmp_path: Path) -> None:
     text.write_text("text", encoding="utf-8")
     spec = asked(
         device=("l40s", "asic"), overrides=("memory.bandwidth_gbytes_per_s=6000",), scheme=("w4a16-g64",),
-        method=("gptq:w3a16-g128",), batch=8, context=4096, text=text, max_loss=0.05, profile="eager",
+        method=("gptq:w3a16-g128",), batch=8, context=4096, text=text, max_loss=2.5, rows=text,
+        profile="eager",
     )  # fmt: skip
     assert [m.name for m in spec.methods] == [
         "none:bf16", "rtn:w4a16-g64", "gptq:w4a16-g64", "awq:w4a16-g64", "gptq:w3a16-g128",
@@ -51,7 +52,8 @@ def test_options_make_the_users_own_case(tmp_path: Path) -> None:
     assert [(c.phase, c.batch, c.context) for c in spec.cases] == [
         ("decode", 8, 4096), ("prefill", 8, 4096), ("request", 8, 4096),
     ]  # fmt: skip
-    assert (spec.quality.text, spec.quality.max_loss, spec.speed.profile) == (str(text), 0.05, "eager")
+    assert (spec.quality.text, spec.max_lost, spec.evidence) == (str(text), 2.5, str(text))
+    assert spec.speed.profile == "eager"
 
 
 def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> 
         (("--scheme", "w4a17"), "unknown scheme 'w4a17'"),
         (("--method", "magic:fp8"), "--method: methods.0.algorithm: unknown method 'magic'"),
         (("--text", "no-such-file.txt"), "--text: no-such-file.txt does not exist"),
-        (("--max-loss", "-1"), "--max-loss must be a positive number of bits per byte: got -1"),
+        (("--max-loss", "-1"), "--max-loss must be above 0 and at most 100 percent of a score: got -1"),
         (("--model", "llama-9"), "unknown model 'llama-9'"),
         (("--file", "no-such.toml"), "no-such.toml: No such file or directory"),
         (("--json", "--csv"), "--json and --csv both want stdout"),

@@ -68,6 +68,13 @@ def test_a_law_is_not_asked_beyond_what_it_saw(method: str, scheme: str) -> None
     assert expected_loss("qwen2.5-7b", method, scheme).basis == "unknown"
 
 
+def test_a_type_of_gguf_has_the_published_losses_of_its_files() -> None:
+    found = expected_loss("llama-3-8b", "rtn", "q6_k")
+    assert found.basis == "published"
+    assert found.metric == "token perplexity, windows of 512"
+    assert 0 < found.value < expected_loss("llama-3-8b", "gguf", "q4_k").value  # type: ignore[operator]
+
+
 def test_sixteen_bit_loses_nothing() -> None:
     found = expected_loss("any-model", "none", "bf16")
     assert (found.value, found.low, found.high, found.basis, found.collapse) == (0.0, 0.0, 0.0, "exact", 0.0)

@@ -76,6 +76,8 @@ def test_near_models_come_after_the_model_itself_and_are_of_its_generation_and_s
         ("fp8-block128", Precision(weight="fp8", region="block", activation="fp8", scaling="group")),
         ("nvfp4", Precision(weight="nvfp4", region="block", activation="nvfp4", scaling="block")),
         ("bf16-kvfp8", Precision(kv="fp8")),
+        ("q4_k", Precision(weight="q4_k_s", region="block")),
+        ("q6_k", Precision(weight="q6_k", region="block")),
     ],
 )
 def test_a_scheme_and_the_words_of_a_table_mean_the_same_numbers(scheme: str, precision: Precision) -> None:

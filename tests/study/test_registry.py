@@ -92,8 +92,8 @@ def test_a_section_of_ones_own_has_a_heading_a_number_and_a_place_in_the_list(
     write_study(bare, tmp_path / "s")
     page = (tmp_path / "s" / "index.html").read_text(encoding="utf-8")
     heads = re.findall(r"<h2 [^>]*>(.*?)</h2>", page)
-    assert "8. What I looked at" in heads
-    assert "9. How far to trust each number" in heads
+    assert "9. What I looked at" in heads
+    assert "10. How far to trust each number" in heads
     assert '<a href="#mine">What I looked at</a>' in page
     assert "<p>My text.</p>" in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -116,7 +117,33 @@ def test_every_answer_stands_with_its_band_and_tag(run: Run, page: str) -> None:
             assert "nothing that loses at most" in cell
         else:
             assert f'class="tag {d.fidelity}"' in cell
+            assert f'class="tag {d.basis}">loss {d.basis}' in cell
             assert " to " in cell
+            assert d.title is not None
+            assert d.title in cell
+
+
+def test_the_page_begins_with_answers_and_the_small_model_is_a_lesson_below(run: Run, page: str) -> None:
+    heads = re.findall(r'<h2 id="(\w+)">', page)
+    assert heads.index("when") < heads.index("target") < heads.index("why") < heads.index("quality")
+    target = page[page.index('<h2 id="target">') : page.index('<h2 id="why">')]
+    assert "of a score" in target
+    assert 'class="tag near"' in target
+    assert 'class="tag law"' not in target[: target.index("llama-3-70b")]
+    assert "bits per byte" not in target
+    assert "Beside what practitioners recommend" in page
+    said = html.unescape(page)
+    assert all(a.why in said or a.agrees for a in run.result.agreement)
+
+
+def test_the_embedded_model_is_said_to_teach_mechanisms_not_rankings(run: Run) -> None:
+    from dataclasses import replace
+
+    lesson = next(s for s in REPORT.sections if s.name == "quality")
+    assert lesson.text is not None
+    assert "not rankings" not in lesson.text(run.result)
+    tiny = replace(run.result, measured=replace(run.result.measured, model="tiny"))
+    assert lesson.text(tiny).startswith("tiny teaches mechanisms, not rankings")
 
 
 def test_a_title_with_markup_stays_text(run: Run, tmp_path: Path) -> None:

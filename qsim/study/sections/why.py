@@ -10,19 +10,24 @@ from ..figure import Drawing, Figure, Section
 from ..looks import column, curve_schemes
 from ..result import StudyResult
 
+MOST_ROOFS = 6
+"""Devices of one figure of rooflines."""
+
 
 def _rooflines(result: StudyResult) -> Drawing | None:
     if not result.operators:
         return None
+    drawn = list(dict.fromkeys(o.device for o in result.operators))
+    rest = drawn[MOST_ROOFS:]
     roofs = [
         Roof(device=r.device, format=format_title(r.format), integers=r.format.startswith("int"),
              peak_flop_per_s=r.peak_flop_per_s, bandwidth_bytes_per_s=r.bandwidth_bytes_per_s)
-        for r in result.roofs
+        for r in result.roofs if r.device not in rest
     ]  # fmt: skip
     points = [
         Point(device=o.device, operator=operator_title(o.operator), scheme=scheme_title(o.scheme), case=o.regime,
               intensity=o.flop_per_byte, flop_per_s=o.flop_per_s, share=o.share)
-        for o in result.operators if o.operator != "lm_head"
+        for o in result.operators if o.operator != "lm_head" and o.device not in rest
     ]  # fmt: skip
     schemes = list(dict.fromkeys(o.scheme for o in result.operators))
     linear = [o for o in result.operators if o.kind in ("gemm", "fused") and o.operator != "lm_head"]
@@ -36,6 +41,7 @@ def _rooflines(result: StudyResult) -> Drawing | None:
         "On the slope memory sets the time, on the flat part arithmetic. Linear layers in "
         f"{scheme_title(schemes[0])} are bound {'; '.join(words)}. Fewer bits move a layer to the right along "
         "the slope: it gains until the roof levels off, and nothing after."
+        + (f" {and_list(rest)} {'is' if len(rest) == 1 else 'are'} in the tables only." if rest else "")
     )
     return Drawing(says=says, draw=lambda: roofline_figure("", roofs, points),
                    title=f"Rooflines with the operators of {model_title(result.operators[0].model)}")  # fmt: skip
