@@ -172,7 +172,7 @@ def test_a_damaged_or_foreign_study_is_refused(tmp_path: Path, run: Run) -> None
         read_result(file)
     table = json.loads(to_json(run.result))
     file.write_text(json.dumps({**table, "schema_version": 99}), encoding="utf-8")
-    with pytest.raises(ValueError, match="has version 99; this program reads version 1"):
+    with pytest.raises(ValueError, match="has version 99; this program reads version 2"):
         read_result(file)
 
 
