@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.formats import IntFormat
+from qsim.formats import FloatFormat, IntFormat
 from qsim.scheme import Granularity, find_parameters
 from qsim.scheme.rules import ScaleRule
 from qsim.scheme.tensor_scheme import TensorScheme
@@ -83,9 +83,30 @@ class Scales:
 
     def find_group(self, x: np.ndarray, rows: slice, group: int) -> None:
         """The scales of one group, from its columns `x` (R, size) as they are now."""
-        stored, used, zeros = self.finder.find(x, Granularity(kind="channel"), rows.start)
+        stored, used, zeros = self.finder.find(self._within(x), Granularity(kind="channel"), rows.start)
         self.stored[rows, group], self.used[rows, group] = stored[:, 0], used[:, 0]
         self.zeros[rows, group] = self.used_zeros[rows, group] = zeros[:, 0]
+
+    def _within(self, x: np.ndarray) -> np.ndarray:
+        """`x`, or for rows whose scale would be 0 in its format, a row that gets the smallest scale.
+
+        The errors of other columns can move a whole group to nearly nothing. The scale that it needs may then be below
+        the smallest of float16, 2^-24; with that one, its values are as near as codes of the scheme can be.
+        """
+        how = self.finder.how
+        if not isinstance(how.format, IntFormat) or not isinstance(how.scale_format, FloatFormat):
+            return x
+        least, levels = F32(how.scale_format.smallest_subnormal), F32((1 << how.bits) - 1)
+        width = np.maximum(x.max(axis=1), 0) - np.minimum(x.min(axis=1), 0)
+        if how.symmetric:
+            width = 2 * np.abs(x).max(axis=1)
+        small = (width > 0) & (width < least * levels)
+        if x.shape[1] < 2 or not small.any():
+            return x
+        out = x.copy()
+        out[small] = 0
+        out[small, 0], out[small, 1] = -least * levels / 2, least * levels / 2
+        return out
 
     def lanes(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """(G, R padded to whole tiles) scales and zero points of some rows; padding is 1 and 0."""

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.methods import gptq, linalg, reference, rtn
-from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme
+from qsim.methods.scales import ScaleFinder, Scales
+from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_rule, get_scheme
 
 from .anchors import SMALL, layer, make, output_error, scheme
 
@@ -299,3 +300,19 @@ def test_integer_activations_are_allowed():
     w, h = problem(16, 128)
     q, _ = gptq(w, h, get_scheme("w4a8-g128"))
     assert q.scheme.activation.format.name == "int8"
+
+
+@pytest.mark.parametrize("name", ["w4a16-g128", "w4a16-g128-sym"])
+def test_a_group_that_errors_move_to_nearly_nothing_gets_the_smallest_scale(name):
+    how = get_scheme(name).weight
+    x = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
+    finder = ScaleFinder(how=how, rule=get_rule(None, how), norm=None, stored=True)
+    plain, tiny = Scales(finder, (4, 128)), Scales(finder, (4, 128))
+    plain.find_group(x, slice(0, 4), 0)
+    moved = x.copy()
+    moved[2] *= 1e-9  # its scale would be 0 in float16
+    tiny.find_group(moved, slice(0, 4), 0)
+    assert tiny.stored[2, 0] == 2.0**-24
+    np.testing.assert_array_equal(np.delete(tiny.stored, 2), np.delete(plain.stored, 2))
+    np.testing.assert_array_equal(np.delete(tiny.zeros, 2), np.delete(plain.zeros, 2))
+    assert tiny.zeros[2, 0] in (7, 8)
