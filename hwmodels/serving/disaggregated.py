@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qsim.notes import Note
+
 from .closed import places_of
 from .constants import Constants
 from .deployment import Deployment
@@ -38,6 +40,13 @@ class Apart:
     limit: str
 
 
+NOT_HELD = Note(
+    "separate_not_measured",
+    "separate prefill workers are not held to measurements: of the points that there are, the workers' numbers are not "
+    "certain, and the predictions miss them by a factor of about two; the bands are those of workers that do both",
+)
+
+
 def serve_apart(
     reader: StepTable, writer: StepTable, workload: Workload, policy: EnginePolicy, constants: Constants,
     plan: Deployment,
@@ -45,7 +54,7 @@ def serve_apart(
     """Means of `plan.prefill.replicas` prefill workers that feed `plan.replicas` decode workers.
 
     Prefills queue as M/D/c (Sakasegawa's approximation, with half the wait of exponential service); the cache of a
-    prompt crosses the link before its second token; decode steps hold no prompts.
+    prompt crosses the link before its second token; decode steps hold no prompts. `NOT_HELD` says what it is worth.
     """
     from .loop import step_s
 
@@ -64,8 +73,8 @@ def serve_apart(
         return float(step_s(rows, context, chunk, reading, ending, width, *args))
 
     pieces = max(1.0, np.ceil(fresh / policy.token_budget))
-    places = table_places = reader.spacing * np.arange(reader.prompt.size)
-    reading = float(np.interp(prompt, table_places, reader.prompt) - np.interp(prompt - fresh, places, reader.prompt))
+    places = reader.spacing * np.arange(reader.prompt.size)
+    reading = float(np.interp(prompt, places, reader.prompt) - np.interp(prompt - fresh, places, reader.prompt))
     service = pieces * step(reader, 0, int(fresh / pieces), reading / pieces + reader.fixed, 1)
     copy = plan.link_latency_s + writer.kv_bytes * prompt / (plan.link_gbytes_per_s * 1e9)
     most = readers / service

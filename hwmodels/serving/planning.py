@@ -21,7 +21,7 @@ from ..workload.architecture import Architecture, get_architecture
 from .closed import closed_form, places_of
 from .constants import Constants, constants_for, widened
 from .deployment import Deployment
-from .disaggregated import serve_apart
+from .disaggregated import NOT_HELD, serve_apart
 from .policy import EnginePolicy, get_policy
 from .steps import StepTable, tabulate
 from .workload import Workload
@@ -53,7 +53,8 @@ class Option:
         device, scheme, deployment: what serves. gpus: all devices.
         ttft_s, tpot_s: predicted means at the load. capacity_per_s: requests per second within the limits.
         price_per_hour: of all devices, None without a price; cost_per_million: of a million generated tokens.
-        sure: the upper ends of the 80 % bands are within the limits too.
+        sure: the upper ends of the 80 % bands are within the limits too; never for separate prefill workers, whose
+            bands are not known.
         notes: of the prediction.
     """
 
@@ -303,12 +304,13 @@ def _option(
 ) -> Option:  # fmt: skip
     hourly = paid.get(engine.device.name)
     total = None if hourly is None else hourly * deployment.gpus
-    c = engine.constants
+    c, apart = engine.constants, deployment.prefill is not None
     return Option(
         device=engine.device.name, scheme=engine.scheme.name or "custom", deployment=deployment, gpus=deployment.gpus,
         ttft_s=ttft_s, tpot_s=tpot_s, capacity_per_s=capacity, price_per_hour=total,
         cost_per_million=None if total is None else total / 3600.0 / (goal.rate_per_s * goal.output) * 1e6,
-        sure=ttft_s * c.ttft[1] <= goal.ttft_s and tpot_s * c.tpot[1] <= goal.tpot_s, notes=engine.table.notes,
+        sure=not apart and ttft_s * c.ttft[1] <= goal.ttft_s and tpot_s * c.tpot[1] <= goal.tpot_s,
+        notes=(*engine.table.notes, NOT_HELD) if apart else engine.table.notes,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from ..workload.architecture import Architecture, get_architecture
 from .closed import closed_form, places_of
 from .constants import Constants, constants_for, widened
 from .deployment import Deployment
-from .disaggregated import serve_apart
+from .disaggregated import NOT_HELD, serve_apart
 from .events import Run, simulate
 from .policy import EnginePolicy, get_policy
 from .steps import StepTable, tabulate
@@ -338,5 +338,6 @@ def _apart(
         **common, ttft=_mean_alone(found.ttft_s, constants.ttft), tpot=_mean_alone(found.tpot_s, constants.tpot),
         latency=_mean_alone(latency, _mixed(constants, found.ttft_s, latency)), requests_per_s=found.requests_per_s,
         output_tokens_per_s=found.requests_per_s * workload.mean_output, mean_rows=found.rows, steps=0,
-        kv_occupancy=None, preemptions=0, timeline=np.zeros((0, 4)), limit=found.limit, notes=(*table.notes, note),
+        kv_occupancy=None, preemptions=0, timeline=np.zeros((0, 4)), limit=found.limit,
+        notes=(*table.notes, note, NOT_HELD),
     )  # fmt: skip

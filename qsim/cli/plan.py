@@ -73,7 +73,8 @@ def plan(
 ) -> None:  # fmt: skip
     """The fewest dollars, or devices where no price is given, that serve MODEL within the limits: over devices,
     schemes, tensor-parallel sizes, and prefill workers apart. `sure` says that the 80 % bands are within the limits
-    too; `loss` is what the scheme costs in quality, from published results.
+    too, which nobody can say of prefill workers apart; `loss` is what the scheme costs in quality, from published
+    results.
 
     \b
     Examples:
@@ -107,10 +108,15 @@ def plan(
         for p in found.frontier
     ]  # fmt: skip
 
+    notes = list(dict.fromkeys(str(note) for o in found.options for note in o.notes))
+
     def table() -> None:
         best = found.best
         money = "" if best.price_per_hour is None else f", {best.price_per_hour:.4g} per hour"
-        click.echo(f"{found.model}: {_name(best)}, {best.gpus} devices{money}\n")
+        click.echo(f"{found.model}: {_name(best)}, {best.gpus} devices{money}")
+        for note in notes:
+            click.echo(f"note: {note}")
+        click.echo()
         print_table(_COLUMNS, rows)
         click.echo("\nWhat the winner depends on")
         print_table(_CHANGES, changes)
@@ -119,6 +125,7 @@ def plan(
 
     deliver(form, rows, table, whole={
         "model": found.model, "options": rows, "sensitivity": changes, "left_out": missed, "frontier": frontier,
+        "notes": notes,
     })  # fmt: skip
 
 

@@ -38,6 +38,16 @@ def test_every_option_meets_the_limits_and_the_cheapest_comes_first() -> None:
         np.testing.assert_allclose(o.cost_per_million, o.price_per_hour / 3600 / (90 * 200) * 1e6)
 
 
+def test_separate_prefill_workers_are_never_sure_and_say_why() -> None:
+    options = small().options
+    apart = [o for o in options if o.deployment.prefill is not None]
+    assert apart
+    assert not any(o.sure for o in apart)
+    assert any(o.sure for o in options)
+    for o in options:
+        assert ("separate_not_measured" in {n.code for n in o.notes}) == (o in apart)
+
+
 def test_the_simulation_confirms_the_winner_and_one_engine_less_is_too_few() -> None:
     best = next(o for o in small().options if o.deployment.prefill is None)
     workload = Workload(rate_per_s=90.0, prompt=1000, output=200)
@@ -145,6 +155,8 @@ def test_plan_prints_the_winner_its_options_and_the_loss(tmp_path: Path) -> None
     text = run(*args, "--plot", str(tmp_path / "f.png"))
     assert text.startswith("llama-3-8b: fp8 on ")
     assert "What the winner depends on" in text
+    assert "not held to measurements" not in text
+    assert "not held to measurements" in run(*args[:-1]), "what an answer with separate workers is worth"
     found = json.loads(run(*args, "--json"))
     assert found["options"][0]["price_per_hour"] == min(o["price_per_hour"] for o in found["options"])
     assert "%" in found["options"][0]["loss"]
