@@ -40,6 +40,7 @@ def steady(
     linear, head, decode, padded, context_sum, spacing, fixed, first, ratio, cached = table
     kind, budget = policy[0], float(policy[1])
     running = min(flight, places) if flight > 0 else 1.0
+    last = (width, linear, head, decode, padded, first, ratio, host)
     reading = _between(context_sum, spacing, prompt + cached) - _between(context_sum, spacing, cached)
     context = prompt + cached + output / 2.0
     rows, share, token, waited, sent = max(1.0, running), 0.0, 0.0, 0.0, rate
@@ -50,16 +51,12 @@ def steady(
         plain = 0.0
         for count, weight in ((low, 1.0 - part), (low + 1, part)):
             if weight > 0.0:
-                plain += weight * step_s(
-                    max(count, 1), context, 0, 0.0, 0, width, linear, head, decode, padded, first, ratio, host
-                )
+                plain += weight * step_s(max(count, 1), context, 0, 0.0, 0, *last)
         whole = round(rows)
         if kind == PREFILL_FIRST:
             alone = max(1.0, prompt / budget)
             chunk = int(min(prompt, budget))
-            filled = alone * step_s(
-                0, 0.0, chunk, reading / alone + fixed, 1, width, linear, head, decode, padded, first, ratio, host
-            )
+            filled = alone * step_s(0, 0.0, chunk, reading / alone + fixed, 1, *last)
             busy = min(sent * filled * others, 0.95)
             each, share = plain / (1.0 - busy), busy
             service, utilisation = filled, busy
@@ -73,38 +70,12 @@ def steady(
             held = coming * prompt / max(share, 1e-9)
             over = max(held / room, 1.0)
             chunk = int(min(held, room))
-            filled = step_s(
-                whole,
-                context,
-                chunk,
-                coming * reading / max(share, 1e-9) / over + fixed,
-                max(1, round(coming / max(share, 1e-9))),
-                width,
-                linear,
-                head,
-                decode,
-                padded,
-                first,
-                ratio,
-                host,
-            )
+            ending = max(1, round(coming / max(share, 1e-9)))
+            filled = step_s(whole, context, chunk, coming * reading / max(share, 1e-9) / over + fixed, ending, *last)
             each = (1.0 - share) * plain + share * filled * over
             # the step that a request's own prompt, or a piece of it, rides in
-            own = step_s(
-                whole,
-                context,
-                int(min(prompt / pieces + coming * prompt, room)),
-                reading / pieces + coming * reading + fixed,
-                1,
-                width,
-                linear,
-                head,
-                decode,
-                padded,
-                first,
-                ratio,
-                host,
-            )
+            chunk = int(min(prompt / pieces + coming * prompt, room))
+            own = step_s(whole, context, chunk, reading / pieces + coming * reading + fixed, 1, *last)
             service, utilisation = own * pieces, min(coming * prompt / room, 0.95)
             under_way = ((1.0 - share) * plain**2 + share * (filled * over) ** 2) / (2.0 * each)
         ahead = utilisation / (2.0 * (1.0 - utilisation)) * service
