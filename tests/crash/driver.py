@@ -8,13 +8,16 @@ or the new one whole; nothing of the user's may be gone; and the same command mu
 stopped and leave nothing beside them. The same at random moments (SIGKILL from outside), and on file systems that are
 really too small, where one may be mounted.
 
-Each case is a process forked from one that has compiled everything. Prints one JSON object; exit code 1 on a failure.
+Each case is a process forked from one that has compiled everything. One that does not end in
+time ends the run, with where it stood. Prints one JSON object; exit code 1 on a failure.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -31,17 +34,32 @@ from .faults import KILLED, Watch, full_from, interrupt_at, kill_at
 from .scenarios import REFUSALS, SCENARIOS, Scenario
 
 REFUSED, STOPPED, FAULT = 2, 1, 70
+LIMIT_S = 120
 FAULTS = {"killed": (kill_at, {KILLED}), "disk full": (full_from, {REFUSED}), "Ctrl-C": (interrupt_at, {STOPPED})}
 
 
+class Hung(Exception):
+    """A process that did not end."""
+
+
 def in_child(work: Callable[[], object], said: Path) -> int:
-    """Run in a forked process; 0, or how it ended. Its traceback, if any, is in the file `said`."""
+    """Run in a forked process; 0, or how it ended. Its traceback, if any, is in the file `said`.
+
+    Raises:
+        Hung: it did not end within `LIMIT_S`; the text says where it stood.
+    """
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == -signal.SIGALRM:
+            raise Hung(f"not ended after {LIMIT_S} s: {said.read_text()}")
+        return code
     code = FAULT
     try:
-        code = ending(work, said)
+        with said.open("w") as stood:
+            faulthandler.register(signal.SIGALRM, file=stood, chain=True)
+            signal.alarm(LIMIT_S)
+            code = ending(work, said)
     finally:
         os._exit(code)
 
@@ -69,9 +87,7 @@ class Case:
             scenario.older(place / "older")
             self.old = scenario.state(place / "older")
         work = self.fresh()
-        start = time.perf_counter()
         scenario.command(work / "out")
-        self.time_s = time.perf_counter() - start
         self.new = scenario.state(work / "out")
         assert self.new is not None
         assert self.new != self.old
@@ -97,7 +113,9 @@ class Case:
             number = watch.count
             counted.write_text(str(number))
 
+        start = time.perf_counter()  # here nothing is compiled any more
         assert in_child(run, self.said) == 0, self.said.read_text()
+        self.time_s = time.perf_counter() - start
         return int(counted.read_text())
 
     def stop(self, kind: str, number: int) -> None:
@@ -207,10 +225,14 @@ def main() -> int:
     parser.add_argument("--disks", type=int, default=12, help="sizes of a file system that is too small")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    # Numba's question for its number of threads takes a lock that forked processes share, unless they are not forked by
+    # default: one that is killed while it holds it would stop all later ones.
+    multiprocessing.set_start_method("spawn")
     rng = random.Random(given.seed)
     report: dict = {"seed": given.seed, "cases": {}, "failures": [], "skipped": []}
     with tempfile.TemporaryDirectory(prefix="crash-") as folder:
-        refusal = can_mount(Path(folder) / "disk") if given.disks else "not asked for"
+        disk = Path(folder) / "disk"
+        refusal = can_mount(disk) if given.disks else "not asked for"
         report["skipped"] += [refusal] if refusal else []
         for kind in SCENARIOS:
             if given.scenarios and kind.name not in given.scenarios:
@@ -222,20 +244,27 @@ def main() -> int:
                 place = base / ("replacing" if replaces else "new")
                 place.mkdir()
                 case = Case(kind(base, replaces), place)
-                for fault in FAULTS:
-                    for number in chosen(case.changes, given.points, rng):
-                        case.stop(fault, number)
-                for _ in range(given.random):
-                    case.stop_at_random(rng.random() * 1.2 * case.time_s)
-                if not refusal:
-                    size = sum(p.stat().st_blocks * 512 for p in (place / "work").rglob("*"))
-                    for i in range(given.disks):
-                        step = size * 2 * (i + rng.random()) / given.disks
-                        case.on_a_disk(4096 + int(step), Path(folder) / "disk")
+                try:
+                    stop_everywhere(case, given, rng, None if refusal else disk)
+                except Hung as error:  # the next would hang as well
+                    sys.exit(f"{case.scenario.label}: {error}")
                 report["cases"][case.scenario.label] = {"changes": case.changes, "stops": case.count}
                 report["failures"] += case.failures
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
     return 1 if report["failures"] else 0
+
+
+def stop_everywhere(case: Case, given: argparse.Namespace, rng: random.Random, disk: Path | None) -> None:
+    """Every fault at the changes asked for, then random moments, then small disks where one may be mounted."""
+    for fault in FAULTS:
+        for number in chosen(case.changes, given.points, rng):
+            case.stop(fault, number)
+    for _ in range(given.random):
+        case.stop_at_random(rng.random() * 1.2 * case.time_s)
+    if disk is not None:
+        size = sum(p.stat().st_blocks * 512 for p in (case.place / "work").rglob("*"))
+        for i in range(given.disks):
+            case.on_a_disk(4096 + int(size * 2 * (i + rng.random()) / given.disks), disk)
 
 
 if __name__ == "__main__":
