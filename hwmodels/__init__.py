@@ -34,8 +34,8 @@ _LAZY = {
     "gemm_power": "hwmodels.timing.power",
     "moe_kernels": "hwmodels.timing.moe",
     "moe_time": "hwmodels.timing.moe",
-    "attention": "hwmodels.timing.kernel",
-    "attention_time": "hwmodels.timing.kernel",
+    "attention": "hwmodels.timing.attention_kernel",
+    "attention_time": "hwmodels.timing.attention_kernel",
     "predict": "hwmodels.prediction",
     "speedup": "hwmodels.prediction",
     "Prediction": "hwmodels.prediction",
@@ -67,9 +67,10 @@ if TYPE_CHECKING:
     from .serving.policy import EnginePolicy
     from .serving.served import Served, serve
     from .serving.workload import Workload
+    from .timing.attention_kernel import attention, attention_time
     from .timing.families import register_kernels
     from .timing.family import AttentionFamily, KernelFamily
-    from .timing.kernel import attention, attention_time, gemm, gemm_time
+    from .timing.kernel import gemm, gemm_time
     from .timing.moe import moe_kernels, moe_time
     from .timing.power import gemm_power
     from .workload.architecture import Architecture, architecture_names, get_architecture

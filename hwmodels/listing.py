@@ -9,7 +9,8 @@ from qsim.errors import QsimError
 from qsim.scheme import list_schemes
 from qsim.tables import Table
 
-from .calibration.store import Parameters, calibrated_names
+from .calibration.fitted import Parameters
+from .calibration.store import calibrated_names
 from .device.describe import device_row
 from .device.device import Device
 from .device.load import device_names, get_device

@@ -26,8 +26,8 @@ from _machine import describe
 
 from qsim.checkpoints.folder import ShardWriter, write_json
 from qsim.models import ModelConfig
+from qsim.models.checks import quantizable
 from qsim.models.families import expected_tensors
-from qsim.models.model import quantizable
 from qsim.safetensors import Stored, integers, open_folder
 
 HERE = Path(__file__).resolve().parent

@@ -20,7 +20,7 @@ import numpy as np
 from .surface import Array
 
 if TYPE_CHECKING:
-    from .store import Parameters
+    from .fitted import Parameters
 
 AFTER = 1 + 1e-9
 """Just above a size: the next row of tiles has begun."""

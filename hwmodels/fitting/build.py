@@ -20,7 +20,8 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.files import read_csv, write_text
 
-from ..calibration.store import Parameters, _number, load_calibration, parameters_toml
+from ..calibration.fitted import Parameters
+from ..calibration.store import _number, load_calibration, parameters_toml
 from ..checks import check_count
 from ..device.load import get_device
 from ..timing.families import get_family

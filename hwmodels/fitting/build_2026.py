@@ -11,7 +11,8 @@ from typing import Any
 from qsim.files import write_text
 
 from ..calibration.collectives import collective_toml
-from ..calibration.store import Parameters, parameters_toml
+from ..calibration.fitted import Parameters
+from ..calibration.store import parameters_toml
 from . import sources
 from .attention_2026 import attention_rows, attention_settings, attention_tables
 from .collectives_2026 import collectives

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from qsim.errors import QsimError
 
+from ..calibration.fitted import REGIME_EDGES, REGIMES, Parameters
 from ..calibration.grid import Knots, fit_grid
 from ..calibration.neighbours import find_neighbours
-from ..calibration.store import REGIME_EDGES, REGIMES, Parameters
 from ..calibration.surface import Surface, fit_surface
 from ..device.device import Device
 from ..timing.family import VECTOR, KernelFamily

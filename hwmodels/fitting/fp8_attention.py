@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.store import Parameters
+from ..calibration.fitted import Parameters
 from ..device.load import get_device
 from ..workload.operators import attention_cost
 from .fit import bands, regime_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration.store import Parameters, Quantizer
+from ..calibration.fitted import Parameters, Quantizer
 from ..device.load import get_device
 from ..timing.families import get_family
 from .fit import Rows, Settings, fit_and_judge, gemm_rows

@@ -14,7 +14,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 
-from ..calibration.store import Parameters
+from ..calibration.fitted import Parameters
 from ..device.device import Device
 from ..device.load import get_device
 from ..timing.families import get_family

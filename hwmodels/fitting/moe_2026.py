@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.store import Parameters
+from ..calibration.fitted import Parameters
 from ..device.load import get_device
 from ..timing.moe import FORMATS, layer_cost
 from .field import Field, Part, hash_shapes

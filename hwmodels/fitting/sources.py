@@ -12,8 +12,9 @@ import numpy as np
 
 from qsim.errors import QsimError
 
+from ..calibration.fitted import Borrowed
 from ..calibration.grid import Grid
-from ..calibration.store import Borrowed, load_calibration
+from ..calibration.store import load_calibration
 from ..device.device import Device
 from ..device.load import get_device
 from ..timing.families import get_family

@@ -9,4 +9,5 @@ if not TYPE_CHECKING:
         """What was here before the package had modules, for one release."""
         if name.startswith("__"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module("hwmodels.timing.kernel"), name)
+        moved = name in ("attention", "attention_time", "check_heads")
+        return getattr(importlib.import_module(f"hwmodels.timing.{'attention_kernel' if moved else 'kernel'}"), name)

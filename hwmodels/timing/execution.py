@@ -12,9 +12,10 @@ from ..device.device import Device
 from ..workload.architecture import Architecture
 from ..workload.footprint import far_tier, sram_chips
 from ..workload.operators import Operator
+from .attention_kernel import attention
 from .families import get_attention, get_family, grouped_family
 from .grouped import grouped
-from .kernel import DATAFLOW, Estimate, all_reduce, attention, gemm, launch_gap_s, small, soft_roofline
+from .kernel import DATAFLOW, Estimate, all_reduce, gemm, launch_gap_s, small, soft_roofline
 from .moe import moe
 from .parameters import TRANSFER_BAND, calibration_of
 from .peaks import attention_format, format_peak, priced_format, sixteen_bit

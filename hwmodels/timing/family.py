@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from qsim.scheme import Scheme
 
-from ..calibration.store import Parameters
+from ..calibration.fitted import Parameters
 from ..device.device import Device
 
 VECTOR = "vector"

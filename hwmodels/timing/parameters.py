@@ -17,7 +17,7 @@ from qsim.errors import QsimError
 from .families import ATTENTION, FAMILIES, get_attention, get_family
 
 if TYPE_CHECKING:
-    from ..calibration.store import Calibration, Parameters
+    from ..calibration.fitted import Calibration, Parameters
     from ..device.device import Device
     from .family import AttentionFamily
 
@@ -103,7 +103,7 @@ def _fitted(name: str, table: Calibration | None, kernel: str) -> Parameters | N
 
 def generic(kernel: str, eta: tuple[float, float] = (0.8, 0.8)) -> Parameters:
     """Parameters for a kernel that nothing comparable was measured of."""
-    from ..calibration.store import Parameters
+    from ..calibration.fitted import Parameters
 
     return Parameters(
         kernel=kernel, t0_s=5e-6, eta_compute=eta[0], eta_memory=eta[1], p=3.0, kind="transferred", origin="generic"

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..prediction import predict, resolve_scheme, speedup
 from ..request import predict_request
+from ..timing.attention_kernel import attention
 from ..timing.families import get_attention, get_family
-from ..timing.kernel import attention, gemm
+from ..timing.kernel import gemm
 from ..workload.architecture import get_architecture
 from ..workload.footprint import model_weight_bytes
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration.store import Quantizer, load_calibration
+from ..calibration.fitted import Quantizer
+from ..calibration.store import load_calibration
 from ..device.load import get_device
 from ..fitting import humming
 from ..fitting.fit import band_of, bands, coverage, held_out

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.store import Calibration, Parameters, load_calibration
+from ..calibration.fitted import Calibration, Parameters
+from ..calibration.store import load_calibration
 from ..device.load import get_device
 from ..fitting.sources import data_table
 from ..fitting.tables_2026 import DEVICES, TABLES, mine, roughness

@@ -13,7 +13,8 @@ import numpy as np
 
 from qsim.lazy import LazyModule
 
-from ..calibration.store import REGIMES, load_calibration
+from ..calibration.fitted import REGIMES
+from ..calibration.store import load_calibration
 from ..device.load import get_device
 from ..timing.families import FAMILIES, get_family
 from ..timing.kernel import gemm

@@ -10,8 +10,8 @@ from qsim.formats import BlockFormat, get_format
 from qsim.layouts import Fact, Layer, get_layout, refusal
 from qsim.layouts.plain import DTYPES
 from qsim.models import Model
+from qsim.models.checks import quantizable
 from qsim.models.families import block_names, model_names
-from qsim.models.model import quantizable
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
 HEAD = "lm_head"

@@ -21,9 +21,9 @@ from qsim.layouts.gguf.tensors import to_blocks, type_of
 from qsim.layouts.gguf.types import TensorType, get_type
 from qsim.layouts.plain import narrowest, rounded
 from qsim.models import Model
+from qsim.models.checks import quantizable
 from qsim.models.gguf import paired, paired_heads, rope_factors
 from qsim.models.gguf_tokenizer import tokenizer_metadata
-from qsim.models.model import quantizable
 from qsim.scheme import QuantizedTensor
 
 from .checks import layer_of

@@ -16,10 +16,11 @@ from qsim.layouts.gguf.file import GgufFile, GgufTensor, open_gguf
 from qsim.layouts.gguf.tensors import from_blocks
 from qsim.scheme import QuantizedTensor
 
+from .checks import quantizable
 from .config import ModelConfig
 from .families import expected_tensors
 from .gguf_tokenizer import tokenizer_of
-from .model import Model, quantizable
+from .model import Model
 from .rope import RopeScaling, frequencies
 
 # The one scaling that llama.cpp stores as a tensor, with the constants that every published model has.

@@ -14,10 +14,10 @@ from qsim.layouts.parts import with_scale_format
 from qsim.safetensors import FORMAT_OF, Entry, Stored, TensorFiles, open_folder
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
+from .checks import quantizable
 from .config import ModelConfig
 from .families import block_names, expected_tensors, model_names
 from .folder import check_unquantized, config_notes, quantization_of, read_config, read_json, read_tensor, resolve
-from .model import quantizable
 
 HEAD = "lm_head.weight"
 

@@ -13,11 +13,12 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.scheme import QuantizedTensor
 
+from .checks import check_ids
 from .config import ModelConfig
 from .families import block_names, expected_tensors, model_names
 from .folder import TINY, gguf_file
 from .loading import load
-from .model import Model, check_ids
+from .model import Model
 from .source import Source
 from .tokenizer import Tokenizer, load_tokenizer
 

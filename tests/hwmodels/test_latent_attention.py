@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hwmodels
-from hwmodels.timing.kernel import attention
+from hwmodels.timing.attention_kernel import attention
 from hwmodels.workload.architecture import from_config, from_table, get_architecture
 from hwmodels.workload.footprint import footprint, kv_bytes_per_token
 from hwmodels.workload.operators import attention_cost

@@ -12,7 +12,8 @@ from hwmodels.calibration.between import corrected
 from hwmodels.calibration.store import load_calibration
 from hwmodels.device.load import device_names
 from hwmodels.prediction import Prediction
-from hwmodels.timing.kernel import attention, estimate, gemm
+from hwmodels.timing.attention_kernel import attention
+from hwmodels.timing.kernel import estimate, gemm
 from hwmodels.workload.architecture import architecture_names
 from hwmodels.workload.footprint import footprint
 from hwmodels.workload.operators import gemm_cost, weight_nbytes

@@ -7,8 +7,9 @@ import pytest
 
 import hwmodels
 from hwmodels.limits import roofline
+from hwmodels.timing.attention_kernel import attention
 from hwmodels.timing.families import FAMILIES
-from hwmodels.timing.kernel import attention, gemm, gemm_time, small, soft_roofline
+from hwmodels.timing.kernel import gemm, gemm_time, small, soft_roofline
 from hwmodels.timing.parameters import kernel_parameters
 from hwmodels.workload.operators import attention_cost
 
