@@ -40,7 +40,7 @@ def spec_from(given: Mapping[str, Any]) -> StudySpec:
 
 
 def _methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
-    from qsim.study.spec import methods_for
+    from qsim.study.method import methods_for
     from qsim.study.study_file import spec_of
 
     found = [m for scheme in given["scheme"] for m in methods_for(scheme)]

@@ -10,7 +10,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, cast, encode, get_format
 
-from . import ops
+from . import masked
 
 F32 = np.float32
 _ROWS = 512  # queries at a time, those of all heads of a KV head: their scores against 4096 keys are 8 MiB
@@ -110,9 +110,9 @@ def attend(
                 np.tanh(scores, out=scores)
                 scores *= F32(soft_cap)
             if sinks is None:
-                ops.causal_softmax(scores, stop - start, first, position + start, wide, factor)
+                masked.causal_softmax(scores, stop - start, first, position + start, wide, factor)
             else:
-                ops.sink_softmax(scores, stop - start, first, position + start, wide, factor, sinks[mine])
+                masked.sink_softmax(scores, stop - start, first, position + start, wide, factor, sinks[mine])
             mixed = scores @ v if math.is_plain else _product(scores, v.T, math, first_is_probability=True)
             out[start:stop, mine] = mixed.reshape(group, -1, size).transpose(1, 0, 2)
 

@@ -10,7 +10,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.scheme import TensorScheme
 
-from . import ops
+from . import masked, ops
 from .attention import AttentionMath, attend
 from .cache import KVCache, round_entries
 from .fan import Fan, Rounding, keep
@@ -170,7 +170,7 @@ class Block:
             ops.append(qkv, k_at, starts, keys, values)
             if length == 1 and plain:
                 wide = self.window or keys.shape[2]
-                return self.round(ops.attend_one(qkv[:, :k_at], keys, values, starts, wide, self.scale))
+                return self.round(masked.attend_one(qkv[:, :k_at], keys, values, starts, wide, self.scale))
         if self.compiled and plain:
             return self.round(self._attend_compiled(qkv, batch, starts, cache))
         out = np.empty((batch * length, heads * size), F32)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,12 +21,10 @@ from . import statistics
 from .generation import require_tokenizer
 from .linear import Linear
 from .model import Model
+from .windows import Protocol, Window, batches_of, plan_windows
 
-Protocol: TypeAlias = Literal["windows", "sliding", "gptq"]
 Progress: TypeAlias = "bool | Callable[[int, int], None] | None"
-PROTOCOLS = ("windows", "sliding", "gptq")
 
-_BATCH_TOKENS = 1024  # windows shorter than this go through the model together
 _LOGITS = 1 << 24  # logits held at a time: 64 MiB
 _ALONE = 8  # tokens up to which a Linear runs in Numba's threads, which two threads must not enter
 _WIDE = 1024  # columns from which BLAS's own threads are worth their start
@@ -121,15 +119,6 @@ class Reference:
         return None, logits
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Window:
-    """Tokens `start` to `stop` go in; the prediction of each from `scored` on is held against the next token."""
-
-    start: int
-    stop: int
-    scored: int
-
-
 def evaluate(
     model: Model,
     text: Any,
@@ -171,7 +160,7 @@ def evaluate(
     """
     start = time.perf_counter()
     ids, sizes = _tokens(model, text, max_bytes)
-    plan = _plan(model, len(ids), window, stride, protocol)
+    plan = plan_windows(model, len(ids), window, stride, protocol)
     ref = reference if reference is None or isinstance(reference, Reference) else Reference(reference, 0)
     if ref is not None and ref.model.config.vocab_size != model.config.vocab_size:
         raise QsimError(
@@ -182,7 +171,7 @@ def evaluate(
     sums = {name: np.zeros(len(plan)) for name in names}
     side_by_side = _may_share(model) and (ref is None or _may_share(ref.model))
     side_by_side &= min(one.stop - one.start for one in plan) > _ALONE
-    batches, seen = list(_batches(plan, len(plan) if enough is None else LOOK_EVERY)), 0
+    batches, seen = list(batches_of(plan, len(plan) if enough is None else LOOK_EVERY)), 0
     lock, done = threading.Lock(), [0]
     with _Reporter(progress, len(plan)) as report, one_blas_thread(side_by_side):
 
@@ -240,54 +229,12 @@ def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray,
     return require_tokenizer(model).spans(string)
 
 
-def _plan(model: Model, count: int, window: int, stride: int | None, protocol: str) -> list[_Window]:
-    if protocol not in PROTOCOLS:
-        raise QsimError(f"protocol must be one of {', '.join(PROTOCOLS)}: got {protocol!r}")
-    context = model.config.max_position_embeddings
-    if not 2 <= window <= context:
-        raise QsimError(f"window must be between 2 and the context length ({context}): got {window}")
-    if stride is not None and protocol != "sliding":
-        raise QsimError(f"stride belongs to protocol='sliding': got {protocol!r}")
-    needed = window if protocol == "gptq" else 2
-    if count < needed:
-        raise QsimError(f"protocol {protocol!r} needs a text of at least {needed} tokens: got {count}")
-    if protocol == "gptq":
-        return [_Window(start=s, stop=s + window - 1, scored=s) for s in range(0, count - window + 1, window)]
-    if protocol == "windows":
-        return [_Window(start=s, stop=min(s + window, count - 1), scored=s) for s in range(0, count - 1, window)]
-    step = window // 2 if stride is None else stride
-    if not 1 <= step <= window:
-        raise QsimError(f"stride must be between 1 and the window ({window}): got {step}")
-    out, done = [], 0  # `done`: tokens before it were predicted, or are the text's first
-    for s in range(0, count, step):
-        end = min(s + window, count)
-        first = max(done - 1, s)  # the token before the first that is not predicted yet
-        if end - 1 > first:
-            out.append(_Window(start=s, stop=end - 1, scored=first))
-        done = end
-        if end == count:
-            break
-    return out
-
-
-def _batches(plan: list[_Window], at_most: int) -> Iterator[range]:
-    """Runs of windows of one length, up to the tokens that go through the model together and `at_most` windows."""
-    at = 0
-    while at < len(plan):
-        length = plan[at].stop - plan[at].start
-        most, end = min(max(1, _BATCH_TOKENS // length), at_most), at + 1
-        while end < len(plan) and end - at < most and plan[end].stop - plan[end].start == length:
-            end += 1
-        yield range(at, end)
-        at = end
-
-
 def _run(
     model: Model,
     ref: Reference | None,
     ids: np.ndarray,
     sizes: np.ndarray | None,
-    windows: list[_Window],
+    windows: list[Window],
     sums: Mapping[str, np.ndarray],
 ) -> None:
     """Add the sums of some windows of equal length."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from . import ops
+from . import masked
 
 F32 = np.float32
 _FAST = {"reassoc", "contract", "nsz"}
@@ -59,7 +59,7 @@ def _tile(q: Any, keys: Any, values: Any, start: Any, stop: Any, past: Any, wind
                 turned[d, j - at] = key[d]
         _add_product(x, turned[:, : end - at], scores[:, at:end])
     for r in range(group * tokens):
-        ops.causal_row(scores[r, :count], past + start + r % tokens + 1 - first, window, scale)
+        masked.causal_row(scores[r, :count], past + start + r % tokens + 1 - first, window, scale)
     mixed = np.zeros((rows, size), F32)
     whole = count // 4 * 4
     _add_product(scores[:, :whole], values[first : first + whole], mixed)

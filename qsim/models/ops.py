@@ -1,11 +1,11 @@
-"""What stands between the matrix products of a decoder: norms, rotary embeddings, activations, softmax, attention.
+"""What stands between the matrix products of a decoder: norms, rotary embeddings, activations.
 
     x (M, D) rows are tokens of all sequences, one after the other; M = B * T.
     heads lie side by side in a row: query h of a row is columns h * head_dim ...
 
 Loops that run beside BLAS use one thread: Numba's workers spin for milliseconds after a parallel loop and take their
 processors from BLAS, which made a prefill eight times slower. Parallel are the loops that stand alone: products of few
-tokens, and attention where the Linears are Numba's too.
+tokens, and attention (`masked`) where the Linears are Numba's too.
 
 Sums may be reassociated (`reassoc`, `contract`), so that they vectorise; NaN and Inf keep their meaning, and a norm
 reports a row that has one.
@@ -22,7 +22,6 @@ from numba import njit, prange
 F32, I32, U32 = np.float32, np.int32, np.uint32
 _MAGIC = F32(3 << 22)  # x + 1.5 * 2^23 has rint(x) in its low bits, for |x| < 2^22
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_PARALLEL_FROM = 1 << 16  # multiply-adds below which a second thread costs more than it saves
 
 
 @njit(cache=True, fastmath=False, boundscheck=False)  # said, because a callee inherits its caller's fastmath
@@ -190,93 +189,6 @@ def activate(x: np.ndarray, kind: str) -> np.ndarray:
     return F32(0.5) * x * (F32(1) + np.tanh(inner))
 
 
-@njit(cache=True, nogil=True, boundscheck=False)
-def _largest(x: Any) -> Any:
-    """The maximum, compared as integers, which vectorises; a NaN with clear sign is above all."""
-    bits = x.view(np.int32)
-    top = I32(-(1 << 31))
-    for j in range(bits.shape[0]):
-        top = max(top, I32(bits[j] ^ I32((bits[j] >> I32(31)) & I32(0x7FFFFFFF))))
-    return I32(top ^ I32((top >> I32(31)) & I32(0x7FFFFFFF))).view(np.float32)
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
-def _softmax(x: Any, scale: Any) -> None:
-    top = _largest(x)
-    total = F32(0)
-    for j in range(x.shape[0]):
-        e = exp32((x[j] - top) * scale)
-        x[j] = e
-        total += e
-    factor = F32(1) / total
-    for j in range(x.shape[0]):
-        x[j] *= factor
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def causal_row(row: Any, last: Any, window: Any, scale: Any) -> None:
-    """softmax(scale * row) in place over columns last - window to last; the others become 0."""
-    first = max(np.int64(0), last - window)
-    row[:first] = F32(0)
-    row[last:] = F32(0)
-    _softmax(row[first:last], scale)
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def _causal_softmax(scores: Any, tokens: Any, past: Any, window: Any, scale: Any) -> None:
-    for r in range(scores.shape[0]):
-        causal_row(scores[r], past + r % tokens + 1, window, scale)
-
-
-def causal_softmax(scores: np.ndarray, tokens: int, first_key: int, position: int, window: int, scale: float) -> None:
-    """softmax(scale * scores) in place, over the keys that each query may see; the others become 0.
-
-    Arguments:
-        scores: (G * tokens, J) float32, row r the query at position + r % tokens, column j the key at first_key + j.
-        window: how many of the last keys, itself included, a query sees.
-        scale: positive.
-    """
-    _causal_softmax(scores, np.int64(tokens), np.int64(position - first_key), np.int64(window), F32(scale))
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False, error_model="numpy")
-def _softmax_with(x: Any, scale: Any, sink: Any) -> None:
-    """softmax over scale * x and one more score, which gets no entry."""
-    top = max(_largest(x) * scale, sink)
-    total = exp32(sink - top)
-    for j in range(x.shape[0]):
-        e = exp32(x[j] * scale - top)
-        x[j] = e
-        total += e
-    factor = F32(1) / total
-    for j in range(x.shape[0]):
-        x[j] *= factor
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def _sink_softmax(scores: Any, tokens: Any, past: Any, window: Any, scale: Any, sinks: Any) -> None:
-    for r in range(scores.shape[0]):
-        row, last = scores[r], past + r % tokens + 1
-        first = max(np.int64(0), last - window)
-        row[:first] = F32(0)
-        row[last:] = F32(0)
-        _softmax_with(row[first:last], scale, sinks[r // tokens])
-
-
-def sink_softmax(
-    scores: np.ndarray, tokens: int, first_key: int, position: int, window: int, scale: float, sinks: np.ndarray
-) -> None:
-    """As `causal_softmax`, with a further score for each head that takes its share: sinks (G,) float32."""
-    _sink_softmax(
-        scores,
-        np.int64(tokens),
-        np.int64(position - first_key),
-        np.int64(window),
-        F32(scale),
-        np.ascontiguousarray(sinks),
-    )
-
-
 @njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
 def _dots(x: Any, w: Any, first: Any, last: Any, out: Any) -> None:
     """out[n] = w[n] . x for rows first to last; four at a time, so that x is read once for them."""
@@ -310,89 +222,6 @@ def few_tokens(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x @ w.T for a few rows of x: the weight is streamed once, by all threads. NumPy's product streams it by one."""
     out = np.empty((x.shape[0], w.shape[0]), F32)
     _few_tokens(x, w, out)
-    return out
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
-def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: Any, scores: Any, out: Any) -> None:
-    """One query of one head; four keys at a time, so that q and out stay in registers."""
-    whole = first + (last - first) // 4 * 4
-    for j in range(first, whole, 4):
-        k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
-        s0, s1, s2, s3 = F32(0), F32(0), F32(0), F32(0)
-        for d in range(q.shape[0]):
-            s0 += q[d] * k0[d]
-            s1 += q[d] * k1[d]
-            s2 += q[d] * k2[d]
-            s3 += q[d] * k3[d]
-        scores[j], scores[j + 1], scores[j + 2], scores[j + 3] = s0, s1, s2, s3
-    for j in range(whole, last):
-        key, total = keys[j], F32(0)
-        for d in range(q.shape[0]):
-            total += q[d] * key[d]
-        scores[j] = total
-    _softmax(scores[first:last], scale)
-    out[:] = F32(0)
-    for j in range(first, whole, 4):
-        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
-        p0, p1, p2, p3 = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
-        for d in range(q.shape[0]):
-            out[d] += p0 * v0[d] + p1 * v1[d] + p2 * v2[d] + p3 * v3[d]
-    for j in range(whole, last):
-        value, p = values[j], scores[j]
-        for d in range(q.shape[0]):
-            out[d] += p * value[d]
-
-
-@njit(cache=True, nogil=True, boundscheck=False)
-def _attend(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
-    batch, kv_heads, _, size = keys.shape
-    heads = q.shape[1] // size
-    group = heads // kv_heads
-    for b in range(batch):
-        last = lengths[b] + 1
-        first = max(np.int64(0), last - window)
-        scores = np.empty(last, F32)
-        for h in range(heads):
-            here = slice(h * size, (h + 1) * size)
-            _attend_head(
-                q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here]
-            )
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def _attend_parallel(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
-    batch, kv_heads, _, size = keys.shape
-    heads = q.shape[1] // size
-    group = heads // kv_heads
-    for i in prange(batch * heads):
-        b, h = i // heads, i % heads
-        last = lengths[b] + 1
-        first = max(np.int64(0), last - window)
-        scores = np.empty(last, F32)
-        here = slice(h * size, (h + 1) * size)
-        _attend_head(q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here])
-
-
-def attend_one(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, lengths: np.ndarray, window: int, scale: float
-) -> np.ndarray:
-    """Attention of one new token of every sequence.
-
-    Arguments:
-        q: (B, H * head_dim) rows, not necessarily contiguous.
-        keys, values: (B, KV heads, capacity, head_dim), the new token's included.
-        lengths: (B,) int64, position of the new token.
-        window: how many of the last tokens, itself included, are seen.
-        scale: of the scores.
-
-    Returns:
-        (B, H * head_dim) float32.
-    """
-    out = np.empty(q.shape, F32)
-    work = q.size * int(lengths.max() + 1)
-    run = _attend if work < _PARALLEL_FROM else _attend_parallel
-    run(q, keys, values, lengths, np.int64(window), F32(scale), out)
     return out
 
 

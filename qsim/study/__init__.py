@@ -20,7 +20,7 @@ _LAZY = {
     "Drawing": "figure",
     "DeviceSpec": "spec",
     "Figure": "figure",
-    "Method": "spec",
+    "Method": "method",
     "Quality": "spec",
     "Run": "run",
     "Section": "figure",
@@ -39,11 +39,12 @@ _LAZY = {
 if TYPE_CHECKING:
     from .diff import diff_studies
     from .figure import Drawing, Figure, Section
+    from .method import Method
     from .registry import register
     from .report import write_figures, write_study
     from .result import StudyResult, read_result
     from .run import Run, run_study
-    from .spec import Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
+    from .spec import Accumulator, Case, DeviceSpec, Quality, Speed, StudySpec
     from .study_file import read_spec
 
 __all__ = [

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .spec import NONE, StudySpec
+from .method import NONE
+from .spec import StudySpec
 
 _OVERHEAD = 1.6
 """How much longer a forward pass takes than its products, attention and rounding included; measured on `tiny`."""

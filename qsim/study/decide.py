@@ -29,8 +29,9 @@ import hwmodels
 from qsim.scheme import get_scheme
 
 from .hardware import devices, executed
+from .method import Method
 from .rows import DecisionRow, ExpectedRow, SpeedRow
-from .spec import Method, StudySpec
+from .spec import StudySpec
 
 NOISE_PERCENT = 0.5
 """Difference of two losses, in percent of an average score, below which they are equal whatever their bands say."""

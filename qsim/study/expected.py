@@ -16,8 +16,9 @@ from qsim.evidence.precision import of_scheme
 from qsim.evidence.served import served_as, served_title
 
 from .hardware import devices, executed
+from .method import NONE, Method
 from .rows import ExpectedRow, QualityRow
-from .spec import NONE, Method, StudySpec
+from .spec import StudySpec
 
 Z_80 = 1.2816
 """Standard errors on either side of an 80 % band."""

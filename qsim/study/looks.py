@@ -10,9 +10,9 @@ import numpy as np
 from qsim.plots.marks import Mark
 from qsim.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 
+from .method import Method, default_algorithm
 from .result import StudyResult
 from .rows import DecisionRow, ExpectedRow, QualityRow, SpeedRow
-from .spec import Method, default_algorithm
 
 
 def marks(methods: Sequence[Method], names: Mapping[str, str] | None = None) -> dict[str, Mark]:

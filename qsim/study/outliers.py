@@ -11,8 +11,9 @@ from qsim.models import evaluate, list_profiles, with_profile
 from qsim.models.evaluation import Reference
 
 from . import quality
+from .method import NONE, Method
 from .rows import KindRow, ProfileRow, VerdictRow
-from .spec import NONE, Method, StudySpec
+from .spec import StudySpec
 
 LOOKED_AT = 8
 """Windows of the calibration text that the outliers are looked for in."""

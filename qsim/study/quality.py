@@ -19,9 +19,10 @@ from qsim.scheme import QuantizedTensor
 
 from .accumulator import Adder, adder, compute_format
 from .hardware import devices, executed
+from .method import NONE, Method
 from .result import Measured
 from .rows import ExactRow, QualityRow
-from .spec import NONE, Method, StudySpec
+from .spec import StudySpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

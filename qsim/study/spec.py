@@ -6,18 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator
 
-from qsim.errors import QsimError, nearest
-from qsim.plots.names import scheme_title
+from qsim.errors import QsimError
+
+from .method import NONE, STRICT, Method, parse_method
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
-NONE = "none"
-"""The algorithm that leaves a model in 16 bit as it is; the others are `qsim.methods.METHODS`."""
 Measure: TypeAlias = Literal["tpot", "ttft", "tokens_per_s"]
-_STRICT = ConfigDict(extra="forbid")
 
 
 def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
@@ -27,102 +25,6 @@ def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
         if isinstance(given, bool) or not given >= low:
             rule = f"at least {low:g}" if low >= 1 or low == 0 else "positive"
             raise QsimError(f"{where}{name} must be {rule}: got {given!r}")
-
-
-_SCHEME_TITLES = {
-    "bf16": "BF16", "fp16": "FP16", "fp8-tensor": "FP8 tensor", "fp8": "FP8 static",
-    "fp8-static": "FP8 static", "fp8-rowwise": "FP8 row-wise",
-    "fp8-block128": "FP8 block", "fp8-tensor-kvfp8": "FP8 + FP8 KV",
-    "fp8-rowwise-kvfp8": "FP8 row-wise + FP8 KV", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "mxfp8": "MXFP8",
-    "mxfp6": "MXFP6", "w8a8-channel-token": "W8A8", "w4a16-g128": "W4", "w3a16-g128": "W3",
-}  # fmt: skip
-
-
-def _known(algorithm: str) -> str:
-    from qsim.methods.registry import METHODS
-
-    if algorithm != NONE and algorithm not in METHODS:
-        raise QsimError(nearest("method", algorithm, (NONE, *METHODS)))
-    return algorithm
-
-
-def _label(algorithm: str) -> str:
-    from qsim.methods.registry import get_method
-
-    found = get_method(algorithm)
-    return found.title if found.label is None else found.label
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A way to make a model small: an algorithm that finds the codes, and the scheme that they follow.
-
-    Attributes:
-        algorithm: `none` (16 bit as it is) or a name of `qsim.list_methods`.
-        scheme: a name of `qsim.get_scheme`; the quality side obeys it, the speed side prices it.
-        options: further arguments of the algorithm.
-    """
-
-    __pydantic_config__ = _STRICT
-
-    algorithm: Annotated[str, AfterValidator(_known)]
-    scheme: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """`gptq:w4a16-g128`, with options in brackets; the key of every table."""
-        more = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
-        return f"{self.algorithm}:{self.scheme}" + (f"[{more}]" if more else "")
-
-    @property
-    def title(self) -> str:
-        """What figures and tables call it: as engines serve it, where one does."""
-        from qsim.evidence.served import served_title
-
-        served = None if self.options else served_title(self.algorithm, self.scheme)
-        if served is not None:
-            return served
-        scheme = _SCHEME_TITLES.get(self.scheme) or scheme_title(self.scheme)
-        plain = self.algorithm == "rtn" and self.scheme in ("mxfp4", "nvfp4", "mxfp6", "mxfp8")  # nothing else is usual
-        more = " ".join(k if v is True else f"{k}={v}" for k, v in sorted(self.options.items()))
-        label = "" if plain or self.algorithm == NONE else _label(self.algorithm)
-        return " ".join(part for part in (label, scheme, more) if part)
-
-
-def parse_method(value: Any) -> Any:
-    """`gptq:w4a16-g128` as the fields of a `Method`; a scheme alone is rounded to nearest (`none` for 16 bit).
-
-    Raises:
-        ValueError: an unknown algorithm or scheme, or the two do not go together.
-    """
-    if not isinstance(value, str):
-        return value
-    algorithm, colon, scheme = value.partition(":")
-    if not colon:
-        scheme, algorithm = value, default_algorithm(value)
-    return {"algorithm": algorithm, "scheme": scheme}
-
-
-def default_algorithm(scheme: str) -> str:
-    """How a scheme is rounded when nobody says: `none` when it quantises nothing, `fp8` for FP8, else `rtn`."""
-    from qsim.methods.registry import METHODS
-    from qsim.scheme import get_scheme
-
-    found = get_scheme(scheme)
-    usual = [m for m in METHODS.values() if found.weight.is_quantized and m.usual(found)]
-    return min(usual, key=lambda m: m.rank).name if usual else NONE
-
-
-def methods_for(scheme: str) -> tuple[Method, ...]:
-    """Every algorithm that applies to a scheme: what `--scheme NAME` studies."""
-    from qsim.methods.registry import METHODS
-    from qsim.scheme import get_scheme
-
-    found, first = get_scheme(scheme), default_algorithm(scheme)
-    others = [m.name for m in METHODS.values() if m.name != first and found.weight.is_quantized
-              and m.refuses(found) is None and m.unusual(found) is None and m.suits(found)]  # fmt: skip
-    return tuple(Method(algorithm=name, scheme=scheme) for name in (first, *others))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +37,7 @@ class Accumulator:
         source: where the numbers are from.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     arithmetic: Literal["truncated", "fma", "exact"] = "truncated"
     products: int = 32
@@ -150,7 +52,7 @@ class Accumulator:
 class DeviceSpec:
     """A device of the study: a name or TOML, what is changed on it, how tables call it, and its accumulator."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: str
     set: dict[str, Any] = field(default_factory=dict)
@@ -184,7 +86,7 @@ class Case:
         measure: `tpot` and `ttft` are to be small, `tokens_per_s` large.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: str
     title: str = ""
@@ -226,7 +128,7 @@ class Quality:
         seed: of everything random.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     model: str = "tiny"
     text: str = ""
@@ -295,7 +197,7 @@ class Speed:
         batches, context: of the curves against batch.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     models: tuple[str, ...] = ("llama-3-8b", "llama-3-70b")
     devices: tuple[Annotated[DeviceSpec, BeforeValidator(parse_device)], ...] = DEFAULT_DEVICES
@@ -323,7 +225,7 @@ class StudySpec:
         evidence: a CSV file whose rows join the published losses (`qsim.evidence.read_rows`); empty for none.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     title: str = "Quality against speed"
     methods: tuple[Annotated[Method, BeforeValidator(parse_method)], ...] = DEFAULT_METHODS

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from qsim.errors import QsimError, nearest
 from qsim.files import read_toml
 
-from .spec import DEFAULT_DEVICES, Accumulator, Case, DeviceSpec, Method, Quality, Speed, StudySpec
+from .method import Method
+from .spec import DEFAULT_DEVICES, Accumulator, Case, DeviceSpec, Quality, Speed, StudySpec
 
 _ADAPTER: TypeAdapter[StudySpec] = TypeAdapter(StudySpec)
 

@@ -86,7 +86,7 @@ def test_bits_per_byte_byte_by_byte(model, length, protocol, stride):
 
 
 def test_protocols_are_those_of_qsim():
-    from qsim.models.evaluation import _plan
+    from qsim.models.windows import _plan
 
     class Shape:
         class config:

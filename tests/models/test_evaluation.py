@@ -157,7 +157,7 @@ def test_batches_change_nothing(model, monkeypatch):
     import qsim.models.evaluation as module
 
     together = evaluate(model, TEXT, window=20)
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr("qsim.models.windows.BATCH_TOKENS", 1)
     monkeypatch.setattr(module, "_LOGITS", 7 * 256)
     alone = evaluate(model, TEXT, window=20)
     np.testing.assert_allclose(alone.per_window["nll"], together.per_window["nll"], rtol=1e-5)
@@ -285,7 +285,7 @@ def test_windows_on_several_threads_have_the_bits_of_one(monkeypatch):
         assert _may_share(model)
         found = []
         for threads in (1, 3):
-            monkeypatch.setattr("qsim.models.evaluation._BATCH_TOKENS", 32)
+            monkeypatch.setattr("qsim.models.windows.BATCH_TOKENS", 32)
             with monkeypatch.context() as patch:
                 patch.setattr("numba.get_num_threads", lambda threads=threads: threads)
                 found.append(evaluate(model, ids, window=16, reference=model, progress=lambda *n: done.append(n)))

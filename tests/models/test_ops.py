@@ -7,7 +7,7 @@ import pytest
 from numba import njit
 from scipy.special import erf
 
-from qsim.models import ops
+from qsim.models import masked, ops
 from qsim.models.flash import attend_tiles
 
 F32 = np.float32
@@ -64,7 +64,7 @@ def test_causal_softmax(tokens, window):
     keys = position + tokens - first
     scores = (RNG.standard_normal((groups * tokens, keys)) * 20).astype(F32)
     got = scores.copy()
-    ops.causal_softmax(got, tokens, first, position, window, 0.3)
+    masked.causal_softmax(got, tokens, first, position, window, 0.3)
     query = position + np.tile(np.arange(tokens), groups)[:, None]
     key = first + np.arange(keys)[None, :]
     seen = (key <= query) & (key > query - window)
@@ -80,7 +80,7 @@ def test_softmax_hides_no_nan():
     for bad in (np.nan, np.inf, -np.nan):
         scores = np.zeros((1, 40), F32)
         scores[0, 17] = bad
-        ops.causal_softmax(scores, 1, 0, 39, 100, 1.0)
+        masked.causal_softmax(scores, 1, 0, 39, 100, 1.0)
         assert np.isnan(scores).any()
 
 
@@ -91,7 +91,7 @@ def test_attention_of_one_token(lengths, window):
     keys, values = (RNG.standard_normal((batch, kv_heads, 3001, size)).astype(F32) for _ in "kv")
     wide = RNG.standard_normal((batch, 2 * kv_heads * group * size)).astype(F32)
     q = wide[:, : kv_heads * group * size]  # rows of a wider array
-    got = ops.attend_one(q, keys, values, np.array(lengths), window, 0.5)
+    got = masked.attend_one(q, keys, values, np.array(lengths), window, 0.5)
     for b in range(batch):
         seen = slice(max(0, lengths[b] + 1 - window), lengths[b] + 1)
         for h in range(kv_heads * group):

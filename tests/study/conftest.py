@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from qsim.models import ModelConfig
 from qsim.models.families import expected_tensors
 from qsim.study import Case, DeviceSpec, Quality, Speed, StudySpec, run_study
+from qsim.study.method import Method, parse_method
 from qsim.study.run import Run
-from qsim.study.spec import DEFAULT_DEVICES, Method, parse_method
+from qsim.study.spec import DEFAULT_DEVICES
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256, "hidden_size": 128,

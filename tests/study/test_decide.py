@@ -10,8 +10,9 @@ import pytest
 from qsim.evidence.served import served_title
 from qsim.study import Case, Speed, StudySpec
 from qsim.study.decide import decisions
+from qsim.study.method import Method
 from qsim.study.rows import DecisionRow, ExpectedRow, SpeedRow
-from qsim.study.spec import DeviceSpec, Method
+from qsim.study.spec import DeviceSpec
 
 NAMES = {"none:bf16": "bf16", "gptq:w4a16-g128": "w4a16-g128", "awq:w4a16-g128": "w4a16-g128",
          "rtn:w4a16-g128": "w4a16-g128", "fp8:fp8-rowwise": "fp8-rowwise",

@@ -14,9 +14,10 @@ from qsim.study import Speed, StudySpec, hardware
 from qsim.study.agreement import agreement_rows
 from qsim.study.decide import decisions
 from qsim.study.expected import check_evidence, expected_rows
+from qsim.study.method import Method, parse_method
 from qsim.study.rows import AgreementRow, DecisionRow, QualityRow
 from qsim.study.run import Run
-from qsim.study.spec import DeviceSpec, Method, check, parse_method
+from qsim.study.spec import DeviceSpec, check
 
 METHODS = ("none:bf16", "awq:w4a16-g128", "awq:w4a16-g128-kvfp8", "smoothquant:w8a8-channel-token",
            "rtn:w8a8-channel-token", "fp8:fp8-tensor", "fp8:fp8-rowwise", "fp8:fp8-block128", "fp8:fp8-rowwise-kvfp8",

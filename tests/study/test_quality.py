@@ -14,8 +14,8 @@ from qsim.models.evaluation import Reference
 from qsim.scheme import QuantizedTensor
 from qsim.study import StudySpec
 from qsim.study import quality as q
+from qsim.study.method import Method, parse_method
 from qsim.study.run import Run
-from qsim.study.spec import Method, parse_method
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import hwmodels
 import qsim
 from qsim.errors import QsimError
 from qsim.study import Case, DeviceSpec, Quality, StudySpec, read_spec
-from qsim.study.spec import Accumulator, Method, check, default_algorithm, methods_for, parse_method
+from qsim.study.method import Method, default_algorithm, methods_for, parse_method
+from qsim.study.spec import Accumulator, check
 from qsim.study.study_file import spec_of, to_table, to_toml
 
 
