@@ -37,8 +37,8 @@ _LAZY = {
     "attention": "hwmodels.timing.attention_kernel",
     "attention_time": "hwmodels.timing.attention_kernel",
     "predict": "hwmodels.prediction",
-    "speedup": "hwmodels.prediction",
-    "Prediction": "hwmodels.prediction",
+    "speedup": "hwmodels.predicted",
+    "Prediction": "hwmodels.predicted",
     "predict_request": "hwmodels.request",
     "throughput": "hwmodels.request",
     "serve": "hwmodels.serving.served",
@@ -49,15 +49,17 @@ _LAZY = {
     "fit": "hwmodels.fitting.build",
     "sweep": "hwmodels.whatif",
     "pareto": "hwmodels.whatif",
-    "break_even": "hwmodels.whatif",
+    "break_even": "hwmodels.breakeven",
     "tornado": "hwmodels.whatif",
 }
 if TYPE_CHECKING:
+    from hwmodels.breakeven import break_even
     from hwmodels.limits import Roofline, roofline
     from hwmodels.listing import kernel_families, list_devices, list_models
-    from hwmodels.prediction import Prediction, predict, speedup
+    from hwmodels.predicted import Prediction, speedup
+    from hwmodels.prediction import predict
     from hwmodels.request import predict_request, throughput
-    from hwmodels.whatif import break_even, pareto, sweep, tornado
+    from hwmodels.whatif import pareto, sweep, tornado
 
     from .calibration.store import read_parameters
     from .device.device import Device

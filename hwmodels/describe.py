@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .prediction import Prediction
+from .predicted import Prediction
 from .timing.peaks import format_peak
 
 

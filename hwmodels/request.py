@@ -18,7 +18,8 @@ from .checks import check_count
 from .device.device import Device
 from .device.load import get_device
 from .energy import cost_per_million_tokens
-from .prediction import Prediction, predict, resolve_scheme
+from .predicted import Prediction
+from .prediction import predict, resolve_scheme
 from .workload.architecture import Architecture, get_architecture
 from .workload.footprint import largest_batch
 

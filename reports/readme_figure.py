@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import hwmodels
-from hwmodels.prediction import Prediction, Speedup, speedup
+from hwmodels.predicted import Prediction, Speedup, speedup
 from qsim.plots.speedup import Curve, speedup_figure
 from qsim.plots.style import save
 

@@ -11,7 +11,8 @@ import numpy as np
 from qsim.families import Experts
 from qsim.notes import Note
 
-from ..prediction import Prediction, predict
+from ..predicted import Prediction
+from ..prediction import predict
 from ..timing.families import ATTENTION, FAMILIES
 from ..timing.parameters import calibration_of, measured_parameters
 from ..workload.footprint import footprint

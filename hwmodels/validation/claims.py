@@ -6,7 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from ..prediction import predict, resolve_scheme, speedup
+from ..predicted import speedup
+from ..prediction import predict, resolve_scheme
 from ..request import predict_request
 from ..timing.attention_kernel import attention
 from ..timing.families import get_attention, get_family

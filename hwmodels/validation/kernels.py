@@ -24,7 +24,7 @@ REQUIRED = {"humming_w4a16_g128": 5.0, "humming_w4a16_g128_zp": 5.0, "humming_w3
 OTHERS_REQUIRED = 7.0
 
 Found = tuple[list[dict[str, Any]], "list[pd.DataFrame]"]
-"""Arguments of `validate.Group`, and the single rows behind them."""
+"""Arguments of `result.Group`, and the single rows behind them."""
 
 
 def _points(section: str, name: str, x: Any, measured: Any, predicted: Any) -> pd.DataFrame:

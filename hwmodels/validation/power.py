@@ -14,7 +14,7 @@ OTHERS = "Power laws on the tables' rows that wait for memory; their sensor alon
 
 
 def power_errors() -> list[dict[str, Any]]:
-    """Fields of `validate.Group`: kinds of loops that laws were judged on, and kernels with a field of their own."""
+    """Fields of `result.Group`: kinds of loops that laws were judged on, and kernels with a field of their own."""
     out: list[dict[str, Any]] = []
     for name in MEASURED:
         table = load_calibration(name)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from .published import BANDS, likely_reason
+from .result import Group, Validation
 from .serving import Exam, exam_rows
 from .steps_by_hand import by_hand
-from .validate import Group, Validation
 
 
 def _mark(group: Group) -> str:

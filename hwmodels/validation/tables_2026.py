@@ -50,7 +50,7 @@ def _roughness(data: Path) -> dict[tuple[str, str], dict[str, float]]:
 
 
 def table_errors(data: Path | None = None) -> list[dict[str, Any]]:
-    """Fields of `validate.Group`: a line for every product kernel, and for every phase of attention and library of
+    """Fields of `result.Group`: a line for every product kernel, and for every phase of attention and library of
     collectives of a device.
 
     Attention is taken together over an engine's head sizes, caches and windows, weighed by rows; latent attention and
@@ -103,7 +103,7 @@ def table_errors(data: Path | None = None) -> list[dict[str, Any]]:
 
 
 def transfer_errors() -> list[dict[str, Any]]:
-    """Fields of `validate.Group`: each calibrated device predicted from the others, with the median error and the share
+    """Fields of `result.Group`: each calibrated device predicted from the others, with the median error and the share
     of times inside the band in use."""
     errors = device_errors()
     keys = zip(errors.across, errors.sixteen_bit, errors.regime, strict=True)

@@ -6,7 +6,7 @@ fitted; of published rows see `hwmodels.validation.published`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ..workload.architecture import Architecture, from_table
 from ..workload.table import shipped_table
 from . import kernels
 from .power import power_errors
+from .result import Group, Validation
 from .tables_2026 import table_errors, transfer_errors
 
 if TYPE_CHECKING:
@@ -40,42 +41,6 @@ STEPS = {
     "e2e_unseen": "H200 whole steps, second campaign: four models",
 }
 """Measured tables of whole steps, in the order of the campaigns -> the section that holds them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """One line of the report: rows of one kind, their error, and what was required.
-
-    Attributes:
-        mape: percent; what it is of the errors says `statistic`. required: percent, None where nothing is required.
-        coverage: share of rows inside the 80 % band, None where there is none.
-    """
-
-    section: str
-    name: str
-    rows: int
-    mape: float
-    required: float | None = None
-    coverage: float | None = None
-    detail: dict[str, float] = field(default_factory=dict)
-    statistic: str = "MAPE"
-    note: str = ""
-
-    @property
-    def passed(self) -> bool | None:
-        return None if self.required is None else self.mape <= self.required
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """All groups, and the single rows behind them (`points`: section, name, measured_s, predicted_s, low_s, high_s)."""
-
-    groups: tuple[Group, ...]
-    points: pd.DataFrame
-    signs: pd.DataFrame
-    published: tuple[Any, ...]
-    ratios: tuple[Any, ...]
-    claims: tuple[Any, ...]
 
 
 def measured_architecture(name: str) -> Architecture:

@@ -102,7 +102,7 @@ def predict(
     import hwmodels
     from hwmodels.describe import prediction_row
     from hwmodels.energy import prices_of
-    from hwmodels.prediction import operator_rows
+    from hwmodels.predicted import operator_rows
 
     options = {**how, "kernel": kernel, "attention_kernel": attention}
     source = click.get_current_context().get_parameter_source("new_tokens")

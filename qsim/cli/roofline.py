@@ -78,7 +78,7 @@ def roofline(
     """
     import hwmodels
     from hwmodels.describe import roofs
-    from hwmodels.prediction import operator_rows
+    from hwmodels.predicted import operator_rows
 
     from .roofline_view import path_of
 

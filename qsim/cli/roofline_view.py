@@ -10,7 +10,7 @@ from qsim.errors import QsimError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hwmodels.prediction import Prediction
+    from hwmodels.predicted import Prediction
 
 _UNDRAWN = ("tf32", "float32")
 """Declared formats whose roof is drawn only where an operator multiplies in them."""
@@ -43,7 +43,7 @@ def figure(
     Raises:
         QsimError: as `qsim.plots.roofline.roofline_figure`.
     """
-    from hwmodels.prediction import operator_rows
+    from hwmodels.predicted import operator_rows
     from qsim.plots import names
     from qsim.plots.roofline import Point, roofline_figure
 

@@ -11,21 +11,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from qsim._native.blas import one_blas_thread
 from qsim.models import AttentionMath, Model
 from qsim.notes import Note
-from qsim.scheme import QuantizedTensor, shares_scale
+from qsim.scheme import shares_scale
 
-from .activations import input_scale_of, joint_error, stores_input_scale
 from .calibration import Calibration, HiddenStates, InputStatistics, LayerInputs
 from .folding import Fold, divided_source
 from .kv import KVRange, kv_scales, stores_kv
-from .passes import SMALL, Half, for_many_tokens, through_block
-from .ranges import channel_ratio, row_range
+from .passes import Half, for_many_tokens, through_block
 from .recipe import BlockView, LayerResult, Recipe
 from .record import LayerRecord
 from .registry import get_method
-from .rtn import rtn
+from .solve import outcome, solve_layer
 from .store import Store
 
 F32 = np.float32
@@ -314,14 +311,14 @@ class Run:
 
         weights = {n: (divided or {}).get(f"{n}.weight", self.source.tensors[f"{n}.weight"]) for n in names}
         parallel = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator_unordered")
-        task = delayed(partial(_solve_layer, self.recipe, parallel.n_jobs != 1))
+        task = delayed(partial(solve_layer, self.recipe, parallel.n_jobs != 1))
         shared = self._shared_scales(names, scales, divided or {})
         jobs = (task(weights[n], inputs.get(n), scales.get(n), n, shared.get(n)) for n in names)
         out = {}
         for name, q, record in parallel(jobs):
             self.store.put_layer(name, q, record)
             out[name] = (q, record)
-            self._report(self._layer_work(name), f"{name}: {_outcome(record)}")
+            self._report(self._layer_work(name), f"{name}: {outcome(record)}")
         return out
 
     def _shared_scales(
@@ -372,70 +369,6 @@ class Run:
     @staticmethod
     def _scales_of(folds: Sequence[Fold]) -> dict[str, np.ndarray]:
         return {name: fold.scale for fold in folds for name in fold.names}
-
-
-def _solve_layer(
-    recipe: Recipe, side_by_side: bool, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None,
-    name: str, tensor_scale: float | None = None,
-) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
-    with one_blas_thread(side_by_side or weight.shape[1] <= SMALL):
-        name, q, record = _solve_alone(recipe, weight, inputs, scale, name, tensor_scale)
-    return name, q, replace(record, **_outliers(weight, inputs))
-
-
-def _outliers(weight: np.ndarray, inputs: LayerInputs | None) -> dict[str, Any]:
-    """What the record tells of the layer's outliers, before anything was smoothed."""
-    found: dict[str, Any] = {"row_range": row_range(weight)[0]}
-    if inputs is not None and inputs.max_abs is not None and inputs.tokens:
-        found["input_channel_ratio"] = channel_ratio(inputs.max_abs)
-        typical = inputs.percentile(50)
-        if typical > 0 and inputs.peak is not None:
-            found["input_peak_ratio"] = inputs.peak / typical
-    return found
-
-
-def _solve_alone(
-    recipe: Recipe, weight: np.ndarray, inputs: LayerInputs | None, scale: np.ndarray | None, name: str,
-    tensor_scale: float | None,
-) -> tuple[str, QuantizedTensor, LayerRecord]:  # fmt: skip
-    if inputs is not None and inputs.tokens == 0:
-        return _unseen(recipe, weight, scale, name, tensor_scale)
-    shared = {} if tensor_scale is None else {"tensor_scale": tensor_scale}
-    q, record = recipe.quantize(weight, inputs, scale, name, **shared)
-    scheme = q.scheme
-    if inputs is None or not scheme.activation.is_quantized:
-        return name, q, record
-    if stores_input_scale(scheme) and q.input_scale is None:
-        assert inputs.max_abs is not None
-        peaks = inputs.max_abs if scale is None else inputs.max_abs / scale
-        q = replace(q, input_scale=input_scale_of(float(peaks.max()), scheme, name))
-    if record.joint_error is None and inputs.sample is not None:
-        x, w = inputs.sample, weight
-        record = replace(record, joint_error=joint_error(x if scale is None else x / scale,
-                                                         w if scale is None else w * scale, q))  # fmt: skip
-    return name, q, record
-
-
-def _unseen(
-    recipe: Recipe, weight: np.ndarray, scale: np.ndarray | None, name: str, tensor_scale: float | None
-) -> tuple[str, QuantizedTensor, LayerRecord]:
-    """An expert that no token of the calibration chose is rounded to nearest, and its record says so."""
-    w = weight if scale is None else weight * scale
-    rule = recipe.settings.get("scale_rule")
-    q, record = rtn(w, recipe.scheme, scale_rule=rule, tokens=0, tensor_scale=tensor_scale, name=name)
-    if stores_input_scale(recipe.scheme):
-        q = replace(q, input_scale=input_scale_of(0.0, recipe.scheme, name))
-    return name, q, replace(
-        record, method=recipe.method, settings=recipe.settings, fallback="" if recipe.method == "rtn" else "rtn",
-        notes=(*record.notes, "no calibration token reached this expert"),
-    )  # fmt: skip
-
-
-def _outcome(record: LayerRecord) -> str:
-    if record.fallback:
-        return f"fell back to {record.fallback}"
-    ratio = record.error_ratio
-    return "rounded" if ratio is None else f"error {ratio:.2f} of round-to-nearest's"
 
 
 def _short(names: Sequence[str]) -> str:

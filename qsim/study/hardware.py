@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import hwmodels
+from hwmodels.breakeven import first_batch, slower_from_batch
 from hwmodels.describe import prediction_row, roofs
 from hwmodels.device.device import Device
-from hwmodels.prediction import Prediction, operator_rows
+from hwmodels.predicted import Prediction, operator_rows
 from hwmodels.timing.profiles import choose_kernel, get_profile
-from hwmodels.whatif import first_batch, slower_from_batch
 from hwmodels.workload.architecture import Architecture
 from hwmodels.workload.footprint import footprint, kv_cache_bytes, largest_batch, model_weight_bytes
 from qsim.notes import without

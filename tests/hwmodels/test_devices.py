@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from hwmodels.device.load import check_key, device_names, get_device
+from hwmodels.device.build import check_key
+from hwmodels.device.load import device_names, get_device
 
 REQUIRED = (
     "a100-sxm-40gb", "a100-sxm-80gb", "a100-pcie-80gb", "h100-sxm", "h100-pcie", "h100-nvl", "h200", "l40s", "l40",

@@ -10,7 +10,7 @@ import pytest
 import hwmodels
 from hwmodels.describe import roofs
 from hwmodels.device.load import device_names
-from hwmodels.prediction import Prediction
+from hwmodels.predicted import Prediction
 from qsim.scheme import list_schemes
 
 ROUNDING = 1 + 1e-12  # a ratio of two sums of a few dozen float64 numbers

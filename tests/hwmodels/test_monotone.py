@@ -11,7 +11,7 @@ import hwmodels
 from hwmodels.calibration.between import corrected
 from hwmodels.calibration.store import load_calibration
 from hwmodels.device.load import device_names
-from hwmodels.prediction import Prediction
+from hwmodels.predicted import Prediction
 from hwmodels.timing.attention_kernel import attention
 from hwmodels.timing.kernel import estimate, gemm
 from hwmodels.workload.architecture import architecture_names

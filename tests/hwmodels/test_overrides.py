@@ -13,8 +13,8 @@ import click.testing
 import pytest
 
 import hwmodels
+from hwmodels.breakeven import compute_bound_from
 from hwmodels.device.load import overrides_by_device
-from hwmodels.whatif import compute_bound_from
 from qsim.cli import main
 from qsim.errors import QsimError
 

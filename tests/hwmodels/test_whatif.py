@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import hwmodels
-from hwmodels.whatif import BreakEven, compute_bound_from, first_batch, slower_from_batch, smallest_sram_gbytes
+from hwmodels.breakeven import BreakEven, compute_bound_from, first_batch, slower_from_batch
+from hwmodels.whatif import smallest_sram_gbytes
 from tests.counting import python_calls
 
 
