@@ -49,6 +49,11 @@ def compiled_features() -> frozenset[str]:
         return frozenset()
 
 
+def has_wide_registers() -> bool:
+    """Whether 16 lanes of 32 bits are one register, of 32: AVX-512. Others hold a quarter of that, or half."""
+    return "avx512f" in compiled_features()
+
+
 def _host_features() -> frozenset[str]:
     import llvmlite.binding as llvm
 

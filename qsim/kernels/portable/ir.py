@@ -28,9 +28,27 @@ from qsim._native.vectors import (
     store,
 )
 
+from ..features import has_wide_registers
 from ..stored import Stored, fields, stored_of
 
+_SUMS = 12  # registers that a narrow loop keeps for sums; the rest hold a weight, an activation and a mask
+
 LANES = range(4)  # vectors of 16 rows in a tile
+
+
+def passes(registers: int) -> tuple[range, ...]:
+    """The four vectors of a tile in as many passes as their sums take registers, with what they meet.
+
+    A vector of 16 lanes is one register of AVX-512 and two of AVX2, which has 16: a loop whose sums do not fit moves
+    them to memory and back in every step, which made products of one token twice as slow.
+
+    Arguments:
+        registers: of 256 bits, that the sums of one vector take.
+    """
+    if has_wide_registers():
+        return (LANES,)
+    vectors = max(_SUMS // registers, 1)
+    return tuple(LANES[first : first + vectors] for first in range(0, len(LANES), vectors))
 
 
 @intrinsic
@@ -67,18 +85,20 @@ def value_factor(typingctx: Any, words: Any) -> Any:
     return types.float32(words), lambda context, builder, signature, args: F32(factor)
 
 
-def load_words(builder: Any, base: Any, byte: Any, stored: Stored) -> list[list[Any]]:
+def load_words(builder: Any, base: Any, byte: Any, stored: Stored, vectors: int = 4) -> list[list[Any]]:
     """For each vector of 16 rows the words of one step."""
     return [[load(builder, base, builder.add(byte, I64(256 * r + 64 * v)), VI) for r in range(stored.words)]
-            for v in LANES]  # fmt: skip
+            for v in range(vectors)]  # fmt: skip
 
 
 def float_step(builder: Any, base: Any, byte: Any, rows: Any, x_byte: Any, stored: Stored, acc: Any) -> None:
-    """Fields times float32 activations; the parts of a sum take turns."""
-    numbers = [fields(builder, words, stored, in_place=True) for words in load_words(builder, base, byte, stored)]
+    """Fields times float32 activations, for as many vectors as there are sums; the parts of a sum take turns."""
+    vectors = len(acc[0])
+    loaded = load_words(builder, base, byte, stored, vectors)
+    numbers = [fields(builder, words, stored, in_place=True) for words in loaded]
     for j in range(stored.columns):
         xj = [splat(builder, load(builder, row, builder.add(x_byte, I64(4 * j)), F32)) for row in rows]
-        for v in LANES:
+        for v in range(vectors):
             q = numbers[v][j]()
             for m in range(len(rows)):
                 total = acc[m][v][j % len(acc[m][v])]
@@ -129,21 +149,20 @@ def _product(tokens: int) -> Any:
                 builder.gep(source, [builder.mul(builder.add(builder.mul(row, columns), args[4]), I64(4))])
                 for row in rows
             ]
-            places = [[builder.add(builder.mul(row, I64(256)), I64(64 * v)) for v in LANES] for row in rows]
-            sums = [[cgutils.alloca_once(builder, VF) for _ in LANES] for _ in range(tokens)]
-            for m in range(tokens):
-                for v in LANES:
-                    builder.store(load(builder, out, places[m][v], VF), sums[m][v])
-            with cgutils.for_range(builder, args[1]) as loop:
-                here, x_here = builder.mul(loop.index, I64(256)), builder.mul(loop.index, I64(4))
-                wk = [load(builder, weights, builder.add(here, I64(64 * v)), VF) for v in LANES]
-                for m in range(tokens):
-                    xk = splat(builder, load(builder, x_rows[m], x_here, F32))
-                    for v in LANES:
-                        builder.store(multiply_add(builder, wk[v], xk, builder.load(sums[m][v])), sums[m][v])
-            for m in range(tokens):
-                for v in LANES:
-                    store(builder, builder.load(sums[m][v]), out, places[m][v])
+            for pass_ in passes(2 * tokens):
+                places = [[builder.add(builder.mul(row, I64(256)), I64(64 * v)) for v in pass_] for row in rows]
+                sums = [[cgutils.alloca_once_value(builder, load(builder, out, place, VF)) for place in at]
+                        for at in places]  # fmt: skip
+                with cgutils.for_range(builder, args[1]) as loop:
+                    here, x_here = builder.mul(loop.index, I64(256)), builder.mul(loop.index, I64(4))
+                    wk = [load(builder, weights, builder.add(here, I64(64 * v)), VF) for v in pass_]
+                    for row, totals in zip(x_rows, sums, strict=True):
+                        xk = splat(builder, load(builder, row, x_here, F32))
+                        for value, total in zip(wk, totals, strict=True):
+                            builder.store(multiply_add(builder, value, xk, builder.load(total)), total)
+                for at, totals in zip(places, sums, strict=True):
+                    for place, total in zip(at, totals, strict=True):
+                        store(builder, builder.load(total), out, place)
             return context.get_dummy_value()
 
         i64 = types.int64

@@ -34,7 +34,8 @@ from qsim._native.vectors import (
 )
 
 from ..dot.ir import bf16_step, bytes_step
-from ..portable.ir import LANES, float_step
+from ..features import has_wide_registers
+from ..portable.ir import float_step, passes
 from ..stored import Stored, stored_of
 
 
@@ -125,7 +126,8 @@ def _stream(tokens: int) -> Any:
         vector = VI if exact else VF
         in_place = stored.is_float and xs.dtype == types.float32
         rest = splat_float(2.0 ** (stored.shift - stored.shift // 2))  # of 2^shift, see `activation_factors`
-        parts = 2 if tokens == 1 else 1  # enough independent sums to hide the latency of an addition
+        # enough independent sums to hide the latency of an addition: four or eight registers, see `passes`
+        parts = 2 if tokens == 1 and has_wide_registers() else 1
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             base, (_, steps, _) = array(context, builder, signature, args, 0)
@@ -137,50 +139,50 @@ def _stream(tokens: int) -> Any:
             base = builder.gep(base, [builder.mul(builder.mul(tile, steps), I64(256))])
             at_token = [builder.add(m0, I64(m)) for m in range(tokens)]
             rows = [builder.gep(x, [builder.mul(builder.mul(t, x_words), I64(4))]) for t in at_token]
-            acc = [[[cgutils.alloca_once(builder, inner.sums) for _ in range(parts)] for _ in LANES] for _ in rows]
-            whole = [[cgutils.alloca_once(builder, vector) for _ in LANES] for _ in rows]
-            places = [[builder.add(builder.mul(t, I64(256)), I64(64 * v)) for v in LANES] for t in at_token]
-            for m in range(tokens):
-                for v in LANES:
-                    builder.store(load(builder, out, places[m][v], vector), whole[m][v])
             per_group = builder.udiv(group, I64(stored.columns))
             per_chunk = builder.udiv(step, I64(stored.columns))
             chunks_before = builder.mul(g, builder.udiv(chunks, groups))
-            chunk = cgutils.alloca_once_value(builder, chunks_before)
             _prefetch_next(context, builder, signature, args, builder.add(builder.mul(tile, groups), g), groups)
             begin, end = builder.mul(g, per_group), builder.mul(builder.add(g, I64(1)), per_group)
-            with cgutils.for_range_slice(builder, begin, end, per_chunk) as (first, _):
-                for sum_ in (s for row in acc for vs in row for s in vs):
-                    builder.store(ir.Constant(inner.sums, [inner.sums.element(0)] * 16), sum_)
-                limit = builder.add(first, per_chunk)
-                last = builder.select(builder.icmp_signed("<", limit, end), limit, end)
-                with cgutils.for_range_slice(builder, first, last, I64(1)) as (i, _):
-                    here = builder.mul(i, I64(256 * stored.words))
-                    for line in range(4 * stored.words):
-                        prefetch_line(builder, base, builder.add(here, I64(AHEAD + 64 * line)))
-                    x_here = builder.mul(i, I64(4 * stored.columns // inner.columns))
-                    inner.step(builder, base, here, rows, x_here, stored, acc)
-                c = builder.load(chunk)
-                for m, t in enumerate(at_token):
-                    place = builder.mul(builder.add(builder.mul(t, chunks), c), I64(4))
-                    xsum = splat(builder, load(builder, sums, place, F32))
-                    place = builder.mul(builder.add(builder.mul(t, groups), g), I64(4))
-                    factor = splat(builder, load(builder, factors, place, F32))
-                    for v in LANES:
-                        value = _total(builder, acc[m][v])
-                        value = builder.fmul(value, rest) if in_place else value
-                        less = builder.fneg(load(builder, shift, I64(64 * v), VF))
-                        value = multiply_add(builder, less, xsum, value)
-                        if exact:
-                            added = builder.add(builder.load(whole[m][v]), builder.fptosi(value, VI))
-                        else:
-                            by = builder.fmul(load(builder, scale, I64(64 * v), VF), factor)
-                            added = multiply_add(builder, value, by, builder.load(whole[m][v]))
-                        builder.store(added, whole[m][v])
-                builder.store(builder.add(c, I64(1)), chunk)
-            for m in range(tokens):
-                for v in LANES:
-                    store(builder, builder.load(whole[m][v]), out, places[m][v])
+            for number, lanes in enumerate(passes(2 * parts * tokens)):
+                corner = builder.gep(base, [I64(64 * lanes[0])])
+                acc = [[[cgutils.alloca_once(builder, inner.sums) for _ in range(parts)] for _ in lanes] for _ in rows]
+                places = [[builder.add(builder.mul(t, I64(256)), I64(64 * v)) for v in lanes] for t in at_token]
+                whole = [[cgutils.alloca_once_value(builder, load(builder, out, place, vector)) for place in here]
+                         for here in places]  # fmt: skip
+                chunk = cgutils.alloca_once_value(builder, chunks_before)
+                with cgutils.for_range_slice(builder, begin, end, per_chunk) as (first, _):
+                    for sum_ in (s for row in acc for vs in row for s in vs):
+                        builder.store(ir.Constant(inner.sums, [inner.sums.element(0)] * 16), sum_)
+                    limit = builder.add(first, per_chunk)
+                    last = builder.select(builder.icmp_signed("<", limit, end), limit, end)
+                    with cgutils.for_range_slice(builder, first, last, I64(1)) as (i, _):
+                        here = builder.mul(i, I64(256 * stored.words))
+                        for line in range(0 if number else 4 * stored.words):
+                            prefetch_line(builder, base, builder.add(here, I64(AHEAD + 64 * line)))
+                        x_here = builder.mul(i, I64(4 * stored.columns // inner.columns))
+                        inner.step(builder, corner, here, rows, x_here, stored, acc)
+                    c = builder.load(chunk)
+                    for m, t in enumerate(at_token):
+                        place = builder.mul(builder.add(builder.mul(t, chunks), c), I64(4))
+                        xsum = splat(builder, load(builder, sums, place, F32))
+                        place = builder.mul(builder.add(builder.mul(t, groups), g), I64(4))
+                        factor = splat(builder, load(builder, factors, place, F32))
+                        for n, v in enumerate(lanes):
+                            value = _total(builder, acc[m][n])
+                            value = builder.fmul(value, rest) if in_place else value
+                            less = builder.fneg(load(builder, shift, I64(64 * v), VF))
+                            value = multiply_add(builder, less, xsum, value)
+                            if exact:
+                                added = builder.add(builder.load(whole[m][n]), builder.fptosi(value, VI))
+                            else:
+                                by = builder.fmul(load(builder, scale, I64(64 * v), VF), factor)
+                                added = multiply_add(builder, value, by, builder.load(whole[m][n]))
+                            builder.store(added, whole[m][n])
+                    builder.store(builder.add(c, I64(1)), chunk)
+                for m in range(tokens):
+                    for n in range(len(lanes)):
+                        store(builder, builder.load(whole[m][n]), out, places[m][n])
             return context.get_dummy_value()
 
         return types.void(words, i64, i64, xs, i64, xsum, xgroup, scale, shift, i64, i64, total, scales, zeros), codegen
