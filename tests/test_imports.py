@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 TOP = {
     "qsim.study",
+    "qsim.explore",
     "qsim.cli",
     "qsim.probing",  # of instructions and of whole kernels
     "qsim",  # the public names of both wings, each loaded on first use
