@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 KINDS = ("gpu", "asic-dataflow", "asic-sram", "asic", "cpu")
 
 # key -> (SI factor, least and largest plausible value in the key's own unit)
-_NUMBERS: dict[str, tuple[float, float, float]] = {
+NUMBERS: dict[str, tuple[float, float, float]] = {
     "units": (1, 1, 1e7),
     "vector_tflops": (1e12, 1e-3, 1e5),
     "dense_tflops": (1e12, 1e-3, 1e6),
@@ -67,9 +67,9 @@ def number_range(path: str) -> tuple[float, float]:
     """
     check_key(path, "a device")
     last = _home(path)[1]
-    if last not in _NUMBERS:
+    if last not in NUMBERS:
         raise QsimError(f"{path} is a text, not a number that can be moved")
-    return _NUMBERS[last][1:]
+    return NUMBERS[last][1:]
 
 
 def _frozen(value: Any) -> Any:
@@ -111,8 +111,8 @@ def check_key(path: str, file: str) -> None:
 
 def check_value(path: str, value: Any, file: str) -> None:
     _, last = _home(path)
-    if last in _NUMBERS:
-        _, low, high = _NUMBERS[last]
+    if last in NUMBERS:
+        _, low, high = NUMBERS[last]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise QsimError(f"{file}: {path} must be a number, in the unit its name ends with: got {value!r}")
         if not 0 < value < math.inf:
@@ -160,7 +160,7 @@ def build(name: str, file: str, table: Mapping[str, Any]) -> Device:
 
 def _si(table: Mapping[str, Any], key: str) -> float | None:
     value = table.get(key)
-    return None if value is None else float(value) * _NUMBERS[key][0]
+    return None if value is None else float(value) * NUMBERS[key][0]
 
 
 def _tier(table: Mapping[str, Any] | None, file: str, where: str) -> Memory | None:

@@ -16,13 +16,15 @@ import numpy as np
 
 from hwmodels import prediction
 from hwmodels.calibration import power as power_module
+from hwmodels.calibration.fitted import REGIME_EDGES, REGIMES
 from hwmodels.calibration.grid import Grid
 from hwmodels.calibration.neighbours import WIDTH
-from hwmodels.calibration.store import REGIME_EDGES, REGIMES, Parameters
+from hwmodels.calibration.store import Parameters
 from hwmodels.calibration.surface import TILES
+from hwmodels.device.build import NUMBERS, field_value
 from hwmodels.device.device import Device
-from hwmodels.device.load import _NUMBERS, device_names, field_value, get_device
-from hwmodels.timing import execution, kernel, moe, parameters
+from hwmodels.device.load import device_names, get_device
+from hwmodels.timing import attention_kernel, execution, kernel, moe, parameters
 from hwmodels.timing import power as board
 from hwmodels.timing.families import FAMILIES, get_family
 from hwmodels.timing.known import marlin
@@ -154,7 +156,17 @@ def scheme_value(scheme: Scheme) -> dict[str, Any]:
 def _mixer(mixer: Mixer) -> dict[str, Any]:
     out: dict[str, Any] = {"widths": list(mixer.cache_widths), "window": mixer.window}
     if isinstance(mixer, Attention):
-        names = ("inputs", "heads", "kv_heads", "head_dim", "value_dim", "gate", "shares_kv", "keys_are_values", "kind")
+        names: tuple[str, ...] = (
+            "inputs",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "value_dim",
+            "gate",
+            "shares_kv",
+            "keys_are_values",
+            "kind",
+        )
         return {"type": "attention", **out, **{name: getattr(mixer, name) for name in names}}
     linears = [[item.name, item.n, item.k] for item in mixer.linears]
     if isinstance(mixer, Latent):
@@ -210,7 +222,7 @@ def _fields(device: Device) -> dict[str, float]:
             if isinstance(value, Mapping):
                 if prefix + key != "sources":
                     walk(value, f"{prefix}{key}.")
-            elif key in _NUMBERS and not isinstance(value, bool):
+            elif key in NUMBERS and not isinstance(value, bool):
                 found[prefix + key] = value
 
     walk(device.table, "")
@@ -370,8 +382,8 @@ def _constants() -> dict[str, Any]:
     return {
         "correlation": prediction.CORRELATION, "composition": prediction.COMPOSITION,
         "transfer_correlation": prediction.TRANSFER_CORRELATION, "engines": prediction.ENGINES,
-        "fused_p": execution.FUSED_P, "dataflow": kernel.DATAFLOW, "wide_group": kernel.WIDE_GROUP,
-        "small_t0": kernel.SMALL_T0_S, "small_eta": kernel.SMALL_ETA, "flash_mla": kernel.FLASH_MLA,
+        "fused_p": execution.FUSED_P, "dataflow": kernel.DATAFLOW, "wide_group": attention_kernel.WIDE_GROUP,
+        "small_t0": kernel.SMALL_T0_S, "small_eta": kernel.SMALL_ETA, "flash_mla": attention_kernel.FLASH_MLA,
         "transfer_band": [parameters.TRANSFER_BAND[False], parameters.TRANSFER_BAND[True]],
         "large_transfer": parameters.LARGE_TRANSFER, "regimes": REGIME_EDGES, "tiles": TILES, "near": WIDTH,
         "causal_tile": operators.CAUSAL_TILE, "tile_rows": operators.TILE_ROWS, "moe_tile": moe.TILE,
@@ -402,7 +414,7 @@ def export(devices: Sequence[Device] = (), models: Sequence[Architecture] = ()) 
     shapes = [get_architecture(name) for name in architecture_names()] + list(models)
     return {
         "constants": _constants(),
-        "ranges": {key: list(entry) for key, entry in _NUMBERS.items()},
+        "ranges": {key: list(entry) for key, entry in NUMBERS.items()},
         "families": collect.families,
         "choices": collect.choices.values,
         "fits": collect.fits.fits.values,

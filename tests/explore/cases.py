@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import hwmodels
-from hwmodels.device.load import number_range
+from hwmodels.device.build import number_range
 from qsim.explore.parameters import KV_CACHES
 
 
