@@ -11,7 +11,7 @@ import numpy as np
 from qsim._native.memory import aligned_empty
 from qsim.formats import BlockFormat, FloatFormat
 
-from . import exact, fast, other, panels
+from . import decode, exact, fast, other, panels
 from .model import CANONICAL_NAN, Instruction, get_instruction
 
 TILE_ROWS, TILE_COLUMNS = 512, 512
@@ -38,7 +38,7 @@ class Scales:
     def of(cls, block: BlockFormat, codes: np.ndarray, grouped: bool) -> Scales:
         """Decode the scale codes. The sign bit of a UE4M3 scale is not read."""
         scale = block.scale
-        table = exact.decoder(scale)
+        table = decode.decoder(scale)
         codes = codes & np.uint8(0xFF & ~scale.sign_mask)
         significand, exponent = table.significand[codes], table.exponent[codes]
         if grouped:
@@ -96,15 +96,15 @@ class Chain:
         if block is not None:
             assert scale is not None
             scales = Scales.of(block, scale, self.ins.arithmetic == "grouped")
-        table = exact.decoder(fmt)
+        table = decode.decoder(fmt)
         if self.plan is None:
             tops = np.zeros(len(codes), np.int64)
         elif block is None and table.rises:
-            sizes = codes.dtype.type(exact.cleared_bits(fmt) & ~(fmt.sign_mask << fmt.padding_bits))
+            sizes = codes.dtype.type(decode.cleared_bits(fmt) & ~(fmt.sign_mask << fmt.padding_bits))
             tops = table.exponent[panels.row_peaks(codes, sizes)].astype(np.int64)
         else:
             tops = panels.row_tops(
-                codes, table.significand, table.exponent, exact.cleared_bits(fmt), scales.exponents, self.block
+                codes, table.significand, table.exponent, decode.cleared_bits(fmt), scales.exponents, self.block
             )
         return Operands(codes=codes, scales=scales, tops=tops)
 
@@ -121,7 +121,7 @@ class Chain:
             limit, c_limit = plan.top_limit(len(k_index)), plan.c_limit
         assert isinstance(self.ins.format_a, FloatFormat)
         assert isinstance(self.ins.format_b, FloatFormat)
-        table_a, table_b = exact.decoder(self.ins.format_a), exact.decoder(self.ins.format_b)
+        table_a, table_b = decode.decoder(self.ins.format_a), decode.decoder(self.ins.format_b)
         exact.redo_tile(
             a.codes,
             b.codes,
@@ -137,8 +137,8 @@ class Chain:
             a.scales.pairs,
             b.scales.pairs,
             (table_a.significand, table_a.exponent, table_b.significand, table_b.exponent),
-            exact.cleared_bits(self.ins.format_a),
-            exact.cleared_bits(self.ins.format_b),
+            decode.cleared_bits(self.ins.format_a),
+            decode.cleared_bits(self.ins.format_b),
             self.parameters,
             out,
         )

@@ -16,7 +16,7 @@ import numpy as np
 from qsim._native.memory import aligned_empty
 from qsim.formats import FloatFormat
 
-from .exact import INF, cleared_bits, decoder
+from .decode import INF, cleared_bits, decoder
 from .fused import join_chain
 from .model import Instruction
 from .panels import pack_a, pack_b

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numba
 import numpy as np
 
 from qsim._native.threads import for_each
-from qsim.arrays import as_plain_array, real_array
+from qsim.arrays import real_array
 from qsim.errors import QsimError
 from qsim.formats import FloatFormat, IntFormat, encode, get_format
 
@@ -18,6 +17,7 @@ from . import check
 from .engine import Chain, Operands, Scales, add_to_nearest, canonical, tiles, worker_of
 from .fused import join_chain
 from .model import Instruction, get_instruction
+from .order import instruction_chains, orders_of, segments_of, slices_of, unit_of
 from .presets import Preset, Promotion, get_preset
 from .promoted import JOINS, Factors, can_run, run_promoted
 
@@ -83,28 +83,13 @@ def mma(
         left = _prepare(chain, ins, np.ascontiguousarray(x[i]), "a", None if scales[0] is None else scales[0][i])
         right = _prepare(chain, ins, np.ascontiguousarray(y[i]), "b", None if scales[1] is None else scales[1][i])
         total = flat_c[i]
-        for part in _instruction_chains(ins, np.arange(k)):
+        for part in instruction_chains(ins, np.arange(k)):
             if ins.arithmetic == "emulated":
                 total = add_to_nearest(chain.run(left, right, np.zeros_like(total), part), total)
             else:
                 total = chain.run(left, right, total, part)
         out[i] = total
     return out.reshape(addend.shape)
-
-
-def _instruction_chains(ins: Instruction, k_index: np.ndarray) -> Iterator[np.ndarray]:
-    """The k of each chain that one instruction sequence runs: all of it, or one instruction at a time when emulated."""
-    if ins.arithmetic != "emulated":
-        yield _in_instruction_order(ins, k_index)
-        return
-    for start in range(0, len(k_index), ins.k):
-        yield k_index[start : start + ins.k][np.array(ins.k_order)]
-
-
-def _in_instruction_order(ins: Instruction, k_index: np.ndarray) -> np.ndarray:
-    if not ins.k_order:
-        return k_index
-    return k_index.reshape(-1, ins.k)[:, list(ins.k_order)].reshape(-1)
 
 
 def _prepare(chain: Chain, ins: Instruction, codes: np.ndarray, which: str, scale: np.ndarray | None) -> Operands:
@@ -176,8 +161,8 @@ def matmul(
     m, n, k = len(x), len(y), x.shape[1]
     every = promote_every if promote_every is not None else p.promote_every if p else None
     how: Promotion = promotion or (p.promotion if p else "add")
-    slices = _slices(k, split_k, ins)
-    schedule = [_segments(ins, order, every) for order in _orders(k, k_order, slices)]
+    slices = slices_of(k, split_k, ins)
+    schedule = [segments_of(ins, order, every) for order in orders_of(k, k_order, slices)]
     scales = _Scaling(ins, p, every, how, scale_a, scale_b, scale_order, m, n, k)
     start = None if c is None else check.accumulator(c, ins, (m, n))
     _check_promotion(ins, every, how, len(schedule), scales)
@@ -237,55 +222,6 @@ def _tile(
     return total
 
 
-def _slices(k: int, split_k: int | Sequence[int], ins: Instruction) -> list[int]:
-    """Lengths of the slices of K."""
-    if not isinstance(split_k, int | np.integer):
-        lengths = [int(v) for v in split_k]
-        if sum(lengths) != k or min(lengths, default=0) < 0:
-            raise QsimError(f"the lengths in split_k must add up to K={k}: got {lengths}")
-        return lengths
-    if split_k < 1:
-        raise QsimError(f"split_k must be at least 1: got {split_k}")
-    unit = 128 // ins.code_dtype_a.itemsize
-    units = -(-k // unit)
-    length = -(units // -int(split_k)) * unit
-    return [min(length, k - start) for start in range(0, k, length)] if split_k > 1 and k else [k]
-
-
-def _orders(k: int, k_order: Any, lengths: list[int]) -> list[np.ndarray]:
-    """The k of each slice in the order in which the kernel takes them."""
-    order = np.arange(k)
-    if k_order is not None:
-        pattern = as_plain_array(k_order, "k_order")
-        if (
-            pattern.ndim != 1
-            or not len(pattern)
-            or k % len(pattern)
-            or sorted(pattern.tolist()) != [*range(len(pattern))]
-        ):
-            raise QsimError(
-                f"k_order must be a permutation of 0..n-1 with n dividing K={k}: got {pattern.tolist()[:8]}..."
-                f" of length {pattern.size}"
-            )
-        order = (np.arange(0, k, len(pattern))[:, None] + pattern[None, :]).reshape(-1)
-    edges = np.cumsum([0, *lengths])
-    return [order[i:j] for i, j in itertools.pairwise(edges)]
-
-
-def _segments(ins: Instruction, order: np.ndarray, every: int | None) -> list[np.ndarray]:
-    """Cut one slice into chains, each padded with -1 to whole instructions."""
-    length = ins.k if ins.arithmetic == "emulated" else (every or max(len(order), 1))
-    pieces = [order[i : i + length] for i in range(0, max(len(order), 1), length)]
-    padded = [np.concatenate([p, np.full(-len(p) % _unit(ins), -1, order.dtype)]) for p in pieces]
-    if ins.arithmetic == "emulated":
-        return [p[list(ins.k_order)] for p in padded]
-    return [_in_instruction_order(ins, p) for p in padded]
-
-
-def _unit(ins: Instruction) -> int:
-    return ins.k if ins.k_order or ins.arithmetic == "emulated" else ins.products
-
-
 def _check_promotion(ins: Instruction, every: int | None, how: str, slices: int, scales: _Scaling) -> None:
     if how not in JOINS:
         raise QsimError(f"promotion must be 'add', 'ffma' or 'ffma_a_first': got {how!r}")
@@ -297,8 +233,8 @@ def _check_promotion(ins: Instruction, every: int | None, how: str, slices: int,
         return
     if ins.output not in ("f32", "f16") or ins.arithmetic == "emulated":
         raise QsimError(f"promote_every applies to chains of native f32 or f16 instructions: got {ins.name}")
-    if every < 1 or every % _unit(ins):
-        raise QsimError(f"promote_every must be a multiple of the step of {ins.name}, {_unit(ins)}: got {every}")
+    if every < 1 or every % unit_of(ins):
+        raise QsimError(f"promote_every must be a multiple of the step of {ins.name}, {unit_of(ins)}: got {every}")
     if how != "add" and (ins.output != "f32" or slices > 1):
         raise QsimError(f"promotion={how!r} needs f32 accumulators and split_k=1")
 

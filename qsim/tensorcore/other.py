@@ -10,7 +10,8 @@ import numpy as np
 
 from qsim.formats import FloatFormat
 
-from .exact import INF, NAN, cleared_bits, decode_rows, decoder, round_bits
+from .decode import INF, NAN, cleared_bits, decode_rows, decoder
+from .exact import round_bits
 from .fused import fma_chain
 from .model import CANONICAL_NAN, Instruction
 

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from .exact import INF
+from .decode import INF
 
 
 def _value(code: Any, keep: Any, table: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qsim.tensorcore import get_instruction, matmul
-from qsim.tensorcore.gemm import _slices
+from qsim.tensorcore.order import slices_of
 
 TABLE = Path(__file__).parents[2] / "hwmodels" / "measurements" / "gemm_split.csv"
 INSTRUCTIONS = {"bf16": "hopper.wgmma.f32.bf16", "fp16": "hopper.wgmma.f32.f16", "fp8": "hopper.wgmma.f32.e4m3"}
@@ -23,7 +23,7 @@ def test_recorded_splits_of_k_are_those_of_split_k_once_their_number_is_known():
         for row in csv.DictReader(file):
             if row["fmt"] not in INSTRUCTIONS or int(row["parts"]) < 2:
                 continue
-            lengths = _slices(int(row["K"]), int(row["parts"]), get_instruction(INSTRUCTIONS[row["fmt"]]))
+            lengths = slices_of(int(row["K"]), int(row["parts"]), get_instruction(INSTRUCTIONS[row["fmt"]]))
             bounds = np.cumsum([0, *lengths])
             assert " ".join(map(str, bounds)) == row["bounds"], row
             assert row["order"] in ("two", "forward")
