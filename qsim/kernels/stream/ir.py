@@ -20,6 +20,7 @@ from qsim._native.vectors import (
     F32,
     I64,
     LINE,
+    NEAR_AHEAD,
     VF,
     VI,
     array,
@@ -128,6 +129,7 @@ def _stream(tokens: int) -> Any:
         rest = splat_float(2.0 ** (stored.shift - stored.shift // 2))  # of 2^shift, see `activation_factors`
         # enough independent sums to hide the latency of an addition: four or eight registers, see `passes`
         parts = 2 if tokens == 1 and has_wide_registers() else 1
+        ahead = AHEAD if has_wide_registers() else NEAR_AHEAD
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             base, (_, steps, _) = array(context, builder, signature, args, 0)
@@ -159,7 +161,7 @@ def _stream(tokens: int) -> Any:
                     with cgutils.for_range_slice(builder, first, last, I64(1)) as (i, _):
                         here = builder.mul(i, I64(256 * stored.words))
                         for line in range(0 if number else 4 * stored.words):
-                            prefetch_line(builder, base, builder.add(here, I64(AHEAD + 64 * line)))
+                            prefetch_line(builder, base, builder.add(here, I64(ahead + 64 * line)))
                         x_here = builder.mul(i, I64(4 * stored.columns // inner.columns))
                         inner.step(builder, corner, here, rows, x_here, stored, acc)
                     c = builder.load(chunk)

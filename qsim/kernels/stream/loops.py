@@ -49,6 +49,7 @@ def _stream_share(
     tokens, tiles, threads = out.shape[0], words.shape[0], counters.shape[0] // COUNTER_STRIDE
     scale, shift = np.empty((1, 64), F32), np.empty((1, 64), F32)
     total, nothing = np.empty((xs.shape[0], 64), sums.dtype), np.zeros(tokens, I32)
+    group_zeros(zeros, 0, zero, 0, 0, shift, 0)  # of symmetric codes: the same for all
     for i in range(threads):
         owner = (thread + i) % threads
         end = (owner + 1) * tiles // threads
@@ -59,7 +60,8 @@ def _stream_share(
                     total[m, lane] = 0
             for g in range(factors.shape[1]):
                 group_scales(scales, scale_kind, rows_per_scale, tile, g, scale, 0)
-                group_zeros(zeros, zero_bits, zero, tile, g, shift, 0)
+                if zero_bits:
+                    group_zeros(zeros, zero_bits, zero, tile, g, shift, 0)
                 m = 0
                 while m < tokens:  # four tokens to a pass; what the pass reads stays in the first level of cache
                     if m + 1 == tokens:
