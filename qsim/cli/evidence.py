@@ -19,8 +19,9 @@ from .verbs import verb
 @click.option("--kv", metavar="NUMBERS", help="Rows whose KV cache is none (16 bit), fp8, int8 or int4.")
 @click.option("--metric", metavar="NAME", help="Rows of this metric, as wikitext2_ppl.")
 @click.option("--only", is_flag=True, help="This model only, not those of the same generation and size.")
-@click.option("--rows", "files", type=click.Path(path_type=Path, dir_okay=False), multiple=True, metavar="CSV",
-              help="Rows of your own that join the shipped ones. Repeatable.")  # fmt: skip
+@click.option("--rows", "files", type=click.Path(path_type=Path), multiple=True, metavar="CSV|STUDY",
+              help="Rows of your own that join the shipped ones: a CSV file, or the folder of a study of a checkpoint. "
+              "Repeatable.")  # fmt: skip
 @click.option("--expect", is_flag=True, help="The loss to expect of --method and --scheme; without them, of what "
               "engines serve.")  # fmt: skip
 @table_options
@@ -37,10 +38,11 @@ def evidence(model: str | None, only: bool, files: tuple[Path, ...], expect: boo
       qsim evidence llama-3-8b --expect
       qsim evidence qwen3-8b --expect --method awq --scheme w4a16-g128
       qsim evidence opt-13b --method rtn --bits 8 --rows mine.csv
+      qsim evidence my-model --expect --rows study
     """
-    from qsim.evidence import find, published, read_rows
+    from qsim.evidence import find, read_rows, shipped
 
-    rows = published()
+    rows = shipped()
     for file in files:
         rows += read_rows(file)
     if expect:
@@ -74,8 +76,8 @@ def _expected(model: str | None, asked: dict[str, Any], rows: Any) -> list[dict[
     for one, numbers in pairs:
         found = expected_loss(model, one, numbers, kv=kv, rows=rows)
         fields = {name: getattr(found, name) for name in (
-            "model", "method", "scheme", "value", "low", "high", "metric", "points", "points_low", "points_high",
-            "lost", "lost_low", "lost_high", "basis", "collapse", "fragile", "note")}  # fmt: skip
+            "model", "method", "scheme", "value", "low", "high", "standard_error", "metric", "points", "points_low",
+            "points_high", "lost", "lost_low", "lost_high", "basis", "collapse", "fragile", "note")}  # fmt: skip
         titled = served_title(one, numbers) or f"{one}:{numbers}"
         out.append({"title": titled} | fields | {"sources": list(dict.fromkeys(r.reference for r in found.rows))})
     return out

@@ -37,8 +37,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--context", type=click.IntRange(min=1), metavar="L", help="Context length of a custom case, in tokens.")
 @click.option("--max-loss", type=float, metavar="PERCENT", help="Largest loss of an answer, in percent of a "
               "score; 3 without it.")  # fmt: skip
-@click.option("--rows", type=_FILE, metavar="CSV", help="Losses of your own that join the published ones; see "
-              "qsim evidence.")  # fmt: skip
+@click.option("--rows", type=click.Path(path_type=Path), metavar="CSV|STUDY", help="Losses of your own that join the "
+              "published ones: a CSV file, or the folder of a study of a checkpoint; see qsim evidence.")  # fmt: skip
 @click.option("--profile", metavar="NAME", help="How the stack runs, as in qsim predict.")
 @price_option
 @table_options

@@ -54,8 +54,8 @@ def outcomes_of(rows: Sequence[Row]) -> tuple[Outcome, ...]:
     channel of an activation, are no outcome of the plain method."""
     kept = [
         r for r in independent(rows)
-        if scale_of(r) is not None and not r.trained and "+" not in r.precision.region + r.precision.scaling
-        and r.precision.scaling != "channel"
+        if scale_of(r) is not None and not r.trained and not r.measured_here
+        and "+" not in r.precision.region + r.precision.scaling and r.precision.scaling != "channel"
     ]  # fmt: skip
     return tuple(
         Outcome(row=r, change=change_of(r.method, r.precision), model=identity(r.model, rows)) for r in kept

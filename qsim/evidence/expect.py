@@ -14,9 +14,22 @@ from .collapse import Outcome, Risk, outcomes_of, risk
 from .find import identity
 from .identity import KnownModel, canonical
 from .law import BASES, Fit, Prediction, law_file, laws, tuning
-from .observations import INTEGERS, SCALES, SCORE, TOKEN, TOKEN_512, WORD, Change, Scale, parts_of
+from .observations import (
+    INTEGERS,
+    SCALES,
+    SCORE,
+    TOKEN,
+    TOKEN_512,
+    WORD,
+    Change,
+    Observation,
+    Scale,
+    change_of,
+    parts_of,
+)  # fmt: skip
+from .own import measured_on, own_observations
 from .precision import GGUF, Precision, of_scheme
-from .table import Row, method_of, published
+from .table import Row, method_of, shipped
 
 Basis: TypeAlias = Literal["exact", "measured", "published", "near", "law", "unknown"]
 _ORDER = {name: i for i, name in enumerate(BASES)}
@@ -31,6 +44,7 @@ class Expectation:
     Attributes:
         model, method, scheme: what was asked; `scheme` says the numbers.
         value, low, high: ln(perplexity / perplexity in 16 bit), and its 80 % band; None where nothing is known.
+        standard_error: of `value`, where it was measured with this project and the rows say so.
         metric: what `value` is of: `token perplexity`, `word perplexity` (1.1 to 1.3 times as large), or `score`, where
             only scores are known, turned into a perplexity by the usual ratio.
         points, points_low, points_high: change of an average score in points, with its 80 % band (a loss is negative);
@@ -39,9 +53,10 @@ class Expectation:
             recovery), with its 80 % band: from perplexity and from scores, weighted by how sure each is.
         basis: `measured` (with this project, on this checkpoint), `published` (the same model and numbers), `near` (the
             same generation of models), `law` (fitted over models), `unknown`; `exact` for 16 bit.
-        collapse: probability that the model is destroyed, a risk beside the band; None where it is not known.
+        collapse: probability that the model is destroyed, a risk beside the band; None where it is not known. 0 or 1
+            where that was measured.
         fragile: whether a collapse of this kind was published for the model's class, and the model itself was not
-            measured with this project.
+            measured with this project in these numbers.
         rows: what the value stands on, the nearest first. `collapsed` are the published collapses.
         note: what to know, in a sentence; for an unknown loss, what to do.
     """
@@ -52,6 +67,7 @@ class Expectation:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    standard_error: float | None = None
     metric: str = ""
     points: float | None = None
     points_low: float | None = None
@@ -83,8 +99,9 @@ def expected_loss(
         method: `rtn`, `gptq`, `awq`, `smoothquant`, `fp8`, ...; of no matter where only the cache is quantised.
         scheme: the numbers, as a name of `qsim schemes`.
         kv: the KV cache's numbers (`fp8`, `int8`, `int4`), where the scheme leaves it in 16 bit.
-        rows: the evidence; the shipped table by default. `published() + read_rows("my.csv")` adds to it, and a part of
-            it asks what would be known without the rest: the law is fitted to whatever is given.
+        rows: the evidence; the shipped table by default. `shipped() + read_rows("my.csv")` adds to it, where `"my.csv"`
+            may be the folder of a study of a checkpoint. A part of it asks what would be known without the rest: the
+            law is fitted to whatever is given.
 
     Returns:
         The expectation. A model, method or scheme that no evidence is near gives `unknown`, without a number.
@@ -110,15 +127,17 @@ def expected_loss(
     target = identity(model, known.rows)
     if target is None:
         return replace(asked, note=f"nothing is known of {name}: {MEASURE}")
-    fits = known.laws
+    own = _measured(asked, target, change_of(asked.method, precision), known)
+    if own is not None:
+        return own
     parts = parts_of(asked.method, precision)
-    risks = [risk(target, part, known.outcomes) for part in parts]
+    risks = [risk(target, part, known.outcomes) for part in parts if not _is_measured(target, part, known)]
     asked = replace(asked, **_risk(risks))
     if asked.collapse is not None and asked.collapse >= LIKELY:
         return _destroyed(asked)
-    best = _best(target, parts, fits)
+    best = _best(target, parts, known)
     if best is None:
-        missing = " and ".join(p.kind for p in parts if _best(target, (p,), fits) is None)
+        missing = " and ".join(p.kind for p in parts if _best(target, (p,), known) is None)
         return replace(asked, note=f"no evidence of {missing} is near {name}: {MEASURE}")
     return _filled(asked, target, parts, best, known)
 
@@ -142,23 +161,28 @@ class _Known:
     """What is made once of a table of rows."""
 
     rows: tuple[Row, ...]
+    own: tuple[Observation, ...]
     laws: dict[str, Fit]
     outcomes: tuple[Outcome, ...]
     scores: tuple[tuple[KnownModel, float], ...]
 
 
-def _made(rows: tuple[Row, ...]) -> _Known:
+@lru_cache(maxsize=8)
+def _known(rows: tuple[Row, ...]) -> _Known:
+    return _Known(rows, own_observations(rows), *_fitted(tuple(r for r in rows if not r.measured_here)))
+
+
+@lru_cache(maxsize=4)
+def _fitted(rows: tuple[Row, ...]) -> tuple[dict[str, Fit], tuple[Outcome, ...], tuple[tuple[KnownModel, float], ...]]:
+    """What takes a second: it is kept when only measurements of one checkpoint join the others."""
     averages = ("avg_zero_shot_acc", "mmlu_acc", "openllm_v1_avg")
     scores = [(identity(r.model, rows), r.baseline) for r in rows if r.metric.name in averages]
-    return _Known(rows, laws(rows), outcomes_of(rows), tuple((m, base) for m, base in scores if m is not None))
-
-
-_known = lru_cache(maxsize=4)(_made)
+    return laws(rows), outcomes_of(rows), tuple((m, base) for m, base in scores if m is not None)
 
 
 @lru_cache(maxsize=1)
 def _shipped() -> _Known:
-    return _made(published())
+    return _known(shipped())
 
 
 def _risk(risks: Sequence[Risk]) -> dict[str, Any]:
@@ -169,15 +193,43 @@ def _risk(risks: Sequence[Risk]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _predict(target: KnownModel, part: Change, scale: Scale, fits: dict[str, Fit]) -> Prediction | None:
-    return fits[scale.name].predict(target, part, tuning(scale).bands)
+def _measured(asked: Expectation, target: KnownModel, change: Change, known: _Known) -> Expectation | None:
+    """The expectation that was measured on the checkpoint itself, in all of its numbers; None where it was not."""
+    for scale in SCALES:
+        found = measured_on(target, change, scale, known.own)
+        if found is None:
+            continue
+        value, low, high = _as_ln(found[0])
+        lost = (found[0].value, found[0].low, found[0].high) if scale is SCORE else percent_of((value, low, high))
+        base = _score_of(target, known.scores)
+        points: dict[str, float] = {}
+        if base is not None:
+            at, least, most = (-v * base / 100 for v in lost)
+            points = {"points": at, "points_low": most, "points_high": least}
+        used = tuple(o.row for o in found[0].used)
+        return replace(
+            asked, value=value, low=low, high=high, standard_error=None if scale is SCORE else found[1],
+            metric=_METRIC[scale.name], lost=lost[0], lost_low=lost[1], lost_high=lost[2], basis="measured", rows=used,
+            collapse=float(any(r.collapsed for r in used)), **points,  # type: ignore[arg-type]
+            note="; ".join(dict.fromkeys(r.note for r in used if r.note)),
+        )  # fmt: skip
+    return None
 
 
-def _best(target: KnownModel, parts: Sequence[Change], fits: dict[str, Fit]) -> tuple[Prediction, ...] | None:
+def _is_measured(target: KnownModel, part: Change, known: _Known) -> bool:
+    return any(measured_on(target, part, scale, known.own) is not None for scale in SCALES)
+
+
+def _predict(target: KnownModel, part: Change, scale: Scale, known: _Known) -> Prediction | None:
+    own = measured_on(target, part, scale, known.own)
+    return known.laws[scale.name].predict(target, part, tuning(scale).bands) if own is None else own[0]
+
+
+def _best(target: KnownModel, parts: Sequence[Change], known: _Known) -> tuple[Prediction, ...] | None:
     """For each part the prediction that stands on the best basis; of equal ones perplexity per token goes first."""
     found = []
     for part in parts:
-        options = [p for s in SCALES if (p := _predict(target, part, s, fits)) is not None]
+        options = [p for s in SCALES if (p := _predict(target, part, s, known)) is not None]
         if not options:
             return None
         found.append(min(options, key=lambda p: (_ORDER[p.basis], SCALES.index(p.scale))))
@@ -189,7 +241,7 @@ def _filled(
 ) -> Expectation:
     value, low, high = _sum([_as_ln(p) for p in best])
     basis = max((p.basis for p in best), key=lambda b: _ORDER[b])
-    scores = [_predict(target, part, SCORE, known.laws) for part in parts]
+    scores = [_predict(target, part, SCORE, known) for part in parts]
     from_scores = None
     if all(p is not None for p in scores):
         from_scores = _sum([(p.value, p.low, p.high) for p in scores if p is not None])
@@ -204,7 +256,7 @@ def _filled(
     kinds = dict.fromkeys(_METRIC[p.scale.name] for p in best)
     return replace(
         asked, value=value, low=low, high=high, metric=" and ".join(kinds), basis=basis, rows=tuple(used),
-        fragile=asked.fragile and basis != "measured", note=_note(parts, best),
+        note=_note(parts, best),
         lost=lost[0], lost_low=lost[1], lost_high=lost[2], **points,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from qsim.scheme import Scheme
 
 from .identity import KnownModel, canonical, find_model, known_models
 from .precision import Precision, of_scheme
-from .table import Row, method_of, published
+from .table import Row, method_of, shipped
 
 Nearness: TypeAlias = Literal["same", "sibling", "kin"]
 SIBLING, KIN = 1.2, 12.0
@@ -55,7 +55,7 @@ def find(
         metric: a metric's name.
         near: also siblings, models of the same generation and size (a chat model; Llama 3 and 3.1), after the model's
             own.
-        rows: where to look; the shipped table by default, which `published() + read_rows("my.csv")` extends.
+        rows: where to look; the shipped table by default, which `shipped() + read_rows("my.csv")` extends.
 
     Returns:
         The rows, those of the model itself first.
@@ -63,7 +63,7 @@ def find(
     Raises:
         QsimError: a model or method that no row is about, or an unknown scheme.
     """
-    pool = published() if rows is None else tuple(rows)
+    pool = shipped() if rows is None else tuple(rows)
     found: Sequence[Row] = pool
     if model is not None:
         target = identity(model, pool)

@@ -121,8 +121,7 @@ class Fit:
         cell = [o for o in same_kind if o.change.cell == change.cell and o.change.method == change.method]
         own = [o for o in cell if o.model.name == model.name]
         if own:
-            measured = [o for o in own if o.row.grade == "M"]
-            return ("measured", tuple(measured)) if measured else ("published", tuple(own))
+            return "published", tuple(own)
         near = [o for o in cell if o.model.generation == model.generation]
         near = near or [o for o in same_kind if o.model.generation == model.generation]
         if near:
@@ -137,10 +136,7 @@ class Fit:
         if basis is None:
             return None
         mean, deviation = self.expect(model, change)
-        if basis == "measured":  # the checkpoint itself: its own measurement, not an average with other sources
-            mean = float(np.mean([np.arcsinh(o.loss / self.scale.linear) for o in used]))
-            deviation = float(np.sqrt(self.variances[3]))
-        low, high = bands["published" if basis == "measured" else basis]
+        low, high = bands[basis]
         value, least, most = (
             self.scale.linear * float(np.sinh(y)) for y in (mean, mean + low * deviation, mean + high * deviation)
         )

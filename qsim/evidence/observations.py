@@ -121,27 +121,30 @@ def _cache(method: str, kv: str) -> Change:
 
 def observations(rows: Iterable[Row], scale: Scale) -> tuple[Observation, ...]:
     """The independent losses on one scale: no trained weights, no collapse (a risk of its own), no unknown model.
+    What was measured with this project is not among them (see `qsim.evidence.own`).
 
     Where a source has a model with and without a quantised cache, beside 8-bit weights, their difference is a loss of
     the cache.
     """
-    mine = [r for r in rows if scale_of(r) is scale and not r.trained and r.method != "embedding"]
+    mine = [r for r in rows if scale_of(r) is scale and not r.trained and r.method != "embedding"
+            and not r.measured_here]  # fmt: skip
     out = []
     alone = independent(mine)
     for row in alone:
         model = identity(row.model, mine)
-        loss = _loss(row)
+        loss = loss_of(row)
         if model is None or loss is None or row.collapsed:
             continue
         out.append(Observation(model=model, change=change_of(row.method, row.precision), loss=loss, row=row))
         partner = _without_cache(row, alone)
-        if partner is not None and (before := _loss(partner)) is not None:
+        if partner is not None and (before := loss_of(partner)) is not None:
             change = _cache(row.method, row.precision.kv)
             out.append(Observation(model=model, change=change, loss=loss - before, row=row))
     return tuple(out)
 
 
-def _loss(row: Row) -> float | None:
+def loss_of(row: Row) -> float | None:
+    """The loss of a row, on whatever scale it is; None for a metric that is no loss."""
     return row.ln_ratio if row.ln_ratio is not None else row.percent_lost
 
 

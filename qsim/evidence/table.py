@@ -1,14 +1,18 @@
 """The table of evidence: what somebody measured on a quantised model, each row with where it is from.
 
-The shipped rows are facts quoted from papers, model cards and documentation, of two grades: A is the publisher's own
-text, B a copy of a paper's text or table. Rows of a user join them from a CSV file with the same columns.
+The published rows are facts quoted from papers, model cards and documentation, of two grades: A is the publisher's own
+text, B a copy of a paper's text or table. Rows of grade M were measured with this project on the checkpoint that they
+name: a few are shipped, a study of a checkpoint writes its own. Rows of a user join them from a CSV file with the same
+columns, or from the folder of such a study.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +25,8 @@ from .metrics import METRICS, Metric, get_metric, ln_ratio, percent_lost
 from .precision import Precision, of_scheme, of_words
 
 HERE = Path(__file__).parent
+IN_STUDY = Path("data") / "evidence.csv"
+"""Where the folder of a study has what it measured, as rows of evidence."""
 TRAINED = ("efficientqat", "qlora", "llm-qat")
 """Methods that train the weights: their rows are shown, and no post-training loss is estimated from them."""
 
@@ -38,6 +44,7 @@ class Row:
         calibration: text that the method was shown; empty for none.
         source: key of the source; `title` and `reference` cite it, `place` is the table or section.
         grade: `A` or `B` (see the module), `M` measured with this project, `own` a user's row without a grade.
+        standard_error: of the loss (of `ln_ratio`, or of `percent_lost`); None where nobody said.
         parameters_b: of a model that the shipped table does not know.
         line: of the file that it was read from.
         note: what the source or the transcriber adds.
@@ -57,6 +64,7 @@ class Row:
     reference: str
     place: str
     grade: str
+    standard_error: float | None = None
     parameters_b: float | None = None
     note: str = field(repr=False, default="")
     line: int = 0
@@ -70,6 +78,11 @@ class Row:
     def percent_lost(self) -> float | None:
         """Percent of the 16-bit score that is lost, for a score."""
         return percent_lost(self.metric, self.value, self.baseline)
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether it was measured with this project on the checkpoint that it names."""
+        return self.grade == "M"
 
     @property
     def trained(self) -> bool:
@@ -110,8 +123,20 @@ def method_of(label: str) -> str:
 
 @lru_cache(maxsize=1)
 def published() -> tuple[Row, ...]:
-    """The shipped rows, in the order of the table."""
+    """The published rows, in the order of the table."""
     return _read(HERE / "published.csv", _sources())
+
+
+@lru_cache(maxsize=1)
+def measured() -> tuple[Row, ...]:
+    """The shipped rows that were measured with this project, all of grade M; `python reports/real_model.py --write`
+    writes them, and reports/real_model.md says how they were measured."""
+    return _read(HERE / "measured.csv", {})
+
+
+def shipped() -> tuple[Row, ...]:
+    """All shipped rows: what was published, and what was measured with this project."""
+    return published() + measured()
 
 
 @lru_cache(maxsize=1)
@@ -121,20 +146,49 @@ def _sources() -> dict[str, dict[str, str]]:
 
 
 def read_rows(path: str | Path) -> tuple[Row, ...]:
-    """Rows from a user's CSV file.
+    """Rows from a user's CSV file, or from the folder of a study of a checkpoint: what it measured.
 
     Columns: `model`, `method`, `metric`, `value`, `baseline_value`, and the numbers either as `scheme` (a name of
     `qsim schemes`) or as `weight_format`, `weight_granularity`, `activation_format`, `activation_granularity`,
     `kv_format` in the words of the shipped table. Optional: `parameters_b` (of a model that the table does not know),
-    `context`, `calibration`, `source` (`source_title`, `source_id`), `table_or_figure`, `note`. A note that begins with
-    `[M]` says that the row was measured with this project on that checkpoint.
+    `standard_error` (of ln(value / baseline_value), or of the percent of a score that is lost), `context`,
+    `calibration`, `source` (`source_title`, `source_id`), `table_or_figure`, `note`. A note that begins with `[M]` says
+    that the row was measured with this project on that checkpoint; it decides there, and says nothing of other models.
 
     Raises:
         QsimError: a column is missing, or a row without model, method, value or baseline, with a metric or scheme that
-            is not known, or with a number that cannot be one; the message names file and line.
+            is not known, or with a number that cannot be one; the message names file and line. A folder that holds no
+            study, or one whose version wrote no evidence.
         OSError: the file cannot be read.
     """
-    return _read(Path(path), {})
+    given = Path(path)
+    if not given.is_dir():
+        return _read(given, {})
+    if not (given / IN_STUDY).is_file():
+        raise QsimError(f"{given} has no {IN_STUDY.as_posix()}: name a CSV file, or the folder of a finished study "
+                        "(one of an older version gets it with qsim study render)")  # fmt: skip
+    return _read(given / IN_STUDY, {})
+
+
+_WRITTEN = ("model", "parameters_b", "method", "weight_format", "weight_granularity", "activation_format",
+            "activation_granularity", "kv_format", "calibration", "metric", "context", "value", "baseline_value",
+            "standard_error", "source_title", "source_id", "table_or_figure", "note")  # fmt: skip
+
+
+def rows_text(rows: Iterable[Row]) -> str:
+    """Rows as the text of a CSV file that `read_rows` reads as the same rows, but for the lines that they stand on."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_WRITTEN)
+    for r in rows:
+        p, note = r.precision, r.note if r.grade == "own" else f"[{r.grade}] {r.note}"
+        writer.writerow((
+            r.model, "" if r.parameters_b is None else f"{r.parameters_b:.6g}", r.label, p.weight, p.region,
+            p.activation, p.scaling, p.kv, r.calibration, r.metric.name, r.context, f"{r.value:.10g}",
+            f"{r.baseline:.10g}", "" if r.standard_error is None else f"{r.standard_error:.4g}", r.title, r.reference,
+            r.place, note,
+        ))  # fmt: skip
+    return text.getvalue()
 
 
 def _read(path: Path, sources: dict[str, dict[str, str]]) -> tuple[Row, ...]:
@@ -169,7 +223,9 @@ def _row(f: dict[str, str], line: int, path: Path, sources: dict[str, dict[str, 
         raise QsimError(f"a perplexity must be positive: got {value:g} and {baseline:g}")
     if metric.kind in ("accuracy", "one task", "long context") and not metric.relative and not baseline > 0:
         raise QsimError(f"baseline_value of a score must be positive: got {baseline:g}")
-    size = _number(f, "parameters_b") if f.get("parameters_b") else None
+    size, error = (_number(f, name) if f.get(name) else None for name in ("parameters_b", "standard_error"))
+    if error is not None and not error >= 0:
+        raise QsimError(f"standard_error must not be negative: got {error:g}")
     model = canonical(f["model"])
     if size is not None and not size > 0:
         raise QsimError(f"parameters_b must be positive: got {size:g}")
@@ -187,7 +243,7 @@ def _row(f: dict[str, str], line: int, path: Path, sources: dict[str, dict[str, 
         precision=of_scheme(given) if given else of_words(*words), metric=metric, context=f.get("context", ""),
         value=value, baseline=baseline, calibration=f.get("calibration", ""), source=key or title, title=title,
         reference=cited["reference"] if cited else f.get("source_id", "") or f"{path.name}, line {line}",
-        place=f.get("table_or_figure", ""), grade=grade[1] if grade else "own", parameters_b=size,
+        place=f.get("table_or_figure", ""), grade=grade[1] if grade else "own", standard_error=error, parameters_b=size,
         note=note[grade.end() :] if grade else note, line=line,
     )  # fmt: skip
 

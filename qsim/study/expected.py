@@ -9,7 +9,7 @@ from dataclasses import replace
 import hwmodels
 from hwmodels.workload.architecture import Architecture
 from qsim.errors import QsimError
-from qsim.evidence import Expectation, KnownModel, Precision, Row, expected_loss, published, read_rows
+from qsim.evidence import Expectation, KnownModel, Precision, Row, expected_loss, read_rows, shipped
 from qsim.evidence.expect import percent_of
 from qsim.evidence.find import identity
 from qsim.evidence.precision import of_scheme
@@ -55,7 +55,7 @@ def evidence_of(spec: StudySpec) -> tuple[Row, ...]:
         QsimError: a row of the file that cannot be compared.
         OSError: the file cannot be read.
     """
-    return published() + (read_rows(spec.evidence) if spec.evidence else ())
+    return shipped() + (read_rows(spec.evidence) if spec.evidence else ())
 
 
 def _target(arch: Architecture, rows: Sequence[Row]) -> KnownModel:
@@ -75,7 +75,7 @@ def _variants(spec: StudySpec, method: Method) -> tuple[str, ...]:
 
 def _ask(target: KnownModel, method: Method, variant: str, rows: tuple[Row, ...]) -> Expectation:
     """What evidence says. A device that keeps activations in 16 bit loses at most what it would with them quantised."""
-    given = rows if rows != published() else None
+    given = rows if rows != shipped() else None
     full = of_scheme(method.scheme)
     if variant == "weights":
         kept = Precision(weight=full.weight, region=full.region, kv=full.kv)

@@ -13,12 +13,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from qsim.errors import QsimError, nearest
+from qsim.evidence import rows_text
+from qsim.evidence.table import IN_STUDY
 from qsim.files import make_folder, write_text
 from qsim.plots.style import rendered, save
 
 from . import texts
 from .folder import RESULT, whole_study
 from .looks import case_rows, decided, titles
+from .own import measured_rows
 from .registry import REPORT, drawings
 from .result import TABLES, StudyResult, to_json
 from .rows import DecisionRow, SpeedRow
@@ -31,7 +34,8 @@ _COLORS = {"#ffffff": "var(--paper)", "#000000": "var(--plot)", "#e3e3e3": "var(
 
 
 def write_study(result: StudyResult, out: Path, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Write `index.html`, `study.json`, `study.toml` and `data/*.csv` into a folder.
+    """Write `index.html`, `study.json`, `study.toml` and `data/*.csv` into a folder; `data/evidence.csv` is what was
+    measured as rows of evidence, which `qsim.evidence.read_rows` finds in the folder.
 
     They take their places together; `study.json` comes last, so its presence means that the rest is there. Tables of an
     earlier study that this one does not have are removed, and figures of it in `figures`; nothing else is. Figures are
@@ -40,7 +44,7 @@ def write_study(result: StudyResult, out: Path, progress: Callable[[str], None] 
     Raises:
         OSError: a file cannot be written; the study before is as it was.
     """
-    ours = [f"data/{name}.csv" for name in TABLES]
+    ours = [IN_STUDY.as_posix(), *(f"data/{name}.csv" for name in TABLES)]
     ours += [f"figures/{figure.name}.{kind}" for figure in REPORT.figures for kind in ("svg", "png", "pdf")]
     with whole_study(out, ours) as folder:
         _write_files(result, folder, progress)
@@ -50,6 +54,7 @@ def _write_files(result: StudyResult, out: Path, progress: Callable[[str], None]
     make_folder(out / "data")
     for name, _ in result.tables():
         write_text(out / "data" / f"{name}.csv", result.frame(name).to_csv(index=False, lineterminator="\n"))
+    write_text(out / IN_STUDY, rows_text(measured_rows(result)))
     inlined = []
     for figure, d in drawings(result):
         progress(f"figure: {d.title}")

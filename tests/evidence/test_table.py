@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from qsim.cli import main
 from qsim.errors import QsimError
-from qsim.evidence import METRICS, Precision, find, independent, joinable, known_models, published, read_rows
+from qsim.evidence import METRICS, Precision, find, independent, joinable, known_models, published, read_rows, shipped
 from qsim.evidence.find import identity
 from qsim.evidence.identity import canonical
 from qsim.evidence.precision import of_scheme
@@ -178,7 +178,7 @@ def test_the_command_prints_rows_with_their_sources_in_three_forms(monkeypatch: 
     assert all(r["reference"] and r["baseline"] is not None for r in rows)
     assert [r["reference"] for r in csv.DictReader(run(*asked, "--csv").splitlines())] == [r["reference"] for r in rows]
     assert "what it loses is unknown: measure it with" in run("llama-3-8b", "--method", "awq", "--bits", "2")
-    assert {r["model"] for r in json.loads(run("--json"))} == {r.model for r in published()}
+    assert {r["model"] for r in json.loads(run("--json"))} == {r.model for r in shipped()}
 
 
 def test_the_command_joins_a_users_rows(tmp_path: Path) -> None:

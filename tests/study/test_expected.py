@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from qsim.errors import QsimError
+from qsim.evidence import expected_loss, read_rows, shipped
 from qsim.evidence.practice import family_of, practice
 from qsim.study import Speed, StudySpec, hardware
 from qsim.study.agreement import agreement_rows
 from qsim.study.decide import decisions
-from qsim.study.expected import check_evidence, expected_rows
+from qsim.study.expected import check_evidence, evidence_of, expected_rows
 from qsim.study.method import Method, parse_method
 from qsim.study.rows import AgreementRow, DecisionRow, QualityRow
 from qsim.study.run import Run
@@ -125,3 +126,24 @@ def test_every_recommendation_names_a_device_a_case_and_a_source() -> None:
         assert advice.case in {c.name for c in DEFAULT_CASES}
         assert set(advice.families) <= {"int4", "int8", "fp8", "fp4"}
         assert advice.source
+
+
+def test_what_a_study_measured_joins_as_evidence_of_that_checkpoint(run: Run, written: Path) -> None:
+    mine = read_rows(written)
+    assert {r.grade for r in mine} == {"M"}
+    name = run.result.measured.model
+    assert {r.model for r in mine} == {name}
+    for q in run.result.quality:
+        algorithm, _, scheme = q.method.partition(":")
+        if algorithm == "none" or q.variant != "full":
+            continue
+        found = expected_loss(name, algorithm, scheme, rows=shipped() + mine)
+        base = run.result.measured
+        per_bit = math.log(base.base_perplexity) / base.base_bits_per_byte
+        assert found.basis == "measured"
+        assert found.value == pytest.approx(q.loss * per_bit, abs=1e-6)
+        assert found.standard_error == pytest.approx(q.loss_se * per_bit, rel=1e-3)
+        assert f"on {q.bytes_scored:,} bytes of page.txt" in found.note
+        assert expected_loss(name, algorithm, scheme).basis == "unknown"
+    asked = replace(check(run.result.spec), evidence=str(written))
+    assert evidence_of(asked)[-1] == mine[-1]
