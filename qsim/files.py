@@ -31,6 +31,21 @@ TOML_LIMIT = 4 << 20
 DEPTH_LIMIT = 64  # nested lists and objects; a config has fewer than ten
 
 
+def regular_size(path: Path, limit: int | None = None) -> int:
+    """Bytes of a regular file, looked at before it is opened: a pipe or a device would be waited for.
+
+    Raises:
+        QsimError: another kind of file, or one of more than `limit` bytes.
+        OSError: there is none.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise QsimError(f"{path} is not a regular file")
+    if limit is not None and found.st_size > limit:
+        raise QsimError(f"{path} has {found.st_size} bytes: at most {limit} are read")
+    return found.st_size
+
+
 def read_text(path: str | Path, *, limit: int = JSON_LIMIT) -> str:
     """A UTF-8 text file of at most `limit` bytes.
 
@@ -39,13 +54,9 @@ def read_text(path: str | Path, *, limit: int = JSON_LIMIT) -> str:
         OSError: the file cannot be opened.
     """
     path = Path(path)
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise QsimError(f"{path} is not a regular file")
-    if found.st_size > limit:
-        raise QsimError(f"{path} has {found.st_size} bytes: at most {limit} are read")
+    size = regular_size(path, limit)
     with open(path, "rb") as file:
-        raw = file.read(min(found.st_size, limit) + 1)  # a buffer of that size is made, however short the file is
+        raw = file.read(min(size, limit) + 1)  # a buffer of that size is made, however short the file is
     if len(raw) > limit:
         raise QsimError(f"{path} has more than {limit} bytes, which is all that is read")
     try:

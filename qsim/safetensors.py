@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,10 +220,7 @@ def open_file(path: str | Path) -> TensorFiles:
     path = Path(path)
     if path.suffix in _PICKLES:
         raise QsimError(f"{path} is a pickle, which is never read; save the model as safetensors")
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise QsimError(f"{path} is not a regular file")
-    size = found.st_size
+    size = files.regular_size(path)
     with open(path, "rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,10 @@ from qsim.errors import QsimError
 from qsim.families import Family, families, register_family
 from qsim.formats import FloatFormat, register
 
+from .guides import blocks, declare
+
 ROOT = Path(__file__).parents[1]
-TITLE = "## How to add a device, a number format or a model family"
+TITLE = "How to add a device, a number format or a model family"
 
 USE = """
 import json, sys
@@ -70,23 +70,13 @@ assert priced["weights_gbytes"] * 1e9 == 2 * count
 """
 
 
-def part(language: str) -> list[str]:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split(TITLE)[1].split("\n## ")[0]
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
 def test_the_guide_is_followed_as_it_is_written(tmp_path: Path) -> None:
-    device, entries = part("toml")
+    device, entries = blocks(TITLE, "toml")
     package = tmp_path / "site" / "my_package"
     package.mkdir(parents=True)
     (package / "example_npu.toml").write_text(device)
-    (package / "__init__.py").write_text(part("python")[0])
-    info = tmp_path / "site" / "my_package-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1\n")
-    groups = tomllib.loads(entries)["project"]["entry-points"]
-    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in of.items()) for group, of in groups.items()]
-    (info / "entry_points.txt").write_text("".join(lines))
+    (package / "__init__.py").write_text(blocks(TITLE, "python")[0])
+    declare(tmp_path / "site", entries)
     code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path / 'site')!r}]\n{USE}"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], capture_output=True, text=True,
                           cwd=tmp_path, check=False)  # fmt: skip
@@ -95,14 +85,14 @@ def test_the_guide_is_followed_as_it_is_written(tmp_path: Path) -> None:
 
 def test_what_takes_the_name_of_another_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "h100-sxm.toml"
-    path.write_text(part("toml")[0])
+    path.write_text(blocks(TITLE, "toml")[0])
     with pytest.raises(QsimError, match="hwmodels has a device 'h100-sxm' already"):
         hwmodels.register_device(path)
     path = path.rename(tmp_path / "mine.toml")
-    path.write_text(part("toml")[0].replace('"npu"', '"a100"'))
+    path.write_text(blocks(TITLE, "toml")[0].replace('"npu"', '"a100"'))
     with pytest.raises(QsimError, match="hwmodels has a device 'a100' already"):
         hwmodels.register_device(path)
-    path.write_text(part("toml")[0].replace('"npu"', '"A 100"'))
+    path.write_text(blocks(TITLE, "toml")[0].replace('"npu"', '"A 100"'))
     with pytest.raises(QsimError, match="aliases must be a list of lower-case names"):
         hwmodels.register_device(path)
     assert "mine" not in hwmodels.device_names()

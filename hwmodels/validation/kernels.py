@@ -11,11 +11,12 @@ from ..calibration.fitted import Quantizer
 from ..calibration.store import load_calibration
 from ..device.load import get_device
 from ..fitting import humming
-from ..fitting.fit import band_of, bands, coverage, held_out
+from ..fitting.fit import coverage, held_out
 from ..fitting.fp8_attention import leave_one_out
 from ..fitting.marlin import marlin_kernel, marlin_rows
 from ..fitting.sources import data_table
 from ..timing.families import get_family
+from .result import points_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,16 +26,6 @@ OTHERS_REQUIRED = 7.0
 
 Found = tuple[list[dict[str, Any]], "list[pd.DataFrame]"]
 """Arguments of `result.Group`, and the single rows behind them."""
-
-
-def _points(section: str, name: str, x: Any, measured: Any, predicted: Any) -> pd.DataFrame:
-    import pandas as pd
-
-    low, high = band_of(x, bands(x, measured, predicted))
-    return pd.DataFrame(
-        {"section": section, "name": name, "measured_s": measured, "predicted_s": predicted,
-         "low_s": predicted * low, "high_s": predicted * high}
-    )  # fmt: skip
 
 
 def fused_products() -> Found:
@@ -63,7 +54,7 @@ def fused_products() -> Found:
                  "required": REQUIRED.get(kernel, OTHERS_REQUIRED),
                  "coverage": coverage(rows.x, measured, predicted, fold), "detail": detail}
             )  # fmt: skip
-            points.append(_points(section, name, rows.x, measured, predicted))
+            points.append(points_of(section, name, rows.x, measured, predicted))
     return groups, points
 
 
@@ -84,7 +75,7 @@ def fp8_prefills() -> Found:
          "detail": {"2048 tokens and more": float(error[mine & (seq >= 2048)].mean())}}
         for name, mine in (("all", dim > 0), *((f"heads of {size}", dim == size) for size in np.unique(dim)))
     ]  # fmt: skip
-    return groups, [_points(section, "prefill", seq, measured, guess)]
+    return groups, [points_of(section, "prefill", seq, measured, guess)]
 
 
 def published_gains(data: Path) -> Found:

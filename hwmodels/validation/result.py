@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..fitting.fit import band_of, bands
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -43,3 +45,14 @@ class Validation:
     published: tuple[Any, ...]
     ratios: tuple[Any, ...]
     claims: tuple[Any, ...]
+
+
+def points_of(section: str, name: str, x: Any, measured: Any, predicted: Any) -> pd.DataFrame:
+    """Measured rows of one kind beside what was predicted for them, with the band of each; times in seconds."""
+    import pandas as pd
+
+    low, high = band_of(x, bands(x, measured, predicted))
+    return pd.DataFrame(
+        {"section": section, "name": name, "measured_s": measured, "predicted_s": predicted,
+         "low_s": predicted * low, "high_s": predicted * high}
+    )  # fmt: skip

@@ -16,13 +16,13 @@ from threadpoolctl import threadpool_limits
 from ..device.load import get_device
 from ..fitting import sources
 from ..fitting.build import attention_parts
-from ..fitting.fit import Settings, band_of, bands, coverage, fit_parameters, held_out, judge, predict_rows
+from ..fitting.fit import Settings, coverage, fit_parameters, held_out, judge, predict_rows
 from ..prediction import predict
 from ..workload.architecture import Architecture, from_table
 from ..workload.table import shipped_table
 from . import kernels
 from .power import power_errors
-from .result import Group, Validation
+from .result import Group, Validation, points_of
 from .tables_2026 import table_errors, transfer_errors
 
 if TYPE_CHECKING:
@@ -108,16 +108,6 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
     )  # fmt: skip
 
 
-def _points(section: str, name: str, x: Any, measured: Any, predicted: Any) -> pd.DataFrame:
-    import pandas as pd
-
-    low, high = band_of(x, bands(x, measured, predicted))
-    return pd.DataFrame(
-        {"section": section, "name": name, "measured_s": measured, "predicted_s": predicted,
-         "low_s": predicted * low, "high_s": predicted * high}
-    )  # fmt: skip
-
-
 def _percent(errors: dict[str, float]) -> dict[str, float]:
     return {key: 100 * value for key, value in errors.items()}
 
@@ -146,7 +136,7 @@ def _own_layers() -> tuple[list[Group], list[pd.DataFrame]]:
             Group(section=section, name=kernel, rows=len(rows), mape=detail["all"], required=REQUIRED[kernel],
                   coverage=coverage(rows.x, rows.time_s, guess, fold), detail=detail)
         )  # fmt: skip
-        points.append(_points(section, kernel, rows.x, rows.time_s, guess))
+        points.append(points_of(section, kernel, rows.x, rows.time_s, guess))
         further.append(
             {
                 name: (len(o), 100 * judge(o, g)["all"])
@@ -176,7 +166,7 @@ def _own_grouped() -> tuple[list[Group], list[pd.DataFrame]]:
                 Group(section=section, name=name, rows=len(rows), mape=detail["all"], detail=detail,
                       coverage=coverage(rows.x, rows.time_s, guess, fold))
             )  # fmt: skip
-            points.append(_points(section, name, rows.x, rows.time_s, guess))
+            points.append(points_of(section, name, rows.x, rows.time_s, guess))
     return groups, points
 
 
@@ -198,7 +188,7 @@ def _own_attention() -> tuple[list[Group], list[pd.DataFrame]]:
                 section=section, name=phase, rows=len(fresh), mape=100 * judge(fresh, guess)["all"], required=required
             )
         )
-        points.append(_points(section, phase, fresh.x, fresh.time_s, guess))
+        points.append(points_of(section, phase, fresh.x, fresh.time_s, guess))
     return groups, points
 
 
@@ -284,7 +274,7 @@ def _tables(data: Path) -> tuple[list[Group], list[pd.DataFrame]]:
                       required=_limit(device, kernel), coverage=coverage(rows.x, rows.time_s, guess, fold),
                       detail=errors)
             )  # fmt: skip
-            points.append(_points(section, f"{device} {kernel}", rows.x, rows.time_s, guess))
+            points.append(points_of(section, f"{device} {kernel}", rows.x, rows.time_s, guess))
     section = "Published attention table, five folds over (query heads, KV heads)"
     for device in sources.TABLE_DEVICES:
         parts = attention_parts(attention, device)
@@ -300,7 +290,7 @@ def _tables(data: Path) -> tuple[list[Group], list[pd.DataFrame]]:
                 Group(section=section, name=f"{device} {phase}", rows=len(error), mape=100 * float(error.mean()),
                       required=required, coverage=sum(inside) / len(error))
             )  # fmt: skip
-            points += [_points(section, f"{device} {phase}", r.x, r.time_s, guess) for r, guess, _ in joined]
+            points += [points_of(section, f"{device} {phase}", r.x, r.time_s, guess) for r, guess, _ in joined]
     return groups, points
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.files import read_json
+from qsim.files import read_json, regular_size
 
 from .model import Model
 from .streaming import BlockByBlock
@@ -62,11 +60,7 @@ def read_token_ids(path: str | Path, vocab_size: int) -> np.ndarray:
 
 
 def _from_npy(path: Path) -> np.ndarray:
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise QsimError(f"{path} is not a regular file")
-    if found.st_size > IDS_LIMIT:
-        raise QsimError(f"{path} has {found.st_size} bytes: at most {IDS_LIMIT} are read")
+    regular_size(path, IDS_LIMIT)
     with open(path, "rb") as file:
         if file.read(6) != b"\x93NUMPY":  # an archive or a pickle has other first bytes
             raise QsimError(f"{path} is not a file of one NumPy array, as np.save writes it")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,8 @@ from qsim.layouts import LAYOUTS, Layer, get_layout
 from qsim.layouts.config import methods
 from qsim.layouts.registry import ENTRY_POINTS, Registry
 from qsim.scheme import get_scheme
+
+from ..guides import install
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,25 +68,8 @@ assert "bytewise" in qsim.load(place / "out").provenance
 """
 
 
-def guide(language: str) -> str:
-    """The block of the guide on adding a layout, in a language."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## How to add a checkpoint layout")[2]
-    found = re.search(rf"```{language}\n(.*?)```", text, re.S)
-    assert found is not None
-    return found[1]
-
-
 def test_the_layout_of_the_guide_works_from_an_installed_package_through_every_door(tmp_path: Path) -> None:
-    entries = tomllib.loads(guide("toml"))["project"]["entry-points"]
-    assert list(entries) == [ENTRY_POINTS]
-    file = tmp_path.joinpath(*entries[ENTRY_POINTS]["bytewise"].partition(":")[0].split(".")).with_suffix(".py")
-    file.parent.mkdir()
-    file.write_text(guide("python"), encoding="utf-8")
-    info = tmp_path / "my_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    lines = "".join(f"{name} = {value}\n" for name, value in entries[ENTRY_POINTS].items())
-    (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{lines}")
+    install(tmp_path, "How to add a checkpoint layout", ENTRY_POINTS)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import re
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from qsim import methods
 from qsim.errors import QsimError
 from qsim.methods import METHODS, Options, get_method, option
 from qsim.methods.registry import ENTRY_POINTS, Registry
+
+from ..guides import install
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,8 @@ from qsim.methods import read_records
 from qsim.study import StudySpec
 from qsim.study.looks import marks
 from qsim.study.quality import Subject, quantised
-from qsim.study.spec import Method, check, methods_for
+from qsim.study.method import Method, methods_for
+from qsim.study.spec import check
 from qsim.study.study_file import spec_of
 from tests.models.small import CONFIGS, random_tensors, write_folder
 from qsim.models import ModelConfig, load
@@ -88,26 +89,8 @@ for wrong, sentence in (
 """
 
 
-def guide(language: str) -> str:
-    """The block of the guide on adding a method, in a language."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## How to add a quantisation method")[2]
-    found = re.search(rf"```{language}\n(.*?)```", text, re.S)
-    assert found is not None
-    return found[1]
-
-
 def test_the_method_of_the_guide_works_from_an_installed_package_through_every_door(tmp_path: Path) -> None:
-    entries = tomllib.loads(guide("toml"))["project"]["entry-points"]
-    assert list(entries) == [ENTRY_POINTS]
-    module = entries[ENTRY_POINTS]["cut"].partition(":")[0]
-    file = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
-    file.parent.mkdir()
-    file.write_text(guide("python"), encoding="utf-8")
-    info = tmp_path / "my_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    lines = "".join(f"{name} = {value}\n" for name, value in entries[ENTRY_POINTS].items())
-    (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{lines}")
+    install(tmp_path, "How to add a quantisation method", ENTRY_POINTS)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-c", USE, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},

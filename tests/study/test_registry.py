@@ -20,16 +20,10 @@ from qsim.study.result import TABLES, StudyResult, to_json
 from qsim.study.rows import ProfileRow
 from qsim.study.run import Run
 
+from ..guides import blocks, install
+
 ROOT = Path(__file__).parents[2]
-
-
-def guide(language: str) -> str:
-    """The example of CONTRIBUTING for a new figure, as it stands there."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    part = text[text.index("## How to add a figure") :]
-    found = re.search(rf"```{language}\n(.*?)```", part, re.DOTALL)
-    assert found
-    return found[1]
+TITLE = "How to add a figure"
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def bare(run: Run) -> StudyResult:
 def loaded() -> Iterator[dict[str, Any]]:
     """The module of the example; its figure is in no report afterwards."""
     module: dict[str, Any] = {"__name__": "my_package.memory"}
-    exec(compile(guide("python"), "memory.py", "exec"), module)
+    exec(compile(blocks(TITLE, "python")[0], "memory.py", "exec"), module)
     yield module
     REPORT.forget("memory")
     REPORT.forget("mine")
@@ -67,15 +61,7 @@ def test_a_registered_figure_stands_in_its_section_and_is_written_as_a_file(
 
 def test_an_installed_figure_is_drawn_by_the_command(bare: StudyResult, tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(to_json(bare), encoding="utf-8")
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").touch()
-    (tmp_path / "my_package" / "memory.py").write_text(guide("python"), encoding="utf-8")
-    info = tmp_path / "my_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
-    entry = guide("toml").splitlines()
-    assert entry[0] == f'[project.entry-points."{ENTRY_POINTS}"]'
-    (info / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n" + entry[1].replace('"', "") + "\n")
+    install(tmp_path, TITLE, ENTRY_POINTS)
     asked = ["study", "figures", str(tmp_path / "study.json"), "--out", str(tmp_path / "f"), "--only", "memory"]
     command = [sys.executable, "-m", "qsim", *asked]
     path = f"{tmp_path}:{ROOT}"
