@@ -41,6 +41,7 @@ VERBS = {
         Verb(section="Predict", name="sweep", says="Predict over devices, schemes, batches and contexts."),
         Verb(section="Predict", name="serve", says="Serve a workload: latencies, tokens per second, cost, and why."),
         Verb(section="Predict", name="plan", says="Find the cheapest deployment within limits on TTFT and TPOT."),
+        Verb(section="Predict", name="explore", says="Move hardware, scheme and batch in a page, live or as one file."),
         Verb(section="Predict", name="calibrate", says="Fit a device's kernel parameters to measured timings."),
         Verb(section="Prove", name="validate", says="Compare predictions with measured and published numbers."),
         Verb(section="Prove", name="bench", says="Time this computer's kernels against their limits and peers."),

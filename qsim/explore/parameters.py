@@ -1,8 +1,8 @@
 """What the page computes with: the parameters of every device, kernel, scheme and model, as plain values for JSON.
 
-The page has no model of its own. Its module (`page/law.js`) is the law of `hwmodels` line by line, and everything that
-the law reads of files is here: device tables in the units of their keys, fitted parameters with their corrections, the
-kernel that each device runs each scheme with, shapes of models, and how a scheme stores a weight. Choices between
+The page has no model of its own. Its module (`templates/law.js`) is the law of `hwmodels` line by line, and everything
+that the law reads of files is here: device tables in the units of their keys, fitted parameters with their corrections,
+the kernel that each device runs each scheme with, shapes of models, and how a scheme stores a weight. Choices between
 kernels are made here, in Python: they do not depend on any number that the page can change but one, whether unpacking
 bounds a product (`hwmodels.timing.known.marlin.unpacking_bound`), so those parameters are given for both answers.
 """
@@ -178,9 +178,9 @@ def _mixer(mixer: Mixer) -> dict[str, Any]:
 
 
 def _mlp(mlp: Mlp | Experts) -> dict[str, Any]:
-    names = ("inputs", "width", "gated")
+    names: tuple[str, ...] = ("inputs", "width", "gated")
     if isinstance(mlp, Experts):
-        names = (*names, "experts", "per_token", "shared", "latent")  # type: ignore[assignment]
+        names = (*names, "experts", "per_token", "shared", "latent")
     kind = "experts" if isinstance(mlp, Experts) else "dense"
     return {"type": kind, **{name: getattr(mlp, name) for name in names}}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "qsim" / "explore" / "page"
+PAGE = Path(__file__).parents[2] / "qsim" / "explore" / "templates"
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")  # fmt: skip
 
