@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from .profiles import Choice, Profile
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
+    from ..calibration.store import Calibration
 
 FUSED_P = 4.0
 """How sharply the two limits of a fused layer meet: assumed."""
@@ -99,6 +100,23 @@ def _faster(one: Timed, other: Estimate, kernel: str) -> Timed:
     return Estimate(**pick, kind=weaker.kind, origin=weaker.origin), (*families, kernel)
 
 
+def _touched(device: Device, kernel: str, layer: Mapping[str, Any]) -> Estimate:
+    """A fused layer with uniform routing, from a table of balanced routing.
+
+    A few tokens of balanced routing touch min(E, k T) experts, which read their weights: of uniform routing
+    E (1 - (1 - k / E)^T), two thirds of them where k T = E. What the others cost is taken off: the difference between
+    the tokens that touch all experts and those that touch as many as uniform routing does.
+    """
+    tokens, experts, each = (np.asarray(layer[name], np.float64) for name in ("tokens", "experts", "topk"))
+    full = moe(device, kernel=kernel, **layer)
+    visited = experts * (1 - (1 - each / experts) ** tokens) / each
+    least = np.maximum(visited, 1.0)
+    some = moe(device, kernel=kernel, **{**layer, "tokens": least})
+    most = moe(device, kernel=kernel, **{**layer, "tokens": np.maximum(np.minimum(tokens, experts / each), least)})
+    share = np.clip((full.time_s - most.time_s + some.time_s) / full.time_s, 0.0, 1.0)
+    return replace(full, **{name: getattr(full, name) * share for name in _TIMES})
+
+
 MANY = 4096
 """Points from which on equal sizes are looked for."""
 
@@ -154,9 +172,10 @@ class Runner:
             if at:
                 found.update(zip(at, self._products([ops[i] for i in at], head, alike), strict=True))
         rows = []
+        layers: dict[Any, Timed | None] = {}
         for i, op in enumerate(ops):
             families = self._families(op)
-            fused = self._fused_experts(op)
+            fused = self._fused_experts(op, layers)
             if fused is not None:
                 if op.experts["share"]:
                     rows.append(self._row(op, *fused))
@@ -204,25 +223,36 @@ class Runner:
             return op.cost.traffic_bytes
         return op.cost.traffic_bytes + np.where(op.reread_bytes > chip.capacity_bytes, op.reread_bytes, 0.0)
 
-    def _fused_experts(self, op: Operator) -> Timed | None:
+    def _fused_experts(self, op: Operator, layers: dict[Any, Timed | None]) -> Timed | None:
         """The operator's share of a kernel that does all of the routed experts: the fastest of the families' engines
-        that was measured on the device; None without one. Activation and weighted sum are in the two products."""
+        that was measured on the device; None without one. Activation and weighted sum are in the two products.
+
+        `layers` holds the whole kernel of each layer that was asked for: its operators share one.
+        """
         own = calibration_of(self.device)
         if not op.experts or self.fidelity != "calibrated" or own is None or self.choice.stands_in:
             return None
         layer = {name: value for name, value in op.experts.items() if name != "share"}
-        found: Timed | None = None
-        for family in (self.choice.kernel, *(name for name, _ in self.choice.others)):
-            kernel = "_moe_".join(family.split("_", 1))
-            if kernel not in own.moe or own.moe[kernel].held_out_mape["all"] > TRUSTED:
-                continue
-            est = moe(self.device, kernel=kernel, **layer)
-            found = (est, (family,)) if found is None else _faster(found, est, family)
+        key = tuple(id(value) if name == "tokens" else value for name, value in layer.items())
+        if key not in layers:
+            layers[key] = self._experts(own, layer)
+        found = layers[key]
         if found is None:
             return None
         share = op.experts["share"]
         parts = {name: getattr(found[0], name) * share for name in _TIMES}
         return replace(found[0], **parts), found[1]
+
+    def _experts(self, own: Calibration, layer: Mapping[str, Any]) -> Timed | None:
+        """The fastest fused kernel of a layer of experts; None where none was measured."""
+        found: Timed | None = None
+        for family in (self.choice.kernel, *(name for name, _ in self.choice.others)):
+            kernel = "_moe_".join(family.split("_", 1))
+            if kernel not in own.moe or own.moe[kernel].held_out_mape["all"] > TRUSTED:
+                continue
+            est = _touched(self.device, kernel, layer)
+            found = (est, (family,)) if found is None else _faster(found, est, family)
+        return found
 
     def _small(self, op: Operator, alike: Alike) -> Estimate:
         """An element-wise kernel; of many points with few amounts of bytes, each amount once."""

@@ -49,14 +49,34 @@ def test_skewed_routing_has_times_of_its_own() -> None:
 
 def test_a_step_of_a_mixture_takes_the_fused_kernel_of_its_engine() -> None:
     p = hwmodels.predict(
-        "b200", "deepseek-v3", "fp8-block128", "decode", 64, 2048, tensor_parallel=8, stack="trtllm-1.x"
+        "b200", "deepseek-v3", "fp8-block128", "decode", 1024, 2048, tensor_parallel=8, stack="trtllm-1.x"
     )
     rows = {op.name: op for op in p.operators}
     experts = [rows["gate_up"], rows["down"]]
     assert {op.fidelity for op in experts} == {"calibrated"}
-    layer = moe("b200", 64, *DEEPSEEK.values(), "trtllm13_moe_fp8_block", moe_tp=8).time_s
+    layer = moe("b200", 1024, *DEEPSEEK.values(), "trtllm13_moe_fp8_block", moe_tp=8).time_s
     assert sum(op.time_s for op in experts) == pytest.approx(float(layer) * experts[0].calls, rel=1e-9)
     assert not [name for name in rows if name.endswith("combine")]  # the weighted sum is in the kernel
+
+
+def test_few_tokens_read_the_experts_that_uniform_routing_touches_and_not_one_each() -> None:
+    """Of 256 experts, 32 tokens with 8 each touch 163 in the mean, not all: the balanced table reads more."""
+    how = {"tensor_parallel": 8, "stack": "trtllm-1.x"}
+
+    def experts_s(tokens: int) -> float:
+        p = hwmodels.predict("b200", "deepseek-v3", "fp8-block128", "decode", tokens, 2048, **how)
+        return sum(float(op.time_s) / op.calls for op in p.operators if op.name in ("gate_up", "down"))
+
+    def balanced_s(tokens: float) -> float:
+        layer = moe("b200", tokens, *DEEPSEEK.values(), "trtllm13_moe_fp8_block", moe_tp=8)
+        return float(layer.time_s)
+
+    touched = 256 * (1 - (1 - 8 / 256) ** 32)
+    assert experts_s(32) == pytest.approx(balanced_s(touched / 8), rel=1e-9)
+    assert experts_s(32) < 0.8 * balanced_s(32)
+    assert experts_s(1) == pytest.approx(balanced_s(1), rel=1e-9)
+    times = [experts_s(t) for t in (1, 4, 16, 64, 256, 1024)]
+    assert times == sorted(times)
 
 
 def test_a_kernel_that_was_not_measured_is_refused_with_those_that_were() -> None:
