@@ -65,13 +65,11 @@ class Architecture:
 
     @cached_property
     def heads(self) -> int:
-        """The largest number of devices that every layer can be split over: a common divisor of all query heads; 1 with
-        recurrent layers, whose split is not priced."""
-        return (
-            1
-            if self.is_recurrent
-            else math.gcd(*(m.heads for m, _ in self.shape.mixers if isinstance(m, Attention | Latent))) or 1
-        )
+        """The largest number of devices that every layer can be split over: a common divisor of all heads; 1 where a
+        recurrent layer has none, as its split is not priced."""
+        if any(isinstance(m, Recurrent) and not m.heads for m, _ in self.shape.mixers):
+            return 1
+        return math.gcd(*(m.heads for m, _ in self.shape.mixers)) or 1
 
     @cached_property
     def kv_heads(self) -> int | None:
@@ -90,9 +88,9 @@ class Architecture:
         """Refuse a number of devices that the layers cannot be split over.
 
         Raises:
-            QsimError: it does not divide the heads of every attention layer, or there are recurrent layers.
+            QsimError: it does not divide the heads of every layer, or the split of a recurrent layer is not known.
         """
-        if devices > 1 and self.is_recurrent:
+        if devices > 1 and any(isinstance(m, Recurrent) and not m.heads for m, _ in self.shape.mixers):
             raise QsimError(f"tensor_parallel must be 1 for {self.name}: how recurrent layers are split is not priced")
         if devices < 1 or self.heads % devices:
             raise QsimError(f"tensor_parallel must divide the {self.heads} heads of {self.name}: got {devices}")

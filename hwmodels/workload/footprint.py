@@ -147,9 +147,10 @@ def footprint(
     far = far_tier(device)
     capacity = device.memory.capacity_bytes + (0.0 if far is None else far.capacity_bytes)
     chips = sram_chips(device, architecture, scheme) if device.kind == "asic-sram" else 1
+    state = a.shape.state_bytes * np.asarray(batch) / tp
     return Footprint(
         weights_bytes=_device_weight_bytes(a, scheme, tp) / chips,
-        kv_cache_bytes=(_cache_bytes(a, scheme, context, batch, tp) + a.shape.state_bytes * np.asarray(batch)) / chips,
+        kv_cache_bytes=(_cache_bytes(a, scheme, context, batch, tp) + state) / chips,
         activations_bytes=np.asarray(tokens, np.float64) * width * 2.0 / tp / chips,
         reserve_bytes=0.0 if chips > 1 else min(RESERVE_BYTES, 0.1 * device.memory.capacity_bytes),
         capacity_bytes=capacity,

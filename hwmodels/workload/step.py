@@ -53,7 +53,8 @@ def step_operators(
     the state is read and written once for each sequence, in prefill it stays on the chip and is written once.
 
     Raises:
-        QsimError: devices that do not divide the heads, or several for recurrent layers, whose split is not priced.
+        QsimError: devices that do not divide the heads, or several for recurrent layers without heads, whose split is
+            not priced.
     """
     architecture.check_split(tensor_parallel)
     batch = np.asarray(batch, dtype=np.float64)
@@ -238,23 +239,24 @@ class _Step:
         yield from self.all_reduce(prefix + "all_reduce_o", calls)
 
     def recurrence(self, prefix: str, m: Recurrent, calls: float) -> Iterator[Operator]:
-        """The products of a recurrent layer, and its convolution and state in between."""
+        """The products of a recurrent layer, and its convolution and state in between; devices share its heads."""
         *first, last = m.linears
         for item in first:
-            yield self.product(prefix + item.name, item.n, item.k, self.tokens, calls=calls)
+            yield self.product(prefix + item.name, item.n // self.tp, item.k, self.tokens, calls=calls)
         moves = 2 if self.phase == "decode" else 1
-        made = sum(item.n for item in first) * self.out + last.k * 2.0
+        made = (sum(item.n for item in first) * self.out + last.k * 2.0) / self.tp
         yield self.small(
-            prefix + "state", self.tokens * made + self.batch * m.state_elements * 2.0 * moves, calls=calls,
-            flop=self.tokens * (6.0 * m.state + 2.0 * m.conv_channels * m.conv_kernel),
+            prefix + "state", self.tokens * made + self.batch * m.state_elements * 2.0 * moves / self.tp, calls=calls,
+            flop=self.tokens * (6.0 * m.state + 2.0 * m.conv_channels * m.conv_kernel) / self.tp,
         )  # fmt: skip
+        width = last.k // self.tp
         if self.quantizes:
-            width = last.k
             yield self.small(
                 prefix + "quantize_o", self.tokens * width * (2 + self.act), row=width,
                 reread=self.tokens * width * 2.0, calls=calls,
             )  # fmt: skip
-        yield self.product(prefix + last.name, last.n, last.k, self.tokens, calls=calls)
+        yield self.product(prefix + last.name, last.n, width, self.tokens, calls=calls)
+        yield from self.all_reduce(prefix + "all_reduce_o", calls)
 
     def feed_forward(self) -> Iterator[Operator]:
         a, h, tokens = self.a, self.a.hidden, self.tokens

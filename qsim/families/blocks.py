@@ -175,6 +175,8 @@ class Recurrent:
         other: parameters beside them.
         state: elements of the state of one sequence, without the convolution's columns.
         conv_channels, conv_kernel: of the causal convolution over tokens; it keeps kernel - 1 columns.
+        heads: that devices share as they do those of attention, every product, channel and state with them; 0 where
+            no such split is known.
     """
 
     kind: str
@@ -183,6 +185,7 @@ class Recurrent:
     state: int = 0
     conv_channels: int = 0
     conv_kernel: int = 1
+    heads: int = 0
 
     window = None
     cache_widths = ()

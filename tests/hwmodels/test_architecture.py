@@ -210,6 +210,24 @@ def test_a_table_is_refused_with_the_nearest_key():
             from_table({**shipped_table("llama-3-8b"), **change}, "x.toml", "x")
 
 
+def test_devices_share_the_heads_of_a_gated_delta_net_and_refuse_states_without_heads():
+    one, two = (
+        hwmodels.predict("h200", read("qwen3-next-80b-a3b"), "bf16", "decode", 4, 1024, tensor_parallel=n)
+        for n in (1, 2)
+    )
+    rows = [{op.name: op for op in p.operators} for p in (one, two)]
+    state, name = next(n for n in rows[0] if n.endswith("state")), "all_reduce_o"
+    assert rows[1][state].traffic_bytes == pytest.approx(rows[0][state].traffic_bytes / 2)
+    assert not [n for n in rows[0] if n.endswith(name)]
+    assert sum(op.calls for n, op in rows[1].items() if n.endswith(name)) == 48  # delta nets and attention
+    assert two.footprint.weights_bytes == pytest.approx(one.footprint.weights_bytes / 2)
+    assert two.time_s < one.time_s
+    with pytest.raises(QsimError, match="the 16 heads of qwen3-next"):
+        read("qwen3-next-80b-a3b").check_split(32)
+    with pytest.raises(QsimError, match="how recurrent layers are split is not priced"):
+        read("jamba").check_split(2)
+
+
 def test_recurrent_layers_are_told_from_attention():
     assert read("jamba").is_recurrent
     assert sum(count for m, count in read("jamba").shape.mixers if isinstance(m, Recurrent)) == 28

@@ -98,7 +98,7 @@ def _delta(c: Config) -> Recurrent:
         ),
         other=(2 * key + value) * kernel + 2 * values + c.size("linear_value_head_dim"),
         state=values * c.size("linear_key_head_dim") * c.size("linear_value_head_dim"), conv_channels=2 * key + value,
-        conv_kernel=kernel,
+        conv_kernel=kernel, heads=keys,
     )  # fmt: skip
 
 
