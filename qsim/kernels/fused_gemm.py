@@ -74,7 +74,7 @@ def columns_of(q: QuantizedTensor, columns: np.ndarray) -> QuantizedTensor:
     if len(columns) != len(numbers) * group:
         return q
     zeros = None if q.zeros is None else np.ascontiguousarray(q.zeros[:, numbers])
-    return replace(q, codes=codes, scales=np.ascontiguousarray(q.scales[:, numbers]), zeros=zeros)
+    return replace(q, codes=codes, scale_codes=np.ascontiguousarray(q.scale_codes[:, numbers]), zeros=zeros)
 
 
 def sums(row: Pipeline, a: np.ndarray, b: np.ndarray, scales: np.ndarray | None, q: QuantizedTensor) -> np.ndarray:

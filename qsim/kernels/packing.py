@@ -242,8 +242,8 @@ def _one_level(qt: QuantizedTensor) -> QuantizedTensor:
             scales = np.where(flat, qt.minima, scales)
         zeros = np.divide(qt.minima, scales, out=np.zeros_like(scales), where=scales != 0)
     scheme = replace(qt.scheme, weight=plain)
-    return replace(qt, codes=codes, scales=scales, zeros=zeros, minima=None, super_scales=None, super_minima=None,
-                   scheme=scheme)  # fmt: skip
+    return qt.with_scales(scales, codes=codes, zeros=zeros, minima=None, super_scales=None, super_minima=None,
+                          scheme=scheme)  # fmt: skip
 
 
 def tiles_per_task(packed: PackedWeight, most: int = TILES) -> int:

@@ -20,13 +20,13 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.fields import Fields
 from qsim.formats import IntFormat
-from qsim.safetensors import Stored, exactly, words
+from qsim.safetensors import Stored, words
 from qsim.scheme import QuantizedTensor, Scheme
 
 from .config import grouped, one_scheme, read_group_size, said
 from .gptq import weight_only
 from .layout import Facts, Layer, LayerPlan, Layout, Plan, Reading
-from .parts import Notes, Parts, no_own_rule, signed_codes, with_scale_format
+from .parts import Notes, Parts, no_own_rule, signed_codes, stored_scales, with_scale_format
 from .words import pack_awq, transposed, unpack_awq
 
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
@@ -54,16 +54,14 @@ def refuses(layer: Layer) -> str | None:
 
 def encode(qt: QuantizedTensor) -> dict[str, Stored]:
     """The tensors of a layer, by their last name. The caller has asked for the reasons first."""
-    zeros = np.full(qt.scales.shape, 8, np.uint8) if qt.zeros is None else qt.zeros
-    scales = exactly(np.ascontiguousarray(qt.scales.T), "float16")
-    assert scales is not None
+    zeros = np.full(qt.scale_codes.shape, 8, np.uint8) if qt.zeros is None else qt.zeros
     codes = transposed(qt.codes)
     if qt.zeros is None:
         codes ^= np.uint8(8)  # counted from the lowest, in place: a large layer is there twice already
     return {
         "qweight": words(pack_awq(codes)),
         "qzeros": words(pack_awq(np.ascontiguousarray(zeros.T))),
-        "scales": scales,
+        "scales": stored_scales(qt, transposed=True),
     }
 
 
@@ -79,7 +77,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes) -> QuantizedTensor:
     group = scheme.weight.group_size or k
     if k % group:
         raise QsimError(f"tensor {name}.qweight has {k} input features: groups of {group} do not divide them")
-    scales, fmt = parts.scales("scales", ("F16", "BF16", "F32"), (k // group, n))
+    scales, fmt = parts.scale_codes("scales", ("F16", "BF16", "F32"), (k // group, n))
     scheme = with_scale_format(scheme, fmt)
     if "qzeros" in parts or not scheme.weight.symmetric:
         packed = parts.shaped("qzeros", ("I32",), (k // group, n // 8))
@@ -93,7 +91,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes) -> QuantizedTensor:
     symmetric = scheme.weight.symmetric
     return QuantizedTensor(
         codes=signed_codes(codes, 4) if symmetric else codes,
-        scales=np.ascontiguousarray(scales.T),
+        scale_codes=np.ascontiguousarray(scales.T),
         zeros=None if symmetric else zeros,
         scheme=scheme,
         name=name,

@@ -33,7 +33,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.fields import Fields
 from qsim.formats import BlockFormat, FloatFormat, IntFormat, pack
-from qsim.safetensors import Stored, exactly, integers, words
+from qsim.safetensors import Stored, integers, words
 from qsim.scheme import QuantizedTensor, Scheme
 
 from .compressed_config import (
@@ -48,7 +48,7 @@ from .compressed_config import (
 from .compressed_decode import decode, packs_zeros
 from .config import said
 from .layout import Layer, LayerPlan, Layout, Plan, Reading
-from .parts import as_int8, no_own_rule, unsigned_codes
+from .parts import as_int8, no_own_rule, stored_scales, unsigned_codes
 from .words import pack_dense, pack_whole
 
 Words: TypeAlias = Literal["dense", "whole"]
@@ -100,8 +100,6 @@ def _refuses_scheme(scheme: Scheme) -> str | None:
 def _refuses_tensor(qt: QuantizedTensor, scheme: Scheme) -> str | None:
     scale_format, activation = scheme.weight.scale_format, scheme.activation
     assert isinstance(scale_format, FloatFormat)
-    if exactly(qt.scales, scale_format) is None:
-        return f"{WHO} stores {scale_format.name} scales: these scales are not numbers of that format"
     if qt.tensor_scale is not None and _global_scale(qt.tensor_scale) is None:
         return (
             f"{WHO} stores NVFP4's tensor scale as its reciprocal, and {qt.tensor_scale!r} is not the reciprocal of a "
@@ -136,8 +134,7 @@ def encode(qt: QuantizedTensor, *, fmt: str | None = None, packing: Words = "den
     fmt = fmt or compressed_layout(qt.scheme)
     how = qt.tensor_scheme
     assert isinstance(how.scale_format, FloatFormat)
-    scales = exactly(qt.scales, how.scale_format)
-    assert scales is not None
+    scales = stored_scales(qt)
     if isinstance(how.format, BlockFormat):
         out = _encode_blocks(qt, fmt, scales)
     elif not how.is_integer:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.formats import BlockFormat, unpack
+from qsim.formats import BlockFormat, get_format, unpack
 from qsim.safetensors import DTYPE_OF
 from qsim.scheme import QuantizedTensor, Scheme, encode_with, get_rule
+from qsim.scheme.bits import values_of
 
 from .compressed_config import FORMATS
 from .parts import Notes, Parts, from_int8, signed_codes, with_scale_format
@@ -59,9 +60,9 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
     region = whole.granularity.scale_shape(codes.shape)
     if isinstance(whole.format, BlockFormat):
         dtype = DTYPE_OF[whole.format.scale.name]
-        scales, stored_as = parts.scales("weight_scale", (dtype, "U8") if dtype == "F8_E8M0" else (dtype,), region)
+        scales, stored_as = parts.scale_codes("weight_scale", (dtype, "U8") if dtype == "F8_E8M0" else (dtype,), region)
     else:
-        scales, stored_as = parts.scales("weight_scale", _SCALES, region)
+        scales, stored_as = parts.scale_codes("weight_scale", _SCALES, region)
         scheme = with_scale_format(scheme, stored_as)
     zeros = None
     if whole.is_integer:
@@ -74,12 +75,12 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, fmt: str) -> Quantized
         elif symmetric:
             zeros, codes = None, signed_codes(codes, whole.bits)
     if stored_float:
-        codes = _rounded(parts, scheme, scales, zeros)
+        codes = _rounded(parts, scheme, values_of(scales, get_format(stored_as)), zeros)
         notes.add("weights are stored as floats beside their scales: rounded with these, as the library runs them")
     tensor_scale = _reciprocal(parts, "weight_global_scale") if whole.format.name == "nvfp4" else None
     return QuantizedTensor(
         codes=codes,
-        scales=scales,
+        scale_codes=scales,
         zeros=zeros,
         scheme=scheme,
         tensor_scale=tensor_scale,

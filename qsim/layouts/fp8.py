@@ -20,12 +20,13 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.fields import Fields
 from qsim.formats import FloatFormat, get_format
-from qsim.safetensors import Stored, exactly
+from qsim.safetensors import Stored
 from qsim.scheme import Granularity, QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme.bits import values_of
 
 from .config import one_scheme, read_block, said
 from .layout import Facts, Layer, LayerPlan, Layout, Meaning, Plan, Reading
-from .parts import Notes, Parts, with_scale_format
+from .parts import Notes, Parts, stored_scales, with_scale_format
 
 _E4M3 = get_format("float8_e4m3fn")
 _SCALES = ("float32", "bfloat16", "float16", "float8_e8m0fnu")
@@ -56,8 +57,6 @@ def refuses(layer: Layer) -> str | None:
         return str(error)
     if layer.name == "lm_head":
         return "fp8 leaves the head unquantised"
-    if qt is not None and exactly(qt.scales, w.scale_format) is None:
-        return f"fp8 stores {w.scale_format.name} scales: these scales are not numbers of that format"
     if qt is not None and not a.dynamic and qt.input_scale is None:
         return "fp8 stores the scale of static activations, and this layer has no input_scale; calibrate first"
     return None
@@ -68,8 +67,7 @@ def encode(qt: QuantizedTensor) -> dict[str, Stored]:
     how = qt.tensor_scheme
     assert isinstance(how.scale_format, FloatFormat)
     assert how.granularity is not None
-    scales = exactly(qt.scales, how.scale_format)
-    assert scales is not None
+    scales = stored_scales(qt)
     out = {"weight": Stored(dtype="F8_E4M3", bits=qt.codes)}
     if how.granularity.kind == "block":
         out["weight_scale_inv"] = scales
@@ -114,17 +112,19 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | Non
     key = "weight_scale_inv" if "weight_scale_inv" in parts else "weight_scale"
     shape = parts.get(key, _STORED).shape
     granularity = _granularity(parts.name, key, shape, codes.shape, scheme)
-    scales, stored_as = parts.scales(key, _STORED, granularity.scale_shape(codes.shape))
+    scales, stored_as = parts.scale_codes(key, _STORED, granularity.scale_shape(codes.shape))
     if key == "weight_scale_inv":
-        if meaning is None and float(np.median(scales)) > _IMPLAUSIBLE:
+        values = values_of(scales, get_format(stored_as))
+        if meaning is None and float(np.median(values)) > _IMPLAUSIBLE:
             raise QsimError(
-                f"tensor {parts.name}.{key} is around {np.median(scales):.4g}: if it multiplies the codes, weights "
+                f"tensor {parts.name}.{key} is around {np.median(values):.4g}: if it multiplies the codes, weights "
                 'reach thousands; read(..., scale_inv="divide") when it is 448 / amax as GPTQModel stores it, or '
                 'scale_inv="multiply"'
             )
         if meaning == "divide":
             notes.add("weight_scale_inv divides: the scales are its reciprocals, rounded to float32")
-            scales, stored_as = (1.0 / scales.astype(np.float64)).astype(np.float32), "float32"
+            stored_as = "float32"
+            scales = (1.0 / values.astype(np.float64)).astype(np.float32).view(np.uint32)
     if granularity != scheme.weight.granularity:
         block = granularity.kind == "block"
         scheme = with_scale_format(scheme, stored_as, granularity=granularity, ragged=block)
@@ -134,7 +134,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, meaning: Meaning | Non
     input_scale = parts.scalar("input_scale", "activation_scale")
     if activation.is_quantized and not activation.dynamic and input_scale is None:
         raise QsimError(f"tensor {parts.name}.input_scale is missing: the config says that activations are static")
-    return QuantizedTensor(codes=codes, scales=scales, scheme=scheme, input_scale=input_scale, name=parts.name)
+    return QuantizedTensor(codes=codes, scale_codes=scales, scheme=scheme, input_scale=input_scale, name=parts.name)
 
 
 def _granularity(name: str, key: str, shape: tuple[int, ...], weight: tuple[int, ...], scheme: Scheme) -> Granularity:

@@ -24,12 +24,12 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.fields import Fields
 from qsim.formats import IntFormat
-from qsim.safetensors import Stored, exactly, integers, words
+from qsim.safetensors import Stored, integers, words
 from qsim.scheme import QuantizedTensor, Scheme, get_scheme
 
 from .config import grouped, read_group_size
 from .layout import Facts, Layer, LayerPlan, Layout, Plan, Reading
-from .parts import Notes, Parts, no_own_rule, signed_codes, unsigned_codes, with_scale_format
+from .parts import Notes, Parts, no_own_rule, signed_codes, stored_scales, unsigned_codes, with_scale_format
 from .patterns import Patterns
 from .words import dense_count, pack_dense, transposed, unpack_dense
 
@@ -77,8 +77,6 @@ def weight_only(layer: Layer, who: str, groups: tuple[int, ...]) -> str | None:
     if w.zero_point_format not in (None, w.format):
         assert w.zero_point_format is not None
         return f"{who} stores zero points as packed integers: got {w.zero_point_format.name}"
-    if layer.tensor is not None and exactly(layer.tensor.scales, "float16") is None:
-        return f"{who} stores float16 scales: these scales are not float16 numbers"
     return None
 
 
@@ -86,15 +84,13 @@ def encode(qt: QuantizedTensor, *, version: int = 1) -> dict[str, Stored]:
     """The tensors of a layer, by their last name. The caller has asked for the reasons first."""
     bits, (_, k) = qt.element.bits, qt.shape
     group = qt.tensor_scheme.group_size or k
-    zeros = np.full(qt.scales.shape, 1 << (bits - 1), np.uint8) if qt.zeros is None else qt.zeros
+    zeros = np.full(qt.scale_codes.shape, 1 << (bits - 1), np.uint8) if qt.zeros is None else qt.zeros
     stored_zeros = zeros - np.uint8(1) if version == 1 else zeros
-    scales = exactly(np.ascontiguousarray(qt.scales.T), "float16")
-    assert scales is not None
     index = np.arange(k) // group if qt.group_index is None else qt.group_index
     return {
         "qweight": words(transposed(pack_dense(unsigned_codes(qt), bits))),
         "qzeros": words(pack_dense(np.ascontiguousarray(stored_zeros.T), bits)),
-        "scales": scales,
+        "scales": stored_scales(qt, transposed=True),
         "g_idx": integers(index, "I32"),
     }
 
@@ -131,7 +127,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, version: int = 1) -> Q
         raise QsimError(f"tensor {name}.qweight has {rows} rows: not a whole number of {bits}-bit words")
     group = scheme.weight.group_size or k
     groups = -(-k // group)
-    scales, fmt = parts.scales("scales", ("F16", "BF16", "F32"), (groups, n))
+    scales, fmt = parts.scale_codes("scales", ("F16", "BF16", "F32"), (groups, n))
     if n * bits % 32:
         raise QsimError(f"tensor {name}.qweight has {n} columns: {bits}-bit zero points do not fill words of 32 bits")
     packed = parts.shaped("qzeros", ("I32",), (groups, n * bits // 32))
@@ -152,7 +148,7 @@ def decode(parts: Parts, scheme: Scheme, notes: Notes, *, version: int = 1) -> Q
     symmetric = scheme.weight.symmetric
     return QuantizedTensor(
         codes=signed_codes(codes, bits) if symmetric else codes,
-        scales=np.ascontiguousarray(scales.T),
+        scale_codes=np.ascontiguousarray(scales.T),
         zeros=None if symmetric else zeros,
         scheme=scheme,
         group_index=_group_index(parts, k, group, groups),

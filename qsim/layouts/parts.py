@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.formats import get_format
-from qsim.safetensors import FORMAT_OF, Stored
+from qsim.formats import FloatFormat, get_format
+from qsim.safetensors import DTYPE_OF, FORMAT_OF, NUMPY_OF, Stored
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
+from qsim.scheme.bits import values_of
 
 
 @dataclass(kw_only=True)
@@ -75,6 +76,11 @@ class Parts:
 
     def scales(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
         """float32 scales of that shape and the format they are stored in; (N,) is taken for (N, 1) and () for (1,)."""
+        codes, fmt = self.scale_codes(key, dtypes, shape)
+        return values_of(codes, get_format(fmt)), fmt
+
+    def scale_codes(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> tuple[np.ndarray, str]:
+        """As `scales`, as the codes of their format that are stored."""
         found = self.get(key, dtypes)
         if found.dtype == "U8":  # MX scales are written as the integers that their codes are
             found = Stored(dtype="F8_E8M0", bits=found.bits)
@@ -83,11 +89,12 @@ class Parts:
             loose = tuple(n for n in shape if n != 1)
             if tuple(n for n in values.shape if n != 1) != loose:
                 raise QsimError(f"tensor {self.name}.{key} has shape {values.shape}, expected {shape}")
-            values = values.reshape(shape)
         bad = ~np.isfinite(values)
         if bad.any():
             raise QsimError(f"tensor {self.name}.{key} has {int(bad.sum())} scales that are NaN or Inf")
-        return values, FORMAT_OF[found.dtype]
+        fmt = get_format(FORMAT_OF[found.dtype])
+        assert isinstance(fmt, FloatFormat), "dtypes of scales are floats"
+        return found.bits.view(fmt.code_dtype).reshape(shape), fmt.name
 
     def scalar(self, *keys: str) -> float | None:
         """The one number of the first of these tensors that is there; None when none is."""
@@ -98,6 +105,15 @@ class Parts:
                     raise QsimError(f"tensor {self.name}.{key} has shape {values.shape}, expected one number")
                 return float(values.reshape(()))
         return None
+
+
+def stored_scales(qt: QuantizedTensor, *, transposed: bool = False) -> Stored:
+    """The scales of a weight as a file holds them, in their format: the codes as they are."""
+    fmt = qt.tensor_scheme.scale_format
+    assert isinstance(fmt, FloatFormat)
+    dtype = DTYPE_OF[fmt.name]
+    codes = np.ascontiguousarray(qt.scale_codes.T if transposed else qt.scale_codes)
+    return Stored(dtype=dtype, bits=codes.view(NUMPY_OF[dtype]))
 
 
 def no_own_rule(scheme: Scheme, who: str) -> str:

@@ -133,7 +133,7 @@ def with_power_of_two_scales(q: QuantizedTensor, weight: np.ndarray) -> Quantize
     """The same weight under scales rounded up to powers of two: what DeepSeek's and MX's loaders multiply exactly."""
     scales = power_of_two_above(q.scales)
     codes = encode_with(weight, q.tensor_scheme, scales, None, get_rule("amax", q.tensor_scheme))
-    return replace(q, codes=codes, scales=scales)
+    return q.with_scales(scales, codes=codes)
 
 
 def unit_scales(q: QuantizedTensor) -> tuple[str, ...]:

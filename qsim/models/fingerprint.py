@@ -52,7 +52,7 @@ def _parts(tensor: Any) -> tuple[Any, list[np.ndarray]]:
     """What an array does not say of a tensor, and its arrays."""
     if not isinstance(tensor, QuantizedTensor):
         return None, [tensor]
-    more = [array for label, array in tensor.arrays.items() if label not in ("codes", "scales")]
+    more = [array for label, array in tensor.arrays.items() if label not in ("codes", "scale_codes")]
     texts = (tensor.scheme.to_toml(), tensor.part, tensor.tensor_scale, tensor.input_scale,
              tensor.zeros is not None, tensor.group_index is not None)  # fmt: skip
     return texts, [tensor.codes, tensor.scales, *more]

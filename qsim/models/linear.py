@@ -291,13 +291,12 @@ def _stack_quantized(weights: Sequence[QuantizedTensor]) -> QuantizedTensor | No
 
     more: dict[str, Any] = {
         key: np.concatenate([rows_of(w, w.arrays[key]) for w in weights])
-        for key in first.arrays if key not in ("codes", "scales", "group_index")
+        for key in first.arrays if key not in ("codes", "group_index")
     }  # fmt: skip
     return dataclasses.replace(
         first,
         scheme=scheme,
         codes=np.concatenate([w.codes for w in weights]),
-        scales=np.concatenate([rows_of(w, w.scales) for w in weights]),
         **more,
     )
 

@@ -116,6 +116,5 @@ def _tensor(blocks: np.ndarray, scales: np.ndarray, e: int, name: str) -> Quanti
     codes = np.empty((n, 2 * pairs.shape[1]), np.uint8)
     codes[:, 0::2], codes[:, 1::2] = pairs & 15, pairs >> 4
     return QuantizedTensor(
-        codes=codes, scales=np.ldexp(F32(1), scales[e].astype(np.int32) - 127).astype(F32),
-        scheme=get_scheme("mxfp4-weight-only"), name=name,
+        codes=codes, scale_codes=scales[e], scheme=get_scheme("mxfp4-weight-only"), name=name,
     )  # fmt: skip

@@ -73,6 +73,11 @@ def stored(bits: np.ndarray, fmt: Any) -> np.ndarray:
     return bits.view(_KEPT[fmt.name]) if fmt.name in _KEPT else bits
 
 
+def codes_of(array: np.ndarray, fmt: Any) -> np.ndarray:
+    """The bits that `stored` was given."""
+    return array.view(fmt.code_dtype) if fmt.name in _KEPT else array
+
+
 def restored(array: np.ndarray, fmt: Any) -> np.ndarray:
     """The values of what `stored` gave, float32."""
     return array.astype(np.float32) if fmt.name in _KEPT else values_of(array, fmt)

@@ -324,12 +324,11 @@ def _values(
 
 
 def _blocks(x: np.ndarray, fmt: BlockFormat, scale_rule: str | None, ragged: bool) -> dict[str, Any]:
-    from qsim.formats import decode, quantize_blocks
+    from qsim.formats import quantize_blocks
 
     tensor_scale = _tensor_scale(x) if fmt.tensor_scale else None
     q = quantize_blocks(x, fmt, scale_rule=scale_rule, ragged=ragged, tensor_scale=tensor_scale)  # type: ignore[arg-type]
-    scales = np.asarray(decode(q.scales, fmt.scale), dtype=np.float32)
-    return {"codes": q.codes, "scales": scales, "tensor_scale": q.tensor_scale}
+    return {"codes": q.codes, "scale_codes": q.scales, "tensor_scale": q.tensor_scale}
 
 
 def _tensor_scale(x: np.ndarray) -> float | None:

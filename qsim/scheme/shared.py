@@ -82,11 +82,8 @@ def with_tensor_scale(
         return q
     how = q.tensor_scheme
     if isinstance(how.format, BlockFormat):
-        from qsim.formats import decode
-
         rule = rounding.get("block_scale_rule")
         blocks = quantize_blocks(weight, how.format, scale_rule=rule, ragged=how.ragged, tensor_scale=scale)
-        scales = np.asarray(decode(blocks.scales, how.format.scale), dtype=F32)
-        return replace(q, codes=blocks.codes, scales=scales, tensor_scale=scale)
+        return replace(q, codes=blocks.codes, scale_codes=blocks.scales, tensor_scale=scale)
     scales = np.full_like(q.scales, scale)
-    return replace(q, scales=scales, codes=encode_with(weight, how, scales, None, get_rule(scale_rule, how)))
+    return q.with_scales(scales, codes=encode_with(weight, how, scales, None, get_rule(scale_rule, how)))

@@ -19,6 +19,7 @@ import numpy as np
 from qsim.errors import QsimError
 from qsim.formats import IntFormat, get_format
 
+from .bits import bits_of
 from .tensor_scheme import TensorScheme
 
 F32, U8 = np.float32, np.uint8
@@ -44,8 +45,9 @@ class Blocks:
     super_scales: np.ndarray | None = None
     super_minima: np.ndarray | None = None
 
-    def fields(self, shape: tuple[int, ...]) -> dict[str, np.ndarray | None]:
-        """The arrays of a `QuantizedTensor` of that shape; its scales and minima are products, which are exact."""
+    def fields(self, shape: tuple[int, ...], how: TensorScheme) -> dict[str, np.ndarray | None]:
+        """The arrays of a `QuantizedTensor` of that shape and scheme. Its scales are codes, those of a superblock the
+        integers; its minima are products, which are exact."""
 
         def rows(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else np.ascontiguousarray(values, F32).reshape(*shape[:-1], -1)
@@ -53,8 +55,10 @@ class Blocks:
         def product(values: np.ndarray | None, above: np.ndarray | None) -> np.ndarray | None:
             return rows(values if values is None or above is None else above * values)
 
+        fmt = how.scale_format
+        scales = unsigned(self.scales, fmt) if isinstance(fmt, IntFormat) else bits_of(self.scales, fmt, "scale")
         return {
-            "codes": np.ascontiguousarray(self.codes).reshape(shape), "scales": product(self.scales, self.super_scales),
+            "codes": np.ascontiguousarray(self.codes).reshape(shape), "scale_codes": scales.reshape(*shape[:-1], -1),
             "minima": product(self.minima, self.super_minima), "super_scales": rows(self.super_scales),
             "super_minima": rows(self.super_minima),
         }  # fmt: skip
@@ -70,7 +74,7 @@ def find(x: np.ndarray, how: TensorScheme) -> dict[str, np.ndarray | None]:
     blocks = np.ascontiguousarray(x, F32).reshape(-1, size)
     step = max(_PIECE // size, 1)
     pieces = [blocks[i : i + step] for i in range(0, len(blocks), step)]
-    found = [blocks_of(piece, how).fields(piece.shape) for piece in pieces]
+    found = [blocks_of(piece, how).fields(piece.shape, how) for piece in pieces]
     joined = {key: [array for one in found if (array := one[key]) is not None] for key in found[0]}
     return {key: np.concatenate(some).reshape(*x.shape[:-1], -1) if some else None for key, some in joined.items()}
 
@@ -122,6 +126,11 @@ def signed(codes: np.ndarray, fmt: IntFormat) -> np.ndarray:
     """Integers of codes, which are two's complement where the format is signed."""
     half = 1 << (fmt.bits - 1)
     return (codes.astype(np.int16) ^ half) - half if fmt.signed else codes.astype(np.int16)
+
+
+def unsigned(integers: np.ndarray, fmt: IntFormat) -> np.ndarray:
+    """The inverse of `signed`: uint8 codes of whole numbers."""
+    return integers.astype(np.int16).astype(U8) & U8((1 << fmt.bits) - 1)
 
 
 def integers(values: np.ndarray, above: np.ndarray, fmt: IntFormat, what: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,21 +11,18 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError, QsimTypeError
-from qsim.files import write_bytes, write_whole
 from qsim.formats import BlockFormat, IntFormat
 
 from . import superblock
-from .bits import bits_of, pack_bits, restored, stored, unpack_bits
+from .bits import bits_of, values_of
 from .granularity import Granularity
 from .scheme import Scheme
 from .tensor_scheme import TensorScheme
 
 Part: TypeAlias = Literal["weight", "activation", "kv_cache"]
 _OWN_RULE = ("minima", "super_scales", "super_minima")
-ARRAYS = ("codes", "scales", "zeros", *_OWN_RULE, "group_index")
+ARRAYS = ("codes", "scale_codes", "zeros", *_OWN_RULE, "group_index")
 """The fields of a `QuantizedTensor` that can be arrays."""
-_SINGULAR = {"zeros": "zero point", "minima": "minimum", "super_scales": "scale of superblocks",
-             "super_minima": "minimum of superblocks"}  # fmt: skip
 
 
 def expand(values: np.ndarray, granularity: Granularity, shape: tuple[int, ...]) -> np.ndarray:
@@ -39,20 +36,24 @@ def expand(values: np.ndarray, granularity: Granularity, shape: tuple[int, ...])
     return np.repeat(values, granularity.columns, axis=-1)[..., : shape[-1]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, init=False)
 class QuantizedTensor:
     """Codes with the scales and zero points that give them a value: value = (code - zero) * scale.
 
-    With minima, value = code * scale - minimum.
+    With minima, value = code * scale - minimum. Scales are kept as the bits of their format, from where they are found
+    or read to the kernel or file that takes them; `scales` are their values.
 
     Arguments:
         codes: the tensor's shape, one code per element, as `qsim.formats` defines them (two's complement for signed
             integers), in the format's unsigned dtype.
-        scales: float32, `scheme.<part>.granularity.scale_shape(shape)`; each is a value of the scale format.
+        scales: float32, `scheme.<part>.granularity.scale_shape(shape)`; each is a value of the scale format. Where they
+            are given, they go before `scale_codes`, so that `dataclasses.replace(q, scales=...)` changes them.
+        scale_codes: the same as bits of the scale format, in its unsigned dtype; of superblocks, the integers (two's
+            complement where they are signed) as uint8. One of the two must be given.
         zeros: shape of `scales`; uint8 for packed integers, float32 for float zero points; None when symmetric.
         minima: shape of `scales`, float32; None unless the scheme has them.
         super_scales, super_minima: (..., K/S) float32, the float16 number of each superblock of S; `scales` and
-            `minima` hold its products with integers, which float32 holds exactly. None without superblocks.
+            `minima` are its products with integers, which float32 holds exactly. None without superblocks.
         scheme: the whole scheme.
         part: which part of the scheme this tensor follows.
         tensor_scale: NVFP4's scale over the whole tensor, used as float32; None otherwise. Checkpoints store its
@@ -65,11 +66,12 @@ class QuantizedTensor:
     `numpy.asarray(q)` and every NumPy function take it for its values, those of `dequantize`.
 
     Raises:
-        ValueError: what is no NumPy array, masked elements, shapes or dtypes that do not fit the scheme.
+        ValueError: what is no NumPy array, masked elements, shapes or dtypes that do not fit the scheme, a scale that
+            is NaN, Inf or no value of its format.
     """
 
     codes: np.ndarray
-    scales: np.ndarray
+    scale_codes: np.ndarray
     scheme: Scheme
     zeros: np.ndarray | None = None
     minima: np.ndarray | None = None
@@ -81,13 +83,32 @@ class QuantizedTensor:
     group_index: np.ndarray | None = None
     name: str = ""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, *, codes: np.ndarray, scheme: Scheme, scales: np.ndarray | None = None,
+        scale_codes: np.ndarray | None = None, zeros: np.ndarray | None = None, minima: np.ndarray | None = None,
+        super_scales: np.ndarray | None = None, super_minima: np.ndarray | None = None, part: Part = "weight",
+        tensor_scale: float | None = None, input_scale: float | None = None, group_index: np.ndarray | None = None,
+        name: str = "",
+    ) -> None:  # fmt: skip
+        if scales is None and scale_codes is None:
+            raise QsimError(f"a quantised tensor must have scales or scale_codes{f' ({name})' if name else ''}")
+        given = {"codes": codes, "scheme": scheme, "zeros": zeros, "minima": minima, "super_scales": super_scales,
+                 "super_minima": super_minima, "part": part, "tensor_scale": tensor_scale, "input_scale": input_scale,
+                 "group_index": group_index, "name": name}  # fmt: skip
+        for label, value in given.items():
+            object.__setattr__(self, label, value)
+        shown = {"scale_codes": scale_codes} if scales is None else {"scales": scales}
+        self._check(shown)
+        object.__setattr__(self, "scale_codes", scale_codes if scales is None else self._scale_bits(scales))
+
+    def _check(self, scales: dict[str, Any]) -> None:
+        """Refuse arrays that do not fit the scheme; `scales` are those given, by the name that they were given by."""
         part, where = self.tensor_scheme, f" ({self.name})" if self.name else ""
         if not part.is_quantized:
             raise QsimError(f"{part.format.name} stands for itself; there is nothing to quantise{where}")
         assert part.granularity is not None
-        for label in ARRAYS:
-            array = getattr(self, label)
+        every = scales | {label: getattr(self, label) for label in ARRAYS if label != "scale_codes"}
+        for label, array in every.items():
             if array is not None and (not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray)):
                 raise QsimError(f"{label} must be a NumPy array without a mask: got {type(array).__name__}{where}")
         part.check_shape(self.shape, self.name)
@@ -99,14 +120,12 @@ class QuantizedTensor:
                 f"codes of {element.name} must have {element.bits} bits: got {int(self.codes.max())}{where}"
             )
         expected = part.granularity.scale_shape(self.shape)
-        for label, array in (("scales", self.scales), ("zeros", self.zeros), ("minima", self.minima)):
+        for label, array in (*scales.items(), ("zeros", self.zeros), ("minima", self.minima)):
             if array is not None and array.shape != expected:
                 raise QsimError(
                     f"{label} of shape {expected} belong to {part.granularity} of {self.shape}: "
                     f"got {array.shape}{where}"
                 )
-        if self.scales.dtype != np.float32:
-            raise QsimError(f"scales must be float32 values of the scale format: got {self.scales.dtype}{where}")
         if part.has_own_rule:
             self._check_own_rule(where)
         elif any(getattr(self, label) is not None for label in _OWN_RULE):
@@ -118,6 +137,12 @@ class QuantizedTensor:
             raise QsimError(
                 f"group_index must have one entry per column, {self.shape[-1:]}: got {self.group_index.shape}{where}"
             )
+        assert part.scale_format is not None
+        wanted = {"scales": np.dtype(np.float32), "scale_codes": np.dtype(part.scale_format.code_dtype)}
+        for label, array in scales.items():
+            if array.dtype != wanted[label]:
+                what = "values" if label == "scales" else "codes"
+                raise QsimError(f"{label} must be {wanted[label]} {what} of the scale format: got {array.dtype}{where}")
 
     def _check_own_rule(self, where: str) -> None:
         part = self.tensor_scheme
@@ -138,9 +163,25 @@ class QuantizedTensor:
                 array = getattr(self, label)
                 if array is not None and array.shape != shape:
                     raise QsimError(f"{label} must have the shape {shape}: got {array.shape}{where}")
-            self.integers_of("scales")
             if self.minima is not None:
                 self.integers_of("minima")
+
+    def _scale_bits(self, scales: np.ndarray) -> np.ndarray:
+        """The codes of float32 scales."""
+        fmt, where = self.tensor_scheme.scale_format, f" (layer {self.name})" if self.name else ""
+        finite = np.isfinite(scales)
+        if not finite.all():
+            row = int(np.nonzero(~finite)[0][0])
+            raise QsimError(
+                f"scales must be finite: {int((~finite).sum())} of {scales.size} are NaN or Inf, the first in row "
+                f"{row}{where}"
+            )
+        if not isinstance(fmt, IntFormat):
+            return bits_of(scales, fmt, "scale", self.name)
+        above = self.super_scales
+        assert above is not None, "integer scales have superblocks"
+        found = superblock.integers(scales, above, fmt, f"scales{f' of layer {self.name}' if self.name else ''}")
+        return superblock.unsigned(found, fmt)
 
     # --- what it is ---------------------------------------------------------------------------------------
 
@@ -157,9 +198,13 @@ class QuantizedTensor:
         """
         part = self.tensor_scheme
         fmt = part.scale_format if which == "scales" else part.minimum_format
-        products, above = getattr(self, which), getattr(self, f"super_{which}")
         assert isinstance(fmt, IntFormat), "only superblocks have integers"
-        return superblock.integers(products, above, fmt, f"{which}{f' of layer {self.name}' if self.name else ''}")
+        if which == "scales":
+            return superblock.signed(self.scale_codes, fmt).astype(np.float32)
+        assert self.minima is not None
+        assert self.super_minima is not None
+        what = f"minima{f' of layer {self.name}' if self.name else ''}"
+        return superblock.integers(self.minima, self.super_minima, fmt, what)
 
     @property
     def tensor_scheme(self) -> TensorScheme:
@@ -173,16 +218,13 @@ class QuantizedTensor:
         return fmt.element if isinstance(fmt, BlockFormat) else fmt
 
     @cached_property
-    def scale_codes(self) -> np.ndarray:
-        """Scales as the bits of their format, in an unsigned dtype, shape of `scales`; what kernels and files take.
-
-        Raises:
-            QsimError: a scale that is no value of its format, or scales that are integers (superblocks).
-        """
+    def scales(self) -> np.ndarray:
+        """The values of `scale_codes`, float32 of their shape; of superblocks the products with their numbers."""
         fmt = self.tensor_scheme.scale_format
-        if fmt is None or isinstance(fmt, IntFormat):
-            raise QsimError(f"scales of {self.tensor_scheme.format.name} have no float format of their own")
-        return bits_of(self.scales, fmt, "scale", self.name)
+        if not isinstance(fmt, IntFormat):
+            return values_of(self.scale_codes, fmt)
+        assert self.super_scales is not None, "integer scales have superblocks"
+        return superblock.products(superblock.signed(self.scale_codes, fmt), self.super_scales)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -253,6 +295,15 @@ class QuantizedTensor:
         some: dict[str, Any] = {k: v if k == "group_index" else v[rows] for k, v in self.arrays.items()}
         return replace(self, **some).dequantize()
 
+    def with_scales(self, scales: np.ndarray, **changes: Any) -> QuantizedTensor:
+        """The same tensor under other scales, float32 values of its scale format, and with other changed fields.
+
+        Raises:
+            QsimError: as `QuantizedTensor`.
+        """
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale_codes"}
+        return QuantizedTensor(**{**kept, **changes}, scales=scales)
+
     def __getitem__(self, rows: slice) -> QuantizedTensor:
         """Rows of the first axis, as views.
 
@@ -277,7 +328,7 @@ class QuantizedTensor:
                 raise QsimError(f"a slice must not cut a block of {r} rows: got rows {start}:{stop}")
             of_scales = slice(start // r, -(-stop // r))
         more: dict[str, Any] = {k: v[of_scales] for k, v in self.arrays.items() if k in ("zeros", *_OWN_RULE)}
-        return replace(self, codes=self.codes[start:stop], scales=self.scales[of_scales], **more)
+        return replace(self, codes=self.codes[start:stop], scale_codes=self.scale_codes[of_scales], **more)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantizedTensor):
@@ -296,68 +347,20 @@ class QuantizedTensor:
         label = self.scheme.name or self.tensor_scheme.format.name
         return f"QuantizedTensor({label}, {self.part}, shape={self.shape}, {self.nbytes} bytes)"
 
-    # --- on disk ------------------------------------------------------------------------------------------
+    # --- on disk, see `saved` -----------------------------------------------------------------------------
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """What is stored of it: packed codes, shape, scales and zero points in their formats, and a few texts."""
-        arrays = {"codes": pack_bits(self.codes, self.element.bits), "shape": np.array(self.shape, dtype=np.int64)}
-        for label, fmt in _scale_formats(self.tensor_scheme).items():
-            if isinstance(fmt, IntFormat):
-                codes = self.integers_of(label).astype(np.int16).astype(np.uint8)  # two's complement in the low bits
-                arrays[label] = pack_bits(codes, fmt.bits)
-                arrays[f"super_{label}"] = self._stored(f"super_{label}", superblock.ABOVE)
-            else:
-                arrays[label] = stored(self.scale_codes, fmt) if label == "scales" else self._stored(label, fmt)
-        if self.zeros is not None:
-            zero_format: Any = self.tensor_scheme.zero_point_format
-            integer = isinstance(zero_format, IntFormat)
-            arrays["zeros"] = pack_bits(self.zeros, zero_format.bits) if integer else self._stored("zeros", zero_format)
-        if self.group_index is not None:
-            arrays["group_index"] = self.group_index.astype(np.int32)
-        for key in ("tensor_scale", "input_scale"):
-            if getattr(self, key) is not None:
-                arrays[key] = np.array([getattr(self, key)], dtype=np.float32)
-        return arrays, {"scheme": self.scheme.to_toml(), "part": self.part, "name": self.name}
+        from . import saved
 
-    def _stored(self, label: str, fmt: Any) -> np.ndarray:
-        return stored(bits_of(getattr(self, label), fmt, _SINGULAR[label], self.name), fmt)
+        return saved.to_arrays(self)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> QuantizedTensor:
         """The inverse of `to_arrays`: equal in codes, scales, zero points and scheme."""
-        scheme = Scheme.from_toml(meta["scheme"])
-        part: TensorScheme = getattr(scheme, meta["part"])
-        assert part.granularity is not None
-        shape = tuple(int(n) for n in arrays["shape"])
-        element = part.format.element if isinstance(part.format, BlockFormat) else part.format
-        region = part.granularity.scale_shape(shape)
-        zeros = None
-        if "zeros" in arrays:
-            zero_format = part.zero_point_format
-            if isinstance(zero_format, IntFormat):
-                zeros = unpack_bits(arrays["zeros"], zero_format.bits, region)
-            else:
-                zeros = restored(arrays["zeros"], zero_format)
-        more: dict[str, np.ndarray] = {}
-        for label, fmt in _scale_formats(part).items():
-            if isinstance(fmt, IntFormat):
-                above = restored(arrays[f"super_{label}"], superblock.ABOVE)
-                integers = superblock.signed(unpack_bits(arrays[label], fmt.bits, region), fmt)
-                more |= {label: superblock.products(integers, above), f"super_{label}": above}
-            else:
-                more[label] = restored(arrays[label], fmt)
-        scalars = {k: float(arrays[k][0]) for k in ("tensor_scale", "input_scale") if k in arrays}
-        return cls(
-            codes=unpack_bits(arrays["codes"], element.bits, shape),
-            **more,
-            zeros=zeros,
-            scheme=scheme,
-            part=meta["part"],  # type: ignore[arg-type]
-            group_index=arrays.get("group_index"),
-            name=meta.get("name", ""),
-            tensor_scale=scalars.get("tensor_scale"),
-            input_scale=scalars.get("input_scale"),
-        )
+        from . import saved
+
+        return saved.from_arrays(arrays, meta)
 
     def save(self, path: str | Path) -> None:
         """Write to one file, `.safetensors` or `.npz`, which is there as a whole or not at all; see `to_arrays`.
@@ -366,38 +369,18 @@ class QuantizedTensor:
             ValueError: another suffix.
             OSError: it cannot be written.
         """
-        path = Path(path)
-        arrays, meta = self.to_arrays()
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save
+        from . import saved
 
-            write_bytes(path, save(arrays, metadata=meta))
-        elif path.suffix == ".npz":
-            both: Any = {**arrays, **{f"meta_{k}": np.array(v) for k, v in meta.items()}}
-            write_whole(path, lambda file: np.savez(file, **both))
-        else:
-            raise QsimError(f"a quantised tensor must be saved as .safetensors or .npz: got {path.name!r}")
+        saved.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedTensor:
-        """The inverse of `save`: equal in codes, scales, zero points and scheme."""
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
+        """The inverse of `save`: equal in codes, scales, zero points and scheme.
 
-            with safe_open(path, framework="numpy") as file:
-                meta = dict(file.metadata())
-                arrays = {key: file.get_tensor(key) for key in file.keys()}
-        elif path.suffix == ".npz":
-            with np.load(path) as file:
-                arrays = {k: file[k] for k in file.files if not k.startswith("meta_")}
-                meta = {k[5:]: str(file[k]) for k in file.files if k.startswith("meta_")}
-        else:
-            raise QsimError(f"a quantised tensor must be saved as .safetensors or .npz: got {path.name!r}")
-        return cls.from_arrays(arrays, meta)
+        Raises:
+            ValueError: another suffix.
+            OSError: it cannot be read.
+        """
+        from . import saved
 
-
-def _scale_formats(part: TensorScheme) -> dict[Any, Any]:
-    """The formats of scales and, where there are some, minima."""
-    both = {"scales": part.scale_format, "minima": part.minimum_format}
-    return {label: fmt for label, fmt in both.items() if fmt is not None}
+        return saved.load(Path(path))

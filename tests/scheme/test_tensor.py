@@ -179,20 +179,48 @@ def test_numpy_takes_a_quantised_tensor_for_its_values(name):
         q.__array__(copy=False)
 
 
-def test_scales_have_one_set_of_bits_for_kernels_and_files(tmp_path):
-    """A scale that its format does not have is refused by both, not rounded by one of them."""
-    from qsim.kernels import pack
-
+def test_scales_have_one_set_of_bits_for_kernels_and_files():
+    """A scale that its format does not have is refused where the tensor is made: nothing behind it rounds again."""
     for name in ("w4a16-g128", "fp8-block128", "mxfp4", "nvfp4"):
         q = quantize(weights(), name)
         fmt = q.tensor_scheme.scale_format
         assert q.scale_codes.dtype.itemsize * 8 == fmt.bits
-        assert q.scale_codes is q.scale_codes
+        again = dataclasses.replace(q, name="other")
+        assert again.scale_codes is q.scale_codes
         np.testing.assert_array_equal(decode(q.scale_codes, fmt).astype(np.float32), q.scales)
     q = quantize(weights(), "w4a16-g128", name="model.layers.0.mlp.up_proj")
     scales = q.scales.copy()
     scales[3, 0] *= np.float32(1 + 2**-20)
-    other = dataclasses.replace(q, scales=scales)
-    for use in (pack, lambda q: q.save(tmp_path / "q.npz")):
+    for change in (q.with_scales, lambda given: dataclasses.replace(q, scales=given)):
         with pytest.raises(QsimError, match=r"a scale must be .* in row 3 is no float16 number \(layer model.layers.0"):
-            use(other)
+            change(scales)
+    with pytest.raises(QsimError, match="must have scales or scale_codes"):
+        QuantizedTensor(codes=q.codes, scheme=q.scheme, zeros=q.zeros)
+    with pytest.raises(QsimError, match="scale_codes must be uint16 codes of the scale format: got float32"):
+        dataclasses.replace(q, scale_codes=q.scales)
+
+
+@pytest.mark.parametrize(
+    "name", ["w4a16-g128", "w4a16-g128-sym", "w8a8", "fp8-block128", "mxfp4", "nvfp4", "q4_k", "q3_k", "q6_k", "q4_1"]
+)
+def test_codes_of_scales_reach_kernel_and_file_as_they_are(name, tmp_path, monkeypatch):
+    """Once a tensor is made, nothing encodes a scale again: not packing, not saving, loading, slicing or stacking."""
+    from qsim.kernels import pack
+
+    q = quantize(weights((64, 256)), name)
+    stored = q.scale_codes.copy()
+
+    def no_more(*given):
+        raise AssertionError("a scale is encoded again")
+
+    monkeypatch.setattr(QuantizedTensor, "_scale_bits", no_more)
+    q.save(tmp_path / "q.npz")
+    back = QuantizedTensor.load(tmp_path / "q.npz")
+    assert back == q
+    np.testing.assert_array_equal(back.scale_codes, stored)
+    np.testing.assert_array_equal(back.dequantize(), q.dequantize())
+    if q.tensor_scheme.granularity.kind not in ("tensor", "block"):
+        np.testing.assert_array_equal(q[16:32].scale_codes, stored[16:32])
+        np.testing.assert_array_equal(q.take(np.array([5, 3])), q.dequantize()[[5, 3]])
+    if not q.tensor_scheme.has_own_rule:  # others are multiplied with other scales, see `pack`
+        assert set(np.unique(pack(q).scales)) <= {0, *np.unique(stored)}

@@ -71,13 +71,14 @@ def q4_0(x: np.ndarray) -> np.ndarray:
 
 
 def pack_q5_0(scales: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Blocks of Q5_0 from float16 scales (B, 1) and codes (B, 32) counted from the lowest."""
+    """Blocks of Q5_0 from the bytes of float16 scales (B, 2) and codes (B, 32) counted from the lowest."""
     high = np.packbits(codes >> U8(4), axis=1, bitorder="little")
-    return np.concatenate([half_bytes(scales), high, pack_nibbles(codes & U8(15), 16)], axis=1)
+    return np.concatenate([scales, high, pack_nibbles(codes & U8(15), 16)], axis=1)
 
 
 def q5_0(x: np.ndarray) -> np.ndarray:
-    return pack_q5_0(*_symmetric(x, 16))
+    scales, codes = _symmetric(x, 16)
+    return pack_q5_0(half_bytes(scales), codes)
 
 
 def q8_0(x: np.ndarray) -> np.ndarray:

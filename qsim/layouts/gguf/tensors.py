@@ -8,14 +8,13 @@ from functools import lru_cache
 import numpy as np
 
 from qsim.errors import QsimError
-from qsim.formats import BlockFormat
-from qsim.safetensors import exactly
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme
+from qsim.scheme.bits import values_of
 from qsim.scheme.superblock import Blocks
 
 from ..layout import Layer
-from .decode import UNPACK, five_bit_codes, halves, nibbles
-from .encode import PACK, half_bytes, pack_nibbles, pack_q5_0
+from .decode import UNPACK, five_bit_codes, nibbles
+from .encode import PACK, pack_nibbles, pack_q5_0
 from .types import TYPES, TensorType
 
 U8 = np.uint8
@@ -51,9 +50,6 @@ def refuses(layer: Layer) -> str | None:
         return f"gguf needs {what} that divide K: got K={layer.shape[-1]}"
     if layer.act_order:
         return "gguf has no place for act order"
-    if layer.tensor is not None and not isinstance(w.format, BlockFormat) and not w.has_own_rule:
-        if exactly(layer.tensor.scales, "float16") is None:
-            return "gguf stores float16 scales: these scales are not float16 numbers"
     return None
 
 
@@ -65,17 +61,15 @@ def to_blocks(qt: QuantizedTensor) -> np.ndarray:
         return PACK[kind.name](_blocks(qt, kind.values)).reshape(qt.shape[0], -1)
     codes = qt.codes.reshape(-1, 32)
     if kind.name == "mxfp4":
-        scales = exactly(qt.scales, "float8_e8m0fnu")
-        assert scales is not None, "scales of an MX format are E8M0 numbers"
-        blocks = np.concatenate([scales.bits.reshape(-1, 1), pack_nibbles(codes, 16)], axis=1)
+        blocks = np.concatenate([qt.scale_codes.reshape(-1, 1), pack_nibbles(codes, 16)], axis=1)
     else:
-        first = half_bytes(qt.scales.reshape(-1, 1))
+        first = np.ascontiguousarray(qt.scale_codes).reshape(-1, 1).view(U8)  # the bytes of float16 numbers
         if kind.name == "q8_0":
             blocks = np.concatenate([first, codes], axis=1)
         elif kind.name == "q4_0":
             blocks = np.concatenate([first, pack_nibbles(codes ^ U8(8), 16)], axis=1)
         else:
-            blocks = pack_q5_0(qt.scales.reshape(-1, 1), codes ^ U8(16))
+            blocks = pack_q5_0(first, codes ^ U8(16))
     return blocks.reshape(qt.shape[0], -1)
 
 
@@ -112,22 +106,22 @@ def from_blocks(kind: TensorType, raw: np.ndarray, name: str) -> QuantizedTensor
         found = UNPACK[kind.name](b)
         above = found.super_scales is not None
         _refuse_specials(*((found.super_scales, found.super_minima) if above else (found.scales, found.minima)))
-        return QuantizedTensor(**found.fields(shape), scheme=scheme, name=name)  # type: ignore[arg-type]
+        return QuantizedTensor(**found.fields(shape, scheme.weight), scheme=scheme, name=name)  # type: ignore[arg-type]
     if kind.name == "mxfp4":
-        codes, e = nibbles(b[:, 1:], 16), b[:, 0]
-        scales = np.where(e == 255, np.float32(np.nan), np.ldexp(np.float32(1), e.astype(np.int32) - 127))
+        codes, scales = nibbles(b[:, 1:], 16), b[:, 0]
     else:
-        scales = halves(b[:, :2])[:, 0]
+        scales = np.ascontiguousarray(b[:, :2]).view(np.uint16)
         if kind.name == "q8_0":
             codes = b[:, 2:]
         elif kind.name == "q4_0":
             codes = nibbles(b[:, 2:], 16) ^ U8(8)
         else:
             codes = five_bit_codes(b)
-    _refuse_specials(scales)
+    fmt = scheme.weight.scale_format
+    _refuse_specials(values_of(scales, fmt))
     return QuantizedTensor(
         codes=np.ascontiguousarray(codes).reshape(shape),
-        scales=scales.astype(np.float32).reshape(shape[0], -1),
+        scale_codes=np.ascontiguousarray(scales).reshape(shape[0], -1),
         scheme=scheme,
         name=name,
     )
