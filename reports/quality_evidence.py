@@ -205,7 +205,9 @@ With one whole model left out, perplexity per token:
 
 asinh(loss / linear) is a sum; for losses above 0.01 a coefficient is the logarithm of a factor. It holds for 3- and
 4-bit integer weights beside 16-bit activations; every other kind of change has a level of its own, corrected by models
-of the same generation. Bits outside 3 and 4 are not extrapolated.
+of the same generation. Bits outside 3 and 4 are not extrapolated. A coefficient is 0 where the fit would say that fewer
+bits, coarser scales or a smaller model lose less: sources measured other models in groups of 32 than in groups of 128.
+An answer that is no fact of the model itself is also held between what coarser and finer numbers lose on that model.
 
 {table_of(["feature", "ln perplexity", "percent of a score"], coefficients)}
 One unit of ln perplexity costs {ratio["percent_per_ln"]:g} % of an average score ({ratio["low"]:g} to {

@@ -11,7 +11,8 @@ what was measured with this project. A user's own rows join it: `shipped() + rea
 from __future__ import annotations
 
 from .collapse import Risk
-from .expect import Expectation, expected_loss
+from .expect import expected_loss
+from .expectation import Expectation
 from .find import find
 from .identity import KnownModel, known_models
 from .metrics import METRICS, Metric, joinable

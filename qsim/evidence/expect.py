@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from qsim.scheme import Scheme, get_scheme
 
 from .collapse import Outcome, Risk, outcomes_of, risk
+from .expectation import Expectation
 from .find import identity
-from .identity import KnownModel, canonical
+from .identity import KnownModel, canonical, find_model
 from .law import BASES, Fit, Prediction, law_file, laws, tuning
 from .observations import (
     INTEGERS,
@@ -27,65 +28,14 @@ from .observations import (
     change_of,
     parts_of,
 )  # fmt: skip
+from .order import MOVED, coarser, finer, held
 from .own import measured_on, own_observations
 from .precision import GGUF, Precision, of_scheme
 from .table import Row, method_of, shipped
 
-Basis: TypeAlias = Literal["exact", "measured", "published", "near", "law", "unknown"]
 _ORDER = {name: i for i, name in enumerate(BASES)}
 _METRIC = {"token": "token perplexity", "word": "word perplexity", "token 512": "token perplexity, windows of 512",
            "score": "score"}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expectation:
-    """The loss to expect of a method on a model.
-
-    Attributes:
-        model, method, scheme: what was asked; `scheme` says the numbers.
-        value, low, high: ln(perplexity / perplexity in 16 bit), and its 80 % band; None where nothing is known.
-        standard_error: of `value`, where it was measured with this project and the rows say so.
-        metric: what `value` is of: `token perplexity`, `word perplexity` (1.1 to 1.3 times as large), or `score`, where
-            only scores are known, turned into a perplexity by the usual ratio.
-        points, points_low, points_high: change of an average score in points, with its 80 % band (a loss is negative);
-            None where no score is known.
-        lost, lost_low, lost_high: percent of an average 16-bit score that is lost (100 minus what the field calls
-            recovery), with its 80 % band: from perplexity and from scores, weighted by how sure each is.
-        basis: `measured` (with this project, on this checkpoint), `published` (the same model and numbers), `near` (the
-            same generation of models), `law` (fitted over models), `unknown`; `exact` for 16 bit.
-        collapse: probability that the model is destroyed, a risk beside the band; None where it is not known. 0 or 1
-            where that was measured.
-        fragile: whether a collapse of this kind was published for the model's class, and the model itself was not
-            measured with this project in these numbers.
-        rows: what the value stands on, the nearest first. `collapsed` are the published collapses.
-        note: what to know, in a sentence; for an unknown loss, what to do.
-    """
-
-    model: str
-    method: str
-    scheme: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    standard_error: float | None = None
-    metric: str = ""
-    points: float | None = None
-    points_low: float | None = None
-    points_high: float | None = None
-    lost: float | None = None
-    lost_low: float | None = None
-    lost_high: float | None = None
-    basis: Basis = "unknown"
-    collapse: float | None = None
-    fragile: bool = False
-    rows: tuple[Row, ...] = field(default=(), repr=False)
-    collapsed: tuple[Row, ...] = field(default=(), repr=False)
-    note: str = ""
-
-    @property
-    def known(self) -> bool:
-        """Whether there is a value."""
-        return self.value is not None
 
 
 def expected_loss(
@@ -127,10 +77,24 @@ def expected_loss(
     target = identity(model, known.rows)
     if target is None:
         return replace(asked, note=f"nothing is known of {name}: {MEASURE}")
-    own = _measured(asked, target, change_of(asked.method, precision), known)
+    found = _alone(target, how, precision, known)
+    if found.known and found.basis in MOVED:
+        others = ([_alone(target, how, p, known) for p in part] for part in (coarser(precision), finer(precision)))
+        found = held(found, precision, *others)
+    if found.known and isinstance(model, str) and find_model(model) is None:
+        said = f"{name} is not in the table: generation and size are read from its name or your rows"
+        found = replace(found, note="; ".join(n for n in (found.note, said) if n))
+    return replace(found, scheme=word)
+
+
+@lru_cache(maxsize=4096)
+def _alone(target: KnownModel, method: str, precision: Precision, known: _Known) -> Expectation:
+    """What the evidence of these very numbers says, whatever others lose."""
+    asked = Expectation(model=target.name, method=method, scheme=str(precision))
+    own = _measured(asked, target, change_of(method, precision), known)
     if own is not None:
         return own
-    parts = parts_of(asked.method, precision)
+    parts = parts_of(method, precision)
     risks = [risk(target, part, known.outcomes) for part in parts if not _is_measured(target, part, known)]
     asked = replace(asked, **_risk(risks))
     if asked.collapse is not None and asked.collapse >= LIKELY:
@@ -138,7 +102,7 @@ def expected_loss(
     best = _best(target, parts, known)
     if best is None:
         missing = " and ".join(p.kind for p in parts if _best(target, (p,), known) is None)
-        return replace(asked, note=f"no evidence of {missing} is near {name}: {MEASURE}")
+        return replace(asked, note=f"no evidence of {missing} is near {target.name}: {MEASURE}")
     return _filled(asked, target, parts, best, known)
 
 
@@ -222,7 +186,12 @@ def _is_measured(target: KnownModel, part: Change, known: _Known) -> bool:
 
 def _predict(target: KnownModel, part: Change, scale: Scale, known: _Known) -> Prediction | None:
     own = measured_on(target, part, scale, known.own)
-    return known.laws[scale.name].predict(target, part, tuning(scale).bands) if own is None else own[0]
+    if own is not None:
+        return own[0]
+    found = known.laws[scale.name].predict(target, part, tuning(scale).bands)
+    if found is not None and found.basis in MOVED and found.value < 0:  # 16 bit, which loses nothing, loses no more
+        return replace(found, value=0.0, high=max(found.high, 0.0))
+    return found
 
 
 def _best(target: KnownModel, parts: Sequence[Change], known: _Known) -> tuple[Prediction, ...] | None:

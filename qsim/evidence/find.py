@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from qsim.errors import QsimError, nearest
 from qsim.scheme import Scheme
 
-from .identity import KnownModel, canonical, find_model, known_models
+from .identity import KnownModel, canonical, find_model, known_models, model_from_name
 from .precision import Precision, of_scheme
 from .table import Row, method_of, shipped
 
@@ -18,15 +19,17 @@ SIBLING, KIN = 1.2, 12.0
 
 
 def identity(name: str | KnownModel, rows: Sequence[Row] = ()) -> KnownModel | None:
-    """What is known of a model: from the shipped list, or from a row that says its size; None where nothing is."""
+    """What is known of a model: from the shipped list, from a name that says a generation of the list, or from a row
+    that says its size; None where nothing is."""
     found = find_model(name)
     if found is not None or isinstance(name, KnownModel):
         return found
     word = canonical(name)
     size = next((r.parameters_b for r in rows if r.model == word and r.parameters_b is not None), None)
-    if size is None:
-        return None
-    return KnownModel(name=word, family=word, generation=word, parameters_b=size)
+    named = model_from_name(word)
+    if named is not None:
+        return named if size is None else replace(named, parameters_b=size)
+    return None if size is None else KnownModel(name=word, family=word, generation=word, parameters_b=size)
 
 
 def nearness(target: KnownModel, other: KnownModel) -> Nearness | None:

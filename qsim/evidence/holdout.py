@@ -94,11 +94,11 @@ def coverage(found: Sequence[HeldOut]) -> float:
 
 def variances_of(scale: Scale, seen: Sequence[Observation]) -> tuple[float, float, float, float]:
     """The variances under which the observations are most likely (marginal likelihood, Nelder-Mead)."""
-    kinds = fit(scale, seen, (0.1, 0.1, 0.1, 0.1)).kinds
+    first = fit(scale, seen, (0.1, 0.1, 0.1, 0.1))
     y = np.arcsinh(np.array([o.loss for o in seen]) / scale.linear)
     y = y - y.mean()
-    x = _design(seen, kinds)
-    law = (x * fit(scale, seen, (0.1, 0.1, 0.1, 0.1))._prior()) @ x.T
+    x = _design(seen, first.kinds)
+    law = (x * first.prior) @ x.T
     unit = [_shared(seen, seen, [float(i == j) for j in range(3)] + [0.0]) for i in range(3)]
 
     def unlikely(logs: Floats) -> float:

@@ -36,6 +36,9 @@ FEATURES = ("all", "bits below 4", "one scale per row", "log2(group / 128)", "ln
 _PRIOR = np.array([4.0, 1.0, 1.0, 0.1, 0.1, 0.2, *[0.5] * (len(LAW_METHODS) - 1)])
 """Variance of each coefficient before any row is seen; it only matters for what few rows say."""
 _KIND_PRIOR = 2.0
+_SIGNS = {"bits below 4": 1, "one scale per row": 1, "log2(group / 128)": 1, "ln(parameters / 8 B)": -1}
+"""Coefficients whose sign is known: fewer bits and coarser scales never lose less, nor do smaller models. A fit can say
+otherwise where sources measured some models in one group and others in another; such a coefficient is left out."""
 UNKNOWN_TOKENS_T = 3.0
 """Training tokens, in trillions, of a model whose maker did not say: the middle of the table."""
 LEAST_MODELS, LEAST_GENERATIONS, LEAST_BITS = 4, 2, 3
@@ -89,6 +92,7 @@ class Fit:
     seen: tuple[Observation, ...]
     variances: tuple[float, float, float, float]
     kinds: tuple[str, ...] = ()
+    prior: Floats = field(repr=False, default_factory=lambda: _PRIOR)
     _design: Floats = field(repr=False, default_factory=lambda: np.zeros((0, 0)))
     _weights: Floats = field(repr=False, default_factory=lambda: np.zeros(0))
     _factor: Floats = field(repr=False, default_factory=lambda: np.zeros((0, 0)))
@@ -97,20 +101,16 @@ class Fit:
     @property
     def coefficients(self) -> dict[str, float]:
         """The law itself: what each feature adds to y."""
-        found = self._prior() * (self._design.T @ self._weights)
+        found = self.prior * (self._design.T @ self._weights) + 0.0  # no coefficient is -0
         names = (*FEATURES, *self.kinds)
         return {"all": self._mean + float(found[0])} | {n: float(v) for n, v in zip(names[1:], found[1:], strict=True)}
-
-    def _prior(self) -> Floats:
-        return np.concatenate([_PRIOR, np.full(len(self.kinds), _KIND_PRIOR)])
 
     def expect(self, model: KnownModel, change: Change) -> tuple[float, float]:
         """Mean and standard deviation of y for one model and change, the scatter between sources included."""
         query = Observation(model=model, change=change, loss=0.0, row=None)  # type: ignore[arg-type]
         x = _design([query], self.kinds)
-        prior = self._prior()
-        cross = (x * prior) @ self._design.T + _shared([query], self.seen, self.variances)
-        alone = float((x[0] * prior) @ x[0]) + sum(self.variances)
+        cross = (x * self.prior) @ self._design.T + _shared([query], self.seen, self.variances)
+        alone = float((x[0] * self.prior) @ x[0]) + sum(self.variances)
         mean = self._mean + float(cross[0] @ self._weights)
         solved = solve_triangular(self._factor, cross[0], lower=True)
         return mean, float(np.sqrt(max(alone - solved @ solved, self.variances[3])))
@@ -203,16 +203,26 @@ def fit(scale: Scale, seen: Sequence[Observation], variances: Sequence[float]) -
     """
     a, b, c, d = variances
     kinds = tuple(sorted({o.change.kind for o in seen} - {INTEGERS}))
-    empty = Fit(scale, tuple(seen), (a, b, c, d), kinds)
+    prior = prior_of(kinds)
     if not seen:
-        return empty
+        return Fit(scale, (), (a, b, c, d), kinds, prior)
     y = np.arcsinh(np.array([o.loss for o in seen]) / scale.linear)
-    x = _design(seen, kinds)
-    cov = (x * empty._prior()) @ x.T + _shared(seen, seen, variances) + d * np.eye(len(seen))
-    factor = np.asarray(np.linalg.cholesky(cov), np.float64)
     centre = float(y.mean())
-    weights = cho_solve((factor, True), y - centre)
-    return Fit(scale, tuple(seen), (a, b, c, d), kinds, x, weights, factor, centre)
+    x = _design(seen, kinds)
+    alike = _shared(seen, seen, variances) + d * np.eye(len(seen))
+    while True:
+        factor = np.asarray(np.linalg.cholesky((x * prior) @ x.T + alike), np.float64)
+        weights = cho_solve((factor, True), y - centre)
+        found = prior * (x.T @ weights)
+        wrong = [i for i, name in enumerate(FEATURES) if _SIGNS.get(name, 0) * found[i] < 0]
+        if not wrong:
+            return Fit(scale, tuple(seen), (a, b, c, d), kinds, prior, x, weights, factor, centre)
+        prior[wrong] = 0.0
+
+
+def prior_of(kinds: Sequence[str]) -> Floats:
+    """Variance of every coefficient before any row is seen: those of `FEATURES`, then of other kinds of change."""
+    return np.concatenate([_PRIOR, np.full(len(kinds), _KIND_PRIOR)])
 
 
 def laws(rows: tuple[Row, ...]) -> dict[str, Fit]:
