@@ -93,12 +93,14 @@ class Reference:
 
     Arguments:
         model: the reference.
-        budget_bytes: for remembered logits; the first windows are kept, later ones are computed each time.
+        budget_bytes: for remembered logits, or the hidden states before the head where the logits of a window do not
+            fit (a large vocabulary); the first windows are kept, later ones are computed each time.
     """
 
     def __init__(self, model: Model, budget_bytes: int = 256_000_000) -> None:
         self.model, self.budget_bytes = model, budget_bytes
         self._kept: dict[bytes, np.ndarray] = {}
+        self._hidden: dict[bytes, np.ndarray] = {}
         self._used = 0
         self._lock = threading.Lock()
 
@@ -108,15 +110,25 @@ class Reference:
         logits = self._kept.get(key)
         if logits is not None:
             return None, logits
+        hidden = self._hidden.get(key)
+        if hidden is not None:
+            return hidden, None
         hidden = self.model.hidden(inputs)
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        size = 4 * hidden.shape[0] * self.model.config.vocab_size
+        if self._fits(4 * hidden.shape[0] * self.model.config.vocab_size):
+            logits = self._kept[key] = self.model.unembed(hidden)
+            return None, logits
+        if self._fits(hidden.nbytes):
+            self._hidden[key] = hidden
+        return hidden, None
+
+    def _fits(self, size: int) -> bool:
+        """Take so many bytes of the budget, if they are left."""
         with self._lock:
             if self._used + size > self.budget_bytes:
-                return hidden, None
+                return False
             self._used += size
-        logits = self._kept[key] = self.model.unembed(hidden)
-        return None, logits
+            return True
 
 
 def evaluate(

@@ -61,7 +61,7 @@ def cost_of(spec: StudySpec) -> Cost:
     count = [len(variants(spec, m)) for m in spec.methods]
     scored = len(spec.methods) * tokens + sum(n - 1 for n in count) * least
     flop = 2.0 * (found.linear_parameters + found.head_parameters) * scored * _OVERHEAD
-    # where the vocabulary is large the reference's logits are not kept, and are computed again for each method
+    # where the vocabulary is large the reference's logits are computed again from its states for each method
     flop += 2.0 * found.head_parameters * scored if 4 * tokens * found.config.vocab_size > _REFERENCE_BYTES else 0.0
     shapes = dict(expected_tensors(found.config))
     names = {f"{n}.weight" for i in range(found.config.num_hidden_layers) for n in block_names(found.config, i).linears}

@@ -151,6 +151,15 @@ def test_a_reference_remembers_within_its_budget(model):
     for _ in range(2):
         assert evaluate(q, TEXT, window=50, reference=small).kl == pytest.approx(plain.kl, rel=1e-4)
     assert made < len(calls) <= 2 * made
+    calls.clear()
+    long = 10 * TEXT  # its windows go through the model in batches, none of whose logits fits where its states do
+    ids = len(model.tokenizer.encode(long))
+    states = Reference(spy, budget_bytes=4 * 1000 * model.config.vocab_size - 1)
+    once = evaluate(q, long, window=50, reference=states)
+    made = len(calls)
+    assert 4 * ids * model.config.hidden_size < states.budget_bytes
+    assert evaluate(q, long, window=50, reference=states).kl == once.kl
+    assert len(calls) - made < made / 2
 
 
 def test_batches_change_nothing(model, monkeypatch):
