@@ -61,12 +61,13 @@ def expected_of(result: StudyResult) -> dict[tuple[str, str, str], ExpectedRow]:
 
 
 def titles(result: StudyResult) -> dict[str, str]:
-    return {m.method: m.title for m in result.methods}
+    """What the study called its methods when it ran; today's titles where it has no table of them."""
+    return {m.name: m.title for m in result.spec.methods} | {m.method: m.title for m in result.methods}
 
 
 def first_model(result: StudyResult) -> str:
-    """The first target; empty where a study has no table of times."""
-    return result.speed[0].model if result.speed else ""
+    """The first target; empty where a study has neither times nor losses of one."""
+    return next((row.model for row in (*result.speed[:1], *result.expected[:1])), "")
 
 
 def case_rows(result: StudyResult, case: str, model: str) -> list[SpeedRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qsim.plots.names import and_list
@@ -16,7 +17,7 @@ from .spec import Case
 def all_texts(result: StudyResult) -> dict[str, Any]:
     """Every text that the template names."""
     return {
-        "lead": lead(result), "left_out": left_out(result), "short": short(result),
+        "lead": lead(result), "rule": rule(result), "left_out": left_out(result), "short": short(result),
         "agreed": agreed(result), "made": made(result), "limits": limits(result), "command": command(result),
     }  # fmt: skip
 
@@ -37,7 +38,8 @@ def case_words(case: Case) -> str:
 
 def lead(result: StudyResult) -> str:
     """One sentence on what was measured and predicted."""
-    models = and_list(list(dict.fromkeys(r.model for r in result.speed)))
+    priced = [r.model for r in result.speed] or [Path(name).stem for name in result.spec.speed.models]
+    models = and_list(list(dict.fromkeys(priced)))
     own = any(e.basis == "measured" for e in result.expected)
     lost = (
         "is measured on the model itself" if own else "is expected from published losses of these models and near ones"
@@ -45,6 +47,16 @@ def lead(result: StudyResult) -> str:
     return (
         f"{len(result.methods)} ways to make a model small, for {models} on {len(result.spec.speed.devices)} devices. "
         f"What they gain is predicted, what they lose {lost}; both with 80 % bands."
+    )
+
+
+def rule(result: StudyResult) -> str:
+    """How an answer is chosen, under the table of answers; `qsim.study.decide` has it step by step."""
+    return (
+        f"An answer is a checkpoint that engines serve, that is expected to lose at most {result.spec.max_lost:g} % on "
+        "the target, and of whose kind none destroyed a model of the target's class. Of those the fastest is taken. "
+        "Where the 80 % bands cannot tell, it is one whose time was measured on the device, then the simpler one; a "
+        "larger loss must buy a tenth of speed."
     )
 
 

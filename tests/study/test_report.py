@@ -6,6 +6,7 @@ import html
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from qsim.study.registry import REPORT, drawings
+from qsim.study.report import render
+from qsim.study.result import TABLES
 from qsim.study.run import Run
 from tests.plots.legible import faults
 
@@ -156,8 +159,6 @@ def test_a_title_with_markup_stays_text(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_study_without_quality_figures_still_has_a_page(run: Run, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from qsim.study import write_study
 
     names = ("exact", "histograms", "tensor_errors", "channels", "salient", "accumulators", "claims", "trust",
@@ -165,6 +166,17 @@ def test_a_study_without_quality_figures_still_has_a_page(run: Run, tmp_path: Pa
     empty: dict[str, Any] = dict.fromkeys(names, ())
     write_study(replace(run.result, **empty), tmp_path / "bare")
     assert (tmp_path / "bare" / "index.html").exists()
+
+
+@pytest.mark.parametrize("table", [*TABLES, "all"])
+def test_a_study_without_any_of_its_tables_still_has_a_page(run: Run, table: str) -> None:
+    empty: dict[str, Any] = dict.fromkeys(TABLES if table == "all" else (table,), ())
+    bare = replace(run.result, **empty)
+    page = render(bare, [])
+    assert "llama-3-8b" in page
+    for figure, drawing in drawings(bare):
+        assert drawing.title
+        assert figure.name
 
 
 def opened(page: str, folder: Path, width: int) -> tuple[str, str]:

@@ -40,7 +40,9 @@ def _profiles(result: StudyResult) -> Drawing | None:
     from qsim.methods.registry import METHODS
 
     names = titles(result)
-    labels = {m.method: METHODS[m.algorithm].title if m.algorithm in METHODS else m.algorithm for m in result.methods}
+    labels = {
+        m.name: METHODS[m.algorithm].title if m.algorithm in METHODS else m.algorithm for m in result.spec.methods
+    }
     points = [
         QualityPoint(section=row.profile, name=names[row.method], method=labels[row.method], loss=row.loss,
                      error=row.loss_se)

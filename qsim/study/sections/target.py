@@ -17,7 +17,7 @@ def _text(result: StudyResult) -> str:
     for e in result.expected:
         if e.model == first_model(result) and e.variant == "full" and e.basis != "exact":
             counts[e.basis] = counts.get(e.basis, 0) + 1
-    said = and_list([f"{count} {basis}" for basis, count in counts.items()])
+    said = and_list([f"{count} {basis}" for basis, count in counts.items()] or ["nothing"])
     return (
         "What a method loses on a target is expected from published losses of that model and of models near it, as "
         "percent of an average 16-bit score, with an 80 % band: perplexity and scores joined. Its badge says what it "

@@ -50,7 +50,7 @@ def _rooflines(result: StudyResult) -> Drawing | None:
 def _flips(result: StudyResult) -> Drawing | None:
     if not result.curves:
         return None
-    turns = {(f.device, f.scheme): f for f in result.flips}
+    turns = {(f.device, f.scheme): f.compute_bound_from for f in result.flips}
     data: dict[str, list[Curve]] = {}
     for device in dict.fromkeys(c.device for c in result.curves):
         for scheme in curve_schemes(result):
@@ -58,7 +58,7 @@ def _flips(result: StudyResult) -> Drawing | None:
             data.setdefault(device, []).append(
                 Curve(label=scheme_title(scheme), x=column(mine, "batch"), value=column(mine, "speedup"),
                            low=column(mine, "low"), high=column(mine, "high"),
-                           turns_at=turns[device, scheme].compute_bound_from)
+                           turns_at=turns.get((device, scheme)))
             )  # fmt: skip
     if not any(data.values()):
         return None
