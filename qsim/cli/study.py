@@ -24,7 +24,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--model", multiple=True, metavar="MODEL", help="Target: a name, a config.json, or a checkpoint: "
               "a folder or a GGUF file, which is then also measured. Repeatable.")  # fmt: skip
 @click.option("--text", type=_FILE, metavar="FILE", help="Text that quality is measured on.")
-@click.option("--max-bytes", type=click.IntRange(min=1), metavar="N", help="Score only the first N bytes of the text.")
+@click.option("--max-bytes", type=click.IntRange(min=1), metavar="N", help="Score only the first N bytes of the "
+              "text: 131072 without it, less of a checkpoint of more than 50 M parameters.")  # fmt: skip
 @click.option("--calibration", type=_FILE, metavar="FILE", help="Text that methods are calibrated on.")
 @click.option("--device", multiple=True, metavar="NAME", shell_complete=complete(device_names),
               help="Device, or its TOML; see qsim devices. Repeatable.")  # fmt: skip

@@ -74,6 +74,11 @@ def _quality(quality: Quality, given: Mapping[str, Any]) -> Quality:
             "model": measured[0],
             "exact_bytes": 0,
         }  # the emulator would need hours: a study file can ask for it
+        if given["file"] is None:
+            from qsim.models.outline import outline
+            from qsim.study.cost import text_bytes
+
+            changes["max_bytes"] = text_bytes(outline(measured[0]).parameters)
     if given["max_bytes"] is not None:
         changes["max_bytes"] = given["max_bytes"]
     for name in ("text", "calibration"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from qsim.models import load
 from qsim.models.outline import outline
 from qsim.study import StudySpec, read_result, run_study
 from qsim.study import quality as q
-from qsim.study.cost import cost_of
+from qsim.study.cost import cost_of, text_bytes
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,16 @@ def test_the_cost_is_announced_before_anything_is_measured(spec: StudySpec, monk
     with pytest.raises(KeyboardInterrupt):
         run_study(spec, announce=said.append)
     assert said[0].parameters == outline(spec.quality.model).parameters
+
+
+def test_a_large_checkpoint_is_scored_on_less_text_unless_somebody_says(gguf: Path, monkeypatch: Any) -> None:
+    from qsim.cli.study_options import spec_from
+
+    unsaid = ("file", "batch", "context", "max_loss", "rows", "profile", "max_bytes", "text", "calibration")
+    given: dict[str, Any] = dict.fromkeys(unsaid)
+    given |= {"model": (str(gguf),), "device": (), "overrides": (), "scheme": (), "method": (), "price": ()}
+    assert spec_from(given).quality.max_bytes == 131072
+    monkeypatch.setattr("qsim.models.outline.outline", lambda _: SimpleNamespace(parameters=270_000_000))
+    assert spec_from(given).quality.max_bytes == 32768
+    assert spec_from(given | {"max_bytes": 100_000}).quality.max_bytes == 100_000
+    assert [text_bytes(n) for n in (10**7, 10**8, 8 * 10**9)] == sorted((131072, 32768, 16384), reverse=True)
