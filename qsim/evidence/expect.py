@@ -30,8 +30,8 @@ from .observations import (
 )  # fmt: skip
 from .order import MOVED, coarser, finer, held
 from .own import measured_on, own_observations
-from .precision import GGUF, Precision, of_scheme
-from .table import Row, method_of, shipped
+from .precision import GGUF, Precision, cache_word, of_scheme
+from .table import Row, method_of, published, shipped
 
 _ORDER = {name: i for i, name in enumerate(BASES)}
 _METRIC = {"token": "token perplexity", "word": "word perplexity", "token 512": "token perplexity, windows of 512",
@@ -57,11 +57,12 @@ def expected_loss(
         The expectation. A model, method or scheme that no evidence is near gives `unknown`, without a number.
 
     Raises:
-        QsimError: a scheme that does not exist.
+        QsimError: a scheme, or numbers of a cache, that do not exist.
     """
     precision = scheme if isinstance(scheme, Precision) else of_scheme(scheme)
+    known = _shipped() if rows is None else _known(tuple(rows))
     if kv is not None and precision.kv == "none":
-        precision = replace(precision, kv=kv.lower().removeprefix("kv").replace("e4m3", "fp8"))
+        precision = replace(precision, kv=cache_word(kv, {r.precision.kv for r in published()}))
     name = canonical(model) if isinstance(model, str) else model.name
     word = scheme if isinstance(scheme, str) else str(precision)
     if isinstance(scheme, Scheme):
@@ -73,7 +74,6 @@ def expected_loss(
     if precision == Precision():
         nothing = dict.fromkeys(("value", "low", "high", "lost", "lost_low", "lost_high", "collapse"), 0.0)
         return replace(asked, metric=_METRIC["token"], basis="exact", **nothing)  # type: ignore[arg-type]
-    known = _shipped() if rows is None else _known(tuple(rows))
     target = identity(model, known.rows)
     if target is None:
         return replace(asked, note=f"nothing is known of {name}: {MEASURE}")

@@ -10,7 +10,7 @@ from qsim.errors import QsimError, nearest
 from qsim.scheme import Scheme
 
 from .identity import KnownModel, canonical, find_model, known_models, model_from_name
-from .precision import Precision, of_scheme
+from .precision import Precision, cache_word, of_scheme
 from .table import Row, method_of, shipped
 
 Nearness: TypeAlias = Literal["same", "sibling", "kin"]
@@ -80,11 +80,12 @@ def find(
         if all(r.method != name for r in pool):
             raise QsimError(nearest("method of the evidence", method, {r.method for r in pool}))
         found = [r for r in found if r.method == name]
+    cache = None if kv is None else cache_word(kv, {r.precision.kv for r in pool})
     wanted: Precision | None = None if scheme is None else of_scheme(scheme)
     return tuple(
         r for r in found
         if (bits is None or r.precision.bits == bits) and (wanted is None or matches(wanted, r.precision))
-        and (kv is None or r.precision.kv == kv.lower()) and (metric is None or r.metric.name == metric)
+        and (cache is None or r.precision.kv == cache) and (metric is None or r.metric.name == metric)
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ _BITS = (3, 4, 8)
 _REGIONS = ("g32", "g64", "g128", "channel")
 _GGUF = ("q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0")
 _CACHE = {"int2": 2, "int3": 3, "int4": 4, "int8": 8, "fp8": 8}
-_RANK = {name: i for i, name in enumerate(BASES)}
+_RANK: dict[str, int] = {name: i for i, name in enumerate(BASES)}
 MOVED = ("near", "law")
 """Bases of expectations that are held in order."""
 
@@ -91,7 +91,7 @@ def held(
             said.append("as coarser numbers lose no more" if at < band[0] else "as finer numbers lose no less")
     if not said:
         return e
-    return replace(out, note="; ".join(n for n in dict.fromkeys((out.note, *said)) if n), **_points(out, e))
+    return replace(out, note="; ".join(n for n in dict.fromkeys((out.note, *said)) if n), **_points(out, e))  # type: ignore[arg-type]
 
 
 def _points(out: Expectation, before: Expectation) -> dict[str, float]:

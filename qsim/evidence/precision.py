@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.errors import QsimError, nearest
 from qsim.formats import BlockFormat
 from qsim.scheme import Scheme, get_scheme
 
@@ -75,6 +77,26 @@ def of_scheme(scheme: str | Scheme) -> Precision:
         scaling = "block" if isinstance(act.format, BlockFormat) else "static" if not act.dynamic else str(kind)
     return Precision(weight=name, region=_region_of(weight, name) if name != "none" else "", activation=act_name,
                      scaling=scaling, kv=kvs)  # fmt: skip
+
+
+def cache_word(text: str, known: Collection[str] = ()) -> str:
+    """The word of a KV cache's numbers: `fp8` for `FP8`, `e4m3`, `kv8` and what schemes end in; `none` for 16 bit.
+
+    Arguments:
+        known: further words, as tables of evidence have them (`nuq3`).
+
+    Raises:
+        QsimError: neither.
+    """
+    word = re.sub(r"^fp8_(?=e[45]m)", "", text.strip().lower().removeprefix("kv"))
+    if word in _SIXTEEN:
+        return "none"
+    if word in known:
+        return word
+    try:
+        return of_scheme(f"bf16-kv{word}").kv
+    except QsimError:
+        raise QsimError(nearest("numbers of a KV cache", text, {"none", "fp8", "int8", "int4", *known})) from None
 
 
 def _number(fmt: Any, scheme: str | None) -> str:

@@ -67,7 +67,7 @@ def titles(result: StudyResult) -> dict[str, str]:
 
 def first_model(result: StudyResult) -> str:
     """The first target; empty where a study has neither times nor losses of one."""
-    return next((row.model for row in (*result.speed[:1], *result.expected[:1])), "")
+    return next(iter([*(r.model for r in result.speed[:1]), *(e.model for e in result.expected[:1])]), "")
 
 
 def case_rows(result: StudyResult, case: str, model: str) -> list[SpeedRow]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from qsim.evidence import Expectation, KnownModel, Precision, expected_loss, known_models
+from qsim.errors import QsimError
+from qsim.evidence import Expectation, KnownModel, Precision, expected_loss, find, known_models
 from qsim.evidence.find import identity
 from qsim.evidence.identity import canonical, model_from_name
 from qsim.evidence.law import FEATURES, laws
@@ -170,3 +171,24 @@ def test_a_name_of_another_generation_or_kind_stays_unknown(name: str) -> None:
 def test_a_cache_whose_order_is_not_known_is_left_alone(kv: str) -> None:
     assert coarser(Precision(kv=kv)) == finer(Precision(kv=kv)) == ()
     assert expected_loss("llama-3-8b", "none", Precision(kv=kv)).note
+
+
+@pytest.mark.parametrize("word", ["fp8", "FP8", "kvfp8", "e4m3", "fp8_e4m3", "8", "KV8"])
+def test_one_cache_has_many_spellings(word: str) -> None:
+    asked = expected_loss("llama-3-8b", "awq", "w4a16-g128", kv=word)
+    assert asked.value == expected_loss("llama-3-8b", "awq", "w4a16-g128-kvfp8").value
+    assert find("llama-3-8b", kv=word) == find("llama-3-8b", kv="fp8")
+
+
+@pytest.mark.parametrize("word", ["bf16", "fp16", "none", "FP16", ""])
+def test_a_cache_in_sixteen_bit_changes_nothing(word: str) -> None:
+    assert expected_loss("llama-3-8b", "awq", "w4a16-g128", kv=word) == expected_loss("llama-3-8b", "awq", "w4a16-g128")
+    assert expected_loss("llama-3-8b", "none", "bf16", kv=word).basis == "exact"
+
+
+@pytest.mark.parametrize("word", ["banana", "int17", "fp8x", "none8"])
+def test_a_cache_in_numbers_that_do_not_exist_is_refused(word: str) -> None:
+    with pytest.raises(QsimError, match=f"unknown numbers of a KV cache '{word}'"):
+        expected_loss("llama-3-8b", "awq", "w4a16-g128", kv=word)
+    with pytest.raises(QsimError, match="unknown numbers of a KV cache"):
+        find("llama-3-8b", kv=word)
