@@ -65,8 +65,7 @@ def build(model: Model, known: Mapping[Any, Linear]) -> Parts:
     if names.norm is not None:
         parts.final_norm = maker.norm(names.norm)
     own_head = f"{names.head}.weight" in parts.tensors
-    # the head of a quantised embedding is most of a small model: each number of tokens takes what is faster
-    maker.linear(names.head, names.head if own_head else names.embedding, engine="fused" if own_head else "mixed")
+    maker.linear(names.head, names.head if own_head else names.embedding)
     if maker.unscaled:
         parts.notes.append(
             f"KV scales are absent in {maker.unscaled} of {c.num_hidden_layers} layers and taken as 1, as loaders do"
@@ -95,11 +94,10 @@ class _Maker:
         self.model, self.parts, self.known = model, parts, known
         self.unscaled = 0
 
-    def linear(self, name: str, weight_of: str | None = None, engine: str = "fused") -> Linear:
+    def linear(self, name: str, weight_of: str | None = None) -> Linear:
         tensors = self.parts.tensors
         weight, bias = tensors[f"{weight_of or name}.weight"], tensors.get(f"{name}.bias")
-        own = {} if isinstance(weight, np.ndarray) else {"engine": engine}
-        settings = {**own, **self.model.settings_of(name)}
+        settings = self.model.settings_of(name)
         key = (name, id(weight), id(bias), *sorted((k, str(v)) for k, v in settings.items()))
         one = self.known.get(key)
         if one is None or one.weight is not weight or one.bias is not bias:

@@ -31,8 +31,9 @@ class Linear:
         name: where it is in the model, without `.weight`.
         weight: (N, K) float32, or a quantised tensor, which brings the scheme of its activations.
         bias: (N,) float32 or None.
-        engine: `fused` multiplies packed codes by `qsim.kernels.linear` (and float32 weights by BLAS); `mixed` does so
-            for up to 63 tokens, and multiplies more by BLAS, a part of the weight dequantised at a time; `dequantized`
+        engine: `fused` multiplies packed codes by `qsim.kernels.linear` (and float32 weights by BLAS); from 64 tokens
+            on, activations that stay float32 are multiplied by BLAS, a part of the weight dequantised at a time, which
+            sums the same products in another order. `mixed` does that with quantised activations too; `dequantized`
             multiplies the dequantised weight by the activation as the scheme leaves it, in float32; `exact` runs the
             tensor-core instruction, bit for bit. Or a function of the Linear and x (M, K) that returns (M, N) without
             the bias.
@@ -87,7 +88,15 @@ class Linear:
     @property
     def runs_compiled(self) -> bool:
         """Whether products of many tokens run in Numba's threads (packed codes) and not in those of BLAS."""
-        return self.is_quantized and self.engine in ("fused", "exact") and self.fallback is None
+        return self.engine in ("fused", "exact") and self.is_quantized and not self._in_parts_when_many \
+            and self.fallback is None  # fmt: skip
+
+    @property
+    def _in_parts_when_many(self) -> bool:
+        """Whether a product of many tokens dequantises a part of the weight at a time, for BLAS."""
+        if not isinstance(self.weight, QuantizedTensor) or self.engine == "mixed":
+            return self.is_quantized
+        return self.engine == "fused" and self.activation is None and not self.weight.scheme.activation.is_quantized
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +146,7 @@ class Linear:
             y = self.engine(self, x)
         elif isinstance(self.weight, np.ndarray):
             y = self._float(x, self.weight)
-        elif self.engine == "mixed" and len(x) >= _MANY:
+        elif len(x) >= _MANY and self._in_parts_when_many:
             y = self._in_parts(x, self.weight)
         elif self.engine == "dequantized" or self.fallback is not None:
             y = self._dequantized(x, self.weight)
