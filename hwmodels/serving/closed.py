@@ -59,13 +59,15 @@ def closed_form(
     places = places_of(table, policy, p, o)
     spec = policy.speculation
     fresh = np.maximum(p * (1 - prefix_hit), 1.0)
+    inbound = constants.request_s + constants.token_s * p
+    host = host_vector(policy, constants, table.mixtures)
     order = np.array([SCHEDULES.index(policy.schedule), policy.token_budget, 0, 0, 0], np.int64)
     found = steady_many(
-        c, r, fresh, o, places, order, table.arrays(float(np.mean(p - fresh))), host_vector(policy, constants),
+        c, r, fresh, o, places, inbound, order, table.arrays(float(np.mean(p - fresh))), host,
         1.0 if spec is None else spec.verified, 1.0 if spec is None else spec.gained,
     )  # fmt: skip
     token, waited, sent, rows, share = found.T
-    first = waited + constants.request_s + constants.token_s * p
+    first = waited + inbound
     if waves is not None:
         burst = np.minimum(c, places) * fresh / 2.0 / np.minimum(policy.token_budget, np.maximum(c * fresh, 1.0))
         full = np.minimum(policy.token_budget, np.maximum(c, 1.0) * fresh).astype(np.int64)

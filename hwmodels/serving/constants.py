@@ -27,7 +27,10 @@ class Constants:
         prompt_step_s: more of a step that holds prompt tokens, which no CUDA graph covers.
         request_s, token_s: between the client and the scheduler, for a request and for each token of its prompt (HTTP,
             tokeniser), where they queue.
+        expert_s: more of a step for each layer of experts: kernels around them that no table holds (choice of experts,
+            dispatch, shared expert beside them).
         tpot, ttft: 10 % and 90 % quantiles of measured over predicted, on rows that no fit has seen.
+        moe_tpot, moe_ttft: the same for mixtures of experts.
         rows: serving rows that stand behind it. source: where they are from.
     """
 
@@ -38,35 +41,45 @@ class Constants:
     prompt_step_s: float = 0.0
     request_s: float = 0.0
     token_s: float = 0.0
+    expert_s: float = 0.0
     tpot: tuple[float, float] = (0.8, 1.25)
     ttft: tuple[float, float] = (0.6, 1.8)
+    moe_tpot: tuple[float, float] = (0.75, 1.5)
+    moe_ttft: tuple[float, float] = (0.6, 3.0)
     rows: int = 0
     source: str = ""
 
-    @property
-    def host_s(self) -> tuple[float, float, float]:
-        """Seconds of the host for a step, for each row of it, and more where it holds prompts."""
-        return self.step_s, self.row_s, self.prompt_step_s
+    def host_s(self, mixtures: int) -> tuple[float, float, float]:
+        """Seconds of the host for a step of a model with so many layers of experts, for each row of it, and more where
+        it holds prompts."""
+        return self.step_s + mixtures * self.expert_s, self.row_s, self.prompt_step_s
 
 
-def widened(constants: Constants, fidelity: str, low: float, high: float) -> Constants:
-    """The constants with bands for kernels that were not measured on the device: that of the step joins them.
+def settled(constants: Constants, mixtures: int, fidelity: str, low: float, high: float) -> Constants:
+    """The constants with the bands of a model.
+
+    Where the kernels of a step were measured on the device, the engine's bands, of mixtures where the model has layers
+    of experts. Where they were not, the step's own band joins that of the engine with dense models, which is the
+    engine's alone: that of mixtures holds what tables of experts miss, which the step's says of these. The first token
+    of mixtures keeps its band, which is wide enough for both.
 
     Arguments:
         constants: with the bands of the engine, from devices whose kernels were measured.
-        fidelity, low, high: of the step, as factors.
+        mixtures: layers of experts. fidelity, low, high: of the step, as factors.
     """
-    if fidelity == "calibrated":
-        return constants
 
     def joined(band: tuple[float, float]) -> tuple[float, float]:
         down, up = (math.hypot(math.log(a), math.log(b)) for a, b in zip(band, (low, high), strict=True))
         return math.exp(-down), math.exp(up)
 
-    return replace(constants, tpot=joined(constants.tpot), ttft=joined(constants.ttft))
+    if fidelity == "calibrated":
+        return replace(constants, tpot=constants.moe_tpot, ttft=constants.moe_ttft) if mixtures else constants
+    first = constants.moe_ttft if mixtures else joined(constants.ttft)
+    return replace(constants, tpot=joined(constants.tpot), ttft=first)
 
 
-KEYS = ("step_s", "row_s", "prompt_step_s", "request_s", "token_s")
+KEYS = ("step_s", "row_s", "prompt_step_s", "request_s", "token_s", "expert_s")
+BANDS = ("tpot", "ttft", "moe_tpot", "moe_ttft")
 
 
 def generation_of(calibration: str) -> str:
@@ -93,7 +106,9 @@ def read_constants(path: str | Path) -> tuple[Constants, ...]:
     for block in blocks:
         fields = Fields(block, str(path))
         values: dict[str, Any] = {key: fields.number(key, 0.0, 10.0, 0.0) for key in KEYS}
-        bands: dict[str, Any] = {key: _band(block, key, str(path)) for key in ("tpot", "ttft")}
+        bands: dict[str, Any] = {
+            key: _band(block, key, str(path)) for key in BANDS if key in ("tpot", "ttft") or key in block
+        }
         found.append(Constants(
             engine=fields.text("engine"), generation=fields.text("generation", ""),
             rows=fields.integer("rows", 0, 1 << 31, 0), source=fields.text("source", ""), **values, **bands,

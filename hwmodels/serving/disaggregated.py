@@ -63,7 +63,7 @@ def serve_apart(
     writers = plan.replicas * plan.attention_data_parallel * plan.pipeline_parallel
     prompt, output = workload.mean_prompt, workload.mean_output
     fresh = max(1.0, prompt * (1 - workload.prefix_hit))
-    host = host_vector(policy, constants)
+    host = host_vector(policy, constants, writer.mixtures)
     spec = policy.speculation
     width, gain = (1.0, 1.0) if spec is None else (spec.verified, spec.gained)
 

@@ -68,10 +68,10 @@ class Run:
         return float(self.output.sum() / self.span_s)
 
 
-def host_vector(policy: EnginePolicy, constants: Constants) -> Array:
-    """What `loop.step_s` takes of the host."""
+def host_vector(policy: EnginePolicy, constants: Constants, mixtures: int) -> Array:
+    """What `loop.step_s` takes of the host, for a model with so many layers of experts."""
     drafting = 0.0 if policy.speculation is None else policy.speculation.drafts * policy.speculation.draft_share
-    return np.array([*constants.host_s, drafting, constants.request_s])
+    return np.array([*constants.host_s(mixtures), drafting, constants.request_s])
 
 
 def simulate(
@@ -126,8 +126,8 @@ def simulate(
         np.array([SCHEDULES.index(policy.schedule), policy.token_budget, max(1, places), policy.reserve_output,
                   policy.block_tokens, policy.batch_wait_steps], np.int64),
         table.kv_tokens * (1 - policy.watermark), table.arrays(float(np.mean(prompt - fresh))),
-        host_vector(policy, constants), 1.0 if spec is None else spec.verified, 1.0 if spec is None else spec.gained,
-        swap, MOST_STEPS,
+        host_vector(policy, constants, table.mixtures), 1.0 if spec is None else spec.verified,
+        1.0 if spec is None else spec.gained, swap, MOST_STEPS,
     )  # fmt: skip
     counted = np.ones(n, np.bool_)
     if workload.start == "steady" and closed:

@@ -19,7 +19,7 @@ from ..device.load import get_device
 from ..prediction import resolve_scheme
 from ..workload.architecture import Architecture, get_architecture
 from .closed import closed_form, places_of
-from .constants import Constants, constants_for, widened
+from .constants import Constants, constants_for, settled
 from .deployment import Deployment
 from .disaggregated import NOT_HELD, serve_apart
 from .policy import EnginePolicy, get_policy
@@ -71,9 +71,19 @@ class Option:
     notes: tuple[str, ...] = ()
 
     @property
+    def apart(self) -> bool:
+        """Whether prefill and decode run on separate workers, which no measurement holds."""
+        return self.deployment.prefill is not None
+
+    @property
     def key(self) -> tuple[float, float, float]:
-        """What options are ordered by: money, devices, then the slower token."""
+        """What options of a kind are ordered by: money, devices, then the slower token."""
         return (self.price_per_hour or 0.0, float(self.gpus), self.tpot_s)
+
+    @property
+    def rank(self) -> tuple[bool, tuple[float, float, float]]:
+        """What all options are ordered by: kinds that measurements hold come first, whatever the others promise."""
+        return (self.apart, self.key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +111,8 @@ class Plan:
     """Result of `plan`.
 
     Attributes:
-        options: the best of each device, scheme and kind of deployment, the cheapest first.
+        options: the best of each device, scheme and kind of deployment; the cheapest first of those that measurements
+            hold, then those with separate prefill workers.
         missed: (device, scheme, why) of those that cannot serve the load.
         frontier: for each device and scheme, the deployments that none other beats in both rates.
         sensitivity: the winner when the load, a limit, a price or the predicted times change.
@@ -117,8 +128,14 @@ class Plan:
 
     @property
     def best(self) -> Option:
-        """The cheapest, or that with the fewest devices."""
+        """The cheapest, or that with the fewest devices; separate prefill workers only where nothing else serves."""
         return self.options[0]
+
+    @property
+    def promised(self) -> Option | None:
+        """The best with separate prefill workers where it would be cheaper than `best`, if its prediction held."""
+        found = [o for o in self.options if o.apart and o.key < self.best.key]
+        return min(found, key=lambda o: o.key) if found and not self.best.apart else None
 
 
 @dataclass(frozen=True)
@@ -215,7 +232,8 @@ def _engines(
         if table.kv_tokens < goal.prompt + goal.output + how.block_tokens:
             why = f"weights or one request do not fit {tp} of them"
             continue
-        of_engine = widened(constants_for(how, table.generation, known), table.fidelity, table.low, table.high)
+        of_engine = constants_for(how, table.generation, known)
+        of_engine = settled(of_engine, table.mixtures, table.fidelity, table.low, table.high)
         found.append(_Engine(chip, scheme, deployment, table, of_engine))
     return found, why
 
@@ -234,7 +252,7 @@ def _options(
     engines: Sequence[_Engine], goal: Goal, how: EnginePolicy, paid: Mapping[str, float], separate: bool,
     slower: float = 1.0,
 ) -> list[Option]:  # fmt: skip
-    """The best option of each device, scheme and kind of deployment, the cheapest first."""
+    """The best option of each device, scheme and kind of deployment, in the order of `Option.rank`."""
     best: dict[tuple[str, str, bool], Option] = {}
     for engine in engines:
         ways = [_together(engine, goal, how, paid, slower)]
@@ -242,10 +260,10 @@ def _options(
         for option in ways:
             if option is None:
                 continue
-            key = (option.device, option.scheme, option.deployment.prefill is not None)
+            key = (option.device, option.scheme, option.apart)
             if key not in best or option.key < best[key].key:
                 best[key] = option
-    return sorted(best.values(), key=lambda o: o.key)
+    return sorted(best.values(), key=lambda o: o.rank)
 
 
 def _together(

@@ -16,11 +16,12 @@ from qsim.scheme import get_scheme
 
 from ..device.load import get_device
 from ..workload.architecture import Architecture, get_architecture
-from .constants import Constants, constants_for, widened
+from .constants import Constants, constants_for, settled
 from .deployment import Deployment
 from .disaggregated import serve_apart
 from .events import simulate
-from .policy import EnginePolicy, get_policy
+from .policy import EnginePolicy, Speculation, get_policy
+from .recipes import DRAFTED, GROUPS_OF_32, KEPT, MODELS, NONE, UNKNOWN, Recipe, recipe_of
 from .steps import StepTable, tabulate
 from .workload import Lengths, Workload
 
@@ -34,19 +35,12 @@ COLUMNS = (
     "device", "model", "engine", "weights", "mode", "prompt_tokens", "output_tokens", "concurrency", "tp", "ttft_s",
     "tpot_s",
 )  # fmt: skip
-GPT_OSS = {
-    "model_type": "gpt_oss", "hidden_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,
-    "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201088, "num_local_experts": 128,
-    "num_experts_per_tok": 4, "intermediate_size": 2880, "sliding_window": 128,
-    "layer_types": ["sliding_attention", "full_attention"] * 18, "max_position_embeddings": 131072,
-    "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "silu", "_name_or_path": "gpt-oss-120b",
-}  # fmt: skip
-"""openai/gpt-oss-120b, config.json."""
-MODELS: dict[str, Any] = {"kimi-k2.5": "kimi-k2", "minimax-m2.5": "minimax-m2", "gpt-oss-120b": GPT_OSS}
-"""Models whose name in the file is not the name of an architecture."""
 EIGHT_BIT_CACHE = ("trtllm",)
 """Engines whose FP8 checkpoints say that the cache is FP8 too, where the file does not: ModelOpt's do. Qwen3-32B on
 H100 shows it: 128 sequences of 4,600 tokens run at once, for which a 16-bit cache has no room."""
+SPECULATED = 2.0
+"""How many times as fast a row may be that may have run with drafts: 2.5 tokens from a step of three drafts at the
+acceptance that is assumed (0.7), which takes a quarter longer."""
 BATCH_WAIT = 20
 """`batch_wait_timeout_iters` of the published recipe of Llama-70B, 1024 / 1024 below 8 devices."""
 ASYNC_SINCE = (0, 14)
@@ -115,12 +109,38 @@ class Point:
         if weights not in SCHEMES:
             raise QsimError(f"line {self.line}: weights must be one of {', '.join(SCHEMES)}: got {weights!r:.40}")
         name = SCHEMES[weights]
-        eight = self.text("kv") == "fp8" or self.text("engine") in EIGHT_BIT_CACHE
+        if weights == "int4_wo" and self.text("model") in GROUPS_OF_32:
+            name = name.replace("g128", "g32")
+        recipe = self.recipe
+        eight = self.text("kv") == "fp8" or self.text("engine") in EIGHT_BIT_CACHE or weights == "nvfp4"
+        eight = eight or (recipe is not None and recipe.eight_bit_cache)
         return f"{name}-kvfp8" if eight and self.text("weights") in ("fp8", "fp8_block", "nvfp4") else name
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How it was set up; None where no script of it is known."""
+        return recipe_of(self.text) if self.known and self.text("mode") != "disagg" else None
+
+    @property
+    def quantized(self) -> str:
+        """Which layers follow the scheme."""
+        kept = KEPT.get((self.text("model"), self.text("weights")), "all")
+        if self.text("weights") == "nvfp4" and not is_dense(self):
+            return "mlp"
+        return kept
+
+    @property
+    def speculation(self) -> str:
+        """Whether it ran with speculative decoding: `none`, `drafted` or `unknown`."""
+        recipe = recipe_of(self.text)
+        told = NONE if recipe is None else recipe.speculation
+        if self.recipe is None:  # a run of somebody else, who may have followed the recipe
+            return UNKNOWN if told != NONE or self.text("model") == "deepseek-v3" else NONE
+        return told
 
     def policy(self) -> EnginePolicy:
         """The engine as it ran."""
-        policy = get_policy(self.text("engine"))
+        policy = self._set_up(get_policy(self.text("engine")))
         budget = self.number("max_batched_tokens")
         if budget:
             policy = replace(policy, token_budget=int(budget))
@@ -131,6 +151,25 @@ class Point:
         new = policy.name == "vllm" and _version(self.text("engine_version")) >= ASYNC_SINCE
         overlap = self.known or new or policy.name == "sglang"
         return replace(policy, overlap=overlap)
+
+    def _set_up(self, policy: EnginePolicy) -> EnginePolicy:
+        """The engine with what its recipe says."""
+        recipe = self.recipe
+        if recipe is None:
+            return policy
+        budget = recipe.tokens(self.number("prompt_tokens"), self.concurrency)
+        changes: dict[str, Any] = {"token_budget": budget} if budget else {}
+        if recipe.memory_share:
+            changes["memory_share"] = recipe.memory_share
+        look = recipe.look_steps[self.concurrency >= 16]
+        square = self.text("prompt_tokens") == self.text("output_tokens") == "1024"
+        hold = recipe.hold_steps if square and self.concurrency >= recipe.hold_from else 0
+        if look or hold:
+            changes["batch_wait_steps"] = hold or look // 2
+        if recipe.speculation == DRAFTED:
+            one = self.deployment().attention_data_parallel > 1
+            changes["speculation"] = Speculation(drafts=1 if one else recipe.drafts)
+        return replace(policy, **changes)
 
     def deployment(self) -> Deployment:
         """One replica of the deployment."""
@@ -200,12 +239,14 @@ class Scored:
 
     Attributes:
         tpot_s, ttft_s: predicted means. constants: that they were predicted with, with the point's bands.
+        table: of the engine's steps.
     """
 
     point: Point
     tpot_s: float
     ttft_s: float
     constants: Constants
+    table: StepTable
 
     @property
     def tpot_ratio(self) -> float:
@@ -216,6 +257,10 @@ class Scored:
     def ttft_ratio(self) -> float:
         """Predicted over measured."""
         return self.ttft_s / self.point.number("ttft_s")
+
+    def banded(self, constants: Constants) -> Scored:
+        """The same prediction with the bands that constants of its engine give it."""
+        return replace(self, constants=_banded(self.point, self.table, constants))
 
     @property
     def tpot_held(self) -> bool:
@@ -241,13 +286,22 @@ class Tables:
         context = 1.05 * 2.0 ** math.ceil(math.log2(max(longest, 1024.0)))
         rows = min(4096, 2 ** math.ceil(math.log2(max(64, point.concurrency + 1))))
         alone = replace(deployment, prefill=None, replicas=1)
-        key = (point.text("device"), point.text("model"), point.scheme, policy, alone, context, rows)
+        key = (point.text("device"), point.text("model"), point.scheme, point.quantized, policy, alone, context, rows)
         if key not in self._made:
             device, arch = get_device(point.text("device").lower()), architecture_of(point)
             self._made[key] = tabulate(
-                device, arch, get_scheme(point.scheme), policy, alone, rows=rows, context=context
-            )
+                device, arch, get_scheme(point.scheme), policy, alone, rows=rows, context=context,
+                quantized=point.quantized,
+            )  # fmt: skip
         return self._made[key]
+
+
+def _banded(point: Point, table: StepTable, constants: Constants) -> Constants:
+    """Constants with the bands of a point."""
+    found = settled(constants, table.mixtures, table.fidelity, table.low, table.high)
+    if point.speculation == UNKNOWN:
+        return replace(found, tpot=(found.tpot[0] / SPECULATED, found.tpot[1]))
+    return found
 
 
 def score(point: Point, tables: Tables, known: Sequence[Constants] | None = None) -> Scored:
@@ -259,15 +313,18 @@ def score(point: Point, tables: Tables, known: Sequence[Constants] | None = None
     deployment, policy, workload = point.deployment(), point.policy(), point.workload()
     table = tables.of(point, deployment)
     found = constants_for(policy, table.generation, None if known is None else tuple(known))
-    found = widened(found, table.fidelity, table.low, table.high)
+    found = _banded(point, table, found)
     if deployment.prefill is not None:
         reader = tables.of(point, deployment.prefill)
         means = serve_apart(reader, table, workload, policy, found, deployment)
-        return Scored(point=point, tpot_s=means.tpot_s, ttft_s=means.ttft_s, constants=found)
+        return Scored(
+            point=point, tpot_s=means.tpot_s, ttft_s=means.ttft_s, constants=found, table=table
+        )  # fmt: skip
     flight = math.ceil(point.concurrency / deployment.attention_data_parallel)
     run = simulate(table, workload, policy, found, in_flight=flight)
     return Scored(
-        point=point, tpot_s=float(run.tpot_s.mean()), ttft_s=float(run.ttft_s.mean()), constants=found
+        point=point, tpot_s=float(run.tpot_s.mean()), ttft_s=float(run.ttft_s.mean()), constants=found,
+        table=table,
     )  # fmt: skip
 
 

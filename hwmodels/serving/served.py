@@ -20,7 +20,7 @@ from ..device.load import get_device
 from ..prediction import resolve_scheme
 from ..workload.architecture import Architecture, get_architecture
 from .closed import closed_form, places_of
-from .constants import Constants, constants_for, widened
+from .constants import Constants, constants_for, settled
 from .deployment import Deployment
 from .disaggregated import NOT_HELD, serve_apart
 from .events import Run, simulate
@@ -157,6 +157,7 @@ def serve(
     policy: str | EnginePolicy = "vllm",
     deployment: Deployment | None = None,
     method: str = "simulate",
+    quantized: str = "all",
     price_per_hour: float | None = None,
     constants: Sequence[Constants] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
@@ -166,6 +167,8 @@ def serve(
     Arguments:
         model, device, scheme: names or values, as in `predict`.
         method: `simulate` runs the engine's steps; `closed_form` gives means of the steady state.
+        quantized: which layers follow the scheme: `all`, those of MLPs and experts (`mlp`), or routed `experts` alone,
+            as many published 4-bit checkpoints have it; the others are in 16 bit.
         price_per_hour: of one device, in any unit.
         constants: of engines, instead of the shipped ones (`read_constants`).
 
@@ -185,10 +188,10 @@ def serve(
     engines = plan.replicas * plan.pipeline_parallel * plan.attention_data_parallel
     flight = None if workload.concurrency is None else max(1, math.ceil(workload.concurrency / engines))
     rows = min(how.max_sequences, MOST_ROWS)
-    table = tabulate(dev, arch, quant, how, plan, rows=rows, context=workload.longest)
+    table = tabulate(dev, arch, quant, how, plan, rows=rows, context=workload.longest, quantized=quantized)
     check_fits(arch, dev, quant, table, workload, plan)
     found = constants_for(how, table.generation, None if constants is None else tuple(constants))
-    found = widened(found, table.fidelity, table.low, table.high)
+    found = settled(found, table.mixtures, table.fidelity, table.low, table.high)
     capacity = _capacity(table, how, found, workload) * engines
     offered = workload.offered_per_s
     if offered is not None and offered > capacity:
@@ -203,7 +206,11 @@ def serve(
         "price_per_hour": price_per_hour, "constants": found,
     }  # fmt: skip
     if plan.prefill is not None:
-        return _apart(dev, arch, quant, workload, how, plan, table, found, common)
+        reader = tabulate(
+            dev, arch, quant, replace(how, speculation=None), plan.prefill, rows=64, context=workload.longest,
+            quantized=quantized,
+        )  # fmt: skip
+        return _apart(reader, workload, how, plan, table, found, common)
     if method == "closed_form":
         return _steady(workload, how, table, found, engines, flight, common)
     run = simulate(table, workload, how, found, in_flight=flight, share=engines)
@@ -317,14 +324,10 @@ def _simulated(
 
 
 def _apart(
-    dev: Device, arch: Architecture, quant: Scheme, workload: Workload, policy: EnginePolicy, plan: Deployment,
-    table: StepTable, constants: Constants, common: dict[str, Any],
+    reader: StepTable, workload: Workload, policy: EnginePolicy, plan: Deployment, table: StepTable,
+    constants: Constants, common: dict[str, Any],
 ) -> Served:  # fmt: skip
     """Prefill and decode workers apart."""
-    assert plan.prefill is not None
-    reader = tabulate(
-        dev, arch, quant, replace(policy, speculation=None), plan.prefill, rows=64, context=workload.longest
-    )
     found = serve_apart(reader, table, workload, policy, constants, plan)
     if found.limit == "prefill" and workload.offered_per_s is not None and found.utilisation >= 1:
         raise QsimError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ..timing.families import ATTENTION, FAMILIES
 from ..timing.parameters import calibration_of, measured_parameters
 from ..workload.footprint import footprint
 from .constants import generation_of
+from .kept import check_quantized, following, sixteen_bit_bytes
 from .policy import EnginePolicy
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class StepTable:
             of the engine.
         generation: of the device. fidelity: of a step, as in `Prediction`; low, high: factors of its 80 % band.
         power_w: of all devices of the engine, in the mean over a decode step; None where it is unknown.
+        mixtures: layers of experts.
         notes: what was assumed. kernel: of the linear layers. weights_bytes, capacity_bytes: of one device.
     """
 
@@ -83,6 +85,7 @@ class StepTable:
     kernel: str
     weights_bytes: float
     capacity_bytes: float
+    mixtures: int = 0
 
     def arrays(self, cached: float) -> tuple[Any, ...]:
         """What `loop.run` takes; `cached` tokens of each prompt are in the cache before."""
@@ -159,25 +162,36 @@ def _sum(prediction: Prediction, which: Any) -> Any:
     return sum(op.time_s for op in prediction.operators if which(op))
 
 
+Takes = Callable[[str], bool]
+"""Whether an operator, by its name, is counted."""
+
+
 def _linear(
-    device: Device, arch: Architecture, scheme: Scheme, at: Array, deployment: Deployment, how: Mapping[str, Any]
-) -> tuple[Any, Any, Prediction]:
+    device: Device, arch: Architecture, scheme: Scheme, at: Array, deployment: Deployment, how: Mapping[str, Any],
+    takes: Takes,
+) -> tuple[Any, Any, Prediction]:  # fmt: skip
     """Seconds of what depends on tokens alone, of the head, and the prediction, at `at` tokens of a rank."""
     tp, ranks = deployment.tensor_parallel, deployment.attention_data_parallel
     flat = predict(device, arch, scheme, "decode", at, 2.0, tensor_parallel=tp, **how)
     head = _sum(flat, lambda op: op.name in HEAD)
-    if ranks == 1:
-        return _sum(flat, lambda op: op.kind != "attention" and op.name not in HEAD), head, flat
     inside = {"all_reduce_down", "norm_mlp", "residual"} | {
         prefix + name
         for prefix, mlp, _ in arch.mlps
         if isinstance(mlp, Experts)
         for name in ("router", "gate_up", "activation", "down", "combine", "shared_gate_up", "shared_down")
     }
-    own = _sum(flat, lambda op: op.kind != "attention" and op.name not in HEAD and op.name not in inside)
+    counted = lambda op: op.kind != "attention" and op.name not in HEAD and takes(op.name)  # noqa: E731
+    if ranks == 1:
+        return _sum(flat, counted), head, flat
+    own = _sum(flat, lambda op: counted(op) and op.name not in inside)
     # every device sees the tokens of all ranks in the experts, gathered before and scattered after
     wide = predict(device, arch, scheme, "decode", at * ranks, 2.0, tensor_parallel=tp * ranks, **how)
-    return own + _sum(wide, lambda op: op.name in inside), head, flat
+    return own + _sum(wide, lambda op: counted(op) and op.name in inside), head, flat
+
+
+def _kernels(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Arguments of `predict` for each of an engine's kernels."""
+    return [{"kernel": name} for name in names] or [{"stack": "best"}]
 
 
 def tabulate(
@@ -189,8 +203,11 @@ def tabulate(
     *,
     rows: int,
     context: float,
+    quantized: str = "all",
 ) -> StepTable:
     """Tabulate the predictor for one engine, for up to `rows` sequences at once of up to `context` tokens.
+
+    `quantized` says which layers follow the scheme (`kept.QUANTIZED`); the others are in 16 bit.
 
     With attention data parallelism it is one rank's table, with pipeline parallelism that of one group of sequences,
     which passes all stages in turn.
@@ -198,16 +215,16 @@ def tabulate(
     Raises:
         QsimError: as `predict`.
     """
+    check_quantized(quantized, architecture)
+    follow = following(architecture, quantized)
     wide = 1.0 if policy.speculation is None else policy.speculation.verified
     rows, context = max(rows, 2), max(float(context), 512.0)
     tokens = int(max(policy.token_budget, np.ceil(rows * wide), 2) + np.ceil(rows * wide))
     at = _grid(tokens)
     how: dict[str, Any] = {"attention_kernel": _attention(policy, device)}
     names = engine_kernels(policy, device, scheme)
-    found = [
-        _linear(device, architecture, scheme, at, deployment, how | one)
-        for one in ([{"kernel": name} for name in names] or [{"stack": "best"}])
-    ]
+    takes: Takes = (lambda _: True) if follow is None else follow.__contains__
+    found = [_linear(device, architecture, scheme, at, deployment, how | one, takes) for one in _kernels(names)]
     every = [np.broadcast_to(one[0], at.shape) for one in found]
     if (
         policy.kernels == "fastest"
@@ -215,9 +232,16 @@ def tabulate(
         and "cublas_fp8" not in names
         and names[0].endswith(("_fp8", "_fp8_static"))
     ):
-        bare = _linear(device, architecture, scheme, at, deployment, how | {"kernel": "cublas_fp8"})
+        bare = _linear(device, architecture, scheme, at, deployment, how | {"kernel": "cublas_fp8"}, takes)
         every.append(np.where(at < BARE_BELOW, np.broadcast_to(bare[0], at.shape), np.inf))
     linear = np.min(every, axis=0)
+    if follow is not None:
+        plain = scheme.replace(weight="bfloat16", activation="bfloat16", compute=None)
+        rest = [
+            _linear(device, architecture, plain, at, deployment, how | one, lambda name: name not in follow)[0]
+            for one in _kernels(engine_kernels(policy, device, plain))
+        ]
+        linear = linear + np.min([np.broadcast_to(one, at.shape) for one in rest], axis=0)
     here = int(np.searchsorted(at, min(rows, 32)))
     _, head, flat = min(found, key=lambda one: float(np.broadcast_to(one[0], at.shape)[here]))
     how |= {"kernel": names[0]} if names else {"stack": "best"}
@@ -237,7 +261,8 @@ def tabulate(
     places = spacing * np.arange(PIECES)
     prompt = np.interp(places, np.append(0.0, long), np.append(0.0, marginal))
     held = footprint(device, architecture, scheme, batch=1, context=context, tensor_parallel=deployment.tensor_parallel)
-    spare = _spare_bytes(device, architecture, scheme, policy, deployment)
+    more = sixteen_bit_bytes(architecture, scheme, quantized) / deployment.engine_gpus
+    spare = _spare_bytes(device, architecture, scheme, policy, deployment) - more
     time, low, high = (np.broadcast_to(v, at.shape)[here] for v in (flat.time_s, flat.low_s, flat.high_s))
     stages = deployment.pipeline_parallel
     return StepTable(
@@ -251,8 +276,10 @@ def tabulate(
         generation=generation_of(device.calibration or device.name), fidelity=flat.fidelity,
         low=float(low / time), high=float(high / time),
         power_w=_power_w(flat, here, deployment),
-        notes=_notes(flat.notes, deployment), kernel=flat.kernel, weights_bytes=float(held.weights_bytes) / stages,
+        notes=_notes(flat.notes, deployment), kernel=flat.kernel,
+        weights_bytes=float(held.weights_bytes) / stages + more,
         capacity_bytes=float(held.capacity_bytes),
+        mixtures=sum(count for _, mlp, count in architecture.mlps if isinstance(mlp, Experts)),
     )  # fmt: skip
 
 

@@ -114,6 +114,10 @@ def plan(
         best = found.best
         money = "" if best.price_per_hour is None else f", {best.price_per_hour:.4g} per hour"
         click.echo(f"{found.model}: {_name(best)}, {best.gpus} devices{money}")
+        if found.promised is not None:
+            other = found.promised
+            less = f"{other.gpus} devices" + ("" if other.price_per_hour is None else f", {other.price_per_hour:.4g}")
+            click.echo(f"cheaper if its prediction held, which no measurement shows: {_name(other)}, {less}")
         for note in notes:
             click.echo(f"note: {note}")
         click.echo()

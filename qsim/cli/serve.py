@@ -25,6 +25,8 @@ _COLUMNS = (
 @model_argument
 @device_option()
 @scheme_option()
+@click.option("--quantized", type=click.Choice(["all", "mlp", "experts"]), default="all", show_default=True,
+              help="Layers that follow the scheme; the others are in 16 bit.")  # fmt: skip
 @click.option("--engine", default="vllm", show_default=True, metavar="NAME",
               help="Engine whose scheduler and kernels are modelled: vllm, sglang, trtllm.")  # fmt: skip
 @click.option("--concurrency", type=int, metavar="N", help="Requests in flight: each that ends sends the next.")
@@ -89,7 +91,8 @@ def serve(model: str, device: str, scheme: str, plot: Path | None, form: Form, *
     hourly = prices_of(given["price"], [device]).get(device)
     s = hwmodels.serve(
         model, chip, scheme, workload=_workload(given), policy=_policy(given), deployment=_deployment(given),
-        method="closed_form" if given["closed_form"] else "simulate", price_per_hour=hourly,
+        method="closed_form" if given["closed_form"] else "simulate", quantized=given["quantized"],
+        price_per_hour=hourly,
         constants=None if given["constants"] is None else read_constants(given["constants"]),
     )  # fmt: skip
     if plot is not None:

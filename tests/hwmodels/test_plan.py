@@ -26,10 +26,15 @@ def small(priced: bool = True) -> Plan:
     )  # fmt: skip
 
 
-def test_every_option_meets_the_limits_and_the_cheapest_comes_first() -> None:
+def test_every_option_meets_the_limits_and_the_cheapest_of_a_measured_kind_comes_first() -> None:
     found = small()
-    prices = [o.price_per_hour for o in found.options]
-    assert prices == sorted(prices)  # type: ignore[type-var]
+    for apart in (False, True):
+        prices = [o.price_per_hour for o in found.options if o.apart == apart]
+        assert prices == sorted(prices)  # type: ignore[type-var]
+    assert [o.apart for o in found.options] == sorted(o.apart for o in found.options)
+    assert not found.best.apart
+    cheaper = [o for o in found.options if o.apart and o.key < found.best.key]
+    assert found.promised == (min(cheaper, key=lambda o: o.key) if cheaper else None)
     for o in found.options:
         assert o.ttft_s <= 0.5
         assert o.tpot_s <= 0.03
@@ -62,9 +67,11 @@ def test_the_simulation_confirms_the_winner_and_one_engine_less_is_too_few() -> 
 
 
 def test_without_prices_the_fewest_devices_win_and_a_price_changes_the_winner() -> None:
-    assert small(priced=False).best.gpus == min(o.gpus for o in small(priced=False).options)
+    measured = [o for o in small(priced=False).options if not o.apart]
+    assert small(priced=False).best.gpus == min(o.gpus for o in measured)
     assert small(priced=False).best.price_per_hour is None
-    assert small().best.price_per_hour <= min(o.price_per_hour for o in small().options)  # type: ignore[type-var]
+    cheapest = min(o.price_per_hour for o in small().options if not o.apart)  # type: ignore[type-var]
+    assert small().best.price_per_hour == cheapest
 
 
 def test_the_frontier_has_no_beaten_point_and_fewer_bits_reach_further() -> None:
@@ -159,6 +166,8 @@ def test_plan_prints_the_winner_its_options_and_the_loss(tmp_path: Path) -> None
     assert "not held to measurements" in run(*args[:-1]), "what an answer with separate workers is worth"
     found = json.loads(run(*args, "--json"))
     assert found["options"][0]["price_per_hour"] == min(o["price_per_hour"] for o in found["options"])
+    both = run(*args[:-1])
+    assert not both.startswith("llama-3-8b: fp8 on prefill"), "a kind that measurements hold comes first"
     assert "%" in found["options"][0]["loss"]
     assert found["frontier"]
     assert (tmp_path / "f.png").stat().st_size > 1000

@@ -119,23 +119,39 @@ def test_a_small_cache_puts_requests_back_and_copying_them_is_cheaper_than_readi
 
 
 @pytest.mark.parametrize("name", ["vllm", "trtllm", "sglang"])
-def test_the_closed_form_is_the_loop_in_the_steady_region(name: str) -> None:
-    """5 % on TPOT and throughput: the rest is the spread of the drawn lengths over some hundred requests."""
-    policy, table = get_policy(name), real_table(name)
-    host = Constants(engine=name, step_s=5e-4, row_s=2e-5, prompt_step_s=2e-3, request_s=0.01)
-    for concurrency in (1, 4, 16, 64):
-        for prompt, output in ((900, 900), (2000, 200), (200, 1000)):
-            workload = Workload(
-                concurrency=concurrency, prompt=f"uniform:{prompt * 0.9:.0f}:{prompt * 1.1:.0f}",
-                output=f"uniform:{output * 0.9:.0f}:{output * 1.1:.0f}", start="steady",
-                requests=max(100, 12 * concurrency),
-            )  # fmt: skip
-            run = simulate(table, workload, policy, host)
-            mean = closed_form(table, policy, host, prompt=prompt, output=output, concurrency=concurrency)
-            if run.prompt_share > 0.4 and policy.schedule == "prefill_first":
-                continue  # requests there fall into step with each other: no steady state
-            assert abs(mean.tpot_s / run.tpot_s.mean() - 1) < 0.05, (concurrency, prompt, output)
-            assert abs(mean.ttft_s / run.ttft_s.mean() - 1) < 0.25, (concurrency, prompt, output)
+def test_the_closed_form_is_the_loop_over_a_random_grid_in_the_steady_region(name: str) -> None:
+    """TTFT and TPOT within 5 % for nine of ten random deployments, of closed and of open loops.
+
+    Steady is where prompts take less than two fifths of the time: beyond it, requests of a closed loop fall into step
+    with each other. What is left over is the draw of some hundred requests, and a closed loop of equal gaps.
+    """
+    rng = np.random.default_rng(7)
+    policy, table, errors = get_policy(name), real_table(name), []
+    while len(errors) < 40:
+        prompt, output = (float(np.round(2 ** rng.uniform(*bits))) for bits in ((7, 12), (6, 10)))
+        host = Constants(
+            engine=name, step_s=rng.uniform(0, 1e-3), row_s=2e-5, prompt_step_s=rng.uniform(0, 5e-3),
+            request_s=rng.uniform(0.005, 0.05), token_s=4e-6,
+        )  # fmt: skip
+        lengths = {
+            "prompt": f"uniform:{0.8 * prompt}:{1.2 * prompt}",
+            "output": f"uniform:{0.8 * output}:{1.2 * output}",
+        }
+        means: dict[str, float] = {"prompt": prompt, "output": output}
+        if rng.random() < 0.5:
+            flight = round(2 ** rng.uniform(0, 6))
+            workload = Workload(concurrency=flight, start="steady", requests=max(200, 12 * flight), **lengths)
+            means["concurrency"] = flight
+        else:
+            most = closed_form(table, policy, host, concurrency=60.0, **means).requests_per_s
+            means["rate_per_s"] = float(most) * rng.uniform(0.1, 0.7)
+            workload = Workload(rate_per_s=means["rate_per_s"], requests=800, **lengths)
+        run, mean = simulate(table, workload, policy, host), closed_form(table, policy, host, **means)
+        if run.prompt_share < 0.4:
+            errors.append([abs(mean.tpot_s / run.tpot_s.mean() - 1), abs(mean.ttft_s / run.ttft_s.mean() - 1)])
+    assert (np.quantile(errors, 0.9, axis=0) < 0.05).all()
+    assert (np.median(errors, axis=0) < 0.025).all()
+    assert np.max(errors) < 0.15
 
 
 def test_the_closed_form_takes_arrays_and_open_loops() -> None:
@@ -198,6 +214,33 @@ def test_separate_prefill_workers_keep_prompts_out_of_the_decode_steps() -> None
     with pytest.raises(QsimError, match="can serve"):
         serve("llama-3-8b", "h200", workload=Workload(rate_per_s=50.0, prompt=4000, output=10),
               deployment=Deployment(replicas=4, prefill=Deployment()))  # fmt: skip
+
+
+def test_layers_that_stay_in_sixteen_bit_take_time_and_memory() -> None:
+    workload = Workload(concurrency=8, prompt=500, output=50)
+    found = [
+        serve("minimax-m2", "b200", "nvfp4", workload=workload, deployment=Deployment(tensor_parallel=2), quantized=q)
+        for q in ("all", "mlp", "experts")
+    ]
+    weights = [s.step.weights_bytes for s in found]
+    arch = hwmodels.get_architecture("minimax-m2")
+    mixers = sum(p.weights for p in arch.parts if p.name in ("qkv", "o"))
+    np.testing.assert_allclose(weights[1] - weights[0], mixers * (2 - 4.5 / 8) / 2, rtol=0.01)
+    np.testing.assert_allclose(weights[2], weights[1])  # this model has no other layers
+    assert found[1].step.kv_tokens < found[0].step.kv_tokens
+    assert found[1].tpot.mean > found[0].tpot.mean
+    np.testing.assert_allclose(found[2].tpot.mean, found[1].tpot.mean, rtol=0.02)
+    with pytest.raises(QsimError, match="unknown part that is quantised 'attention'"):
+        serve("minimax-m2", "b200", "nvfp4", workload=workload, quantized="attention")
+    with pytest.raises(QsimError, match="llama-3-8b has none"):
+        serve("llama-3-8b", "b200", "nvfp4", workload=workload, quantized="experts")
+
+
+def test_a_layer_of_experts_adds_what_its_constant_says() -> None:
+    host = Constants(engine="none", expert_s=0.5)
+    table = replace(flat_table(), mixtures=3)
+    run = simulate(table, Workload(concurrency=1, prompt=100, output=11, requests=1, spread=0), PLAIN, host)
+    np.testing.assert_allclose(run.tpot_s, 1.01 + 3 * 0.5)
 
 
 def test_speculation_gains_by_its_acceptance_and_costs_its_drafts() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hwmodels.fitting.serving import band, constants_toml, fit_all, scorable
 from hwmodels.serving import Constants, constants_for, get_policy
 from hwmodels.serving.constants import generation_of, read_constants, shipped
-from hwmodels.serving.points import Point, Tables, read_points, score
+from hwmodels.serving.points import Point, Tables, is_dense, read_points, score
 from hwmodels.validation.serving import Exam, device_order, exam_rows, examine, line
 from qsim.cli import main
 from qsim.errors import QsimError
@@ -26,7 +26,7 @@ def few() -> tuple[Point, ...]:
     seen: dict[tuple[str, ...], int] = {}
     found = []
     for p in scorable(read_points()):
-        if p.concurrency <= 64:
+        if p.concurrency <= 64 and is_dense(p):
             seen[p.block] = seen.get(p.block, 0) + 1
             found += [p] if seen[p.block] <= 12 else []
     return tuple(found)
@@ -78,6 +78,54 @@ def test_predictions_are_near_the_measured_points() -> None:
         mine = line(device, [s for s in scored if s.point.text("device") == device])
         assert mine.tpot_held > 0.75
         assert mine.ttft_held > 0.75
+
+
+def mixture(**changes: str) -> Point:
+    """A point of a mixture of experts, with some columns changed."""
+    row = next(p for p in read_points() if p.text("model") == "deepseek-v3" and p.known and not p.trap).row
+    return Point(row={**row, "mode": "agg", "tp": "8", "attention_dp": "1", "moe_tp": "8", "moe_ep": "1", "kv": "",
+                      "max_batched_tokens": "", "prompt_tokens": "1024", "output_tokens": "1024",
+                      **changes}, line=1)  # fmt: skip
+
+
+def test_public_recipes_say_budget_cache_drafts_and_what_a_checkpoint_quantises() -> None:
+    drafted = mixture(engine="trtllm", engine_version="1.2.0rc6.post3", weights="fp8_block")
+    assert drafted.speculation == "drafted"
+    assert drafted.policy().speculation.drafts == 3  # type: ignore[union-attr]
+    assert drafted.scheme == "fp8-block128-kvfp8"
+    plain = mixture(engine="trtllm", engine_version="1.2.0rc6.post2", weights="nvfp4")
+    assert plain.speculation == "none"
+    assert plain.policy().speculation is None
+    assert (plain.quantized, plain.scheme) == ("mlp", "nvfp4-kvfp8")
+    small = mixture(model="minimax-m2.5", engine="vllm", engine_version="0.19.0", weights="fp8_block")
+    assert small.policy().token_budget == 2048
+    assert small.scheme.endswith("kvfp8")
+    kimi = mixture(model="kimi-k2.5", engine="vllm", engine_version="0.15.1", weights="int4_wo")
+    assert (kimi.quantized, kimi.scheme) == ("experts", "w4a16-g32-sym")
+    other = mixture(source="aic-gap", engine="trtllm", engine_version="1.2.0rc6.post3")
+    assert other.speculation == "unknown", "somebody else's run of that version need not have followed the recipe"
+    assert other.recipe is None
+
+
+def test_a_version_that_may_have_drafted_has_a_band_down_to_twice_the_speed() -> None:
+    told, untold = (
+        score(mixture(engine="trtllm", engine_version=v, weights="fp8_block", concurrency="4", engine_concurrency="4"),
+              Tables())
+        for v in ("1.2.0rc6.post2", "1.1.0rc2.post2")
+    )  # fmt: skip
+    assert untold.constants.tpot[0] == pytest.approx(told.constants.tpot[0] / 2)
+    assert untold.constants.tpot[1] == told.constants.tpot[1]
+
+
+def test_mixtures_of_experts_are_near_the_measured_points() -> None:
+    """The required 15 % on TPOT, and bands, on a sample of those that say whether they drafted."""
+    points = [p for p in scorable(read_points()) if not is_dense(p)][::5]
+    exam = examine(points)
+    every = line("all", exam.scored)
+    assert every.count > 40
+    assert every.tpot < 0.15
+    assert every.tpot_held > 0.75
+    assert every.ttft_held > 0.7
 
 
 def test_the_exam_is_a_table_by_what_points_share() -> None:
