@@ -197,7 +197,7 @@ def model_value(a: Architecture) -> dict[str, Any]:
         for prefix, mixer, _ in a.mixers
     }
     return {
-        "layers": a.layers, "hidden": a.hidden, "heads": a.heads, "recurrent": a.is_recurrent,
+        "layers": a.layers, "hidden": a.hidden, "heads": a.heads, "recurrent": a.heads == 1 and a.is_recurrent,
         "longest": a.shape.max_positions, "state": a.shape.state_bytes, "groups": groups,
         "mixers": [{"prefix": p, "count": n, "normed": normed[p], **_mixer(m)} for p, m, n in a.mixers],
         "mlps": [{"prefix": p, "count": n, **_mlp(m)} for p, m, n in a.mlps],

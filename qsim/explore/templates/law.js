@@ -409,12 +409,13 @@ const Law = (() => {
       }
       if (m.type === "recurrent") {
         const first = m.linears.slice(0, -1), [name, n, k] = m.linears.at(-1);
-        for (const [item, rows, inner] of first) ops.push(product(prefix + item, rows, inner, tokens, calls));
-        const made = sum(first.map((item) => item[1])) * out + k * 2;
-        ops.push(small(`${prefix}state`, tokens * made + batch * m.state_elements * 2 * (decode ? 2 : 1), calls,
-          { flop: tokens * (6 * m.state + 2 * m.conv_channels * m.conv_kernel) }));
-        afterwards(prefix, k, calls);
-        ops.push(product(prefix + name, n, k, tokens, calls));
+        for (const [item, rows, inner] of first) ops.push(product(prefix + item, Math.floor(rows / tp), inner, tokens, calls));
+        const made = (sum(first.map((item) => item[1])) * out + k * 2) / tp, width = Math.floor(k / tp);
+        ops.push(small(`${prefix}state`, tokens * made + batch * m.state_elements * 2 * (decode ? 2 : 1) / tp, calls,
+          { flop: tokens * (6 * m.state + 2 * m.conv_channels * m.conv_kernel) / tp }));
+        afterwards(prefix, width, calls);
+        ops.push(product(prefix + name, n, width, tokens, calls));
+        allReduce(`${prefix}all_reduce_o`, calls);
         continue;
       }
       const heads = m.heads / tp;
@@ -569,13 +570,24 @@ const Law = (() => {
     return estimate(d, cost(e.tokens), peakOf(d, compute), P.fits[d.moe[kernel]], e.tokens, shape, 0, cost, key);
   }
 
+  // of a table of balanced routing: what the experts cost that uniform routing leaves alone is taken off
+  function touched(d, kernel, e) {
+    const full = moeEstimate(d, kernel, e);
+    const visited = (e.experts * (1 - (1 - e.topk / e.experts) ** e.tokens)) / e.topk, least = Math.max(visited, 1);
+    const some = moeEstimate(d, kernel, { ...e, tokens: least });
+    const most = moeEstimate(d, kernel, { ...e, tokens: Math.max(Math.min(e.tokens, e.experts / e.topk), least) });
+    const share = Math.min(Math.max((full.time - most.time + some.time) / full.time, 0), 1);
+    return { ...full, time: full.time * share, low: full.low * share, high: full.high * share,
+      compute: full.compute * share, memory: full.memory * share };
+  }
+
   function fusedExperts(d, op, choice) {
     if (!op.experts || choice.stands || d.calibration === null) return null;
     let found = null;
     for (const family of [choice.k, ...choice.others.map((o) => o[0])]) {
       const cut = family.indexOf("_"), kernel = `${family.slice(0, cut)}_moe_${family.slice(cut + 1)}`;
       if (cut < 0 || d.moe[kernel] === undefined) continue;
-      const est = moeEstimate(d, kernel, op.experts);
+      const est = touched(d, kernel, op.experts);
       if (!found || est.time < found.est.time) found = { est, families: [family] };
     }
     if (!found) return null;
@@ -844,7 +856,7 @@ const Law = (() => {
     const chips = chipsOf(d, model, s), width = 6 * model.hidden + model.inner;
     const out = {
       weights: deviceWeights(model, s, tp) / chips,
-      cache: (cacheBytes(model, s, context, batch, tp) + model.state * batch) / chips,
+      cache: (cacheBytes(model, s, context, batch, tp) + (model.state * batch) / tp) / chips,
       activations: (tokens * width * 2) / tp / chips,
       reserve: chips > 1 ? 0 : Math.min(C.reserve, 0.1 * d.capacity),
       capacity: d.capacity + (d.far ? d.far.capacity : 0), chips,
