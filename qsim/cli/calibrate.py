@@ -10,7 +10,7 @@ import click
 from qsim.errors import QsimError
 from qsim.files import write_text
 
-from .options import draw, out_file_option, plot_option, wrote
+from .options import Picture, draw, out_file_option, plot_option, wrote
 from .progress import reporter
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
@@ -31,7 +31,7 @@ def calibrate(
     serving: Path | None,
     host: bool,
     out: Path | None,
-    plot: Path | None,
+    plot: Picture | None,
     form: Form,
 ) -> None:
     """CSV has the columns kernel, m, n, k and latency_s (or median_s): one row per measured product. The result is a
@@ -93,7 +93,7 @@ def _serving(path: Path, out: Path | None, form: Form) -> None:
         wrote(out)
 
 
-def _host(out: Path | None, plot: Path | None, form: Form) -> None:
+def _host(out: Path | None, plot: Picture | None, form: Form) -> None:
     from hwmodels.fitting.host import host_device_toml, host_speedups, measure_host
 
     from .host_kernels import measure_kernels
@@ -111,7 +111,7 @@ def _host(out: Path | None, plot: Path | None, form: Form) -> None:
 
         labels = [f"{r['scheme']}\n{r['N']}x{r['K']}, M={r['M']}" for r in rows]
         draw(measured_figure("Speed-up over float32 on this computer", labels, [r["predicted"] for r in rows],
-                             [r["measured"] for r in rows]), plot)  # fmt: skip
+                             [r["measured"] for r in rows], size=plot.size), plot)  # fmt: skip
     head = {
         "processor": measured.processor, "threads": measured.threads,
         "bandwidth_gbytes_per_s": measured.bandwidth_bytes_per_s / 1e9,

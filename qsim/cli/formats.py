@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +11,7 @@ from qsim.formats.catalogue import get_element_format, get_format, list_formats
 from qsim.formats.describe import binades, codes, describe, special_codes
 from qsim.formats.spec import BlockFormat, FloatFormat
 
-from .options import draw, plot_option, wrote
+from .options import Picture, draw, plot_option
 from .table import Form, console, deliver, table_options
 from .verbs import verb
 
@@ -35,7 +34,7 @@ def formats(
     compare: bool,
     scaled_max: float | None,
     align: bool,
-    plot: Path | None,
+    plot: Picture | None,
     form: Form,
 ) -> None:
     """Without FORMAT: all of them, with their limits. With one: its limits and the table of its values, and with
@@ -70,7 +69,7 @@ def _list(form: Form) -> None:
     deliver(form, rows, lambda: print_catalogue(rows, console()))
 
 
-def _show(name: str, plot: Path | None, form: Form) -> None:
+def _show(name: str, plot: Picture | None, form: Form) -> None:
     from .format_view import print_format
 
     fmt = get_format(name)
@@ -85,28 +84,25 @@ def _show(name: str, plot: Path | None, form: Form) -> None:
             table = {"special_codes": special_codes(fmt), "binades": binades(fmt)}
     rows = next(iter(table.values()), [limits])
     deliver(form, rows, lambda: print_format(fmt, limits, console()), whole=limits | table)
-    if plot is not None:
-        wrote(plot)
 
 
-def _plot_one(fmt: Any, plot: Path) -> None:
+def _plot_one(fmt: Any, plot: Picture) -> None:
     import numpy as np
 
     from qsim.plots.formats import binade_figure, format_figure
-    from qsim.plots.style import save
 
     edge = fmt.smallest_normal if isinstance(fmt, FloatFormat) and fmt.has_subnormals else None
     if fmt.bits <= 10:
-        figure = format_figure(fmt.name, fmt.values, smallest_normal=edge)
+        figure = format_figure(fmt.name, fmt.values, smallest_normal=edge, size=plot.size)
     else:
         rows = binades(fmt)
         first, last, spacing = (np.array([row[key] for row in rows]) for key in ("first", "last", "spacing"))
-        figure = binade_figure(fmt.name, first, last, spacing, smallest_normal=edge)
-    save(figure, plot)
+        figure = binade_figure(fmt.name, first, last, spacing, smallest_normal=edge, size=plot.size)
+    draw(figure, plot)
 
 
 def _compare(
-    names: tuple[str, ...], scaled_max: float | None, align: bool, plot: Path | None, form: Form
+    names: tuple[str, ...], scaled_max: float | None, align: bool, plot: Picture | None, form: Form
 ) -> None:  # fmt: skip
     if not names:
         raise QsimError("--compare needs formats: for instance qsim formats --compare e4m3 e5m2 int8")
@@ -122,7 +118,7 @@ def _compare(
             ErrorSeries(label=e.label, magnitude=e.curve.magnitude, worst=e.curve.worst, rms=e.curve.rms, max=e.max)
             for e in found
         ]
-        draw(error_figure(series), plot)
+        draw(error_figure(series, size=plot.size), plot)
     from .format_view import print_comparison
 
     if form != "table" or plot is None:

@@ -144,6 +144,14 @@ def chosen_devices(names: Sequence[str], overrides: Sequence[str]) -> list[Devic
     return [get_device(name, mine) for name, mine in zip(names, changes, strict=True)]
 
 
+def titles_of(chips: Sequence[Device]) -> dict[str, str]:
+    """Names of devices -> what people call them, each once."""
+    from qsim.plots.names import device_titles
+
+    once = {chip.name: chip.title for chip in chips}
+    return dict(zip(once, device_titles(list(once.values())), strict=True))
+
+
 def how_options(function: _F | None = None, *, several_tp: bool = False) -> Any:
     """`--tp --profile --stack --fidelity --strict`; with `several_tp`, `--tp` is repeatable and passed as a tuple."""
     if function is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -25,12 +27,39 @@ def _can_be_drawn(_ctx: click.Context, _param: click.Parameter, plot: Path | Non
     return plot
 
 
+SIZES = ("slide", "page", "column", "square")
+THEMES = ("light", "dark", "print")
+"""As in `qsim.plots.style`, which is slow to import."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure to draw: the file, what it is made for, and its colours."""
+
+    path: Path
+    size: str
+    theme: str
+
+
 def plot_option(function: _F) -> _F:
-    """`--plot FILE`: draw a figure into FILE. Passed as `plot`, a Path that can be written, or None."""
-    return click.option(
+    """`--plot FILE`, with `--size` and `--theme`: draw a figure into FILE. Passed as `plot`, a `Picture` or None."""
+
+    @functools.wraps(function)
+    def with_picture(*args: Any, plot: Path | None, size: str, theme: str, **more: Any) -> Any:
+        for name in (n for n in ("size", "theme") if plot is None and given(n)):
+            raise QsimError(f"--{name} is for the figure: give --plot FILE too")
+        picture = None if plot is None else Picture(path=plot, size=size, theme=theme)
+        return function(*args, plot=picture, **more)
+
+    file = click.option(
         "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", callback=_can_be_drawn,
         help="Draw into FILE; .svg, .png or .pdf decides the kind.",
-    )(function)  # fmt: skip
+    )  # fmt: skip
+    size = click.option("--size", type=click.Choice(SIZES), default="page", show_default=True,
+                        help="With --plot: what the figure is made for.")  # fmt: skip
+    theme = click.option("--theme", type=click.Choice(THEMES), default="light", show_default=True,
+                         help="With --plot: colours; print is black, grey and white.")  # fmt: skip
+    return cast(_F, file(size(theme(with_picture))))
 
 
 def _in_a_folder(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
@@ -47,32 +76,18 @@ def out_file_option(help: str) -> Callable[[_F], _F]:
     )  # fmt: skip
 
 
-SIZES = ("slide", "page", "column", "square")
-THEMES = ("light", "dark", "print")
-"""As in `qsim.plots.style`, which is slow to import."""
-
-
-def look_options(function: _F) -> _F:
-    """`--size` and `--theme` of a figure; passed as `size` and `theme`."""
-    size = click.option("--size", type=click.Choice(SIZES), default="page", show_default=True,
-                        help="What the figure is made for.")  # fmt: skip
-    theme = click.option("--theme", type=click.Choice(THEMES), default="light", show_default=True,
-                         help="Colours of the figure; print is black, grey and white.")  # fmt: skip
-    return size(theme(function))
-
-
 def given(name: str) -> bool:
     """Whether the option of a parameter was given on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is not None and source is not click.core.ParameterSource.DEFAULT
 
 
-def draw(figure: Figure, plot: Path, theme: str = "light") -> None:
+def draw(figure: Figure, plot: Picture) -> None:
     """Write a figure, and say so on stderr."""
     from qsim.plots.style import save
 
-    save(figure, plot, theme=theme)
-    wrote(plot)
+    save(figure, plot.path, theme=plot.theme)
+    wrote(plot.path)
 
 
 def wrote(path: Path) -> None:

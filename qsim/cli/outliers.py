@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .model_options import outliers_option, tokenizer_option, with_given_outliers, with_tokenizer
-from .options import draw, plot_option
+from .options import Picture, draw, plot_option
 from .progress import steps
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
@@ -28,7 +28,7 @@ from .verbs import verb
 @table_options
 def outliers(
     model: str, text: Path | None, window: int | None, windows: int, outliers: str | None, tokenizer: str,
-    plot: Path | None, form: Form,
+    plot: Picture | None, form: Form,
 ) -> None:  # fmt: skip
     """MODEL is `tiny`, a folder of Hugging Face files, of which one block at a time is read, or a GGUF file.
 
@@ -63,7 +63,7 @@ def outliers(
     if plot is not None:
         from qsim.plots.outliers import outlier_figure
 
-        draw(outlier_figure(report.model, data["layers"]), plot)
+        draw(outlier_figure(report.model, data["layers"], size=plot.size), plot)
 
 
 def _announce(estimate: Any) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from qsim.errors import QsimError
 
-from .hardware_options import complete, device_names, model_argument, scheme_names
-from .options import draw, plot_option
+from .hardware_options import complete, device_names, model_argument, scheme_names, titles_of
+from .options import Picture, draw, plot_option
 from .progress import reporter
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
@@ -69,7 +68,7 @@ _CHANGES = (
 @table_options
 def plan(
     model: str, ttft: float, tpot: float, rate: float, prompt: float, output: float, price: tuple[str, ...],
-    device: tuple[str, ...], scheme: tuple[str, ...], engine: str, together: bool, plot: Path | None, form: Form,
+    device: tuple[str, ...], scheme: tuple[str, ...], engine: str, together: bool, plot: Picture | None, form: Form,
 ) -> None:  # fmt: skip
     """The fewest dollars, or devices where no price is given, that serve MODEL within the limits: over devices,
     schemes, tensor-parallel sizes, and prefill workers apart. `sure` says that the 80 % bands are within the limits
@@ -93,7 +92,7 @@ def plan(
             schemes=scheme, prices=prices or None, policy=engine, separate=not together,
         )  # fmt: skip
     if plot is not None:
-        draw(_figure(found), plot)
+        draw(_figure(found, plot.size), plot)
     rows = [_row(o, found.model) for o in found.options]
     changes = [
         {"change": c.what, "winner": "none" if c.winner is None else _name(c.winner),
@@ -177,17 +176,21 @@ def _loss(model: str, scheme: str) -> str:
     return f"{found.lost:.1f} % ({found.lost_low:.1f} to {found.lost_high:.1f}), {found.basis}"
 
 
-def _figure(found: Any) -> Any:
+def _figure(found: Any, size: str) -> Any:
     import numpy as np
 
+    from hwmodels import get_device
+    from qsim.plots import names
     from qsim.plots.serving import frontier_figure
 
     data: dict[str, dict[str, tuple[Any, Any]]] = {}
+    titles = titles_of([get_device(name) for name in dict.fromkeys(p.device for p in found.frontier)])
     for p in found.frontier:
-        data.setdefault(p.device, {}).setdefault(p.scheme, ([], []))
-        data[p.device][p.scheme][0].append(p.tokens_per_s_per_user)
-        data[p.device][p.scheme][1].append(p.tokens_per_s_per_gpu)
+        device, scheme = titles[p.device], names.scheme_title(p.scheme)
+        data.setdefault(device, {}).setdefault(scheme, ([], []))
+        data[device][scheme][0].append(p.tokens_per_s_per_user)
+        data[device][scheme][1].append(p.tokens_per_s_per_gpu)
     arrays = {d: {s: (np.array(x), np.array(y)) for s, (x, y) in curves.items()} for d, curves in data.items()}
     goal = found.goal
-    title = f"{found.model}, {goal.prompt:g} tokens in and {goal.output:g} out"
-    return frontier_figure(arrays, title=title, user_at_least=1.0 / goal.tpot_s)
+    title = f"{names.model_title(found.model)}, {goal.prompt:g} tokens in and {goal.output:g} out"
+    return frontier_figure(arrays, title=title, user_at_least=1.0 / goal.tpot_s, size=size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,7 +20,7 @@ from .hardware_options import (
     scheme_option,
     set_option,
 )
-from .options import draw, plot_option
+from .options import Picture, draw, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
 
@@ -84,7 +83,7 @@ def predict(
     explain: str | None,
     baseline: str | None,
     price: tuple[str, ...],
-    plot: Path | None,
+    plot: Picture | None,
     overrides: tuple[str, ...],
     form: Form,
     **how: Any,
@@ -131,11 +130,13 @@ def predict(
         hourly = prices_of(price, [device])[device]
         head |= {"price_per_hour": hourly, "cost_per_million_tokens": float(p.cost_per_million_tokens(hourly))}
     if plot is not None:
+        from qsim.plots import names
         from qsim.plots.bars import breakdown_figure
 
-        parts = {str(r["operator"]): [float(r["time_s"])] for r in rows}
-        title = f"{p.architecture.name}, {phase}, batch {batch}"
-        draw(breakdown_figure(title, [f"{p.device.name} {scheme}"], parts), plot)
+        parts = {names.operator_title(r["operator"]): [float(r["time_s"])] for r in rows}
+        (where,) = names.device_titles([p.device.title])
+        title = f"{names.model_title(p.architecture.name)} on {where}, {phase}, batch {batch}"
+        draw(breakdown_figure(title, [names.scheme_title(p.scheme.name or scheme)], parts, size=plot.size), plot)
     if explain is not None:
         from hwmodels.evidence import basis
 

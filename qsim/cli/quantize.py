@@ -18,7 +18,7 @@ from qsim.methods import METHODS
 
 from .method_options import MethodCommand, given_options, method_options
 from .model_options import outliers_option, tokenizer_option, with_given_outliers, with_tokenizer
-from .options import draw, plot_option
+from .options import Picture, draw, plot_option
 from .progress import says_what_is_kept, work
 from .table import Column, Form, deliver, print_table, records, table_options
 from .verbs import verb
@@ -85,7 +85,7 @@ def quantize(
     ignore: tuple[str, ...],
     jobs: int | None,
     restart: bool,
-    plot: Path | None,
+    plot: Picture | None,
     form: Form,
     **options: Any,
 ) -> None:
@@ -118,7 +118,7 @@ def quantize(
     if plot is not None:
         from qsim.plots.layers import record_figure
 
-        draw(record_figure(result.model.name, [r.to_dict() for r in result.layers]), plot)
+        draw(record_figure(result.model.name, [r.to_dict() for r in result.layers], size=plot.size), plot)
 
     def table() -> None:
         _print(result)

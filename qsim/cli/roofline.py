@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +18,7 @@ from .hardware_options import (
     scheme_option,
     set_option,
 )
-from .options import draw, given, look_options, plot_option
+from .options import Picture, draw, given, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
 
@@ -47,7 +46,9 @@ _COLUMNS = (
               "the batch.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["panels", "overlay"]), default="panels", show_default=True,
               help="One panel for each device, or up to three devices on one.")  # fmt: skip
-@look_options
+@click.option("--with", "beside", type=click.Choice(["time", "table"]), multiple=True,
+              help="With --plot: bars of where the time goes, or the numbers, beside the roofline. "
+              "Repeatable.")  # fmt: skip
 @plot_option
 @table_options
 def roofline(
@@ -60,9 +61,8 @@ def roofline(
     overrides: tuple[str, ...],
     path: str | None,
     layout: str,
-    size: str,
-    theme: str,
-    plot: Path | None,
+    beside: tuple[str, ...],
+    plot: Picture | None,
     form: Form,
     tensor_parallel: int,
     **how: Any,
@@ -88,7 +88,8 @@ def roofline(
     if moves == "scheme" and len(scheme) < 2:
         raise QsimError(f"--path scheme needs at least two --scheme, in the order of the path: got {len(scheme)}")
     if plot is None:
-        for name in (n for n in ("path", "layout", "size", "theme") if given(n)):
+        flags = {"path": "path", "layout": "layout", "beside": "with"}
+        for name in (flag for parameter, flag in flags.items() if given(parameter)):
             raise QsimError(f"--{name} is for the figure: give --plot FILE too")
     cases = [
         hwmodels.predict(d, model, s, ph, b, context, tensor_parallel=tensor_parallel, **how)
@@ -106,7 +107,7 @@ def roofline(
     if plot is not None:
         from .roofline_view import figure
 
-        draw(figure(cases, path=moves, layout=layout, size=size), plot, theme)
+        draw(figure(cases, path=moves, layout=layout, size=plot.size, beside=beside), plot)
 
     def table() -> None:
         for roof in roofs(cases):

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import QsimError
+from qsim.plots import names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from hwmodels.device.device import Device
     from hwmodels.predicted import Prediction
+    from qsim.plots.reach import Reach, Tier
+    from qsim.plots.roofline import Point
+    from qsim.plots.roofs import Roof
 
-_UNDRAWN = ("tf32", "float32")
-"""Declared formats whose roof is drawn only where an operator multiplies in them."""
+MOST_KERNELS = 4
+"""Kernels named under the title; more are in the table of numbers."""
 
 
 def path_of(value: str | None) -> tuple[str | None, tuple[int, ...]]:
@@ -36,19 +41,49 @@ def path_of(value: str | None) -> tuple[str | None, tuple[int, ...]]:
 
 
 def figure(
-    predictions: Sequence[Prediction], *, path: str | None = None, layout: str = "panels", size: str = "page"
+    predictions: Sequence[Prediction],
+    *,
+    path: str | None = None,
+    layout: str = "panels",
+    size: str = "page",
+    beside: Sequence[str] = (),
 ) -> Figure:
     """The roofline of one or more predictions with scalar arguments; those of a path are in the order of the path.
+
+    Arguments:
+        beside: `time`, `table` or both.
 
     Raises:
         QsimError: as `qsim.plots.roofline.roofline_figure`.
     """
-    from hwmodels.predicted import operator_rows
-    from qsim.plots import names
-    from qsim.plots.roofline import Point, roofline_figure
+    from qsim.plots.beside import Beside
+    from qsim.plots.roofline import roofline_figure
+
+    from .roofline_beside import numbers_of, steps_of
 
     chips = list({p.device.name: p.device for p in predictions}.values())
     titles = dict(zip([c.name for c in chips], names.device_titles([c.title for c in chips]), strict=True))
+    points = points_of(predictions, titles, path)
+    least = 0.1 if path else 0.01
+    points, small = _large(points, least)
+    notes = [f"not drawn: {', '.join(small)}, less than {100 * least:g} % of the time each"] if small else []
+    reaches = reaches_of(predictions, titles)
+    notes = [*_cases(predictions, path), *notes, *_memory(predictions, titles), *_kernels(reaches)]
+    title = _title(predictions, path, list(titles.values()))
+    drawn = list(dict.fromkeys(p.operator for p in points))
+    steps = steps_of(predictions, titles, drawn, path) if "time" in beside else ()
+    numbers = numbers_of(predictions, titles, path) if "table" in beside else None
+    return roofline_figure(
+        title, roofs_of(predictions, titles), points, path=path, layout=layout, size=size, notes=notes,
+        reaches=reaches, tiers=_tiers(chips, titles), beside=Beside(steps=steps, numbers=numbers),
+    )  # fmt: skip
+
+
+def points_of(predictions: Sequence[Prediction], titles: dict[str, str], path: str | None = None) -> list[Point]:
+    """A point for every product of every prediction; `titles` are the devices' as people write them."""
+    from hwmodels.predicted import operator_rows
+    from qsim.plots.roofline import Point
+
     several = len({p.phase for p in predictions}) > 1
     points = []
     for p in predictions:
@@ -57,15 +92,53 @@ def figure(
         points += [
             Point(device=titles[p.device.name], operator=names.operator_title(r["operator"]), scheme=scheme, at=at,
                   case=p.phase if several else "", intensity=r["flop_per_byte"], share=r["share"],
-                  flop_per_s=1e9 * r["gflop"] / r["time_s"])
+                  flop_per_s=1e9 * r["gflop"] / r["time_s"],
+                  formats=tuple(map(names.format_title, r["format"].split("+"))))
             for r in operator_rows(p) if r["format"]
         ]  # fmt: skip
-    least = 0.1 if path else 0.01
-    points, small = _large(points, least)
-    notes = [f"not drawn: {', '.join(small)}, less than {100 * least:g} % of the time each"] if small else []
-    notes = [*_cases(predictions, path), *notes, *_memory(predictions, titles)]
-    title = _title(predictions, path, list(titles.values()))
-    return roofline_figure(title, _roofs(predictions, titles), points, path=path, layout=layout, size=size, notes=notes)
+    return points
+
+
+def reaches_of(predictions: Sequence[Prediction], titles: dict[str, str]) -> list[Reach]:
+    """What the kernels of the linear layers reach, for each device and scheme."""
+    from hwmodels.describe import reached
+    from qsim.plots.reach import Reach
+
+    return [
+        Reach(device=titles[r["device"]], scheme=names.scheme_title(r["scheme"] or ""),
+              format=names.format_title(r["format"]), flop_per_s=r["flop_per_s"],
+              bandwidth_bytes_per_s=r["bandwidth_bytes_per_s"],
+              kernel=r["generation"] or "assumed shares of a dataflow part")
+        for r in reached(list(predictions))
+    ]  # fmt: skip
+
+
+def _kernels(reaches: Sequence[Reach]) -> list[str]:
+    """Whose kernels the thick lines are, by generation."""
+    whose: dict[str, dict[str, list[str]]] = {}
+    for r in reaches:
+        whose.setdefault(r.kernel, {}).setdefault(r.scheme, []).append(r.device)
+    devices = len({r.device for r in reaches})
+    if not whose:
+        return []
+    if len(whose) > MOST_KERNELS:
+        return [f"reached by {len(whose)} kernels, which --with table names"]
+    said = []
+    for kernel, schemes in whose.items():
+        where = {tuple(d) for d in schemes.values()}
+        on = f" on {names.and_list(next(iter(where)))}" if len(where) == 1 and len(next(iter(where))) < devices else ""
+        said.append(f"{names.and_list(list(schemes))}{on} by {kernel}")
+    return ["reached: " + ", ".join(said)]
+
+
+def _tiers(chips: Sequence[Device], titles: dict[str, str]) -> list[Tier]:
+    """The other memories of each device, where their bandwidth is known."""
+    from qsim.plots.reach import Tier
+
+    return [
+        Tier(device=titles[c.name], name=t.name, bandwidth_bytes_per_s=t.bandwidth_bytes_per_s)
+        for c in chips for t in c.tiers if t.bandwidth_bytes_per_s and t != c.memory
+    ]  # fmt: skip
 
 
 def _large(points: Sequence[Any], least: float) -> tuple[list[Any], list[str]]:
@@ -78,14 +151,12 @@ def _large(points: Sequence[Any], least: float) -> tuple[list[Any], list[str]]:
 
 
 def _title(predictions: Sequence[Prediction], path: str | None, devices: Sequence[str]) -> str:
-    from qsim.plots.names import model_title, scheme_title
-
     phases = " and ".join(dict.fromkeys(p.phase for p in predictions))
-    moved = {"scheme": "from {} to {}".format(*(scheme_title(predictions[i].scheme.name or "") for i in (0, -1))),
+    moved = {"scheme": "from {} to {}".format(*(names.scheme_title(predictions[i].scheme.name or "") for i in (0, -1))),
              "batch": f"batch {min(int(p.batch) for p in predictions)} to {max(int(p.batch) for p in predictions)}",
              None: "the operators of one step"}[path]  # fmt: skip
     where = f" on {devices[0]}" if len(devices) == 1 else ""  # several devices are named above their panels
-    return f"{model_title(predictions[0].architecture.name)}{where}, {phases}: {moved}"
+    return f"{names.model_title(predictions[0].architecture.name)}{where}, {phases}: {moved}"
 
 
 def _cases(predictions: Sequence[Prediction], path: str | None) -> list[str]:
@@ -97,12 +168,10 @@ def _cases(predictions: Sequence[Prediction], path: str | None) -> list[str]:
 
 def _memory(predictions: Sequence[Prediction], titles: dict[str, str]) -> list[str]:
     """What does not fit: schemes by device, or from which batch on a path."""
-    from qsim.plots.names import and_list, scheme_title
-
     least: dict[tuple[str, str], int] = {}
     for p in predictions:
         if not bool(p.fits):
-            key = (titles[p.device.name], scheme_title(p.scheme.name or ""))
+            key = (titles[p.device.name], names.scheme_title(p.scheme.name or ""))
             least[key] = min(least.get(key, int(p.batch)), int(p.batch))
     if not least:
         return []
@@ -112,28 +181,27 @@ def _memory(predictions: Sequence[Prediction], titles: dict[str, str]) -> list[s
         homes.setdefault(scheme + (f" from batch {batch}" if batch > smallest else ""), []).append(device)
     together: dict[str, list[str]] = {}
     for scheme, devices in homes.items():
-        together.setdefault(and_list(devices), []).append(scheme)
-    return ["more than the memory holds: " + ", ".join(f"{and_list(s)} on {d}" for d, s in together.items())]
+        together.setdefault(names.and_list(devices), []).append(scheme)
+    return ["more than the memory holds: " + ", ".join(f"{names.and_list(s)} on {d}" for d, s in together.items())]
 
 
-def _roofs(predictions: Sequence[Prediction], titles: dict[str, str]) -> list[Any]:
+def roofs_of(predictions: Sequence[Prediction], titles: dict[str, str]) -> list[Roof]:
     """The roofs that operators run under, and those of the other formats that a device declares."""
     from hwmodels.describe import roofs
-    from qsim.plots.names import format_title
     from qsim.plots.roofline import Roof
 
     found = {}
     for row in roofs(list(predictions)):
-        key = (titles[row["device"]], format_title(row["format"]), row["bandwidth_bytes_per_s"])
+        key = (titles[row["device"]], names.format_title(row["format"]), row["bandwidth_bytes_per_s"])
         found[key] = Roof(device=key[0], format=key[1], integers=row["format"].startswith("int"),
                           peak_flop_per_s=row["peak_flop_per_s"], bandwidth_bytes_per_s=key[2])  # fmt: skip
     for device in {p.device.name: p.device for p in predictions}.values():
         title = titles[device.name]
         top = max(r.bandwidth_bytes_per_s for r in found.values() if r.device == title)
         for peak in device.compute.peaks:
-            key = (title, format_title(peak.input), top)
+            key = (title, names.format_title(peak.input), top)
             usual = device.peak_flop_per_s(peak.input) == peak.flop_per_s  # not the one of another accumulator
-            if key in found or peak.input in _UNDRAWN or not usual:
+            if key in found or not usual:
                 continue
             chips = top / device.memory.bandwidth_bytes_per_s
             found[key] = Roof(device=title, format=key[1], peak_flop_per_s=peak.flop_per_s * chips, used=False,

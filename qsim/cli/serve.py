@@ -10,8 +10,16 @@ import click
 
 from qsim.errors import QsimError
 
-from .hardware_options import chosen_devices, device_option, model_argument, price_option, scheme_option, set_option
-from .options import draw, plot_option
+from .hardware_options import (
+    chosen_devices,
+    device_option,
+    model_argument,
+    price_option,
+    scheme_option,
+    set_option,
+    titles_of,
+)
+from .options import Picture, draw, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
 
@@ -72,7 +80,7 @@ _COLUMNS = (
 @set_option
 @plot_option
 @table_options
-def serve(model: str, device: str, scheme: str, plot: Path | None, form: Form, **given: Any) -> None:
+def serve(model: str, device: str, scheme: str, plot: Picture | None, form: Form, **given: Any) -> None:
     """MODEL is served by an engine: requests arrive, wait, are read beside the decode steps of others, and decode.
     Times are over requests, with an 80 % band from measured deployments that no fit has seen.
 
@@ -98,9 +106,12 @@ def serve(model: str, device: str, scheme: str, plot: Path | None, form: Form, *
     if plot is not None:
         if not len(s.timeline):
             raise QsimError("--plot draws an engine over time: a closed form, or separate prefill workers, have none")
+        from qsim.plots import names
         from qsim.plots.serving import timeline_figure
 
-        draw(timeline_figure(s.timeline, title=f"{s.model} {s.scheme} on {s.deployment.label} of {s.device}"), plot)
+        what = f"{names.model_title(s.model)} {names.scheme_title(s.scheme)}"
+        title = f"{what} on {s.deployment.label} of {titles_of([chip])[chip.name]}"
+        draw(timeline_figure(s.timeline, title=title, size=plot.size), plot)
     rows, whole = _rows(s), _whole(s)
     deliver(form, rows, lambda: _table(s, rows, whole), whole={**whole, "times": rows})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,8 +19,9 @@ from .hardware_options import (
     price_option,
     scheme_option,
     set_option,
+    titles_of,
 )
-from .options import draw, plot_option
+from .options import Picture, draw, plot_option
 from .table import Column, Form, deliver, print_table, records, table_options, text_of
 from .verbs import verb
 
@@ -63,7 +63,7 @@ def sweep(
     price: tuple[str, ...],
     overrides: tuple[str, ...],
     tensor_parallel: tuple[int, ...],
-    plot: Path | None,
+    plot: Picture | None,
     form: Form,
     **how: Any,
 ) -> None:
@@ -93,7 +93,7 @@ def sweep(
         sizes = _only("batch", batch), _only("context", context)
         table = _tornado(chips, model, scheme, phase, *sizes, fields, tensor_parallel, how)
         if plot is not None:
-            _tornado_figure(table, plot)
+            _tornado_figure(table, titles_of(chips), plot)
     else:
         prices = prices_of(price, list(dict.fromkeys(chip.name for chip in chips)))
         table = hwmodels.sweep(chips, model, list(scheme), phase, list(batch), list(context), fields=fields,
@@ -101,7 +101,7 @@ def sweep(
                                price=prices if price else None, **how)  # fmt: skip
         front = hwmodels.pareto(table[table.fits], least=["time_s"], most=["tokens_per_s"]) if pareto or plot else table
         if plot is not None:
-            _pareto_figure(table, front, model, plot)
+            _pareto_figure(table, front, titles_of(chips), plot)
         table = front if pareto else table
     deliver(form, records(table), lambda: _print(table))
 
@@ -199,20 +199,28 @@ def _band(low_s: float, high_s: float) -> str:
     return f"{milliseconds(low_s)} to {milliseconds(high_s)}"
 
 
-def _pareto_figure(table: Any, front: Any, model: str, plot: Path) -> None:
+def _pareto_figure(table: Any, front: Any, titles: dict[str, str], plot: Picture) -> None:
     import numpy as np
 
+    from qsim.plots import names
     from qsim.plots.tradeoff import pareto_figure
 
     rate, step = table.tokens_per_s.to_numpy(), table.time_s.to_numpy()
     on = np.isin(step, front.time_s.to_numpy()) & table.fits.to_numpy()
-    labels = [f"{r.device} {r.scheme} b{r.batch:g}" for r in table.itertuples()]
-    figure = pareto_figure(f"{model}: latency against throughput", 1e3 * step, rate, labels, on,
-                           xlabel="time of a step (ms)", ylabel="tokens/s")  # fmt: skip
+    several = table.device.nunique() > 1
+    labels = [
+        f"{titles[r.device] + ' ' if several else ''}{names.scheme_title(r.scheme)} b{r.batch:g}"
+        for r in table.itertuples()
+    ]
+    where = "" if several else f" on {titles[table.device.iloc[0]]}"
+    title = f"{names.model_title(table.model.iloc[0])}{where}: latency against throughput (b: batch)"
+    figure = pareto_figure(title, 1e3 * step, rate, labels, on, xlabel="time of a step (ms)", ylabel="tokens/s",
+                           size=plot.size)  # fmt: skip
     draw(figure, plot)
 
 
-def _tornado_figure(table: Any, plot: Path) -> None:
+def _tornado_figure(table: Any, titles: dict[str, str], plot: Picture) -> None:
+    from qsim.plots import names
     from qsim.plots.bars import tornado_figure
 
     case = [str(c) for c in table.columns if c not in ("field", "low", "high", "base", "effect")]
@@ -221,8 +229,9 @@ def _tornado_figure(table: Any, plot: Path) -> None:
         raise QsimError(f"--tornado draws one case: --plot with several values of {several} is a figure for each")
     first = table.iloc[0]
     moved = [f"{name.rpartition('.')[2]} {first[name]:g}" for name in case if "." in name]
-    title = ", ".join([f"{first.model} {first.scheme} on {first.device}", first.phase, *moved, "+-20 %"])
-    figure = tornado_figure(title, list(table.field), 1e3 * table.low, 1e3 * table.high,
-                            1e3 * float(first.base),
+    what = f"{names.model_title(first.model)} {names.scheme_title(first.scheme)} on {titles[first.device]}"
+    title = ", ".join([what, first.phase, *moved, "\N{PLUS-MINUS SIGN}20 % of each field"])
+    figure = tornado_figure(title, list(map(names.field_title, table.field)), 1e3 * table.low, 1e3 * table.high,
+                            1e3 * float(first.base), size=plot.size,
                             xlabel=f"time of a {'step' if first.phase == 'decode' else 'prefill'} (ms)")  # fmt: skip
     draw(figure, plot)

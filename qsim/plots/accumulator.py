@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from qsim.errors import QsimError
 
+from .layout import title_above
 from .style import BLUE, CYCLE, DASHES, GREY, MARKERS, VERMILLION, new_figure, styled
 
 
@@ -70,8 +71,7 @@ def accumulation_error_figure(panels: Mapping[str, Sequence[ErrorCurve]], *, tit
         axes[0].set_ylabel("relative error\n(Frobenius)")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        title_above(figure, title)
         return figure
 
 
@@ -103,7 +103,7 @@ def standstill_figure(rounds: np.ndarray, sums: Mapping[str, np.ndarray], *, exa
             (-6, -32),
             textcoords="offset points",
             ha="right",
-            fontsize=8.5,
+            fontsize="small",
             color=VERMILLION,
         )
         return figure
@@ -125,7 +125,7 @@ def width_error_figure(curves: Sequence[ErrorCurve], marks: Mapping[str, int], *
         for name, bits in marks.items():
             axis.axvline(bits, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), zorder=0)
             low = bits < middle  # errors fall with F: free space is below on the left, above on the right
-            axis.annotate(name, (bits, 0.0 if low else 1.0), (-3, 4 if low else -4), color=GREY, fontsize=8,
+            axis.annotate(name, (bits, 0.0 if low else 1.0), (-3, 4 if low else -4), color=GREY, fontsize="small",
                           xycoords=("data", "axes fraction"), textcoords="offset points", rotation=90, ha="right",
                           va="bottom" if low else "top")  # fmt: skip
         axis.set_yscale("log")
@@ -134,6 +134,5 @@ def width_error_figure(curves: Sequence[ErrorCurve], marks: Mapping[str, int], *
         axis.xaxis.set_major_locator(MultipleLocator(2))
         axis.grid(True)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        if title:
-            axis.set_title(title)
+        title_above(figure, title)
         return figure

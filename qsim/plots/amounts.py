@@ -22,10 +22,11 @@ def capacity_figure(
     """
     with styled():
         rows = max(map(len, data.values()))
-        figure, grid = panels(len(data), 0.24 * rows + 1.6, columns=2, sharey=True)
         by_size: dict[float, list[str]] = {}
         for name, gb in sorted(capacities.items(), key=lambda item: item[1]):
             by_size.setdefault(gb, []).append(name)
+        longest = max(len(", ".join(names)) for names in by_size.values())  # written upwards, above each panel
+        figure, grid = panels(len(data), 0.24 * rows + 0.75 + 0.075 * longest, columns=2, sharey=True)
         for axes, (model, sizes) in zip(grid, data.items(), strict=True):
             names = list(sizes)
             values = np.array([sizes[n] for n in names])
@@ -36,14 +37,15 @@ def capacity_figure(
             axes.hlines(range(len(names)), axes.get_xlim()[0], values, color=CYCLE[0], linewidth=1.0)
             axes.plot(values, range(len(names)), linestyle="none", marker="o", color=CYCLE[0], markersize=6)
             for y, v in enumerate(values):
-                axes.annotate(f"{v:.3g}", (v, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=7.5,
-                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
+                ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                axes.annotate(f"{v:.3g}", (v, y), xytext=(6, 0), textcoords="offset points", fontsize="small",
+                              va="center", bbox=ground)  # fmt: skip
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.4, -0.6)
             above = axes.secondary_xaxis("top")
             above.set_xticks(list(by_size), [", ".join(d) for d in by_size.values()], rotation=90)
             above.xaxis.set_minor_locator(NullLocator())
-            above.tick_params(labelsize=7, color=CYCLE[1], labelcolor=CYCLE[1], pad=1)
+            above.tick_params(labelsize="small", color=CYCLE[1], labelcolor=CYCLE[1], pad=1)
             above.spines["top"].set_visible(False)
             axes.set_xlabel(f"{model}: weights (GB)")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -72,22 +74,23 @@ def grouped_figure(groups: Mapping[str, Mapping[str, float]], *, xlabel: str, ti
                          linewidth=0)  # fmt: skip
             color = CYCLE[i % len(CYCLE)]
             axes.annotate(group, (0.0, y), xycoords=("axes fraction", "data"), xytext=(4, 0), va="center",
-                          textcoords="offset points", fontsize=8.5, fontweight="bold", color=color)  # fmt: skip
+                          textcoords="offset points", fontsize="small", fontweight="bold", color=color)  # fmt: skip
             y += 1  # the name of a group has a line of its own
             for label, value in mine.items():
                 axes.plot([max(value, floor)], [y], marker="o" if value > 0 else "|", color=color, markersize=6)
                 if value == 0:
-                    axes.annotate(" 0: the same bits", (floor, y), va="center", fontsize=7.5, color=color)
+                    axes.annotate("0: the same bits", (floor, y), xytext=(8, 0), textcoords="offset points",
+                                  va="center", fontsize="small", color=color)  # fmt: skip
                 ticks.append(y)
                 labels.append(label)
                 y += 1
             y += 0.5
         axes.set_xscale("log")
         axes.set_xlim(floor / 1.5, max(positive) * 8)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(ticks, labels)
         axes.set_ylim(y - 0.5, -0.7)
         axes.set_xlabel(xlabel)
         axes.grid(True, axis="x")
-        if title:
-            axes.set_title(title)
+        title_above(figure, title)
         return figure

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .layout import legend_of
+from .layout import heading, legend_of, settle, title_above
 from .style import BLUE, CYCLE, GREY, LIGHT, SKY, new_figure, styled
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def breakdown_figure(title: str, labels: Sequence[str], parts: Mapping[str, Sequence[float]]) -> Figure:
-    """Stacked bars: milliseconds of every part, for each label; small parts are gathered as `other`."""
-    with styled():
+def breakdown_figure(
+    title: str, labels: Sequence[str], parts: Mapping[str, Sequence[float]], *, size: str = "page"
+) -> Figure:
+    """Stacked bars: milliseconds of every part, for each label; small parts are gathered as `other`.
+
+    `size` is a name of `style.SIZES`.
+    """
+    with styled(size=size):
         total = np.sum([np.asarray(v, float) for v in parts.values()], axis=0)
         shown = [n for n, v in parts.items() if np.max(np.asarray(v, float) / total) >= 0.03][:8]
-        figure = new_figure(0.7 + 0.45 * len(labels) + 0.9)
+        figure = new_figure(0.7 + 0.45 * len(labels) + 0.9, size=size)
         axes = figure.add_subplot()
         left = np.zeros(len(labels))
         hatches = ("", "//", "..", "xx", "\\\\", "++", "--", "oo")
@@ -32,36 +37,52 @@ def breakdown_figure(title: str, labels: Sequence[str], parts: Mapping[str, Sequ
         axes.barh(labels, total * 1e3 - left, left=left, color=LIGHT, label="other", height=0.65)
         for y, value in enumerate(total * 1e3):
             axes.annotate(
-                f"{value:.3g} ms", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
+                f"{value:.3g} ms", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize="small"
             )
-        axes.set_xlim(right=float(total.max()) * 1e3 * 1.14)
+        axes.set_xlim(right=float(total.max()) * 1e3 * (1.3 if size == "column" else 1.14))  # room for the totals
         axes.invert_yaxis()
-        axes.set(xlabel="time (ms)", title=title)
+        axes.set(xlabel="time (ms)")
         axes.grid(True, axis="x")
+        title_above(figure, title)
         legend_of(figure, axes.get_legend_handles_labels()[0], None)
         return figure
 
 
-def tornado_figure(title: str, fields: Sequence[str], low: Any, high: Any, base: float, *, xlabel: str) -> Figure:
-    """Bars from the result with a field lowered to the result with it raised, largest effect on top."""
-    with styled():
-        figure = new_figure(0.9 + 0.38 * len(fields) + 0.6)
-        axes = figure.add_subplot()
+def tornado_figure(
+    title: str, fields: Sequence[str], low: Any, high: Any, base: float, *, xlabel: str, size: str = "page"
+) -> Figure:
+    """Bars from the result with a field lowered to the result with it raised, largest effect on top.
+
+    Fields that change the result by less than a thousandth are named under the title. `size` is one of `style.SIZES`.
+    """
+    with styled(size=size):
         low, high = np.asarray(low, float), np.asarray(high, float)
+        moves = np.maximum(abs(low - base), abs(high - base)) >= 1e-3 * base
+        still = [name for name, moved in zip(fields, moves, strict=True) if not moved]
+        if not moves.any():
+            moves[:] = True
+        low, high, fields = low[moves], high[moves], [n for n, m in zip(fields, moves, strict=True) if m]
+        figure = new_figure(1.1 + 0.38 * len(fields) + 0.6, size=size)
+        axes = figure.add_subplot()
         axes.barh(fields, low - base, left=base, color=CYCLE[0], height=0.6, label="field lowered")
         axes.barh(fields, high - base, left=base, color=CYCLE[1], height=0.6, label="field raised")
         axes.axvline(base, color=GREY, linewidth=0.8)
         axes.invert_yaxis()
-        axes.set(xlabel=xlabel, title=title)
+        axes.set(xlabel=xlabel)
         axes.grid(True, axis="x")
-        axes.legend(loc="lower right")
+        heading(figure, title, [f"no effect: {', '.join(still)}"] if still else [])
+        legend_of(figure, axes.get_legend_handles_labels()[0], None)
+        settle(figure)
         return figure
 
 
-def measured_figure(title: str, labels: Sequence[str], predicted: Any, measured: Any) -> Figure:
-    """Pairs of bars: the speed-up that bytes and arithmetic allow, and the one measured."""
-    with styled():
-        figure = new_figure(0.8 + 0.5 * len(labels) + 0.6)
+def measured_figure(title: str, labels: Sequence[str], predicted: Any, measured: Any, *, size: str = "page") -> Figure:
+    """Pairs of bars: the speed-up that bytes and arithmetic allow, and the one measured.
+
+    `size` is a name of `style.SIZES`.
+    """
+    with styled(size=size):
+        figure = new_figure(0.8 + 0.5 * len(labels) + 0.6, size=size)
         axes = figure.add_subplot()
         y = np.arange(len(labels))
         axes.barh(
@@ -71,7 +92,8 @@ def measured_figure(title: str, labels: Sequence[str], predicted: Any, measured:
         axes.axvline(1.0, color=GREY, linewidth=0.8)
         axes.set_yticks(y, labels)
         axes.invert_yaxis()
-        axes.set(xlabel="speed-up (x)", title=title)
+        axes.set(xlabel="speed-up (x)")
+        title_above(figure, title)
         axes.grid(True, axis="x")
         legend_of(figure, axes.get_legend_handles_labels()[0], None)
         return figure
@@ -109,15 +131,17 @@ def _ladder(frame: pd.DataFrame) -> Figure:
             color=colour,
             label="1 thread" if threads == 1 else f"{threads} threads",
         )
-        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        axes.bar_label(bars, fmt="%.1f", fontsize="small", padding=2)
         roof = rows.best_gbytes_per_s.get(("read", 1))
         if roof is not None:
             axes.axhline(roof, color=colour, linestyle="--", linewidth=1)
             what = f"read bandwidth, {threads} thread{'s' if threads > 1 else ''}"
-            axes.annotate(what, (-0.45, roof), xytext=(0, 3), fontsize=8, textcoords="offset points", color=colour)
+            axes.annotate(
+                what, (-0.45, roof), xytext=(0, 3), fontsize="small", textcoords="offset points", color=colour
+            )
     axes.set_xticks(range(len(_RUNGS)), [label for _, label in _RUNGS])
     axes.set_ylabel("packed weight read (GB/s)")
-    axes.set_title("One token, W4 g128, 4096 x 4096, weights out of cache")
+    title_above(figure, "One token, W4 g128, 4096 x 4096, weights out of cache")
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    axes.legend(loc="center left")
+    legend_of(figure, axes.get_legend_handles_labels()[0], None)
     return figure

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from qsim.errors import QsimError
 
+from .layout import title_above
 from .style import BLUE, GREY, new_figure, styled
 
 _SHADES = LinearSegmentedColormap.from_list("white to blue", ["#ffffff", BLUE])
@@ -65,8 +66,7 @@ def distance_figure(
             axes.set_title(name)
         if changes:
             _changes(figure.add_subplot(grid[1, :]), changes)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        title_above(figure, title)
         return figure
 
 
@@ -81,9 +81,9 @@ def _triangle(axes: Axes, rows: Sequence[str], columns: Sequence[str], percent: 
         text = (
             "0" if value == 0 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
         )
-        axes.text(j, i - 1, text, ha="center", va="center", fontsize=8, color="#222222")
+        axes.text(j, i - 1, text, ha="center", va="center", fontsize="small", color="#222222")
     axes.set_yticks(range(n - 1), rows[1:])
-    axes.set_xticks(range(n - 1), [name.replace(" ", "\n") for name in columns[:-1]], fontsize=7.5)
+    axes.set_xticks(range(n - 1), [name.replace(" ", "\n") for name in columns[:-1]], fontsize="small")
     axes.tick_params(length=0)
     axes.set_xlabel("% of BF16 outputs that differ")
     for spine in axes.spines.values():

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from qsim.errors import QsimError
 from qsim.formats.explain import number
 
+from .layout import title_above
 from .style import BLUE, CYCLE, DASHES, GREY, VERMILLION, new_figure, styled
 
 
@@ -35,13 +36,14 @@ class ErrorSeries:
     max: float
 
 
-def format_figure(name: str, values: np.ndarray, *, smallest_normal: float | None = None) -> Figure:
+def format_figure(name: str, values: np.ndarray, *, smallest_normal: float | None = None, size: str = "page") -> Figure:
     """A format's values on the number line, near zero, and their spacing.
 
     Arguments:
         name: the title.
         values: (n,) all finite values, ascending; at most a few thousand are drawn well.
         smallest_normal: below it values are drawn as subnormals; None: there are none.
+        size: a name of `style.SIZES`.
 
     Raises:
         ValueError: fewer than two values.
@@ -54,11 +56,11 @@ def format_figure(name: str, values: np.ndarray, *, smallest_normal: float | Non
     wide = positive[-1] / positive[0] > 2.0**40
     uniform = bool(np.allclose(np.diff(values), values[1] - values[0]))
     panels = 2 if wide or uniform or zoom == positive[-1] else 3
-    with styled():
-        figure = new_figure(3.8 if panels == 2 else 5.6)
+    with styled(size=size):
+        figure = new_figure(3.8 if panels == 2 else 5.6, size=size)
         axes = figure.subplots(panels, 1, height_ratios=[1, 2.6] if panels == 2 else [1, 1, 3.4])
         _number_line(axes[0], positive if wide else values, edge)
-        axes[0].set_title(f"{name}: {values.size} finite values, {number(values[0])} to {number(values[-1])}")
+        title_above(figure, f"{name}: {values.size} finite values, {number(values[0])} to {number(values[-1])}")
         axes[0].set_xlabel("value")
         if wide:
             axes[0].set_xscale("log", base=2)
@@ -74,22 +76,23 @@ def format_figure(name: str, values: np.ndarray, *, smallest_normal: float | Non
 
 
 def binade_figure(
-    name: str, first: np.ndarray, last: np.ndarray, spacing: np.ndarray, *, smallest_normal: float | None = None
-) -> Figure:
+    name: str, first: np.ndarray, last: np.ndarray, spacing: np.ndarray, *, smallest_normal: float | None = None,
+    size: str = "page",
+) -> Figure:  # fmt: skip
     """A format with too many values to draw one by one: the values next to 1, and the spacing binade by binade.
 
     Arguments:
         name: the title.
         first, last, spacing: (binades,) first and last value of a binade and the spacing inside it, ascending.
-        smallest_normal: as in `format_figure`.
+        smallest_normal, size: as in `format_figure`.
     """
     edge = smallest_normal if smallest_normal is not None else 0.0
-    with styled():
-        figure = new_figure(4.6)
+    with styled(size=size):
+        figure = new_figure(4.6, size=size)
         top, bottom = figure.subplots(2, 1, height_ratios=[1, 3.4])
         unit = float(spacing[np.searchsorted(first, 1.0, side="right") - 1])
         _number_line(top, np.concatenate([1 + unit / 2 * np.arange(-16, 0), 1 + unit * np.arange(9)]), 0.0)
-        top.set_title(f"{name}: up to {last[-1]:.6g}; just above 1 the spacing is {unit:.6g}")
+        title_above(figure, f"{name}: up to {last[-1]:.6g}; just above 1 the spacing is {unit:.6g}")
         top.set_xlabel("value, near 1")
         top.xaxis.set_major_locator(FixedLocator([1 - 8 * unit, 1 - 4 * unit, 1, 1 + 4 * unit, 1 + 8 * unit]))
         top.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.9g}"))
@@ -139,7 +142,7 @@ def _spacing(axes: Axes, positive: np.ndarray, edge: float) -> None:
 
 def _mark_subnormals(axes: Axes, edge: float) -> None:
     axes.axvline(edge, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "top", "color": GREY, "fontsize": 8.5}
+    style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "va": "top", "color": GREY, "fontsize": "small"}
     axes.annotate(" smallest normal", (edge, 1), **style)
 
 
@@ -167,20 +170,23 @@ def _power_label(x: float, _position: int | None = None) -> str:
     return f"$2^{{{exponent}}}$" if exponent else "1"
 
 
-def error_figure(series: Sequence[ErrorSeries], title: str = "Relative error against magnitude") -> Figure:
+def error_figure(
+    series: Sequence[ErrorSeries], title: str = "Relative error against magnitude", *, size: str = "page"
+) -> Figure:
     """Worst and rms relative error against magnitude, one colour per format.
 
     Arguments:
         series: at most seven, which is as many colours as are told apart.
         title: the heading.
+        size: a name of `style.SIZES`.
 
     Raises:
         ValueError: no series, or more than seven.
     """
     if not 1 <= len(series) <= len(CYCLE):
         raise QsimError(f"the figure takes 1 to {len(CYCLE)} formats: got {len(series)}")
-    with styled():
-        figure = new_figure(4.6)
+    with styled(size=size):
+        figure = new_figure(4.6, size=size)
         axes = figure.subplots()
         top = 1.6 * max(float(np.nanmax(s.worst)) for s in series)
         for i, s in enumerate(series):
@@ -202,7 +208,7 @@ def error_figure(series: Sequence[ErrorSeries], title: str = "Relative error aga
         axes.set_yscale("log")
         axes.set_xlabel("magnitude of the value")
         axes.set_ylabel("relative error, |rounded - value| / |value|")
-        axes.set_title(title)
+        title_above(figure, title)
         axes.set_ylim(_floor(series), top)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -210,7 +216,7 @@ def error_figure(series: Sequence[ErrorSeries], title: str = "Relative error aga
         axes.grid(True)
         axes.legend(
             title="thick: worst case; thin: rms;\n▲: clips from here on",
-            title_fontsize=8.5,
+            title_fontsize="small",
             alignment="left",
             loc="lower left",
         )

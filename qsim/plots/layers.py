@@ -9,14 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .layout import legend_of, title_above
 from .style import CYCLE, GREY, LIGHT, MARKERS, VERMILLION, new_figure, styled
 
 
-def record_figure(title: str, records: Sequence[Mapping[str, Any]]) -> Figure:
+def record_figure(title: str, records: Sequence[Mapping[str, Any]], *, size: str = "page") -> Figure:
     """Relative output error of every layer above, the share of round-to-nearest's error below.
 
     Arguments:
         records: `LayerRecord.to_dict()` of each layer, in order. Layers without calibration show the weights' error.
+        size: a name of `style.SIZES`.
 
     Hollow grey marks are round-to-nearest, filled ones the method; colours and markers tell the kinds of Linear apart.
     Layers that fell back to another method are ringed.
@@ -28,8 +30,8 @@ def record_figure(title: str, records: Sequence[Mapping[str, Any]]) -> Figure:
     kinds = [str(r["layer"]).rpartition(".")[2] for r in records]
     names = list(dict.fromkeys(kinds))
     x = np.arange(len(records))
-    with styled():
-        figure = new_figure(5.2)
+    with styled(size=size):
+        figure = new_figure(5.2, size=size)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         floor = 0.5 * min((v for v in (*errors, *rtn) if v > 0), default=1.0)
         upper.plot(x, np.maximum(rtn, floor), linestyle="none", marker="o", markersize=6, markerfacecolor="none",
@@ -45,14 +47,15 @@ def record_figure(title: str, records: Sequence[Mapping[str, Any]]) -> Figure:
         if fallen:
             lower.plot(x[fallen], ratio[fallen], linestyle="none", marker="o", markersize=11, markerfacecolor="none",
                        color=VERMILLION)  # fmt: skip
-            lower.annotate("ringed: fell back", (0.99, 0.94), xycoords="axes fraction", ha="right", va="top",
-                           fontsize=8, color=VERMILLION)  # fmt: skip
         upper.set_yscale("log")
-        upper.set_title(title)
+        title_above(figure, title)
         upper.set_ylabel("relative squared error\nof the output" if calibrated else "mean squared error\nof the weight")
         handles = [Line2D([], [], linestyle="none", marker="o", markerfacecolor="none", markeredgecolor=GREY,
                           label="round to nearest"), *upper.get_legend_handles_labels()[0]]  # fmt: skip
-        upper.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3)
+        if fallen:
+            handles.append(Line2D([], [], linestyle="none", marker="o", markersize=9, markerfacecolor="none",
+                                  color=VERMILLION, label="fell back"))  # fmt: skip
+        legend_of(figure, handles, None)
         lower.axhline(1.0, color=GREY, linewidth=0.9)
         lower.set_ylim(0, max(1.15, 1.08 * float(ratio.max(initial=0))))
         lower.set_ylabel("share of\nround-to-nearest's")
@@ -67,7 +70,7 @@ def _blocks(upper: Any, lower: Any, records: Sequence[Mapping[str, Any]], x: np.
     numbers = [next((p for p in str(r["layer"]).split(".") if p.isdigit()), "") for r in records]
     first = [i for i, n in enumerate(numbers) if i == 0 or n != numbers[i - 1]]
     middles = [(a + b - 1) / 2 for a, b in zip(first, [*first[1:], len(numbers)], strict=True)]
-    step = max(1, len(first) // 16)
+    step = max(1, round(len(first) / (2.2 * lower.figure.get_size_inches()[0])))
     for axes in (upper, lower):
         for i in first[1:]:
             axes.axvline(x[i] - 0.5, color=LIGHT, linewidth=0.7, zorder=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -28,21 +27,41 @@ def columns_of(size: str, count: int) -> int:
     return _COLUMNS[size][min(count, 6) - 1]
 
 
-def grid_of(figure: Figure, count: int, size: str) -> tuple[list[Axes], Axes | None]:
-    """Panels on shared axes, and the empty cell of the grid where there is one (a legend stands well there).
+def grid_of(
+    figure: Figure, count: int, size: str, heights: Sequence[float] = (1.0,), side: bool = False
+) -> tuple[list[Axes], Axes | None, list[Axes]]:
+    """Panels on shared axes, the empty cell of their grid where there is one (a legend stands well there), and axes for
+    what stands beside them.
 
     A panel whose lower neighbour is missing keeps its tick labels.
+
+    Arguments:
+        heights: of the panels, then of each part beside them: below, or with `side` at the right of the panels. A part
+            has no axes drawn but its own ticks.
     """
     across = columns_of(size, count)
     down = -(-count // across)
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    if len(heights) == 1:
+        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        rest = []
+    else:
+        if side:
+            outer = figure.add_gridspec(1, 2, width_ratios=(1.45, 1))
+            under = outer[1].subgridspec(len(heights) - 1, 1, height_ratios=heights[1:])
+        else:
+            outer = figure.add_gridspec(2, 1, height_ratios=(heights[0], sum(heights[1:])))
+            under = outer[1].subgridspec(len(heights) - 1, 1, height_ratios=heights[1:])
+        grid = outer[0].subgridspec(down, across).subplots(squeeze=False, sharex=True, sharey=True)
+        rest = [figure.add_subplot(under[i]) for i in range(len(heights) - 1)]
+        for axes in rest:
+            axes.set(xticks=[], yticks=[], frame_on=False)
     flat = [axes for row in grid for axes in row]
     for axes in flat[count:]:
         axes.set_axis_off()
     for i, axes in enumerate(flat[:count]):
         if i + across >= count:
             axes.tick_params(labelbottom=True)
-    return flat[:count], flat[count] if count < len(flat) else None
+    return flat[:count], flat[count] if count < len(flat) else None, rest
 
 
 def heading(figure: Figure, title: str, said: Sequence[str]) -> None:
@@ -51,14 +70,29 @@ def heading(figure: Figure, title: str, said: Sequence[str]) -> None:
     base = float(rcParams["font.size"])
     top = "\n".join(textwrap.wrap(title, max(20, int(size / (0.66 * 1.15 * base)))))
     small = 0.84 * base
-    below = textwrap.wrap("; ".join(said), max(24, int(size / (0.56 * small))))
-    room = len(below) * 1.15 * small + 0.25 * base if below else 0.0
+    below = balanced("; ".join(said), max(24, int(size / (0.56 * small))))
+    suptitle = figure.suptitle(top, x=0.012, ha="left", fontsize=1.15 * base, fontweight="bold", linespacing=1.15)
+    if not below:
+        return
     lines = top.count("\n") + 1 if title else 0
-    blank = math.ceil(room / (1.4 * base))  # lines that make room for what stands below
-    figure.suptitle(top + "\n" * blank, x=0.012, ha="left", fontsize=1.15 * base, fontweight="bold", linespacing=1.15)
-    if below:
-        figure.text(0.012, 0.98, "\n".join(below), ha="left", va="top", fontsize=small, color="#444444",
-                    linespacing=1.15, label=f"_below {lines}")  # fmt: skip
+    text = figure.text(0.012, 0.98, "\n".join(below), ha="left", va="top", fontsize=small, color="#444444",
+                       linespacing=1.15, label=f"_below {lines}")  # fmt: skip
+    renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    # blank lines of the title make the room, with that of a line between the text and the panels
+    room = text.get_window_extent(renderer).height + 1.2 * base * figure.dpi / 72
+    alone = suptitle.get_window_extent(renderer).height
+    while suptitle.get_window_extent(renderer).height - alone < room:
+        suptitle.set_text(suptitle.get_text() + "\n")
+
+
+def balanced(text: str, width: int) -> list[str]:
+    """A text on as few lines of at most `width` characters as it needs, none much shorter than the others."""
+    whole = textwrap.wrap(text, width, break_on_hyphens=False)
+    for narrow in range(len(text) // max(len(whole), 1) + 1, width):
+        found = textwrap.wrap(text, narrow, break_on_hyphens=False)
+        if len(found) <= len(whole):
+            return found
+    return whole
 
 
 def settle(figure: Figure) -> None:
@@ -86,12 +120,13 @@ def legend_of(figure: Figure, handles: Sequence[Any], spare: Axes | None) -> Leg
     """A legend in the empty cell of the grid if it fits there, else below the panels in as many columns as fit."""
     renderer = figure._get_renderer()  # type: ignore[attr-defined]
     if spare is not None:
-        legend = spare.legend(handles=handles, loc="center", borderaxespad=0)
-        _lay_out(figure)
-        box = legend.get_window_extent(renderer)
-        if box.width <= spare.bbox.width and box.height <= spare.bbox.height:
-            return legend
-        legend.remove()
+        for columns in (1, 2):
+            legend = spare.legend(handles=handles, loc="center", borderaxespad=0, ncols=columns, columnspacing=1.2)
+            _lay_out(figure)
+            box = legend.get_window_extent(renderer)
+            if box.width <= spare.bbox.width and box.height <= spare.bbox.height:
+                return legend
+            legend.remove()
     by_rows = (-(-len(handles) // rows) for rows in range(1, len(handles) + 1))
     for columns in dict.fromkeys(by_rows):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2,
@@ -102,11 +137,13 @@ def legend_of(figure: Figure, handles: Sequence[Any], spare: Axes | None) -> Leg
     return legend
 
 
-def panels(count: int, height_in: float, *, columns: int = 3, **share: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of a page's width with `columns` panels side by side; the rest of the grid is left out."""
-    across = min(columns, count)
+def panels(
+    count: int, height_in: float, *, columns: int = 3, size: str = "page", **share: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `columns` panels side by side, fewer where it is narrow; the rest of the grid is left out."""
+    across = min(columns, count, _NARROW.get(size, columns))
     down = -(-count // across)
-    figure = new_figure(height_in * down + 0.75)
+    figure = new_figure(height_in * down + 0.75, size=size)
     grid = figure.subplots(down, across, squeeze=False, **share)
     flat = [axes for row in grid for axes in row]
     for axes in flat[count:]:
@@ -114,7 +151,21 @@ def panels(count: int, height_in: float, *, columns: int = 3, **share: Any) -> t
     return figure, flat[:count]
 
 
+_NARROW = {"column": 1, "square": 2}
+"""The most panels side by side in a figure narrower than a page."""
+
+
+def panel_title(axes: Axes, title: str, **look: Any) -> None:
+    """The title of one of several panels, wrapped to its width."""
+    across = axes.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    base = float(rcParams["axes.titlesize"])
+    width = axes.figure.get_size_inches()[0] / across  # type: ignore[union-attr]
+    axes.set_title("\n".join(balanced(title, max(12, int(width * 72 / (0.82 * base))))), **look)
+
+
 def title_above(figure: Figure, title: str) -> None:
-    """A title over all panels; nothing where it is empty."""
+    """A title over all panels, wrapped to the width of the figure; nothing where it is empty."""
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        base = float(rcParams["font.size"])
+        width = int(figure.get_size_inches()[0] * 72 / (0.64 * 1.16 * base))
+        figure.suptitle("\n".join(balanced(title, width)), x=0.01, ha="left", fontweight="bold", fontsize=1.16 * base)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from .layout import legend_of, title_above
 from .marks import Mark
 from .style import CYCLE, GREY, LIGHT, MARKERS, new_figure, styled
 from .tradeoff import loss_ticks
@@ -47,8 +48,7 @@ def loss_figure(rows: Sequence[Loss], *, limit: float, title: str = "") -> Figur
         said = "loss (bits per byte); bars: 95 % interval" + ("; |: activations kept in 16 bit" if bare else "")
         axes.set_xlabel(said)
         axes.grid(True, axis="x")
-        if title:
-            axes.set_title(title)
+        title_above(figure, title)
         return figure
 
 
@@ -79,8 +79,8 @@ def quality_figure(points: Sequence[QualityPoint]) -> Figure:
         axes = figure.subplots()
         at, ticks, labels = 0.0, [], []
         for section in sections:
-            axes.text(0.995, at, section, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8.5,
-                      fontweight="bold", color="#333333")  # fmt: skip
+            axes.text(0.995, at, section, transform=axes.get_yaxis_transform(), ha="right", va="center",
+                      fontsize="small", fontweight="bold", color="#333333")  # fmt: skip
             axes.axhline(at - 0.7, color=LIGHT, linewidth=0.7)
             at += 1
             for point in (p for p in points if p.section == section):
@@ -91,7 +91,7 @@ def quality_figure(points: Sequence[QualityPoint]) -> Figure:
                 labels.append(point.name)
                 at += 1
             at += 0.6
-        axes.set_yticks(ticks, labels, fontsize=7.5)
+        axes.set_yticks(ticks, labels, fontsize="small")
         axes.set_ylim(at - 0.6, -0.8)
         axes.tick_params(axis="y", length=0)
         axes.set_xscale("symlog", linthresh=1e-3, linscale=0.7)
@@ -103,5 +103,5 @@ def quality_figure(points: Sequence[QualityPoint]) -> Figure:
         axes.set_xlabel("loss against the float model (bits per byte), ± 2 standard errors")
         handles = [Line2D([], [], linestyle="none", marker=MARKERS[i % len(MARKERS)], color=color[m], label=m)
                    for i, m in enumerate(methods)]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(methods))
+        legend_of(figure, handles, None)
     return figure

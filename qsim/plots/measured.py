@@ -78,7 +78,7 @@ def _ratios(axes: Axes, group: Compared, pick: NDArray[np.int_], look: dict[str,
     if len(pick) <= BANDS_UP_TO:
         axes.vlines(x, group.low_s[pick] / group.predicted_s[pick], group.high_s[pick] / group.predicted_s[pick],
                     color=look["color"], alpha=0.25, linewidth=1.3)  # fmt: skip
-        axes.set_title("bars: 80 % band of each prediction", fontweight="normal", fontsize=8.5)
+        axes.set_title("bars: 80 % band of each prediction", fontweight="normal", fontsize="small")
     axes.plot(x, group.measured_s[pick] / group.predicted_s[pick], **look)
     low, high = axes.get_ylim()
     axes.set(ylabel="measured / predicted", ylim=(max(0.5, min(0.8, low)), min(1.6, max(1.25, high))))

@@ -85,6 +85,21 @@ def _words(part: str) -> str:
     return f"block {block[1]}" if block else _WORDS.get(part, part)
 
 
+_UNITS = (("_gbytes_per_s_per_direction", "GB/s each way"), ("_gbytes_per_s", "GB/s"), ("_gbytes", "GB"),
+          ("_mbytes", "MB"), ("_tflops", "TFLOP/s"), ("_us", "us"), ("_mhz", "MHz"), ("_w", "W"))  # fmt: skip
+
+
+def field_title(key: str) -> str:
+    """A field of a device as people name it: `memory.bandwidth_gbytes_per_s` is `memory bandwidth (GB/s)`."""
+    for suffix, unit in _UNITS:
+        if key.endswith(suffix):
+            key = f"{key.removesuffix(suffix)} ({unit})"
+            break
+    *room, last = key.removeprefix("compute.").split(".")
+    words = [FORMATS.get(part, part.replace("_", " ")) for part in (*room, last)]
+    return " ".join(words).replace("on chip", "on-chip")
+
+
 def operator_title(name: str) -> str:
     """`gate_up` as `gate+up`; other names stay as they are."""
     return OPERATORS.get(name, name)

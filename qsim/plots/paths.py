@@ -47,10 +47,43 @@ def draw_paths(axes: Axes, points: Sequence[Point], look: _Look, taken: Taken, m
         series.setdefault(("shared",) if way.shared else key[:-1], []).append(way)
     kept = [pair for ways in series.values() for pair in _kept(ways, NEAR * pixels)]
     names = [_draw(axes, way, operators, look, taken, pixels, moves) for way, operators in kept]
+    if moves == "batch":
+        _across(axes, found, look, pixels)
     for way, operators in kept:
         _dots(axes, way, operators, look, taken, pixels)
     longest, _ = max(kept, key=lambda pair: (not pair[0].shared, pair[0].length))
     return names + _values(longest, look, moves)
+
+
+def _across(axes: Axes, found: dict[tuple[str, ...], list[Point]], look: _Look, pixels: float) -> None:
+    """Dotted arrows from the first scheme to the last at one batch, for the operator with the most time that moves."""
+    for device, case in dict.fromkeys(key[:2] for key in found):
+        mine = {key: way for key, way in found.items() if key[:2] == (device, case)}
+        schemes = list(dict.fromkeys(key[2] for key in mine))
+        pairs = [(mine[device, case, schemes[0], op], mine[device, case, schemes[-1], op])
+                 for op in dict.fromkeys(key[3] for key in mine)
+                 if (device, case, schemes[0], op) in mine and (device, case, schemes[-1], op) in mine]  # fmt: skip
+        pairs = [(a, b) for a, b in pairs if len(a) == len(b) and _moves(axes, a[0], b[0]) > 4 * look.size * pixels]
+        if len(schemes) < 2 or not pairs:
+            continue
+        start, end = max(pairs, key=lambda pair: max(p.share for p in pair[0]))
+        for i in _chosen(len(start)):
+            axes.annotate("", (end[i].intensity, end[i].flop_per_s / 1e12), zorder=2.5, label="_across",
+                          xytext=(start[i].intensity, start[i].flop_per_s / 1e12),
+                          arrowprops={"arrowstyle": "-|>", "color": "#777777", "linestyle": (0, (1, 1.5)),
+                                      "linewidth": 0.9 * look.scale, "shrinkA": 1.1 * look.size,
+                                      "shrinkB": 1.1 * look.size, "mutation_scale": 7 * look.scale})  # fmt: skip
+
+
+def _moves(axes: Axes, a: Point, b: Point) -> float:
+    """How far apart two points are, in pixels."""
+    ends = axes.transData.transform([(p.intensity, p.flop_per_s / 1e12) for p in (a, b)])
+    return float(np.hypot(*(ends[1] - ends[0])))
+
+
+def _chosen(count: int) -> list[int]:
+    """The values along a path that are named: the first, the last and some between."""
+    return sorted({0, count - 1, *range(0, count, max(1, count // 4))})
 
 
 def _common(axes: Axes, found: dict[tuple[str, ...], list[Point]], near: float) -> dict[tuple[str, ...], _Way]:
@@ -135,7 +168,7 @@ def _values(path: _Way, look: _Look, moves: str) -> list[Wanted]:
     """The values along a path: the first, the last and some between."""
     way = path.points
     color = GREY if path.shared else look.colors[look.key(way[0])]
-    chosen = sorted({0, len(way) - 1, *range(0, len(way), max(1, len(way) // 4))})
+    chosen = _chosen(len(way))
     return [
         Wanted(text=f"{moves} {way[i].at}" if moves == "batch" and not i else way[i].at, x=way[i].intensity,
                y=way[i].flop_per_s / 1e12, radius=1.2 * look.size, color=color, fontsize=7.2, value=True)

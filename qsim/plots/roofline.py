@@ -14,9 +14,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qsim.errors import QsimError
 
+from .beside import Beside, draw_bars, draw_table, prepare_bars
 from .labels import Taken, Wanted, place, together
 from .layout import grid_of, heading, legend_of, settle
 from .markers import Spot, gathered, radius
+from .reach import ALPHA, WIDTH, Reach, Tier, draw_reaches, draw_tiers
 from .roofs import Roof, draw_roofs, name_roofs
 from .style import CYCLE, GREY, SIZES, new_figure, styled
 
@@ -33,6 +35,7 @@ class Point:
     """An operator under the roofs of a device: operations per byte, the rate it reaches, its share of the step's time.
 
     `case` is what runs (`decode, batch 16`). On a path, `at` is the value that moves the operator (`batch 4`).
+    `formats` are those it multiplies in, as the roofs name them.
     """
 
     device: str
@@ -43,6 +46,7 @@ class Point:
     share: float = 1.0
     case: str = ""
     at: str = ""
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,16 @@ class _Look:
                 "markerfacecolor": "white" if fill == "none" else color}  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class _More:
+    reaches: tuple[Reach, ...]
+    tiers: tuple[Tier, ...]
+    beside: Beside
+
+
+_NOTHING = Beside()
+
+
 def roofline_figure(
     title: str,
     roofs: Sequence[Roof],
@@ -91,6 +105,9 @@ def roofline_figure(
     layout: str = "panels",
     size: str = "page",
     notes: Sequence[str] = (),
+    reaches: Sequence[Reach] = (),
+    tiers: Sequence[Tier] = (),
+    beside: Beside = _NOTHING,
 ) -> Figure:
     """Roofs, and operators under them: the marker's shape is the operator, its fill the scheme, its area its share.
 
@@ -102,18 +119,23 @@ def roofline_figure(
         layout: `panels`, one for each device on shared axes, or `overlay`, at most three devices on one.
         size: a name of `style.SIZES`.
         notes: sentences under the title.
+        reaches: what kernels reach, drawn thick with 80 % bands; the roofs of the data sheet are thin.
+        tiers: other memories, whose slopes are dotted.
+        beside: bars and a table under the panels; beside the only panel of a slide.
 
     Raises:
-        QsimError: nothing to draw, more devices or schemes than the layout holds, or values that a log axis cannot
-            show.
+        QsimError: nothing to draw, more devices or schemes than the layout holds, more bars and rows than the size
+            holds, or values that a log axis cannot show.
     """
     _check(roofs, points, path, layout, size)
+    beside.check(size, _side(size, layout, roofs))
+    more = _More(reaches=tuple(reaches), tiers=tuple(tiers), beside=beside)
     look = _look(points, path, layout, size)
     said = [*notes, *_encoding(points, path)]
     missing: list[str] = []
     for _ in range(3):  # what finds no room is said under the title, which takes some room itself
         tail = [f"no room to name {', '.join(missing)}"] if missing else []
-        figure, left_out = _build(title, roofs, points, look, path, layout, size, [*said, *tail])
+        figure, left_out = _build(title, roofs, points, look, path, layout, size, [*said, *tail], more)
         if set(left_out) <= set(missing):
             break
         missing = list(dict.fromkeys([*missing, *left_out]))
@@ -122,27 +144,46 @@ def roofline_figure(
 
 def _build(
     title: str, roofs: Sequence[Roof], points: Sequence[Point], look: _Look, path: str | None, layout: str, size: str,
-    said: Sequence[str],
+    said: Sequence[str], more: _More,
 ) -> tuple[Figure, list[str]]:  # fmt: skip
     """The figure, and the names that found no room."""
     devices = list(dict.fromkeys(r.device for r in roofs))
     groups = [devices] if layout == "overlay" else [[d] for d in devices]
+    side = _side(size, layout, roofs)
+    extra = more.beside.heights_in(size, side)
     with styled(look.scale):
-        figure = new_figure(*_size(size, len(groups)))
-        panels, spare = grid_of(figure, len(groups), size)
-        _limits(panels, roofs, points)
+        height, width = _size(size, len(groups))
+        grown = 0.0 if SIZES[size].height_in else sum(extra)
+        figure = new_figure(height + grown, width)
+        panels, spare, rest = grid_of(figure, len(groups), size, [height - 1.3 * look.scale, *extra], side)
+        _limits(panels, roofs, points, more.tiers)
         for axes, group in zip(panels, groups, strict=True):
-            draw_roofs(axes, [r for r in roofs if r.device in group], look, layout)
+            mine = [r for r in roofs if r.device in group]
+            draw_tiers(axes, [t for t in more.tiers if t.device in group], mine, look)
+            draw_reaches(axes, [r for r in more.reaches if r.device in group], mine, look)
+            draw_roofs(axes, mine, look, layout)
             if layout != "overlay" and len(devices) > 1:
                 axes.set_title(group[0], fontweight="normal")
+        if more.beside.steps:
+            prepare_bars(rest[0], more.beside.steps)
         heading(figure, title, said)
-        legend_of(figure, _handles(points, look, path), spare)
+        legend_of(figure, _handles(points, look, path, bool(more.reaches)), spare)
         settle(figure)
         left_out: list[str] = []
         for axes, group in zip(panels, groups, strict=True):
-            mine = [p for p in points if p.device in group]
-            left_out += _fill(axes, [r for r in roofs if r.device in group], mine, look, path, layout)
+            mine = [r for r in roofs if r.device in group]
+            left_out += _fill(axes, mine, [p for p in points if p.device in group],
+                              [t for t in more.tiers if t.device in group], look, path, layout)  # fmt: skip
+        if more.beside.steps:
+            draw_bars(rest[0], more.beside.steps, look)
+        if more.beside.numbers is not None:
+            draw_table(figure, rest[-1], more.beside.numbers, look, size, side)
         return figure, left_out
+
+
+def _side(size: str, layout: str, roofs: Sequence[Roof]) -> bool:
+    """Whether there is room at the side of the panels: that of the only panel of a slide."""
+    return size == "slide" and (layout == "overlay" or len({r.device for r in roofs}) == 1)
 
 
 def _check(roofs: Sequence[Roof], points: Sequence[Point], path: str | None, layout: str, size: str) -> None:
@@ -201,12 +242,14 @@ def _size(size: str, count: int) -> tuple[float, float]:
     return found.height_in or rows * each + 1.6 * found.scale, found.width_in
 
 
-def _limits(panels: Sequence[Axes], roofs: Sequence[Roof], points: Sequence[Point]) -> None:
+def _limits(panels: Sequence[Axes], roofs: Sequence[Roof], points: Sequence[Point], tiers: Sequence[Tier]) -> None:
     ridges = [r.peak_flop_per_s / r.bandwidth_bytes_per_s for r in roofs]
     xs, ys = [p.intensity for p in points], [p.flop_per_s / 1e12 for p in points]
+    # the slope of a faster memory ends at its own ridge, further left
+    ends = [max(r.peak_flop_per_s for r in roofs if r.device == t.device) / t.bandwidth_bytes_per_s for t in tiers]
     for axes in panels:
         axes.set(xscale="log", yscale="log")
-        axes.set_xlim(min(xs) / 3, max(max(ridges) * 20, max(xs) * 4))
+        axes.set_xlim(min([x / 3 for x in xs] + [x / 4 for x in ends]), max(max(ridges) * 20, max(xs) * 4))
         axes.set_ylim(min(ys) / 4, max(r.peak_flop_per_s for r in roofs) / 1e12 * 2.5)
         axes.grid(True, which="major")
         for axis in (axes.xaxis, axes.yaxis):
@@ -222,13 +265,15 @@ def _limits(panels: Sequence[Axes], roofs: Sequence[Roof], points: Sequence[Poin
 
 def _encoding(points: Sequence[Point], path: str | None) -> list[str]:
     if path is not None:
-        return [f"each arrow is one operator's path with the {path}"]
+        schemes = list(dict.fromkeys(p.scheme for p in points))
+        dotted = f"; dotted arrows: from {schemes[0]} to {schemes[-1]} at one batch"
+        return [f"each arrow is one operator's path with the {path}" + dotted * (path == "batch" and len(schemes) > 1)]
     if len({p.share for p in points}) < 2:
         return []
     return ["area of a marker: share of the step's time", "circle: several operators at one place"]
 
 
-def _handles(points: Sequence[Point], look: _Look, path: str | None) -> list[Line2D]:
+def _handles(points: Sequence[Point], look: _Look, path: str | None, reached: bool) -> list[Line2D]:
     """The legend: shapes of operators, then fills of schemes, then colours of what is neither."""
     drawn = list(look.shapes)
     plain = {"scale": look.scale, "size": 3.6 * look.scale}
@@ -241,6 +286,10 @@ def _handles(points: Sequence[Point], look: _Look, path: str | None) -> list[Lin
     if look.color_by in ("case", "device"):
         out += [Line2D([], [], color=c, linestyle="none", marker="s", markersize=8 * look.scale, label=k)
                 for k, c in look.colors.items()]  # fmt: skip
+    out.append(Line2D([], [], color="#555555", linewidth=0.9 * look.scale, label="data sheet"))
+    if reached:
+        out.append(Line2D([], [], color=GREY, alpha=ALPHA, linewidth=WIDTH * look.scale,
+                          label="reached by kernels, 80 % band"))  # fmt: skip
     return out
 
 
@@ -248,19 +297,20 @@ def _handles(points: Sequence[Point], look: _Look, path: str | None) -> list[Lin
 
 
 def _fill(
-    axes: Axes, roofs: Sequence[Roof], points: Sequence[Point], look: _Look, path: str | None, layout: str
-) -> list[str]:
+    axes: Axes, roofs: Sequence[Roof], points: Sequence[Point], tiers: Sequence[Tier], look: _Look, path: str | None,
+    layout: str,
+) -> list[str]:  # fmt: skip
     """Markers or paths, then names; returns the names that found no room."""
     from .paths import draw_paths
 
     taken = Taken()
-    for r in roofs:
+    for r in (r for r in roofs if r.used):
         xs = [axes.get_xlim()[0], r.peak_flop_per_s / r.bandwidth_bytes_per_s, axes.get_xlim()[1]]
         ys = [min(x * r.bandwidth_bytes_per_s, r.peak_flop_per_s) / 1e12 for x in xs]
         corners = axes.transData.transform(np.column_stack([xs, ys]))
         taken.lines += [(*corners[i], *corners[i + 1]) for i in range(2)]
     wanted = draw_paths(axes, points, look, taken, path) if path else _draw_markers(axes, points, look, taken)
-    left_out = name_roofs(axes, roofs, look, layout, taken)
+    left_out = name_roofs(axes, roofs, tiers, look, layout, taken)
     font = 8.3 * look.scale
     sized = [replace(w, fontsize=w.fontsize * font / 8) for w in wanted]
     unplaced = place(axes, sized, taken)

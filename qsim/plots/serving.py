@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from .layout import legend_of, panels, title_above
+from .layout import legend_of, panel_title, panels, title_above
 from .style import CYCLE, DASHES, GREY, styled
 
 
@@ -34,14 +34,15 @@ class LoadCurve:
     other_s: NDArray[np.float64] | None = None
 
 
-def timeline_figure(timeline: NDArray[np.float64], *, title: str = "") -> Figure:
+def timeline_figure(timeline: NDArray[np.float64], *, title: str = "", size: str = "page") -> Figure:
     """An engine over time: sequences that run, requests that wait, and the share of the KV cache.
 
     Arguments:
         timeline: (points, 4) seconds, running, waiting, share of the cache.
+        size: a name of `style.SIZES`.
     """
-    with styled():
-        figure, (above, below) = panels(2, 1.7, columns=1, sharex=True)
+    with styled(size=size):
+        figure, (above, below) = panels(2, 1.7, columns=1, size=size, sharex=True)
         seconds, running, waiting, cache = timeline.T
         above.step(seconds, running, where="post", color=CYCLE[0], label="running")
         above.step(seconds, waiting, where="post", color=CYCLE[1], linestyle=DASHES[1], label="waiting")
@@ -60,16 +61,17 @@ def timeline_figure(timeline: NDArray[np.float64], *, title: str = "") -> Figure
 
 def frontier_figure(
     data: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], *, title: str = "",
-    user_at_least: float | None = None,
+    user_at_least: float | None = None, size: str = "page",
 ) -> Figure:  # fmt: skip
     """Tokens a second of each device against tokens per second that a user sees, a panel for each device.
 
     Arguments:
         data: device -> scheme -> (tokens/s per user, tokens/s per device), the best deployments of each.
         user_at_least: a limit on the first, drawn as a line.
+        size: a name of `style.SIZES`.
     """
-    with styled():
-        figure, grid = panels(len(data), 3.2 if len(data) == 1 else 2.4, sharex=True, sharey=True)
+    with styled(size=size):
+        figure, grid = panels(len(data), 3.2 if len(data) == 1 else 2.4, size=size, sharex=True, sharey=True)
         names = list(dict.fromkeys(s for curves in data.values() for s in curves))
         for axes, (device, curves) in zip(grid, data.items(), strict=True):
             for i, name in enumerate(names):
@@ -78,7 +80,7 @@ def frontier_figure(
                     axes.plot(x, y, color=CYCLE[i % len(CYCLE)], linestyle=DASHES[i % len(DASHES)], marker=".")
             if user_at_least is not None:
                 axes.axvline(user_at_least, color=GREY, linewidth=0.9)
-            axes.set_title(device)
+            panel_title(axes, device)
             axes.set_xlabel("tokens/s for each user")
             axes.grid(True)
         grid[0].set_ylabel("tokens/s of each device")
@@ -88,7 +90,9 @@ def frontier_figure(
         legend_of(figure, [
             Line2D([], [], color=CYCLE[i % len(CYCLE)], linestyle=DASHES[i % len(DASHES)], marker=".", label=name)
             for i, name in enumerate(names)
-        ], None)  # fmt: skip
+        ] + ([] if user_at_least is None else [
+            Line2D([], [], color=GREY, linewidth=0.9, label=f"asked for: {user_at_least:.3g} tokens/s for each user")
+        ]), None)  # fmt: skip
         return figure
 
 
@@ -108,7 +112,7 @@ def load_figure(data: Mapping[str, Sequence[LoadCurve]], *, title: str = "", oth
                 axes.plot(c.measured_rate, 1e3 * c.measured_s, "o", markersize=4.0, color=CYCLE[1])
                 if c.other_rate is not None and c.other_s is not None:
                     axes.plot(c.other_rate, 1e3 * c.other_s, "x", markersize=4.5, color=CYCLE[2])
-            axes.set_title(name, fontsize=7.5)
+            panel_title(axes, name, fontsize="small")
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
             axes.grid(True)

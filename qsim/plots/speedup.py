@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from .layout import legend_of, panels, title_above
+from .layout import legend_of, panel_title, panels, title_above
 from .style import CYCLE, DASHES, GREY, styled
 
 
@@ -50,7 +50,7 @@ def speedup_figure(
             axes.axhline(1.0, color=GREY, linewidth=0.9)
             for j, curve in enumerate(curves):
                 _draw(axes, curve, CYCLE[j % len(CYCLE)], DASHES[j % len(DASHES)])
-            axes.set_title(name)
+            panel_title(axes, name)
             axes.grid(True)
             if i % 3 == 0:
                 axes.set_ylabel(ylabel)

@@ -105,14 +105,21 @@ def check_size(size: str) -> None:
         raise QsimError(nearest("size of figures", size, SIZES))
 
 
-def styled(scale: float = 1.0) -> AbstractContextManager[None]:
+def styled(scale: float = 1.0, *, size: str | None = None) -> AbstractContextManager[None]:
     """A context with this project's settings over matplotlib's own defaults, whatever the user's matplotlibrc says.
 
     Figures are built and saved inside it; the settings of the caller are back afterwards.
 
     Arguments:
         scale: of type and lines; see `SIZES`.
+        size: a name of `SIZES`, whose scale stands instead.
+
+    Raises:
+        QsimError: no such size.
     """
+    if size is not None:
+        check_size(size)
+        scale = SIZES[size].scale
     settings: Any = dict(matplotlib.rcParamsDefault)
     del settings["backend"]  # not ours to choose; figures here need none
     settings.update(_RC)
@@ -120,9 +127,22 @@ def styled(scale: float = 1.0) -> AbstractContextManager[None]:
     return matplotlib.rc_context(settings)
 
 
-def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """An empty figure that lays itself out; sizes in inches. Call it inside `styled()`."""
+def new_figure(height_in: float, width_in: float = WIDTH_IN, *, size: str = "page") -> Figure:
+    """An empty figure that lays itself out. Call it inside `styled()`.
+
+    Arguments:
+        height_in, width_in: in inches, on a page.
+        size: a name of `SIZES`: its width and height stand instead; where it has no height, the page's grows with the
+            type.
+    """
+    found = SIZES[size]
+    if size != "page":
+        width_in, height_in = found.width_in, found.height_in or height_in * found.scale + _LEGEND_IN
     return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+_LEGEND_IN = 0.35
+"""What the legend of a narrow figure takes more than that of a page, whose entries stand side by side."""
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from numpy.typing import NDArray
 
 from .labels import Taken, Wanted, place
-from .layout import legend_of, panels, settle, title_above
+from .layout import legend_of, panel_title, panels, settle, title_above
 from .style import CYCLE, DASHES, GREY, MARKERS, new_figure, styled
 
 Array = NDArray[np.float64]
@@ -33,7 +33,7 @@ def histogram_figure(data: Mapping[str, Mapping[str, tuple[Array, Array]]], *, t
                             linestyle=DASHES[i % len(DASHES)])  # fmt: skip
             axes.set_yscale("log")
             axes.set_ylim(bottom=1e-3)
-            axes.set_title(name)
+            panel_title(axes, name)
             axes.set_xlabel("error / rms of the tensor")
             axes.grid(True)
         grid[0].set_ylabel("density")
@@ -66,14 +66,13 @@ def sqnr_figure(data: Mapping[str, Mapping[str, tuple[float, float]]], *, title:
         axes.margins(x=0.08, y=0.12)
         axes.grid(True)
         legend = axes.legend(loc="upper left")
-        if title:
-            axes.set_title(title)
+        title_above(figure, title)
         settle(figure)
         tops = {n: max((mine[n] for mine in data.values() if n in mine), key=lambda point: point[1]) for n in names}
         at = axes.transData.transform(every)
         taken = Taken(circles=[(float(x), float(y), 3.5 * figure.dpi / 72) for x, y in at],
                       boxes=[legend.get_window_extent()])  # fmt: skip
-        place(axes, [Wanted(text=n, x=b, y=db, radius=3.5, fontsize=7.5) for n, (b, db) in tops.items()], taken)
+        place(axes, [Wanted(text=n, x=b, y=db, radius=3.5, fontsize=7.9) for n, (b, db) in tops.items()], taken)
         return figure
 
 
@@ -122,7 +121,6 @@ def salient_figure(ways: Mapping[str, tuple[Array, Array]], *, title: str = "") 
         axes.set_ylabel("error of the output (%)")
         axes.set_ylim(bottom=0)
         axes.grid(True)
-        axes.legend(title="channels chosen by", title_fontsize=8.5, alignment="left")
-        if title:
-            axes.set_title(title)
+        axes.legend(title="channels chosen by", title_fontsize="small", alignment="left")
+        title_above(figure, title)
         return figure

@@ -13,9 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from numpy.typing import NDArray
 
 from .labels import Taken, Wanted, place
-from .layout import legend_of, panels, settle, title_above
+from .layout import legend_of, panel_title, panels, settle, title_above
 from .marks import Mark
-from .style import CYCLE, GREY, LIGHT, new_figure, styled
+from .style import CYCLE, GREY, SIZES, new_figure, styled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def tradeoff_figure(data: Mapping[str, Sequence[Tradeoff]], *, limit: float, yla
                     ecolor=p.mark.color, elinewidth=0.8, alpha=0.55, fmt="none", zorder=2,
                 )  # fmt: skip
                 p.mark.draw(axes, [p.loss], [p.rate], zorder=3)
-            axes.set_title(name)
+            panel_title(axes, name)
             axes.set_ylim(bottom=0)
             axes.set_xlim(min(-0.4 * knee, 1.2 * least), most * 1.5)
             axes.grid(True)
@@ -91,16 +91,22 @@ def _front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto_figure(
-    title: str, x: Any, y: Any, labels: Sequence[str], front: NDArray[np.bool_], *, xlabel: str, ylabel: str
-) -> Figure:
-    """Points with the Pareto front joined; at most twelve points of the front are named, where there is room."""
-    with styled():
-        figure = new_figure(4.4)
+    title: str, x: Any, y: Any, labels: Sequence[str], front: NDArray[np.bool_], *, xlabel: str, ylabel: str,
+    size: str = "page",
+) -> Figure:  # fmt: skip
+    """Points with the Pareto front joined; at most twelve points of the front are named, where there is room.
+
+    `size` is a name of `style.SIZES`.
+    """
+    with styled(size=size):
+        figure = new_figure(4.4, size=size)
         axes = figure.add_subplot()
         x, y = np.asarray(x, float), np.asarray(y, float)
-        axes.plot(x[~front], y[~front], linestyle="none", marker="o", markersize=4, color=LIGHT, label="other cases")
+        axes.plot(x[~front], y[~front], linestyle="none", marker="o", markersize=4 * SIZES[size].scale,
+                  color="#B5B5B5", label="other cases")  # fmt: skip
         order = np.argsort(x[front])
-        axes.plot(x[front][order], y[front][order], marker="D", markersize=5, color=CYCLE[0], label="Pareto front")
+        axes.plot(x[front][order], y[front][order], marker="D", markersize=5 * SIZES[size].scale, color=CYCLE[0],
+                  label="Pareto front")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -108,13 +114,14 @@ def pareto_figure(
             axis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.12, y=0.1)
         axes.grid(True)
-        axes.set_title(title)
+        title_above(figure, title)
         legend_of(figure, axes.get_legend_handles_labels()[0], None)
         settle(figure)
         best = np.flatnonzero(front)[order]
-        wanted = [Wanted(text=labels[i], x=float(x[i]), y=float(y[i]), radius=3.0, fontsize=7.5)
+        wanted = [Wanted(text=labels[i], x=float(x[i]), y=float(y[i]), radius=3.0 * SIZES[size].scale,
+                         fontsize=7.9 * SIZES[size].scale)
                   for i in best[:: max(1, len(best) // 12)]]  # fmt: skip
         pixels = figure.dpi / 72
         at = axes.transData.transform(np.column_stack([x[front], y[front]]))
-        place(axes, wanted, Taken(circles=[(float(px), float(py), 3.0 * pixels) for px, py in at]))
+        place(axes, wanted, Taken(circles=[(float(px), float(py), 3.0 * SIZES[size].scale * pixels) for px, py in at]))
         return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,10 +31,24 @@ def drawn_texts(figure: Figure) -> list[tuple[Text, Any]]:
     return found
 
 
+def circles_of(axes: Any, label: str | None = None) -> list[tuple[float, float, float]]:
+    """Centre and radius in pixels of every marker of a panel, or of the lines of one label."""
+    found = []
+    for line in axes.lines:
+        if line.get_marker() in ("None", "none", "", " ", None) or label not in (None, line.get_label()):
+            continue
+        if not len(line.get_xydata()):
+            continue
+        radius = line.get_markersize() / 2 * axes.figure.dpi / 72
+        at = line.get_transform().transform(np.asarray(line.get_xydata(), float))
+        found += [(float(x), float(y), radius) for x, y in at if np.isfinite(x) and np.isfinite(y)]
+    return found
+
+
 def faults(figure: Figure) -> list[str]:
     """What a reader would stumble over: text cut, over other text, over a marker, too small; markers that are hidden.
 
-    Labels of operators and roofs must keep off every marker; other texts (ticks, titles) are not on the panel.
+    A text on a panel must keep off every marker of its panel, but for one that it is written into.
     """
     texts = drawn_texts(figure)
     page, out = figure.bbox, []
@@ -49,12 +64,11 @@ def faults(figure: Figure) -> list[str]:
             high = min(box.y1, other.y1) - max(box.y0, other.y0)
             if wide > SLACK and high > SLACK:
                 out.append(f"{a.get_text()!r} over {b.get_text()!r}")
-    markers = [m for axes in figure.axes for m in axes.lines if m.get_label() == "_marker"]
-    circles = [(*m.axes.transData.transform(m.get_xydata()[0]), m.get_markersize() / 2 * figure.dpi / 72)
-               for m in markers]  # fmt: skip
+    circles = [c for axes in figure.axes for c in circles_of(axes, "_marker")]
+    every = {axes: circles_of(axes) for axes in figure.axes}
     for text, box in texts:
-        if text.get_label() in ("_label", "_roof name"):
-            for x, y, r in circles:
+        if text in getattr(text.axes, "texts", ()):
+            for x, y, r in every[text.axes]:
                 dx, dy = max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)
                 if (dx * dx + dy * dy) ** 0.5 < 0.9 * r - SLACK:
                     out.append(f"{text.get_text()!r} over a marker")

@@ -51,7 +51,7 @@ def test_wide_format_by_binades() -> None:
     rows = binades(fmt)
     first, last, spacing = (np.array([r[k] for r in rows]) for k in ("first", "last", "spacing"))
     figure = binade_figure(fmt.name, first, last, spacing, smallest_normal=fmt.smallest_normal)
-    assert "0.0078125" in figure.axes[0].get_title(loc="left")
+    assert "0.0078125" in figure.get_suptitle().replace("\n", " ")
 
 
 def test_error_figure_labels_every_series() -> None:

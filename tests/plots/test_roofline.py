@@ -44,10 +44,10 @@ def made(
 
 
 CASES: list[dict[str, Any]] = [
-    {"devices": DEVICES[:3], "schemes": SCHEMES[:3], "model": "llama-3-70b", "size": "slide"},
-    {"devices": DEVICES[:1], "schemes": SCHEMES, "size": "column"},
+    {"devices": DEVICES[:1], "schemes": SCHEMES, "size": "column", "beside": ("time",)},
     {"devices": DEVICES[:1], "schemes": SCHEMES[:3:2], "batches": (1, 4, 16, 64, 256), "path": "batch"},
     {"devices": DEVICES[:2], "schemes": SCHEMES[:3], "path": "scheme", "layout": "overlay", "size": "square"},
+    {"devices": DEVICES, "schemes": SCHEMES[:3], "model": "llama-3-70b", "size": "slide"},
 ]
 
 
@@ -65,16 +65,29 @@ ALL = [
     for size, batch in (("slide", 1), ("page", 16), ("column", 1), ("square", 64))
 ]  # fmt: skip
 PATHS = [
-    {"devices": DEVICES[:d], "schemes": SCHEMES[:s], "size": size, "path": path, "layout": layout,
-     "batches": (1, 2, 4, 8, 16, 32, 64, 128, 256) if path == "batch" else (1,)}
+    {
+        "devices": DEVICES[:d],
+        "schemes": SCHEMES[:s],
+        "size": size,
+        "path": path,
+        "layout": layout,
+        "batches": (1, 2, 4, 8, 16, 32, 64, 128, 256) if path == "batch" else (1,),
+    }
     for path, s in (("scheme", 3), ("scheme", 5), ("batch", 1), ("batch", 2))
     for d, layout in ((1, "panels"), (2, "panels"), (2, "overlay"), (3, "overlay"))
     for size in ("slide", "page")
+]
+BESIDE = [
+    {"devices": DEVICES[:d], "schemes": SCHEMES[:s], "phases": phases, "size": size, "beside": beside}
+    for beside in (("time",), ("table",), ("time", "table"))
+    for d, s, size in ((1, 2, "slide"), (1, 1, "square"), (3, 3, "page"), (6, 2, "page"), (1, 3, "column"))
+    for phases in (("decode",), ("decode", "prefill"))
+    if not (size in ("slide", "square") and "table" in beside and len(phases) == 2)  # which is refused
 ]  # fmt: skip
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("case", [*ALL, *PATHS], ids=str)
+@pytest.mark.parametrize("case", [*ALL, *PATHS, *BESIDE], ids=str)
 def test_every_text_of_many_rooflines_can_be_read(case: dict[str, Any]) -> None:
     assert faults(made(**case)) == []
 
