@@ -185,10 +185,12 @@ def fit_all(points: Sequence[Point], say: Callable[[str], None] = lambda _: None
     # few blocks stand behind an engine: half of its band is that of all engines
     everything = [s for scored in apart.values() for s in scored]
     shared = {which: band(everything, which) for which in ("tpot", "ttft")} if everything else {}
+    own: dict[str, dict[str, Any]] = {
+        name: {which: between(band(fit.unseen, which), shared[which]) for which in shared}
+        for name, fit in found.items()
+    }
     found = {
-        name: replace(fit, constants=replace(
-            fit.constants, **{which: between(band(fit.unseen, which), shared[which]) for which in shared},
-        ))
+        name: replace(fit, constants=replace(fit.constants, **own[name]))
         for name, fit in found.items()
     }  # fmt: skip
     return _with_mixtures(found, [p for p in points if not is_dense(p)], tables, say)
@@ -227,7 +229,8 @@ def _with_mixtures(
     everything = [s for scored in measured.values() for s in scored]
     found = {}
     for name, one in fits.items():
-        own, bands = measured.get(name, []), {}
+        own = measured.get(name, [])
+        bands: dict[str, Any] = {}
         for which in ("tpot", "ttft") if everything else ():
             shared = band(everything, which)
             bands[f"moe_{which}"] = between(band(own, which), shared) if len(own) >= LEAST else shared

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from qsim.errors import QsimError
 from qsim.evidence import expected_loss
-from qsim.evidence.expect import Basis
+from qsim.evidence.expectation import Basis
 from qsim.evidence.served import SERVED
 
 METHODS = tuple(dict.fromkeys(s.method for s in SERVED if s.method != "awq"))
