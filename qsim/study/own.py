@@ -11,8 +11,8 @@ from qsim.evidence.identity import canonical
 from qsim.evidence.precision import Precision, of_scheme
 from qsim.evidence.table import method_of
 
+from .method import NONE
 from .result import StudyResult
-from .spec import NONE
 
 
 def measured_rows(result: StudyResult) -> Iterator[Row]:
