@@ -312,7 +312,7 @@ def report(found: dict[tuple[str, str], Measured]) -> str:
             lines.append(
                 f"| {_TITLES[method]} | `{scheme}` | {_cells(found, GEMMA, name)} | {_cells(found, TINY, name)} |"
             )
-    lines += ["", "An empty cell, or a row of the script's list that is not here, was not measured: "
+    lines += ["", ranks(found), "", "An empty cell, or a row of the script's list that is not here, was not measured: "
               "`python reports/real_model.py model.gguf` measures what is missing, minutes for each row.", "",
               "## Four bits against each other", "",
               "Bits per byte that the first loses more than the second, on the same windows.", "",
@@ -324,6 +324,16 @@ def report(found: dict[tuple[str, str], Measured]) -> str:
             ours = f"| {model} | {_named(first)} | {_named(second)} | {value:+.5f} ± {error:.5f} | "
             lines.append(f"{ours}{abs(value) / error:.1f} |")
     return "\n".join([*lines, ""])
+
+
+def ranks(found: dict[tuple[str, str], Measured]) -> str:
+    """How far the embedded model orders the methods as the real one does."""
+    from scipy.stats import kendalltau
+
+    both = [n for n in ROWS if n != BASE and (GEMMA, n) in found and (TINY, n) in found]
+    real, small = ([loss_of(found[m, n], found[m, BASE])[0] for n in both] for m in (GEMMA, TINY))
+    return (f"Order of the {len(both)} rows that both have, embedded model against the real one: Kendall's tau "
+            f"{float(kendalltau(real, small).statistic):.2f}.")  # fmt: skip
 
 
 _FOUR = ("rtn:w4a16-g128", "gptq:w4a16-g128", "awq:w4a16-g128", "rtn:nvfp4", "gguf:q4_k")
