@@ -146,8 +146,10 @@ def write_page(path: Path, opened: Opened | None = None) -> int:
     """Write the page for use without a server; returns its bytes.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; that its folder does not exist is said before any work is done.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     page = render(opened)
     write_text(path, page)
     return len(page.encode())

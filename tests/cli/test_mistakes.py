@@ -205,6 +205,13 @@ serve llama-3-8b --concurrency 4 --rate 3 | --concurrency and --rate
 serve llama-3-8b --concurrency 4 --prompt gauss:3 | 'gauss:3'
 serve llama-3-8b --trace none.csv | none.csv
 plan llama-3-8b --rate 5 --ttft 1s --tpot 30 | '30'
+explore --export nowhere/a.html | nowhere
+explore --export dir | dir
+explore --export a.html --port 80 | --port
+explore --device h201 | 'h201'
+explore --device broken.toml | broken.toml
+explore --model negative.json | negative.json
+explore --device h100 --device h200 --device l4 --device l40s | 4
 evidence llama-9-8b | 'llama-9-8b'
 evidence llama-3-8b --method magic | 'magic'
 outliers nowhere | nowhere does not exist

@@ -2,7 +2,7 @@
 "use strict";
 
 const Answers = (() => {
-  const BATCHES = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+  const BATCHES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256];
   const CONTEXTS = [256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072];
   const USUAL = ["w4a16-g128", "fp8-rowwise", "w8a8-channel-token", "nvfp4", "fp8-weight-only", "w8a16-channel"];
   const devices = new Map();
@@ -38,10 +38,10 @@ const Answers = (() => {
 
   function local(q) {
     const steps = q.cases.map((c) => tried(() => ({ step: Law.predict(deviceOf(c), q.model, c.scheme, c.kv, q.phase, q.batch, q.context, c.tp) })));
-    const base = q.cases.map((c) => tried(() => ({ time: Law.predict(deviceOf(c), q.model, "bf16", "", q.phase, q.batch, q.context, c.tp).time })).time ?? null);
+    const base = q.cases.map((c) => tried(() => ({ time: Law.predict(deviceOf(c), q.model, "bf16", "", q.phase, q.batch, q.context, c.tp, true).time })).time ?? null);
     const at = q.cases[q.on], down = [...q.batches].reverse();
     const curve = (scheme, kv) => tried(() => {
-      const found = down.map((b) => Law.predict(deviceOf(at), q.model, scheme, kv, q.phase, b, q.context, at.tp)).reverse();
+      const found = down.map((b) => Law.predict(deviceOf(at), q.model, scheme, kv, q.phase, b, q.context, at.tp, true)).reverse();
       return { times: found.map((f) => f.time), low: found.map((f) => f.low), high: found.map((f) => f.high) };
     });
     const curves = { batches: q.batches, base: curve("bf16", ""), lines: q.lines.map((l) => ({ name: l.name, ...curve(l.scheme, l.kv) })) };

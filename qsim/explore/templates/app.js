@@ -12,7 +12,7 @@ const App = (() => {
   ];
   const FIRST = ["memory.bandwidth_gbytes_per_s", "memory.capacity_gbytes", "link.bandwidth_gbytes_per_s_per_direction",
     "link.latency_us", "layer_overhead_us", "hop_latency_us"];
-  let config, P, state, found = null, cards = [], asked = 0, durations = [];
+  let config, P, state, found = null, cards = [], asked = 0;
 
   const make = (tag, attributes = {}, ...children) => {
     const element = document.createElement(tag);
@@ -121,7 +121,10 @@ const App = (() => {
     const copy = make("button", { type: "button", class: "small copy", text: "Copy as command", onclick: () => copied(refs.command.textContent, "The command is copied") });
     const fields = Object.keys(base.fields).sort((a, b) => rank(a) - rank(b));
     const box = make("details", { open: Object.keys(c.set).length > 0 }, make("summary", { text: "Change the device" }));
-    for (const path of fields) box.append(buildField(c, path, base.fields[path]));
+    const inner = make("div", { class: "fields" }), further = make("details", { open: Object.keys(c.set).some((path) => rank(path) > 20) }, make("summary", { text: "Further fields" }));
+    for (const path of fields) (rank(path) > 20 ? further : inner).append(buildField(c, path, base.fields[path]));
+    if (further.childElementCount > 1) inner.append(further);
+    box.append(inner);
     box.append(make("p", { class: "tools" }, make("button", { type: "button", class: "small", text: "Back to the device's own values", onclick: () => { c.set = {}; buildCases(); update(); } })));
     const element = make("section", { class: "case", style: `--mine:${mine}`, "aria-label": `case ${Views.LETTERS[i]}` },
       make("header", {}, make("span", { class: "letter", text: Views.LETTERS[i] }), device, remove),
@@ -252,7 +255,7 @@ const App = (() => {
       draw();
     }
     ask();
-    durations.push(performance.now() - began);
+    performance.measure("update", { start: began });
   }
 
   // --- question, notes, downloads -----------------------------------------------------------------------------------------
@@ -377,6 +380,6 @@ const App = (() => {
     read(location.hash);
   }
 
-  return { start, get state() { return state; }, get found() { return found; }, get durations() { return durations; }, update };
+  return { start, get state() { return state; }, get found() { return found; }, update };
 })();
 App.start();

@@ -159,7 +159,7 @@ const Law = (() => {
     }
     const sizes = unique(all), edges = sizes.map((v) => Math.log2(v)), at = [];
     edges.forEach((e, i) => { if (knots.some((k) => Math.abs(e - k) < 1e-3)) at.push(i); });
-    return (p.sizes = { sizes, knots: at, edges });
+    return (p.sizes = { sizes, knots: at, edges, measured: at.map((i) => sizes[i]) });
   }
 
   const AFTER = 1 + 1e-9;
@@ -209,7 +209,7 @@ const Law = (() => {
 
   function corrected(d, p, soft, softAt, size, a, b, falls, key) {
     const whole = sizesOf(p), edges = whole.edges;
-    const last = Math.min(Math.max(1, below(whole.knots.map((k) => whole.sizes[k]), size)), whole.knots.length - 1);
+    const last = Math.min(Math.max(1, below(whole.measured, size)), whole.knots.length - 1);
     const units = d.units, where = `${p.id}|${a}|${b}|${units}`;
     let lineAt = LINES.get(where);
     if (!lineAt) {
@@ -798,18 +798,24 @@ const Law = (() => {
   }
 
   function totals(rows) {
-    const time = sum(rows.map((r) => r.time)), least = 0.1 * time;
-    const tags = new Set(rows.filter((r) => r.time > least).map((r) => r.fidelity));
+    let time = 0;
+    for (const r of rows) time += r.time;
+    // sums of the errors and of their squares on both sides, of calibrated and of transferred operators
+    const sums = { calibrated: [0, 0, 0, 0], transferred: [0, 0, 0, 0] }, tags = new Set();
+    for (const r of rows) {
+      const s = sums[r.fidelity], down = r.time - r.low, up = r.high - r.time;
+      s[0] += down; s[1] += down * down; s[2] += up; s[3] += up * up;
+      if (r.time > 0.1 * time) tags.add(r.fidelity);
+    }
     const tag = tags.has("transferred") ? "transferred" : tags.has("calibrated") ? "calibrated" : rows[0].fidelity;
-    const side = (of) => {
+    const side = (i) => {
       let variance = (C.composition * time) ** 2;
       for (const [kind, c] of [["calibrated", C.correlation], ["transferred", C.transfer_correlation]]) {
-        const errors = rows.filter((r) => r.fidelity === kind).map(of);
-        variance += c * sum(errors) ** 2 + (1 - c) * sum(errors.map((e) => e * e));
+        variance += c * sums[kind][i] ** 2 + (1 - c) * sums[kind][i + 1];
       }
       return Math.sqrt(variance);
     };
-    let low = Math.max(time - side((r) => r.time - r.low), 0.05 * time), high = time + side((r) => r.high - r.time);
+    let low = Math.max(time - side(0), 0.05 * time), high = time + side(2);
     if (tag === "transferred" && rows.every((r) => r.kind !== "fused")) {
       low = time * Math.exp(-Math.hypot(Math.log(time / low), Math.log(C.engines[0])));
       high = time * Math.exp(Math.hypot(Math.log(high / time), Math.log(C.engines[1])));
@@ -999,7 +1005,8 @@ const Law = (() => {
   }
 
   // A step: time with its band, operators, memory, energy. d is of `device`; all else by name or number.
-  function predict(d, modelName, schemeName, kv, phase, batch, context, tp = 1) {
+  // `light` leaves out all but the time and its band.
+  function predict(d, modelName, schemeName, kv, phase, batch, context, tp = 1, light = false) {
     const model = P.models[modelName], s = scheme(schemeName, kv);
     if (!model) throw new Error(`there is no model ${modelName}`);
     if (tp > 1 && model.recurrent) throw new Error(`tensor parallel must be 1 for ${modelName}: how recurrent layers are split is not priced`);
@@ -1010,7 +1017,9 @@ const Law = (() => {
     const ops = stepOperators(model, priced, phase, batch, context, tp,
       { act: family.act, out: family.out, separate: choice.q && !family.includes });
     const rows = d.fuses ? fusedRows(d, ops, choice, model, s, tp) : kernelRows(d, ops, choice, phase, batch, context, tp);
-    const step = totals(rows), tokens = phase === "decode" ? batch : batch * context;
+    const step = totals(rows);
+    if (light) return step;
+    const tokens = phase === "decode" ? batch : batch * context;
     const memory = footprint(d, model, s, batch, context, tokens, tp);
     const notes = [...choice.notes, ...(choice.stands && !d.fuses ? [choice.stands] : [])];
     if (model.longest && context > model.longest) {

@@ -42,13 +42,18 @@ const Views = (() => {
   // (a) Operators on the roofline: where each lies, and how far below its roof.
   function roofline(shown, { width }) {
     const live = alive(shown), rows = [];
-    for (const s of live) for (const r of s.step.rows) if (r.formats.length) rows.push({ ...r, i: s.i, share: r.time / s.step.time });
+    for (const s of live) {
+      for (const r of s.step.rows) {
+        const share = r.time / s.step.time; // what takes next to no time would only stretch the axes
+        if (r.formats.length && share > 0.004) rows.push({ ...r, i: s.i, share });
+      }
+    }
     if (!rows.length) return null;
     const top = legend(live, width, 10), height = Math.max(300, Math.min(380, width * 0.62)) + top.height;
     const roofs = [];
     for (const s of live) {
       const best = new Map();
-      for (const r of s.step.rows) for (const f of r.formats) {
+      for (const r of rows.filter((one) => one.i === s.i)) for (const f of r.formats) {
         const chips = r.bandwidth / s.device.bandwidth, peak = (f === "vector" ? r.peak : s.device.peaks.get(f)) * chips;
         if (peak) best.set(f, { peak, bandwidth: r.bandwidth });
       }
@@ -68,11 +73,16 @@ const Views = (() => {
       if (!m.of.includes(LETTERS[r.i])) m.of.push(LETTERS[r.i]);
       merged.set(key, m);
     }
+    const words = [];
     for (const r of merged.values()) {
       const ridge = r.peak / r.bandwidth, startY = Math.max(lowX * r.bandwidth, lowY), color = r.of.length > 1 ? "var(--plot2)" : COLORS[r.i];
       out += Charts.path([[f.sx(startY / r.bandwidth), f.sy(startY)], [f.sx(ridge), f.sy(r.peak)], [f.sx(highX), f.sy(r.peak)]], color, 1.5, r.of.length > 1 ? "" : ["", "6 3", "2 3"][r.i]);
-      out += Charts.text(f.right - 2, f.sy(r.peak) - 5, `${r.of.join(", ")}: ${r.name}, ${digits(r.peak / 1e12)} TFLOP/s`, { anchor: "end", size: 11, color, halo: true });
+      words.push({ y: f.sy(r.peak) - 5, color, words: `${r.of.join(", ")}: ${r.name}, ${digits(r.peak / 1e12)} TFLOP/s` });
     }
+    words.sort((a, b) => a.y - b.y).forEach((w, i) => {
+      if (i) w.y = Math.max(w.y, words[i - 1].y + 13);
+      out += Charts.text(f.left + 6, w.y, w.words, { size: 11, color: w.color, halo: true });
+    });
     const named = [];
     for (const r of [...rows].sort((a, b) => a.share - b.share)) {
       const x = f.sx(r.flop / r.bytes), y = f.sy(r.flop / r.time), radius = 3 + 9 * Math.sqrt(r.share);
