@@ -33,7 +33,8 @@ HARMLESS = frozenset(
     moe_loss_weight mscale n_ctx n_group n_special neftune_noise_alpha no_repeat_ngram_size norm_eps norm_epsilon
     norm_topk_prob moe_renormalize num_beam_groups num_beams num_ctx num_logits_to_keep num_return_sequences
     num_expert_group original_max_position_embeddings output_attentions output_hidden_states output_router_logits
-    output_scores partial_rotary_factor predict_special_tokens prefill_chunk_size prefix pretraining_tp problem_type
+    output_past output_scores partial_rotary_factor predict_special_tokens prefill_chunk_size prefix pretraining_tp
+    problem_type
     pruned_heads quantization quantization_config compression_config query_pre_attn_scalar remove_invalid_values
     reorder_and_upcast_attn repetition_penalty residual_multiplier return_dict return_dict_in_generate
     rms_norm_eps rope_interleave rope_interleaved rope_local_base_freq rope_parameters rope_pct rope_percentage

@@ -214,11 +214,16 @@ def _check_class(table: Mapping[str, Any], family: Family, where: str) -> None:
 
 
 def _not_understood(c: Config, family: Family, shape: Shape) -> dict[str, Any]:
-    """Keys that were not read, are not harmless, and do not only repeat what the shape says, with their values."""
+    """Keys that were not read, are not harmless, and do not only repeat what the shape says, with their values.
+
+    An older name that repeats the one that was read is understood.
+    """
+    table = c.fields.table
+    older = {name for key in c.fields.read for name in c.aliases.get(key, ()) if table.get(name) == table.get(key)}
     found = {
         key: value
-        for key, value in c.fields.table.items()
-        if key not in c.fields.read
+        for key, value in table.items()
+        if key not in c.fields.read | older
         and key not in family.harmless
         and not is_harmless(key)
         and not repeats(key, value, shape)

@@ -15,6 +15,9 @@ DATA = Path(__file__).parent / "data"
 ROWS = list(csv.DictReader((DATA / "expected.csv").read_text().splitlines()))
 
 
+MORE = {row["name"]: row for row in json.loads((DATA / "more_configs.json").read_text())}
+
+
 def config(name: str) -> dict:
     return json.loads((DATA / f"{name}.json").read_text())
 
@@ -60,6 +63,25 @@ def test_a_published_count_is_met_to_the_digit():
     assert len(exact) > 50
     for row in exact:
         assert read_config(config(row["name"])).parameters == int(row["published_params"]), row["name"]
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_the_parameters_of_further_real_models_are_exact(name):
+    assert read_config(MORE[name]["config"]).parameters == MORE[name]["parameters"]
+
+
+def test_an_older_name_beside_the_new_one_must_say_the_same():
+    table = MORE["recurrentgemma-9b"]["config"]
+    assert table["_block_types"] == table["block_types"]
+    with pytest.raises(QsimError, match="_block_types"):
+        read_config({**table, "_block_types": ["attention", "recurrent"]})
+
+
+def test_sizes_of_recurrences_are_refused_only_where_no_layer_could_have_them():
+    table = MORE["granite-4.0-micro"]["config"]
+    assert read_config({**table, "mamba_d_state": 64}) == read_config(table)
+    mixed = {**table, "layer_types": ["mamba"] * 20 + ["attention"] * 20}
+    assert read_config({**mixed, "mamba_d_state": 64}).parameters != read_config(mixed).parameters
 
 
 def test_a_key_that_nothing_understands_is_refused_and_named_in_a_note_when_asked_to():

@@ -49,6 +49,8 @@ def _hybrid(c: Config) -> Shape:
     mixers: dict[str, Mixer] = {
         kind: attention(c, qkv_bias=bias, out_bias=bias) if kind == "full_attention" else ssm(c) for kind in set(kinds)
     }
+    if "linear_attention" not in kinds:  # Granite 4.0 Micro keeps the sizes of recurrences that it does not have
+        c.ignore(*SSM, "mamba_proj_bias")
     shared = c.size("shared_intermediate_size")
     if c.count("num_local_experts"):
         width = c.size("intermediate_size")

@@ -56,5 +56,5 @@ MINIMAX_M2 = Family(
     aliases=_COUNTS,
     defaults=sizes(200064, 3072, 1536, 62, 48, 8, head_dim=128, num_local_experts=256, num_experts_per_tok=8),
     harmless=_HARMLESS | {"qk_norm_type", "use_routing_bias", "use_mtp", "num_mtp_modules", "mtp_transformer_layers",
-                          "scoring_func"},
+                          "scoring_func", "mlp_intermediate_size"},
 )  # fmt: skip
