@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +27,20 @@ from .workload.footprint import largest_batch
 class Request:
     """A batch of equal requests, run from prompt to last token.
 
-    Requests that the memory does not hold at once run in waves, one after another. Each is charged like the first,
-    also the last one with fewer sequences; within a wave all prompts are prefilled together and then decoded together.
-    A serving engine would fill a place as soon as it is free, and spread the prefills. `notes` say so.
+    As many as the memory holds run at once: their prompts are prefilled together and then decoded together. Where there
+    are more requests than that, each place is filled again as soon as it is free, as a serving engine does: a further
+    request adds its own prefill and its share of the decode steps. Queues, hosts and arrivals are `hwmodels.serve`'s.
 
     Attributes:
         model, device, scheme: names. tensor_parallel, profile: as in `Prediction`.
-        ttft_s: prefill of all prompts of a wave at once, without waiting for earlier waves. tpot_s: mean decode step
-            over the growing context.
-        latency_s: of a request, in a wave: ttft + (new - 1) * tpot. low_s, high_s: its 80 % band.
-        total_s: until the last request of all waves is done.
-        running_batch, waves: what the memory allows at the full context, and how many rounds that takes.
+        ttft_s: prefill of the prompts of all that run at first. tpot_s: mean decode step over the growing context.
+        latency_s: of a request that runs at first: ttft + (new - 1) * tpot. low_s, high_s: its 80 % band.
+        total_s: until the last request is done.
+        running_batch: what the memory allows at the full context.
         output_tokens_per_s: generated tokens over total_s, all devices together.
         devices: that the model is spread over, chips of an SRAM part included.
-        joule_per_token: energy of a wave (prefill and decode steps) for each generated token, with its 80 % band; None
-            where the power is unknown.
+        joule_per_token: energy of those that run at once (prefill and decode steps) for each generated token, with its
+            80 % band; None where the power is unknown.
     """
 
     model: str
@@ -54,7 +52,6 @@ class Request:
     prompt: int
     new_tokens: int
     running_batch: int
-    waves: int
     ttft_s: float
     tpot_s: float
     latency_s: float
@@ -93,7 +90,7 @@ def predict_request(
 ) -> Request:
     """Predict a batch of requests; `how` are the further arguments of `predict`.
 
-    A batch larger than the memory holds at the full context runs in waves (`capacity=False` ignores memory).
+    A batch larger than the memory holds at the full context waits for places (`capacity=False` ignores memory).
 
     Raises:
         ValueError: sizes below 1, or a model that does not fit at all.
@@ -108,27 +105,28 @@ def predict_request(
         worst = predict(dev, arch, quant, "decode", 1, full, **how)
         raise QsimError(f"{arch.name} with {quant.name or 'this scheme'} {pick(worst.notes, 'does_not_fit')}")
     running = min(batch, most) if capacity else batch
-    waves = math.ceil(batch / running)
     first = predict(dev, arch, quant, "prefill", running, prompt, **how)
     at = np.unique(np.round(np.linspace(prompt + 1, full, 5))).astype(np.float64)
     steps = predict(dev, arch, quant, "decode", running, at, **how)
     times = [np.broadcast_to(t, at.shape) for t in (steps.time_s, steps.low_s, steps.high_s)]
     mean = [float(np.trapezoid(t, at) / (at[-1] - at[0])) if len(at) > 1 else float(t[0]) for t in times]
     latency = float(first.time_s) + (new_tokens - 1) * mean[0]
-    total = waves * latency
-    if waves > 1:
-        last = batch - (waves - 1) * running
-        told = "each charged like the first" if last == running else f"the last, of {last}, charged like the first"
+    waiting = batch - running
+    total = latency
+    if waiting:
+        own = float(predict(dev, arch, quant, "prefill", 1, prompt, **how).time_s)
+        # a step of all places gives each request its share of the time
+        total += waiting * (own + (new_tokens - 1) * mean[0] / running)
         holds = f"the KV cache holds {running} of {batch} sequences at {full} tokens"
-        notes.append(Note("waves", f"{holds}: {waves} waves run one after another, {told}"))
-        told = f"TTFT and latency are those of the first wave; the last one starts {total - latency:.4g} s later"
-        notes.append(Note("first_wave", told))
+        notes.append(Note("places", f"{holds}: a place is filled again as soon as it is free"))
+        told = f"TTFT and latency are those of the first {running}; the last one starts {total - latency:.4g} s later"
+        notes.append(Note("first_places", told))
     if running > 1:
         told = f"TTFT is the prefill of {running} prompts at once: no token comes before all are read"
         notes.append(Note("prompts_at_once", told))
     return Request(
         model=arch.name, device=dev.name, scheme=quant.name or "custom", tensor_parallel=tp, profile=steps.profile,
-        batch=batch, prompt=prompt, new_tokens=new_tokens, running_batch=running, waves=waves,
+        batch=batch, prompt=prompt, new_tokens=new_tokens, running_batch=running,
         ttft_s=float(first.time_s), tpot_s=mean[0], latency_s=latency,
         low_s=float(first.low_s) + (new_tokens - 1) * mean[1], high_s=float(first.high_s) + (new_tokens - 1) * mean[2],
         total_s=total, output_tokens_per_s=batch * new_tokens / total, fidelity=steps.fidelity,
@@ -138,7 +136,7 @@ def predict_request(
 
 
 def _energy(first: Prediction, steps: Prediction, at: Any, new_tokens: int, running: int) -> dict[str, float]:
-    """Joules for each generated token of a wave, and their band."""
+    """Joules for each generated token of those that run at once, and their band."""
     if first.energy is None or steps.energy is None:
         return {}
     out = {}

@@ -247,7 +247,7 @@ def _step(row: Any, dev: Device, arch: Architecture, scheme: str, base: dict[str
             dev, arch, scheme, batch=batch, prompt=prompt, new_tokens=new, tensor_parallel=tp, profile=_profile(row),
             capacity=False,
         )  # fmt: skip
-        time_s, low, high = r.total_s, r.low_s * r.waves, r.high_s * r.waves
+        time_s, low, high = r.total_s, r.low_s, r.high_s
     return Row(**base, kind="time", measured=time, predicted=time_s, low=low, high=high, note=_profile(row),
                kernels_s=time_s if row.phase == "prefill" else None)  # fmt: skip
 

@@ -206,12 +206,12 @@ def _request(r: Any, price: float | None, form: Form) -> None:
         many = f", {r.tensor_parallel} devices" if r.tensor_parallel > 1 else ""
         each = f"{r.batch} requests of {r.prompt} + {r.new_tokens} tokens"
         click.echo(f"{r.model} {r.scheme} on {r.device}: {each}{many}, profile {r.profile}")
-        waves = f"{r.running_batch} at once, {r.waves} {'wave' if r.waves == 1 else 'waves'}"
+        places = f"{r.running_batch} at once" + (", each place filled again" if r.batch > r.running_batch else "")
         for line in (
             f"TTFT        {milliseconds(r.ttft_s)}",
             f"TPOT        {milliseconds(r.tpot_s)} in the mean over the growing context",
             f"latency     {r.latency_s:.4g} s per request  (80 % band {r.low_s:.4g} to {r.high_s:.4g}, {r.fidelity})",
-            f"throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({waves})",
+            f"throughput  {r.output_tokens_per_s:.4g} generated tokens/s ({places})",
             *(
                 f"energy      {r.joule_per_token:.3g} J per generated token  (80 % band {r.joule_per_token_low:.3g} to "
                 f"{r.joule_per_token_high:.3g})"

@@ -49,7 +49,7 @@ def test_predict_in_other_forms(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run("predict", "llama-3-8b", "--csv").output)))
     assert rows[0]["operator"] == "norm_qkv"
     request = json.loads(run("predict", "llama-3-8b", "--phase", "request", "--batch", "4", "--json").output)
-    assert request["waves"] == 1
+    assert request["running_batch"] == request["batch"]
     figure = tmp_path / "parts.png"
     run("predict", "llama-3-8b", "--plot", str(figure))
     assert figure.stat().st_size > 1000
@@ -58,7 +58,7 @@ def test_predict_in_other_forms(tmp_path: Path) -> None:
 def test_a_request_names_its_case_and_says_what_is_computed() -> None:
     out = run("predict", "llama-3-8b", "--device", "l40s", "--phase", "request", "--batch", "240").output
     assert out.startswith("llama-3-8b bf16 on l40s: 240 requests of 2048 + 256 tokens, profile cuda_graph")
-    assert "charged like the first" in out
+    assert "a place is filled again as soon as it is free" in out
     assert "prompts at once" in out
 
 

@@ -91,15 +91,29 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 
 def test_kv_capacity_is_a_cliff() -> None:
-    """The batch runs in waves when the cache does not hold it."""
+    """Requests wait for places when the cache does not hold them."""
     one = hwmodels.predict_request("h100", "llama-3-70b", "fp8-tensor", batch=64, prompt=1024, new_tokens=128)
     two = hwmodels.predict_request(
         "h100", "llama-3-70b", "fp8-tensor", batch=64, prompt=1024, new_tokens=128, tensor_parallel=2
     )
-    assert one.waves > 1
-    assert two.waves == 1
+    assert one.running_batch < one.batch
+    assert two.running_batch == two.batch
     assert two.output_tokens_per_s > 3 * one.output_tokens_per_s
-    assert any("waves" in n for n in one.notes)
+    assert any("a place is filled again as soon as it is free" in n for n in one.notes)
+
+
+def test_places_are_kept_full_and_not_emptied_in_waves() -> None:
+    """A further request costs its own prefill and its share of the steps: no round of idle places, no jump at a
+    multiple of the places; many requests reach the rate of places that are always full."""
+    how = {"prompt": 1024, "new_tokens": 128}
+    places = hwmodels.predict_request("h100", "llama-3-70b", "fp8-tensor", batch=512, **how).running_batch
+    r = {n: hwmodels.predict_request("h100", "llama-3-70b", "fp8-tensor", batch=n, **how)
+         for n in (places, places + 1, 2 * places, 50 * places)}  # fmt: skip
+    own = float(hwmodels.predict("h100", "llama-3-70b", "fp8-tensor", "prefill", 1, 1024).time_s)
+    each = own + 127 * r[places].tpot_s / places
+    for n, one in r.items():
+        assert one.total_s == pytest.approx(r[places].latency_s + (n - places) * each, rel=1e-12)
+    assert r[50 * places].output_tokens_per_s == pytest.approx(128 / each, rel=0.03)
 
 
 def test_a_request_is_a_prefill_and_its_decode_steps() -> None:
@@ -296,7 +310,7 @@ def test_a_context_beyond_the_models_positions_is_said() -> None:
     assert any("beyond" in n for n in hwmodels.predict_request("h200", "llama-3-8b", prompt=8192, new_tokens=9).notes)
 
 
-def test_a_request_says_what_its_waves_and_its_ttft_are() -> None:
+def test_a_request_says_how_many_wait_and_what_its_ttft_is() -> None:
     r = hwmodels.predict_request("l40s", "llama-3-8b", "bf16", batch=240, prompt=1024, new_tokens=256)
     assert (r.model, r.device, r.scheme, r.tensor_parallel, r.profile) == (
         "llama-3-8b",
@@ -305,9 +319,11 @@ def test_a_request_says_what_its_waves_and_its_ttft_are() -> None:
         1,
         "cuda_graph",
     )
-    last = 240 - r.running_batch
-    assert r.notes[0].endswith(f"2 waves run one after another, the last, of {last}, charged like the first")
-    assert r.notes[1] == f"TTFT and latency are those of the first wave; the last one starts {r.latency_s:.4g} s later"
+    assert r.notes[0].endswith(
+        f"{r.running_batch} of 240 sequences at 1280 tokens: a place is filled again as soon as it is free"
+    )
+    later = r.total_s - r.latency_s
+    assert r.notes[1].endswith(f"of the first {r.running_batch}; the last one starts {later:.4g} s later")
     assert r.notes[2] == f"TTFT is the prefill of {r.running_batch} prompts at once: no token comes before all are read"
     assert hwmodels.predict_request("l40s", "llama-3-8b").notes == ()
 
