@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "Constants": "constants",
     "Deployment": "deployment",
+    "DoesNotFitError": "served",
     "EnginePolicy": "policy",
     "Lengths": "workload",
     "Served": "served",
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
     from .events import simulate
     from .planning import Plan, plan
     from .policy import EnginePolicy, Speculation, get_policy, policy_names
-    from .served import Served, Spread, serve
+    from .served import DoesNotFitError, Served, Spread, serve
     from .steps import tabulate
     from .workload import Lengths, Workload, read_trace
 
 __all__ = [
-    "Constants", "Deployment", "EnginePolicy", "Lengths", "Plan", "Served", "Speculation", "Spread", "Workload",
-    "closed_form", "constants_for", "get_policy", "plan", "policy_names", "read_trace", "serve", "simulate", "tabulate",
+    "Constants", "Deployment", "DoesNotFitError", "EnginePolicy", "Lengths", "Plan", "Served", "Speculation", "Spread",
+    "Workload", "closed_form", "constants_for", "get_policy", "plan", "policy_names", "read_trace", "serve", "simulate",
+    "tabulate",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

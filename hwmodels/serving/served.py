@@ -29,6 +29,12 @@ from .steps import StepTable, tabulate
 from .workload import Workload
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class DoesNotFitError(QsimError):
+    """Weights, or the cache of one request, that a deployment has no room for."""
+
+
 METHODS = ("simulate", "closed_form")
 LEAST = {"p90": 10, "p99": 100}
 """Requests that a percentile needs: one beyond it."""
@@ -223,16 +229,16 @@ def check_fits(
     """Refuse weights, or one request, that the deployment cannot hold.
 
     Raises:
-        QsimError: with the bytes or tokens that are missing.
+        DoesNotFitError: with the bytes or tokens that are missing.
     """
     if table.kv_tokens < 1:
-        raise QsimError(
+        raise DoesNotFitError(
             f"{arch.name} with {scheme.name or 'this scheme'} does not fit {plan.label} of {device.name}: its weights "
             f"are {table.weights_bytes / 1e9:.1f} GB of each device's {table.capacity_bytes / 1e9:.0f} GB, which "
             "leaves no room for a KV cache; take more devices for each engine or a smaller scheme"
         )
     if workload.longest + 32 > table.kv_tokens:
-        raise QsimError(
+        raise DoesNotFitError(
             f"a request of {workload.longest:.0f} tokens does not fit {plan.label} of {device.name}: its KV cache "
             f"holds {table.kv_tokens:.0f}; take more devices for each engine, a smaller scheme or shorter requests"
         )

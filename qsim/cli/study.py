@@ -34,6 +34,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--scheme", multiple=True, metavar="NAME", shell_complete=complete(scheme_names),
               help="Study this scheme with every compatible method. Repeatable.")  # fmt: skip
 @click.option("--method", multiple=True, metavar="METHOD:SCHEME", help="As gptq:w4a16-g64. Repeatable.")
+@click.option("--case", "workload", multiple=True, metavar="KIND:N:PROMPT[:NEW]", help="A case, "
+              "as serve:32:2000:300 for 32 in flight; decode, prefill, request. Repeatable.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Batch size of a custom case.")
 @click.option("--context", type=click.IntRange(min=1), metavar="L", help="Context length of a custom case, in tokens.")
 @click.option("--max-loss", type=float, metavar="PERCENT", help="Largest loss of an answer, in percent of a "
@@ -53,6 +55,7 @@ def study(ctx: click.Context, form: Form, **given: Any) -> None:
       qsim study
       qsim study --model ~/models/Qwen2.5-0.5B --text wiki.txt --device l40s --scheme w4a16-g128 --scheme fp8-rowwise
       qsim study --model config.json --device h100-sxm --batch 16 --context 8192
+      qsim study --device h200 --case serve:64:2000:300 --case prefill:1:8192
       qsim study --device asic --set memory.bandwidth_gbytes_per_s=8000 --quick --out asic-8
       qsim study --file mine.toml --out mine
       qsim study diff study asic-8

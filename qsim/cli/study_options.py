@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsim.errors import QsimError
+from qsim.errors import QsimError, nearest
 
 if TYPE_CHECKING:
     from qsim.study import Case, Method, Quality, Speed, StudySpec
@@ -49,10 +49,38 @@ def _methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
     return tuple({m.name: m for m in found}.values())
 
 
+MEASURED = {"decode": "tpot", "prefill": "ttft", "request": "tokens_per_s", "serve": "tokens_per_s"}
+"""Kind of a workload -> what is asked of it."""
+
+
+def _workload(text: str) -> Case:
+    """A case from `KIND:N:PROMPT[:NEW]`."""
+    from qsim.study import Case
+
+    kind, *sizes = text.split(":")
+    if kind not in MEASURED:
+        raise QsimError(nearest("kind of case", kind, MEASURED))
+    if len(sizes) not in (2, 3) or not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise QsimError(f"--case must be KIND:N:PROMPT or KIND:N:PROMPT:NEW with whole numbers above 0: got {text!r}")
+    number, prompt, new = (int(size) for size in (*sizes, "256")[:3])
+    titles = {
+        "decode": f"Decode, {number} x {prompt}", "prefill": f"Prompt, {number} x {prompt}",
+        "request": f"{number} requests of {prompt} + {new}", "serve": f"Serving, {number} users of {prompt} + {new}",
+    }  # fmt: skip
+    return Case(
+        name=text.replace(":", "-"), title=titles[kind], phase=kind, batch=number, context=prompt, new_tokens=new,
+        measure=MEASURED[kind],
+    )  # fmt: skip
+
+
 def _cases(given: Mapping[str, Any]) -> tuple[Case, ...]:
     from qsim.study import Case
 
     batch, context = given["batch"], given["context"]
+    if given["workload"]:
+        if batch is not None or context is not None:
+            raise QsimError("--case and --batch or --context both say what runs: give one of them")
+        return tuple(_workload(text) for text in given["workload"])
     if batch is None and context is None:
         return ()
     b, length = batch or 1, context or 2048

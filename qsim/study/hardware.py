@@ -55,7 +55,7 @@ def weight_bits(architecture: Architecture, scheme: str) -> float:
     return 8 * (model_weight_bytes(architecture, get_scheme(scheme)) - 2 * head) / architecture.block_parameters
 
 
-IN_THE_TABLES = ("does_not_fit", "waves")
+IN_THE_TABLES = ("does_not_fit", "places", "means_alone")
 """Notes whose facts are columns of the tables: the study does not say them once more."""
 
 _Noted: TypeAlias = tuple[SpeedRow, tuple[str, ...]]
@@ -93,6 +93,8 @@ def _case(arch: Architecture, device: Device, scheme: str, case: Case, count: in
     how: dict[str, Any] = {"profile": spec.speed.profile, "tensor_parallel": count}
     if case.phase == "request":
         return _request(arch, device, quant, case, spec.speed, how)
+    if case.phase == "serve":
+        return _served(arch, device, quant, case, spec.speed, how)
     p = hwmodels.predict(device, arch, quant, case.phase, case.batch, case.context, **how)
     if case.measure == "tokens_per_s":
         tokens = float(p.tokens_per_s * p.time_s)
@@ -105,7 +107,7 @@ def _case(arch: Architecture, device: Device, scheme: str, case: Case, count: in
 def _request(
     arch: Architecture, device: Device, quant: Scheme, case: Case, speed: Speed, how: dict[str, Any]
 ) -> _Noted:
-    """A wave of requests; its row carries the step in the middle of the answer for bound, MBU and memory."""
+    """A batch of requests; its row carries the step in the middle of the answer for bound, MBU and memory."""
     full = case.context + case.new_tokens
     most = largest_batch(device, arch, quant, context=full, tensor_parallel=how["tensor_parallel"])
     fits = most > 0
@@ -128,6 +130,49 @@ def _request(
         cost_per_million_tokens=None if price is None else r.cost_per_million_tokens(price),
     )  # fmt: skip
     return row, notes
+
+
+ENGINE = "vllm"
+"""Whose scheduler and host time a served case has."""
+
+
+def _served(arch: Architecture, device: Device, quant: Scheme, case: Case, speed: Speed, how: dict[str, Any]) -> _Noted:
+    """Requests in flight on an engine, in its steady state; the row carries the step in the middle of the answers for
+    bound, MBU and memory. A deployment without room for one request has that step's rate, and does not fit."""
+    from hwmodels.serving import Deployment, DoesNotFitError, Workload
+
+    step = hwmodels.predict(device, arch, quant, "decode", case.batch, case.context + case.new_tokens // 2, **how)
+    load = Workload(concurrency=case.batch, prompt=case.context, output=case.new_tokens, start="steady")
+    try:
+        s = hwmodels.serve(
+            arch, device, quant, workload=load, policy=ENGINE, method="closed_form",
+            deployment=Deployment(tensor_parallel=how["tensor_parallel"]), price_per_hour=speed.prices.get(device.name),
+        )  # fmt: skip
+    except DoesNotFitError:
+        rate = float(step.tokens_per_s)
+        ends = (rate * float(step.time_s) / float(t) for t in (step.high_s, step.low_s))
+        return _speed_row(step, case, speed, False, case.batch, rate, *ends), step.notes
+    if case.measure == "tokens_per_s":
+        value, low, high = (
+            s.output_tokens_per_s,
+            s.output_tokens_per_s / s.latency.high,
+            s.output_tokens_per_s / s.latency.low,
+        )
+    else:
+        of = s.tpot if case.measure == "tpot" else s.ttft
+        value, (low, high) = of.mean, of.band
+    row = _speed_row(step, case, speed, True, case.batch, value, low, high)
+    joule = s.joules_per_million_tokens
+    ends = (None, None) if joule is None or step.energy is None else tuple(
+        joule / 1e6 * float(e / step.energy.energy_j) for e in (step.energy.low_j, step.energy.high_j)
+    )  # fmt: skip
+    row = replace(
+        row, phase="serve", time_s=s.tpot.mean, low_s=s.tpot.band[0], high_s=s.tpot.band[1], fidelity=s.step.fidelity,
+        kernel=s.step.kernel, tokens_per_s=s.output_tokens_per_s, notes="; ".join(s.notes),
+        joule_per_token=None if joule is None else joule / 1e6, joule_per_token_low=ends[0],
+        joule_per_token_high=ends[1], cost_per_million_tokens=s.cost_per_million_tokens,
+    )  # fmt: skip
+    return row, s.notes
 
 
 def _speed_row(

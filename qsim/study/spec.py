@@ -79,9 +79,10 @@ class Case:
     """A question that the decision table answers: what runs, and what should be best.
 
     Attributes:
-        phase: `decode` (one step), `prefill` (a whole prompt) or `request` (prompt and new tokens).
-        batch: sequences; with a request, 0 stands for the most that the memory holds.
-        context: tokens in the cache of a decode step; the prompt of a prefill or request.
+        phase: `decode` (one step), `prefill` (a whole prompt), `request` (prompt and new tokens) or `serve` (so many
+            requests in flight, each that ends sending the next, in the steady state of a serving engine).
+        batch: sequences, or requests in flight; with a request, 0 stands for the most that the memory holds.
+        context: tokens in the cache of a decode step; the prompt of the others.
         new_tokens: of a request.
         measure: `tpot` and `ttft` are to be small, `tokens_per_s` large.
     """
@@ -90,7 +91,7 @@ class Case:
 
     name: str
     title: str = ""
-    phase: Literal["decode", "prefill", "request"] = "decode"
+    phase: Literal["decode", "prefill", "request", "serve"] = "decode"
     batch: int = 1
     context: int = 2048
     new_tokens: int = 256
@@ -98,7 +99,8 @@ class Case:
 
     def __post_init__(self) -> None:
         _at_least(self, {"batch": 0, "context": 1, "new_tokens": 1}, f"case {self.name}: ")
-        fits = {"decode": ("tpot", "tokens_per_s"), "prefill": ("ttft", "tokens_per_s"), "request": ("tokens_per_s",)}
+        fits = {"decode": ("tpot", "tokens_per_s"), "prefill": ("ttft", "tokens_per_s"), "request": ("tokens_per_s",),
+                "serve": ("tokens_per_s", "tpot", "ttft")}  # fmt: skip
         if self.measure not in fits[self.phase]:
             raise QsimError(f"case {self.name}: a {self.phase} is measured in {' or '.join(fits[self.phase])}: "
                              f"got {self.measure}")  # fmt: skip
@@ -169,7 +171,7 @@ DEFAULT_DEVICES = (
 )
 DEFAULT_CASES = (
     Case(name="chat", title="Chat, one user", batch=1, context=2048, measure="tpot"),
-    Case(name="serving", title="Serving, 32 users", batch=32, context=2048, measure="tokens_per_s"),
+    Case(name="serving", title="Serving, 32 users", phase="serve", batch=32, context=2048, measure="tokens_per_s"),
     Case(name="offline", title="Offline, as many as fit", phase="request", batch=0, context=1024, new_tokens=256,
          measure="tokens_per_s"),
     Case(name="long", title="Long context, 4 x 32k", batch=4, context=32768, measure="tokens_per_s"),

@@ -31,6 +31,8 @@ def short_list(words: Sequence[str], at_most: int = 3) -> str:
 def case_words(case: Case) -> str:
     """What a case runs, in a few words."""
     size = "as many as fit" if case.batch == 0 else f"batch {case.batch}"
+    if case.phase == "serve":
+        return f"{case.batch} in flight, {case.context} + {case.new_tokens} tokens"
     if case.phase == "request":
         return f"{size}, {case.context} + {case.new_tokens} tokens"
     return f"{case.phase}, {size}, {case.context} tokens"

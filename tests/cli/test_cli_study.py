@@ -16,7 +16,7 @@ from qsim.study.spec import check
 NOTHING: dict[str, Any] = {
     "file": None, "model": (), "text": None, "calibration": None, "device": (), "overrides": (), "scheme": (),
     "method": (), "batch": None, "context": None, "max_loss": None, "rows": None, "profile": None, "max_bytes": None,
-    "price": (),
+    "price": (), "workload": (),
 }  # fmt: skip
 
 
@@ -56,6 +56,14 @@ def test_options_make_the_users_own_case(tmp_path: Path) -> None:
     assert spec.speed.profile == "eager"
 
 
+def test_a_case_of_the_command_line_is_a_workload() -> None:
+    spec = asked(workload=("serve:64:2000:300", "prefill:1:8192"))
+    assert [(c.phase, c.batch, c.context, c.new_tokens, c.measure) for c in spec.cases] == [
+        ("serve", 64, 2000, 300, "tokens_per_s"), ("prefill", 1, 8192, 256, "ttft"),
+    ]  # fmt: skip
+    assert spec.cases[0].title == "Serving, 64 users of 2000 + 300"
+
+
 def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> None:
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256, "hidden_size": 128,
               "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -84,6 +92,13 @@ def test_a_config_is_priced_and_a_checkpoint_is_measured_too(tmp_path: Path) -> 
         (("--model", "llama-9"), "unknown model 'llama-9'"),
         (("--file", "no-such.toml"), "no-such.toml: No such file or directory"),
         (("--json", "--csv"), "--json and --csv both want stdout"),
+        (("--case", "serv:1:2"), "unknown kind of case 'serv'"),
+        (
+            ("--case", "serve:32"),
+            "must be KIND:N:PROMPT or KIND:N:PROMPT:NEW with whole numbers above 0: got 'serve:32'",
+        ),
+        (("--case", "serve:0:100"), "whole numbers above 0"),
+        (("--case", "serve:4:100", "--batch", "2"), "--case and --batch or --context both say what runs"),
         (("--device", "asic", "--set", "memory.bandwith=1"), "unknown key 'memory.bandwith'"),
     ],
 )

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import hwmodels
+from hwmodels.serving import Workload
 from hwmodels.workload.footprint import model_weight_bytes
 from qsim.scheme import get_scheme
-from qsim.study import DeviceSpec, StudySpec, hardware
+from qsim.study import Case, DeviceSpec, StudySpec, hardware
 from qsim.study.run import Run
 
 
@@ -37,6 +38,26 @@ def test_requests_are_those_of_hwmodels(run: Run) -> None:
     r = hwmodels.throughput(row.device, row.model, row.scheme, prompt=512, new_tokens=64, tensor_parallel=row.devices)
     assert (row.value, row.batch, row.time_s) == (r.output_tokens_per_s, r.running_batch, r.latency_s)
     assert row.low == pytest.approx(row.value * r.latency_s / r.high_s)
+
+
+def test_served_cases_are_those_of_the_engine_with_prompts_among_the_steps(spec: StudySpec) -> None:
+    """32 users are 32 in flight: prompts take time among the steps, so that the rate is below that of bare steps."""
+    case = Case(name="s", phase="serve", batch=32, context=2048, new_tokens=256, measure="tokens_per_s")
+    speed = replace(spec.speed, models=("llama-3-8b",), devices=(DeviceSpec(name="h200"), DeviceSpec(name="l4")))
+    rows = list(hardware.speed_rows(replace(spec, speed=speed, cases=(case,))))
+    load = Workload(concurrency=32, prompt=2048, output=256, start="steady")
+    row = next(r for r in rows if r.device == "h200" and r.scheme == "bf16")
+    s = hwmodels.serve("llama-3-8b", "h200", "bf16", workload=load, method="closed_form")
+    assert (row.value, row.time_s, row.fidelity) == (s.output_tokens_per_s, s.tpot.mean, s.step.fidelity)
+    assert row.low < row.value < row.high
+    bare = hwmodels.predict("h200", "llama-3-8b", "bf16", "decode", 32, 2048 + 128)
+    assert row.value < 0.7 * float(bare.tokens_per_s)
+    large = replace(speed, models=("llama-3-70b",), devices=(DeviceSpec(name="l4"),))
+    found = list(hardware.speed_rows(replace(spec, speed=large, cases=(case,))))
+    assert not found[0].fits
+    for measure in ("tpot", "ttft"):
+        other = next(iter(hardware.speed_rows(replace(spec, speed=speed, cases=(replace(case, measure=measure),)))))
+        assert other.value == (s.tpot if measure == "tpot" else s.ttft).mean
 
 
 def test_devices_are_added_until_everything_fits(run: Run) -> None:
