@@ -28,7 +28,8 @@ class Run:
         prompt, output: (n,) tokens.
         counted: (n,) whether it belongs to the measured part of the run.
         timeline: (points, 4) seconds, running sequences, waiting ones, tokens in the cache.
-        steps, preemptions: counted. mean_rows: decode rows of a step, in the mean over time.
+        steps, preemptions: counted; copied: of the preempted, those whose cache was copied back and not computed again.
+        mean_rows: decode rows of a step, in the mean over time.
         prompt_share: of the time in steps that hold prompts. span_s: of the run.
     """
 
@@ -42,6 +43,7 @@ class Run:
     timeline: Array
     steps: int
     preemptions: int
+    copied: int
     mean_rows: float
     prompt_share: float
     span_s: float
@@ -118,23 +120,24 @@ def simulate(
             seen[i] = gate
     places = int(min(policy.max_sequences, table.padded.size - 1, n if not closed else max(flight, 1)))
     spec = policy.speculation
-    swap = 0.0
-    if policy.offload_gbytes > 0:
-        swap = table.kv_bytes / (policy.offload_gbytes_per_s * 1e9)
+    # all devices of an engine copy at once, each its share
+    swap = table.kv_bytes / (policy.offload_gbytes_per_s * 1e9)
+    tier = policy.offload_gbytes * 1e9 / table.kv_bytes
     begun, token, done, line, facts = run(
         arrival, seen, service, fresh.astype(np.int64), output, flight,
         np.array([SCHEDULES.index(policy.schedule), policy.token_budget, max(1, places), policy.reserve_output,
                   policy.block_tokens, policy.batch_wait_steps], np.int64),
         table.kv_tokens * (1 - policy.watermark), table.arrays(float(np.mean(prompt - fresh))),
         host_vector(policy, constants, table.mixtures), 1.0 if spec is None else spec.verified,
-        1.0 if spec is None else spec.gained, swap, MOST_STEPS,
+        1.0 if spec is None else spec.gained, swap, tier,
+        MOST_STEPS,
     )  # fmt: skip
     counted = np.ones(n, np.bool_)
     if workload.start == "steady" and closed:
         counted[: min(flight, n - 1)] = False
     return Run(
         sent_s=arrival, begun_s=begun, first_s=token, done_s=done, prompt=prompt, output=output,
-        counted=counted, timeline=line, steps=int(facts[0]), preemptions=int(facts[1]),
+        counted=counted, timeline=line, steps=int(facts[0]), preemptions=int(facts[1]), copied=int(facts[7]),
         mean_rows=float(facts[3] / facts[2]), prompt_share=float(facts[4] / facts[2]),
         span_s=float(facts[2] - arrival[0]),
     )  # fmt: skip

@@ -67,7 +67,8 @@ def step_s(
 @njit(cache=True)
 def run(
     arrival: Any, seen: Any, service: Any, prompt: Any, output: Any, in_flight: int, policy: Any, capacity: float,
-    table: tuple[Any, ...], host: Any, width: float, gain: float, swap: float, limit: int,
+    table: tuple[Any, ...], host: Any, width: float, gain: float, swap: float, tier: float,
+    limit: int,
 ) -> Any:  # fmt: skip
     """Serve all requests.
 
@@ -81,12 +82,14 @@ def run(
         capacity: tokens that the cache holds.
         table: linear, head, decode, padded, prefill attention and its step, fixed seconds, first, ratio, cached tokens.
         width, gain: tokens that a row brings to a step, and that it gets from it.
-        swap: seconds to copy a token of the cache back to the device; 0 computes it again.
+        swap, tier: seconds to copy a token of the cache back to the device, and tokens that the memory behind it holds;
+            sequences that were put back and find no room there are computed again.
         limit: steps after which the loop gives up.
 
     Returns:
         started, first token and end of each request in seconds, a timeline of (seconds, running, waiting, tokens in the
-        cache), and steps, preemptions, device-busy seconds, mean rows, seconds of prompts.
+        cache), and steps, preemptions, device-busy seconds, mean rows, seconds of prompts, most tokens in the cache,
+        ticks, sequences that were copied.
     """
     linear, head, decode, padded, context_sum, spacing, fixed, first, ratio, cached = table
     n, places = prompt.shape[0], policy[2]
@@ -98,6 +101,7 @@ def run(
     due = min(in_flight, n) if in_flight > 0 else n
     released, sent = 0, due
     target, made = prompt.astype(np.float64).copy(), np.zeros(n)
+    behind, room_behind, copied = np.zeros(n), tier, 0
     slot, stored, left = np.full(places, -1, np.int64), np.zeros(places), np.zeros(places)
     ready = np.zeros(places, np.bool_)  # its prompt is in the cache: it decodes
     order = np.empty(places, np.int64)  # slots by the time of their admission
@@ -159,7 +163,10 @@ def run(
             waiting -= 1
             if begun[request] < 0.0:
                 begun[request] = now
-            if swap > 0.0 and made[request] > 0.0:
+            if behind[request] > 0.0:
+                room_behind += behind[request]
+                behind[request] = 0.0
+                copied += 1
                 spent += swap * target[request]
                 stored[place], ready[place] = target[request] - 1.0, True
                 continue
@@ -246,6 +253,9 @@ def run(
             request = slot[place]
             free_tokens += np.ceil((max(stored[place], target[request]) + 1.0) / block) * block
             target[request] = prompt[request] + made[request]
+            if made[request] > 0.0 and target[request] <= room_behind:
+                behind[request] = target[request]
+                room_behind -= target[request]
             slot[place] = -1
             stored[place] = 0.0
             front = (front - 1) % size
@@ -260,4 +270,10 @@ def run(
                 points, stride = SAMPLES // 2, stride * 2
             line[points, 0], line[points, 1], line[points, 2], line[points, 3] = now, active, waiting, used
             points += 1
-    return begun, token, done, line[:points], np.array([steps, preempted, now, rows_time, prompt_time, peak, tick])
+    return (
+        begun,
+        token,
+        done,
+        line[:points],
+        np.array([steps, preempted, now, rows_time, prompt_time, peak, tick, copied]),
+    )

@@ -73,9 +73,9 @@ class EnginePolicy:
         overlap: the host prepares the next step while the device works.
         kernels: `vllm`, `sglang` or `fastest`: whose measured products run the linear layers, see `engine_kernels`.
         attention: attention family, "" for the device's own.
-        offload_gbytes: host memory for the KV cache of sequences that were put back, which then are copied and not
-            computed again.
-        offload_gbytes_per_s: rate of that copy.
+        offload_gbytes: host memory of an engine for the KV cache of sequences that were put back, which then are copied
+            and not computed again, as far as it holds them.
+        offload_gbytes_per_s: rate of that copy, of all devices of the engine together.
         speculation: speculative decoding, None for none.
     """
 

@@ -308,10 +308,10 @@ def _simulated(
         if count < least:
             notes.append(Note("too_few", f"{name} needs {least} requests and the run has {count}: it is left out"))
     if run.preemptions:
-        told = "copied back" if policy.offload_gbytes > 0 else "computed again"
-        notes.append(
-            Note("preempted", f"{run.preemptions} times a request was put back for want of KV blocks and {told}")
-        )
+        again = run.preemptions - run.copied
+        ways = ((run.copied, "times copied back"), (again, "computed again"))
+        told = " and ".join(f"{count} {way}" for count, way in ways if count)
+        notes.append(Note("preempted", f"{run.preemptions} times a request was put back for want of KV blocks: {told}"))
     if engines > 1:
         notes.append(Note("one_engine", f"one of {engines} equal groups of sequences was simulated, with its share"))
     first, latency = run.ttft_s, run.latency_s

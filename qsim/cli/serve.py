@@ -65,6 +65,8 @@ _COLUMNS = (
 @click.option("--no-overlap", is_flag=True, help="Host and device take turns.")
 @click.option("--offload", type=float, default=0.0, show_default=True, metavar="GBYTES",
               help="Host memory for the KV cache of sequences that were put back.")  # fmt: skip
+@click.option("--offload-rate", type=float, default=50.0, show_default=True, metavar="GBYTES_PER_S",
+              help="Rate at which it is copied back.")  # fmt: skip
 @click.option("--drafts", type=int, default=0, show_default=True, metavar="N",
               help="Speculative decoding: tokens drafted in each step.")  # fmt: skip
 @click.option("--acceptance", type=float, default=0.7, show_default=True, metavar="SHARE",
@@ -136,7 +138,11 @@ def _workload(given: dict[str, Any]) -> Any:
 def _policy(given: dict[str, Any]) -> Any:
     from hwmodels.serving.policy import Speculation, get_policy
 
-    changes: dict[str, Any] = {"overlap": not given["no_overlap"], "offload_gbytes": given["offload"]}
+    changes: dict[str, Any] = {
+        "overlap": not given["no_overlap"],
+        "offload_gbytes": given["offload"],
+        "offload_gbytes_per_s": given["offload_rate"],
+    }
     changes |= {name: given[key] for name, key in (("token_budget", "budget"), ("max_sequences", "max_sequences"))
                 if given[key] is not None}  # fmt: skip
     if given["drafts"]:

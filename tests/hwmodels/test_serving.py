@@ -114,8 +114,14 @@ def test_a_small_cache_puts_requests_back_and_copying_them_is_cheaper_than_readi
     assert reserved.preemptions == 0
     assert reserved.timeline[:, 1].max() == 3  # 1500 // 401
     copied = simulate(small, workload, replace(PLAIN, offload_gbytes=8.0, offload_gbytes_per_s=1.0), FREE)
-    assert copied.preemptions > 0
+    assert copied.preemptions == copied.copied > 0
     assert copied.span_s < run.span_s
+    assert run.copied == 0
+    # a tier that holds one sequence of the several that are put back, and a slow one
+    one = simulate(small, workload, replace(PLAIN, offload_gbytes=4e-7, offload_gbytes_per_s=1.0), FREE)
+    assert 0 < one.copied < one.preemptions
+    slow = simulate(small, workload, replace(PLAIN, offload_gbytes=8.0, offload_gbytes_per_s=1e-9), FREE)
+    assert slow.span_s > copied.span_s
 
 
 @pytest.mark.parametrize("name", ["vllm", "trtllm", "sglang"])
