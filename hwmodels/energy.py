@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.errors import QsimError, nearest
+from qsim.reprs import one_line
 
 from .checks import check_positive
 from .device.device import Device
@@ -39,6 +40,8 @@ class Energy:
     power_w: Any
     fidelity: str
     origin: str
+
+    __repr__ = one_line
 
 
 def step_energy(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from qsim.reprs import one_line
+
 from .checks import check_not_negative, check_positive
 
 
@@ -16,6 +18,8 @@ class Roofline:
 
     compute_s: Any
     memory_s: Any
+
+    __repr__ = one_line
 
     @property
     def time_s(self) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.lazy import LazyModule
+from qsim.reprs import one_line
 from qsim.scheme import Scheme
 from qsim.tables import Table
 
@@ -206,6 +207,8 @@ class Speedup:
     value: Any
     low: Any
     high: Any
+
+    __repr__ = one_line
 
     @property
     def sign_sure(self) -> Any:

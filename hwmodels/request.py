@@ -11,6 +11,7 @@ import numpy as np
 
 from qsim.errors import QsimError
 from qsim.notes import Note, pick, without
+from qsim.reprs import one_line
 from qsim.scheme import Scheme
 
 from .checks import check_count
@@ -65,6 +66,8 @@ class Request:
     joule_per_token: float | None = None
     joule_per_token_low: float | None = None
     joule_per_token_high: float | None = None
+
+    __repr__ = one_line
 
     def cost_per_million_tokens(self, price_per_hour: float) -> float:
         """What a million generated tokens cost, their prompts included, in the unit of the price of one device.

@@ -27,6 +27,7 @@ FLOOR = {
     "qsim.notes",
     "qsim.pieces",
     "qsim.registry",
+    "qsim.reprs",
     "qsim.tables",
 }  # everybody may
 GROUND = {"qsim.formats", "qsim.scheme", "qsim.families", "qsim.safetensors"}
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "qsim.notes": set(),
     "qsim.pieces": set(),
     "qsim.registry": set(),
+    "qsim.reprs": set(),
     "qsim.formats": set(),
     "qsim.safetensors": {"qsim.formats"},
     "qsim.scheme": {"qsim.formats"},

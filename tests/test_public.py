@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+import numpy as np
 import pytest
 
 import hwmodels
@@ -192,3 +193,28 @@ def test_a_prediction_is_a_frame_of_operators() -> None:
     assert frame.share.sum() <= 1
     with pytest.raises(qsim.QsimError, match=r"of shape \(2,\).*hwmodels.sweep"):
         qsim.predict("h100", "llama-3-8b", "fp8", batch=[1, 2]).to_frame()
+
+
+def test_values_show_themselves_on_a_line_or_as_a_table():
+    """What public functions return: a newcomer prints it. Tables have lines, everything else has one."""
+    from qsim.layouts import get_layout
+    from qsim.methods import get_method
+
+    prediction = hwmodels.predict("h100", "llama-3-8b", "fp8")
+    device = hwmodels.get_device("h100")
+    q = qsim.quantize(np.ones((64, 128), np.float32), "w4a16-g128")
+    values = [
+        q, qsim.pack(q), q.scheme, q.scheme.weight, device, device.compute, *device.compute.peaks, device.memory,
+        prediction, prediction.energy, prediction.footprint, *prediction.operators,
+        hwmodels.speedup(prediction, prediction), hwmodels.predict_request("h100", "llama-3-8b", "fp8"),
+        hwmodels.gemm("h100", 16, 4096, 4096), hwmodels.gemm("h100", np.arange(1, 5), 4096, 4096),
+        hwmodels.roofline(1e12, 1e9, 1e15, 3e12), get_method("gptq"), get_layout("gptq"),
+        *(qsim.get_format(name) for name in ("e4m3", "int4", "nvfp4", "nf4", "e8m0")),
+    ]  # fmt: skip
+    for value in values:
+        text = repr(value)
+        assert len(text) <= 160, text
+        assert "\n" not in text
+        assert text.startswith(type(value).__name__)
+    assert repr(hwmodels.roofline(1e12, 1e9, 1e15, 3e12)) == "Roofline(compute_s=0.001, memory_s=0.00033333)"
+    assert repr(hwmodels.gemm("h100", np.arange(1, 5), 4096, 4096)).startswith("Estimate(time_s=array of shape (4,), ")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from qsim.reprs import one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
@@ -35,6 +37,8 @@ class Peak:
     clock_hz: float | None = None
     source: str = ""
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -44,6 +48,8 @@ class Compute:
     peaks: tuple[Peak, ...]
     vector_flop_per_s: float | None = None
     exp_per_clock_per_unit: float | None = None
+
+    __repr__ = one_line
 
     def peak(self, input_format: str, accumulate: str | None = None) -> Peak | None:
         """The dense peak for operands of `input_format`, or None when the device has no such path.

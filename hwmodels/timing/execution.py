@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.reprs import one_line
+
 from ..device.device import Device
 from ..workload.architecture import Architecture
 from ..workload.footprint import far_tier, sram_chips
@@ -66,6 +68,8 @@ class OperatorTime:
     peak_flop_per_s: float = 0.0
     bandwidth_bytes_per_s: float = 0.0
     weights: Any = 0.0
+
+    __repr__ = one_line
 
     @property
     def bound(self) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from qsim.reprs import one_line
 from qsim.scheme import Scheme
 
 from ..calibration.fitted import Parameters
@@ -84,6 +85,8 @@ class KernelFamily:
     sixteen_bit: bool = False
     min_m: int = 1
 
+    __repr__ = one_line
+
     @property
     def generation(self) -> str:
         """Engine, version and year, in one text."""
@@ -130,6 +133,8 @@ class AttentionFamily:
     variants: bool = False
     splits_wide: bool = False
     newer: tuple[str, ...] = ()
+
+    __repr__ = one_line
 
     @property
     def generation(self) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.reprs import one_line
 
 from ..calibration.between import KEPT, corrected
 from ..calibration.collectives import Collective
@@ -60,6 +61,8 @@ class Estimate:
     memory_s: Any
     kind: str
     origin: str = ""
+
+    __repr__ = one_line
 
 
 def soft_roofline(compute_s: Any, memory_s: Any, p: float) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.families import Attention, Experts, Latent, Mixer, Mlp, Recurrent
+from qsim.reprs import one_line
 from qsim.scheme import Scheme
 
 from ..checks import check_positive
@@ -34,6 +35,8 @@ class Footprint:
     activations_bytes: Any
     reserve_bytes: float
     capacity_bytes: float
+
+    __repr__ = one_line
 
     @property
     def total_bytes(self) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from qsim.errors import QsimError, nearest
 from qsim.files import read_csv
 
 
@@ -100,15 +99,3 @@ def _size_b(word: str) -> float:
     """Billions of parameters that `7b`, `270m` or `8x7b` say; experts share their attention, which the last ignores."""
     count, _, each = word.rpartition("x")
     return float(count or 1) * float(each[:-1]) * (1 if word.endswith("b") else 1e-3)
-
-
-def get_model(name: str | KnownModel) -> KnownModel:
-    """The model of that name.
-
-    Raises:
-        QsimError: a model that the table does not know.
-    """
-    found = find_model(name)
-    if found is None:
-        raise QsimError(nearest("model of the evidence", str(name), known_models()))
-    return found

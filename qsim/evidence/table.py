@@ -21,7 +21,7 @@ from qsim.errors import QsimError
 from qsim.files import numbered_csv, read_csv
 
 from .identity import canonical, find_model
-from .metrics import METRICS, Metric, get_metric, ln_ratio, percent_lost
+from .metrics import Metric, get_metric, ln_ratio, percent_lost
 from .precision import Precision, of_scheme, of_words
 
 HERE = Path(__file__).parent
@@ -275,8 +275,3 @@ def independent(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _what(row: Row) -> tuple[object, ...]:
     return (row.model, row.method, row.precision, row.metric.name, row.context)
-
-
-def known_metrics() -> tuple[str, ...]:
-    """Names of the metrics that a row may have."""
-    return tuple(METRICS)

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.reprs import one_line
 
 NanCodes: TypeAlias = Literal["none", "ieee", "outermost", "negative_zero", "top"]
 """Where a float format keeps its NaNs.
@@ -58,6 +59,8 @@ class FloatFormat:
     has_subnormals: bool = True
     padding_bits: int = 0
     aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         e, m = self.exponent_bits, self.mantissa_bits

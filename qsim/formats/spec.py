@@ -17,6 +17,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.reprs import one_line
 
 from .float_format import FloatFormat, dtype_for
 
@@ -142,6 +143,8 @@ class CodebookFormat:
     nan_code: ClassVar[None] = None
     inf_code: ClassVar[None] = None
 
+    __repr__ = one_line
+
     @property
     def storage_bits(self) -> int:
         return self.bits
@@ -206,6 +209,8 @@ class BlockFormat:
     block_size: int
     tensor_scale: bool = False
     aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         if self.block_size < 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from qsim.fields import Fields
+from qsim.reprs import one_line
 from qsim.safetensors import Stored
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme
 
@@ -179,3 +180,5 @@ class Layout:
     casts_scales: bool = False
     container: Literal["safetensors", "gguf"] = "safetensors"
     order: int = 100
+
+    __repr__ = one_line

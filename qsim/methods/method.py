@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import QsimError
+from qsim.reprs import one_line
 from qsim.scheme import Scheme, get_scheme
 from qsim.scheme.rules import RULES
 
@@ -211,6 +212,8 @@ class Method:
     label: str | None = None
     marker: str = "p"
     filled: bool = True
+
+    __repr__ = one_line
 
     def get_scheme(self, scheme: str | Scheme | None) -> Scheme:
         """A scheme by a name, also by one that only this method knows; None is the default."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ def all_texts(result: StudyResult) -> dict[str, Any]:
         "lead": lead(result), "rule": rule(result), "left_out": left_out(result), "short": short(result),
         "agreed": agreed(result), "made": made(result), "limits": limits(result), "command": command(result),
     }  # fmt: skip
-
-
-def short_list(words: Sequence[str], at_most: int = 3) -> str:
-    """The first words, and how many more there are."""
-    more = len(words) - at_most
-    return ", ".join(words[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def case_words(case: Case) -> str:
