@@ -14,7 +14,7 @@ from qsim.checkpoints import convert, read, write
 from qsim.safetensors import Stored, open_folder
 from qsim.scheme import QuantizedTensor
 
-from .test_folders import rewrite
+from .test_broken import rewrite
 from .tiny import assert_same, config_of, quantized, tiny
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 import qsim.models
 from qsim.checkpoints import convert, layouts_for, read, write
 from qsim.models import Model, with_scheme
-from qsim.scheme import TensorScheme, get_scheme, quantize
+from qsim.scheme import get_scheme, quantize
 
 from .tiny import assert_same, bfloat16, config_of, quantized, tiny
 
@@ -240,47 +240,6 @@ def test_formats_that_differ(tmp_path):
     assert config["format"] == "mixed-precision"
     assert [g["format"] for g in config["config_groups"].values()] == ["pack-quantized", "float-quantized"]
     assert_same(model, read(tmp_path / "out"))
-
-
-# --- KV cache ---------------------------------------------------------------------------------------------------
-
-
-def with_kv(model: Model, scale: float = 0.25) -> Model:
-    scales = {
-        f"model.layers.{i}.self_attn.{which}_scale": np.array([scale], np.float32) for i in range(2) for which in "kv"
-    }
-    return model.replace(tensors=scales, kv_cache=TensorScheme(format="float8_e4m3fn", granularity="tensor"))
-
-
-@pytest.mark.parametrize(("layout", "name"), [("compressed-tensors", "w4a16-g32"), ("fp8", "fp8-tensor"),
-                                              ("compressed-tensors", "bf16")])  # fmt: skip
-def test_scales_of_the_kv_cache(tmp_path, layout, name):
-    model = with_kv(tiny() if name == "bf16" else quantized(name))
-    write(model, tmp_path / "out", layout)
-    back = read(tmp_path / "out")
-    assert back.kv_cache == model.kv_cache
-    assert back.notes == ()
-    tokens = np.arange(24)
-    np.testing.assert_array_equal(back.logits(tokens), model.logits(tokens))
-    np.testing.assert_array_equal(back.tensors["model.layers.1.self_attn.v_scale"], [0.25])
-
-
-def test_a_kv_scale_of_one_is_noted(tmp_path):
-    write(with_kv(quantized("fp8-tensor"), 1.0), tmp_path / "out", "fp8")
-    assert read(tmp_path / "out").notes == (
-        "a KV scale is exactly 1, as in an uncalibrated cache: values beyond the format clip "
-        "(model.layers.0.self_attn.k_scale and 3 more)",
-    )
-
-
-def test_kv_caches_where_they_have_no_place(tmp_path):
-    with pytest.raises(ValueError, match="layout plain has no place for that"):
-        write(with_kv(tiny()), tmp_path / "out", "plain")
-    with pytest.raises(ValueError, match="GPTQ has no place for a quantised KV cache.*use layout 'compressed-tensors'"):
-        write(with_kv(quantized("w4a16-g32-sym")), tmp_path / "out", "gptq")
-    written = write(with_kv(quantized("fp8-tensor")), tmp_path / "out", "plain", dequantize=True)
-    assert written.notes[0].startswith("the KV cache is not quantised in a plain checkpoint")
-    assert read(tmp_path / "out").kv_cache is None
 
 
 # --- values, settings, files beside -----------------------------------------------------------------------------
