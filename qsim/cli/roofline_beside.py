@@ -68,14 +68,15 @@ def numbers_of(predictions: Sequence[Prediction], titles: dict[str, str], path: 
             if left <= (1 - _WHOLE) * total:
                 break
             left -= r["time_s"]
-            rows.append((names.operator_title(r["operator"]), f"{r['flop_per_byte']:.3g}",
-                         f"{r['gflop'] / r['time_s'] / 1e3:.3g}", f"{100 * r['share']:.0f} %",
-                         f"{1e3 * r['time_s']:.3g}"))  # fmt: skip
-        rows.append(("others", "", "", f"{100 * left / total:.0f} %", f"{1e3 * left:.3g}"))
-        band = f"{1e3 * total:.3g} ms ({1e3 * float(p.low_s):.3g} to {1e3 * float(p.high_s):.3g})"
+            rows.append((names.operator_title(r["operator"]), names.three_digits(r["flop_per_byte"]),
+                         names.three_digits(r["gflop"] / r["time_s"] / 1e3), f"{100 * r['share']:.0f} %",
+                         names.three_digits(1e3 * r["time_s"])))  # fmt: skip
+        rows.append(("others", "", "", f"{100 * left / total:.0f} %", names.three_digits(1e3 * left)))
+        whole, low, high = (names.three_digits(1e3 * float(t)) for t in (p.time_s, p.low_s, p.high_s))
         longest = max(products, key=lambda r: r["time_s"] if r["generation"] else 0.0)
-        sections.append(Section(title=": ".join(filter(None, (_label(cells, i), band))), rows=tuple(rows),
-                                note=longest["generation"] or longest["kernel"]))  # fmt: skip
+        notes = (f"80 % band: {low} to {high} ms", longest["generation"] or longest["kernel"])
+        title = f"{_label(cells, i) or 'the whole step'}: {whole} ms"
+        sections.append(Section(title=title, rows=tuple(rows), notes=notes))
     return Numbers(heads=("operator", "FLOP/byte", "TFLOP/s", "share", "ms"), sections=tuple(sections))
 
 

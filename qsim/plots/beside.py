@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from qsim.errors import QsimError
 
 from .labels import size_of
+from .names import three_digits
 from .style import LIGHT, SIZES
 
 if TYPE_CHECKING:
@@ -47,15 +48,15 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Rows of a table under a title, with a note below it: cells as they are written, the first one a name."""
+    """Rows of a table under a title with notes below it: cells as they are written, the first one a name."""
 
     title: str
-    note: str
+    notes: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     @property
     def lines(self) -> float:
-        return len(self.rows) + 2 + 0.6
+        return len(self.rows) + len(self.notes) + 1.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,8 @@ def numbers_lines(columns: Sequence[Sequence[Section]]) -> float:
 
 _ACROSS = {"slide": 3, "page": 2, "column": 1, "square": 2}
 """Columns of a table, by the size of the figure."""
-_LINE_IN, _BAR_IN = 0.175, 0.24
+_LINE_IN, _BAR_IN, _LETTER_IN = 0.175, 0.24, 0.063
+"""A line of the table, a bar, and the mean letter of a table's type."""
 
 
 def _type(scale: float) -> float:
@@ -113,7 +115,15 @@ class Beside:
         """Lines of the longest column of the table, its heads among them."""
         if self.numbers is None:
             return 0.0
-        return numbers_lines(self.numbers.columns(1 if side else _ACROSS[size]))
+        return numbers_lines(self.columns(size, side))
+
+    def columns(self, size: str, side: bool) -> list[list[Section]]:
+        """The sections of the table in as many columns as the figure is wide for."""
+        if self.numbers is None or side:
+            return [] if self.numbers is None else self.numbers.columns(1)
+        wide = max(len(text) for s in self.numbers.sections for text in (s.title, *s.notes)) * _LETTER_IN
+        room = int(0.97 * SIZES[size].width_in / _type(SIZES[size].scale) / (wide + 0.25))
+        return self.numbers.columns(max(1, min(room, _ACROSS[size])))
 
     def check(self, size: str, side: bool) -> None:
         """Refuse what a figure of this size cannot hold.
@@ -141,8 +151,10 @@ def draw_bars(axes: Axes, steps: Sequence[Step], look: _Look) -> None:
     shares = len({s.case for s in steps}) > 1
     longest = max(s.total_s for s in steps)
     font = 7.8 * look.scale
-    room = 1 + 1.2 * size_of(axes, "8.88e+03 ms", font)[0] / axes.bbox.width
+    room = 1 + 1.2 * size_of(axes, "88,888 ms", font)[0] / axes.bbox.width
     axes.set_xlim(0, room * (1.0 if shares else longest))
+    thick = axes.bbox.height / axes.figure.dpi / (0.4 * look.scale)  # type: ignore[union-attr]
+    axes.set_ylim(max(len(steps), thick) - 0.5, -0.6)  # few bars are no thicker than many
     for y, step in enumerate(steps):
         scale = 1 / step.total_s if shares else 1.0
         left = 0.0
@@ -157,7 +169,7 @@ def draw_bars(axes: Axes, steps: Sequence[Step], look: _Look) -> None:
         if step.other_s:
             axes.barh([y], [step.other_s * scale], left=[left], height=0.78, color=LIGHT, linewidth=0, label="_bar")
             _name_part(axes, "other", left, step.other_s * scale, y, look)
-        axes.annotate(f"{1e3 * step.total_s:.3g} ms", (step.total_s * scale, y), xytext=(4, 0), fontsize=font,
+        axes.annotate(f"{three_digits(1e3 * step.total_s)} ms", (step.total_s * scale, y), xytext=(4, 0), fontsize=font,
                       textcoords="offset points", va="center", color="#222222", label="_label")  # fmt: skip
 
 
@@ -169,7 +181,7 @@ def prepare_bars(axes: Axes, steps: Sequence[Step]) -> None:
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
     shares = len({s.case for s in steps}) > 1
-    what = "where the time of a step goes" + (" (shares)" if shares else "")
+    what = "where the time goes" + (" (shares)" if shares else "")
     axes.set_title(what, fontweight="normal", fontsize="medium")
 
 
@@ -184,7 +196,7 @@ def _name_part(axes: Axes, name: str, left: float, width: float, y: float, look:
                   markeredgewidth=0, linestyle="none", scalex=False, scaley=False, label="_part")  # fmt: skip
 
 
-def draw_table(figure: Figure, axes: Axes, numbers: Numbers, look: _Look, size: str, side: bool) -> None:
+def draw_table(figure: Figure, axes: Axes, beside: Beside, look: _Look, size: str, side: bool) -> None:
     """Sections in columns side by side: a title and a note, then names on the left and numbers on the right.
 
     Raises:
@@ -194,10 +206,12 @@ def draw_table(figure: Figure, axes: Axes, numbers: Numbers, look: _Look, size: 
     if not side:  # labels of the panels above need not narrow it
         place = axes.get_position()
         axes.set_position((0.012, place.y0, 0.976, place.height))
-    columns = numbers.columns(1 if side else _ACROSS[size])
+    numbers, columns = beside.numbers, beside.columns(size, side)
+    if numbers is None:
+        return
     rows = [numbers.heads, *(row for section in numbers.sections for row in section.rows)]
     widths = [max(size_of(axes, row[j], font)[0] for row in rows) + 9 * pixels for j in range(len(numbers.heads))]
-    titles = max(size_of(axes, text, font)[0] for s in numbers.sections for text in (s.title, s.note))
+    titles = max(size_of(axes, text, font)[0] for s in numbers.sections for text in (s.title, *s.notes))
     wide = max(sum(widths), 1.08 * titles)
     gap = 18 * pixels
     if len(columns) * (wide + gap) - gap > axes.bbox.width:
@@ -222,8 +236,9 @@ def draw_table(figure: Figure, axes: Axes, numbers: Numbers, look: _Look, size: 
             axes.plot(ends_of_rule, [(y + 0.6 * high) / axes.bbox.height] * 2, transform=axes.transAxes,
                       color="#B5B5B5", linewidth=0.6 * look.scale)  # fmt: skip
             write(section.title, left, "#222222", y_from=y)
-            y -= high
-            write(section.note, left, "#777777", y_from=y)
+            for note in section.notes:
+                y -= high
+                write(note, left, "#777777", y_from=y)
             for row in section.rows:
                 y -= high
                 for j, cell in enumerate(row):

@@ -71,6 +71,24 @@ def _without_vendor(title: str) -> str:
     return title
 
 
+_CHIP = re.compile(r"(?:[a-z]{1,2}\d{1,3}[a-z]?|rtx|sxm|nvl|asic|gpu|tpu|agx|\d{3,4})")
+_CHIP_WORDS = {"pcie": "PCIe", "ada": "Ada", "jetson": "Jetson", "orin": "Orin", "pro": "PRO", "groq": "Groq",
+               "gaudi2": "Gaudi 2", "gaudi3": "Gaudi 3", "v5e": "v5e", "v6e": "v6e"}  # fmt: skip
+
+
+def chip_title(name: str) -> str:
+    """A device by its name alone, as people write it: `h100-sxm` is `H100 SXM`, `a100-sxm-80gb` `A100 SXM 80 GB`.
+
+    Names without a word that chips are called by, as those that a user gives, stay as they are.
+    """
+    parts = name.split("-")
+    if not any(_CHIP.fullmatch(part) or part in _CHIP_WORDS for part in parts):
+        return name
+    words = [_CHIP_WORDS.get(part, part.upper() if _CHIP.fullmatch(part) else part) for part in parts]
+    words = [re.sub(r"^(\d+)gb$", r"\1 GB", word) for word in words]
+    return " ".join(words).replace(" like", "-like")
+
+
 def scheme_title(name: str) -> str:
     """`w4a16-g128` as `W4A16 g128`, `fp8-rowwise-kvfp8` as `FP8 row-wise, FP8 KV`."""
     head, *rest = name.split("-")
@@ -115,6 +133,11 @@ def peak_title(flop_per_s: float, integers: bool = False) -> str:
     tera = flop_per_s / 1e12
     number = f"{tera:,.0f}" if tera >= 99.5 else f"{tera:.3g}"
     return f"{number} {'TOP/s' if integers else 'TFLOP/s'}"
+
+
+def three_digits(value: float) -> str:
+    """`1,234`, `12.3`, `0.0123`: three digits, whole from a thousand on."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def and_list(words: Sequence[str]) -> str:

@@ -153,9 +153,10 @@ def _build(
     extra = more.beside.heights_in(size, side)
     with styled(look.scale):
         height, width = _size(size, len(groups))
-        grown = 0.0 if SIZES[size].height_in else sum(extra)
-        figure = new_figure(height + grown, width)
-        panels, spare, rest = grid_of(figure, len(groups), size, [height - 1.3 * look.scale, *extra], side)
+        whole = height if SIZES[size].height_in else height + sum(extra)
+        figure = new_figure(whole, width)
+        upper = whole - sum(extra) - 1.6 * look.scale  # without title and legend
+        panels, spare, rest = grid_of(figure, len(groups), size, [upper, *extra], side)
         _limits(panels, roofs, points, more.tiers)
         for axes, group in zip(panels, groups, strict=True):
             mine = [r for r in roofs if r.device in group]
@@ -176,8 +177,8 @@ def _build(
                               [t for t in more.tiers if t.device in group], look, path, layout)  # fmt: skip
         if more.beside.steps:
             draw_bars(rest[0], more.beside.steps, look)
-        if more.beside.numbers is not None:
-            draw_table(figure, rest[-1], more.beside.numbers, look, size, side)
+        if rest:
+            draw_table(figure, rest[-1], more.beside, look, size, side)
         return figure, left_out
 
 
@@ -253,7 +254,8 @@ def _limits(panels: Sequence[Axes], roofs: Sequence[Roof], points: Sequence[Poin
         axes.set_ylim(min(ys) / 4, max(r.peak_flop_per_s for r in roofs) / 1e12 * 2.5)
         axes.grid(True, which="major")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(numticks=8))
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(numticks=8, subs=(1.0,) if high / low > 100 else (1.0, 2.0, 5.0)))
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,g}"))
             axis.set_minor_locator(NullLocator())
         if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]

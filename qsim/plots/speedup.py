@@ -58,6 +58,7 @@ def speedup_figure(
         _scale(grid, every)
         for axes in grid[-3:]:
             axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)  # a panel above an empty place shares its labels with none
         title_above(figure, title)
         legend_of(figure, _handles(next(iter(data.values())), every), None)
         return figure

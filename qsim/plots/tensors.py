@@ -121,6 +121,6 @@ def salient_figure(ways: Mapping[str, tuple[Array, Array]], *, title: str = "") 
         axes.set_ylabel("error of the output (%)")
         axes.set_ylim(bottom=0)
         axes.grid(True)
-        axes.legend(title="channels chosen by", title_fontsize="small", alignment="left")
+        axes.legend(title="channels chosen by", title_fontsize="small", alignment="left", loc="lower left")
         title_above(figure, title)
         return figure

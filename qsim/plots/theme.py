@@ -43,6 +43,8 @@ def with_theme(figure: Figure, theme: str) -> Figure:
         if isinstance(color, str) and color in ("none", "None"):
             return color
         alpha = to_rgba(color)[3]
+        if alpha == 0:  # no colour; as one, it would take on the alpha of its artist
+            return "none"
         found = table.get(to_hex(color))
         return color if found is None else to_rgba(found, alpha)
 

@@ -178,6 +178,8 @@ def test_a_theme_leaves_no_colour_of_another(theme: str) -> None:
     for text, _ in drawn_texts(figure):
         difference = abs(luminance(to_rgba(text.get_color())) - luminance(background))
         assert difference > 0.35, f"{theme}: {text.get_text()!r} on its ground"
+        ground = text.get_bbox_patch()
+        assert ground is None or ground.get_edgecolor()[3] == 0, f"{theme}: a frame around {text.get_text()!r}"
     if theme == "print":
         for line in named(figure, "marker"):
             r, g, b, _ = to_rgba(line.get_color())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qsim.plots.accumulator import ErrorCurve, accumulation_error_figure
 from qsim.plots.amounts import grouped_figure
+from qsim.plots.names import chip_title
 
 from ..figure import Drawing, Figure, Section
 from ..looks import column, titles
@@ -27,7 +28,7 @@ def _accumulator(result: StudyResult) -> Drawing | None:
         return None
     data = {
         kind: [
-            ErrorCurve(label=way, x=column(mine, "k"), error=column(mine, "relative_error"))
+            ErrorCurve(label=_way_title(way), x=column(mine, "k"), error=column(mine, "relative_error"))
             for way in dict.fromkeys(r.way for r in result.accumulators)
             if (mine := [r for r in result.accumulators if (r.way, r.data) == (way, kind)])
         ]
@@ -47,13 +48,19 @@ def _accumulator(result: StudyResult) -> Drawing | None:
     )  # fmt: skip
 
 
+def _way_title(way: str) -> str:
+    """`h100-sxm, h200: FP8, promoted every 128` with the devices as people write them."""
+    chips, colon, rest = way.partition(":")
+    return ", ".join(map(chip_title, chips.split(", "))) + colon + rest
+
+
 def _exact(result: StudyResult) -> Drawing | None:
     if not result.exact:
         return None
     names = titles(result)
     groups: dict[str, dict[str, float]] = {}
     for e in result.exact:
-        groups.setdefault(names[e.method], {})[e.device] = e.kl
+        groups.setdefault(names[e.method], {})[chip_title(e.device)] = e.kl
     worst = max(result.exact, key=lambda e: e.kl)
     least = min((q.kl for q in result.quality if q.kl and q.method == worst.method), default=None)
     says = (

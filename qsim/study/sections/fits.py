@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qsim.plots.amounts import capacity_figure
-from qsim.plots.names import and_list, model_title, scheme_title
+from qsim.plots.names import and_list, chip_title, model_title, scheme_title
 
 from ..figure import Drawing, Figure, Section
 from ..result import StudyResult
@@ -18,7 +18,7 @@ def _capacity(result: StudyResult) -> Drawing | None:
     for model in dict.fromkeys(c.model for c in result.capacity):
         sizes = {c.scheme: c.weights_gbytes for c in result.capacity if c.model == model}
         data[model_title(model)] = _merged({scheme_title(s): gb for s, gb in sizes.items()})
-    capacities = {c.device: c.capacity_gbytes for c in result.capacity}
+    capacities = {chip_title(c.device): c.capacity_gbytes for c in result.capacity}
     model = result.capacity[-1].model
     one = [c for c in result.capacity if c.model == model]
     fits = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsim.plots.names import and_list, model_title
+from qsim.plots.names import and_list, chip_title, model_title
 from qsim.plots.tradeoff import Tradeoff, tradeoff_figure
 
 from ..figure import Drawing, Figure, Section
@@ -45,7 +45,7 @@ def _tradeoff(result: StudyResult) -> Drawing | None:
                 unknown.add(titles(result)[m.name])
                 continue
             rate, low, high = (r.tokens_per_s * r.time_s / t for t in (r.time_s, r.high_s, r.low_s))
-            data.setdefault(r.device, []).append(
+            data.setdefault(chip_title(r.device), []).append(
                 Tradeoff(mark=looks[m.name], loss=e.lost, loss_low=e.lost_low, loss_high=e.lost_high, rate=rate,
                          low=low, high=high)
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsim.plots.names import and_list, format_title, model_title, operator_title, scheme_title
+from qsim.plots.names import and_list, chip_title, format_title, model_title, operator_title, scheme_title
 from qsim.plots.roofline import Point, Roof, roofline_figure
 from qsim.plots.speedup import Curve, speedup_figure
 
@@ -20,13 +20,13 @@ def _rooflines(result: StudyResult) -> Drawing | None:
     drawn = list(dict.fromkeys(o.device for o in result.operators))
     rest = drawn[MOST_ROOFS:]
     roofs = [
-        Roof(device=r.device, format=format_title(r.format), integers=r.format.startswith("int"),
+        Roof(device=chip_title(r.device), format=format_title(r.format), integers=r.format.startswith("int"),
              peak_flop_per_s=r.peak_flop_per_s, bandwidth_bytes_per_s=r.bandwidth_bytes_per_s)
         for r in result.roofs if r.device not in rest
     ]  # fmt: skip
     points = [
-        Point(device=o.device, operator=operator_title(o.operator), scheme=scheme_title(o.scheme), case=o.regime,
-              intensity=o.flop_per_byte, flop_per_s=o.flop_per_s, share=o.share)
+        Point(device=chip_title(o.device), operator=operator_title(o.operator), scheme=scheme_title(o.scheme),
+              case=o.regime, intensity=o.flop_per_byte, flop_per_s=o.flop_per_s, share=o.share)
         for o in result.operators if o.operator != "lm_head" and o.device not in rest
     ]  # fmt: skip
     schemes = list(dict.fromkeys(o.scheme for o in result.operators))
@@ -55,7 +55,7 @@ def _flips(result: StudyResult) -> Drawing | None:
     for device in dict.fromkeys(c.device for c in result.curves):
         for scheme in curve_schemes(result):
             mine = [c for c in result.curves if (c.device, c.scheme) == (device, scheme)]
-            data.setdefault(device, []).append(
+            data.setdefault(chip_title(device), []).append(
                 Curve(label=scheme_title(scheme), x=column(mine, "batch"), value=column(mine, "speedup"),
                            low=column(mine, "low"), high=column(mine, "high"),
                            turns_at=turns.get((device, scheme)))
