@@ -7,6 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from qsim._native.parallel import ALL
 from qsim.arrays import real_array
 from qsim.errors import QsimError
 
@@ -166,8 +167,8 @@ def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarra
     multiply: Any = many.expand_matmul
     for m in range(0, tokens, EXPAND_BLOCK):
         here = slice(m, m + EXPAND_BLOCK)
-        multiply(packed.weights, x[here], row[here], EXPAND_DEPTH, _INT_SUMS if exact else _FLOAT_SUMS, exact, tiles,
-                 out[here])  # fmt: skip
+        multiply(ALL, numba.get_num_threads(), np.zeros(1, np.int64), packed.weights, x[here], row[here], EXPAND_DEPTH,
+                 _INT_SUMS if exact else _FLOAT_SUMS, exact, tiles, out[here])  # fmt: skip
     return out
 
 

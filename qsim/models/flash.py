@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from qsim._native.parallel import ALL, on_threads
+from qsim._native.vectors import take_next
 
 from . import masked
 
@@ -48,7 +52,9 @@ def _tile(q: Any, keys: Any, values: Any, start: Any, stop: Any, past: Any, wind
     x = np.zeros((rows, wide), F32)
     for g in range(group):
         for t in range(tokens):
-            x[g * tokens + t, :size] = q[start + t, g]
+            row, query = x[g * tokens + t], q[start + t, g]
+            for d in range(size):  # loops, not slices: their check of the shapes takes seconds to compile
+                row[d] = query[d]
     scores = np.zeros((rows, padded), F32)
     turned = np.zeros((wide, _KEYS), F32)
     for at in range(0, count, _KEYS):
@@ -70,21 +76,30 @@ def _tile(q: Any, keys: Any, values: Any, start: Any, stop: Any, past: Any, wind
                 mixed[r, d] += p * values[first + j, d]
     for g in range(group):
         for t in range(tokens):
-            out[start + t, g] = mixed[g * tokens + t]
+            row, here = mixed[g * tokens + t], out[start + t, g]
+            for d in range(size):
+                here[d] = row[d]
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def _attend(q: Any, keys: Any, values: Any, past: Any, window: Any, scale: Any, out: Any) -> None:
+@njit(cache=True, boundscheck=False)
+def _attend(
+    thread: Any, threads: Any, counter: Any, q: Any, keys: Any, values: Any, past: Any, window: Any, scale: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    if on_threads(threads):
+        return
     batch, tokens, heads, _ = q.shape
     kv_heads = keys.shape[1]
     group, tiles = heads // kv_heads, (tokens + _TILE - 1) // _TILE
-    for i in prange(batch * kv_heads * tiles):
+    i = take_next(counter, 0)
+    while i < batch * kv_heads * tiles:
         b, rest = i // (kv_heads * tiles), i % (kv_heads * tiles)
         kv, tile = rest % kv_heads, tiles - 1 - rest // kv_heads  # the longest tiles first
         start = tile * _TILE
         here = slice(kv * group, (kv + 1) * group)
         _tile(q[b][:, here], keys[b, kv], values[b, kv], start, min(tokens, start + _TILE), past[b], window, scale,
               out[b][:, here])  # fmt: skip
+        i = take_next(counter, 0)
 
 
 def attend_tiles(
@@ -103,5 +118,6 @@ def attend_tiles(
         (B, T, H, head_dim) float32.
     """
     out = np.empty(q.shape, F32)
-    _attend(q, keys, values, past, np.int64(window), F32(scale), out)
+    next_tile = np.zeros(1, np.int64)
+    _attend(ALL, numba.get_num_threads(), next_tile, q, keys, values, past, np.int64(window), F32(scale), out)
     return out

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from qsim._native.parallel import ALL, on_threads, start_pool
 
 from .ops import _FAST, F32, I32, exp32
 
@@ -131,27 +134,15 @@ def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: A
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _attend(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
+def _attend(
+    thread: Any, threads: Any, q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any
+) -> None:
+    if on_threads(threads):
+        return
     batch, kv_heads, _, size = keys.shape
     heads = q.shape[1] // size
     group = heads // kv_heads
-    for b in range(batch):
-        last = lengths[b] + 1
-        first = max(np.int64(0), last - window)
-        scores = np.empty(last, F32)
-        for h in range(heads):
-            here = slice(h * size, (h + 1) * size)
-            _attend_head(
-                q[b, here], keys[b, h // group], values[b, h // group], first, last, scale, scores, out[b, here]
-            )
-
-
-@njit(cache=True, parallel=True, boundscheck=False)
-def _attend_parallel(q: Any, keys: Any, values: Any, lengths: Any, window: Any, scale: Any, out: Any) -> None:
-    batch, kv_heads, _, size = keys.shape
-    heads = q.shape[1] // size
-    group = heads // kv_heads
-    for i in prange(batch * heads):
+    for i in range(thread * batch * heads // threads, (thread + 1) * batch * heads // threads):
         b, h = i // heads, i % heads
         last = lengths[b] + 1
         first = max(np.int64(0), last - window)
@@ -177,6 +168,7 @@ def attend_one(
     """
     out = np.empty(q.shape, F32)
     work = q.size * int(lengths.max() + 1)
-    run = _attend if work < _PARALLEL_FROM else _attend_parallel
-    run(q, keys, values, lengths, np.int64(window), F32(scale), out)
+    start_pool()
+    threads = 1 if work < _PARALLEL_FROM else numba.get_num_threads()
+    _attend(ALL, threads, q, keys, values, lengths, np.int64(window), F32(scale), out)
     return out

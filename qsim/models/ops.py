@@ -16,8 +16,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from qsim._native.parallel import ALL, on_threads
 
 F32, I32, U32 = np.float32, np.int32, np.uint32
 _MAGIC = F32(3 << 22)  # x + 1.5 * 2^23 has rint(x) in its low bits, for |x| < 2^22
@@ -209,9 +212,12 @@ def _dots(x: Any, w: Any, first: Any, last: Any, out: Any) -> None:
         out[n] = total
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
-def _few_tokens(x: Any, w: Any, out: Any) -> None:
-    for p in prange((w.shape[0] + 31) // 32):
+@njit(cache=True, nogil=True, boundscheck=False)
+def _few_tokens(thread: Any, threads: Any, x: Any, w: Any, out: Any) -> None:
+    if on_threads(threads):
+        return
+    blocks = (w.shape[0] + 31) // 32
+    for p in range(thread * blocks // threads, (thread + 1) * blocks // threads):
         first = p * 32
         last = min(w.shape[0], first + 32)
         for m in range(x.shape[0]):  # the 32 rows stay in the cache for the next token
@@ -221,7 +227,7 @@ def _few_tokens(x: Any, w: Any, out: Any) -> None:
 def few_tokens(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """x @ w.T for a few rows of x: the weight is streamed once, by all threads. NumPy's product streams it by one."""
     out = np.empty((x.shape[0], w.shape[0]), F32)
-    _few_tokens(x, w, out)
+    _few_tokens(ALL, numba.get_num_threads(), x, w, out)
     return out
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import njit, types
 from numba.extending import overload
 
 from qsim._native.memory import aligned_float32
+from qsim._native.parallel import on_threads
+from qsim._native.vectors import take_next
 
 from ..epilogue import finish
 from ..weights import tile_scales, tile_zeros
@@ -88,17 +90,20 @@ def _expand_tiles(
         finish(total[t], 0, out.shape[0], scale[t], shift[t], nothing, xrow, bias, out, (first + t) * 64)
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
+@njit(cache=True, boundscheck=False)
 def expand_matmul(
-    w: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, tiles: Any, out: Any,
+    thread: Any, threads: Any, counter: Any, w: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, tiles: Any,
+    out: Any,
 ) -> None:  # fmt: skip
     """out[m, n] = xrow[m] * sum_k w[n, k] * x[m, k] + bias[n] for many tokens, `tiles` tiles to a task.
 
     x (M', padded K), M' even and at least 4. `exact`, with int32 `sums`: x and q - zero are integers, exact in float32
     over `depth` columns and added in int32.
     """
+    if on_threads(threads):
+        return
     count = w.words.shape[0]
-    for task in prange((count + tiles - 1) // tiles):
-        first = np.int64(task) * tiles
-        last = min(first + tiles, count)
-        _expand_tiles(first, last, w, x, xrow, depth, sums, exact, out)
+    first = take_next(counter, 0) * tiles
+    while first < count:
+        _expand_tiles(first, min(first + tiles, count), w, x, xrow, depth, sums, exact, out)
+        first = take_next(counter, 0) * tiles

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from qsim._native.parallel import ALL, on_threads
 from qsim._native.vectors import take_next
 
 from ..epilogue import finish
@@ -38,15 +39,18 @@ def starts(tiles: Any, threads: Any) -> Any:
 
 @njit(cache=True, boundscheck=False)
 def _stream_share(
-    thread: Any, counters: Any, w: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any, sums: Any, out: Any
-) -> None:
+    thread: Any, threads: Any, counters: Any, w: Any, xs: Any, xsum: Any, factors: Any, xrow: Any, step: Any,
+    sums: Any, out: Any,
+) -> None:  # fmt: skip
     """One thread's consecutive tiles, then what the others have not begun: a core that was interrupted is not awaited.
 
     Consecutive, because a thread's tiles are then one stream to the hardware's prefetcher. Scales are decoded a group
     at a time: those of a whole tile would be a microsecond in which nothing comes from memory.
     """
+    if on_threads(threads):
+        return
     words, scales, scale_kind, rows_per_scale, zeros, zero_bits, zero, group, bias = w
-    tokens, tiles, threads = out.shape[0], words.shape[0], counters.shape[0] // COUNTER_STRIDE
+    tokens, tiles = out.shape[0], words.shape[0]
     scale, shift = np.empty((1, 64), F32), np.empty((1, 64), F32)
     total, nothing = np.empty((xs.shape[0], 64), sums.dtype), np.zeros(tokens, I32)
     group_zeros(zeros, 0, zero, 0, 0, shift, 0)  # of symmetric codes: the same for all
@@ -75,7 +79,7 @@ def _stream_share(
             tile = take_next(counters, owner * COUNTER_STRIDE)
 
 
-@njit(cache=True, parallel=True, boundscheck=False)
+@njit(cache=True, boundscheck=False)
 def stream_matmul(w: Any, x: Any, xgroup: Any, xrow: Any, step: Any, sums: Any, threads: Any, out: Any) -> None:
     """out[m, n] = xrow[m] * sum_g xgroup[m, g] * scale[n, g] * (sum_k q x - zero[n, g] * sum_k x) + bias[n].
 
@@ -83,6 +87,4 @@ def stream_matmul(w: Any, x: Any, xgroup: Any, xrow: Any, step: Any, sums: Any, 
     """
     xs, xsum, factors = prepare(w.words, x, xgroup, w.group, step)
     counters = starts(w.words.shape[0], threads)
-    for t in prange(threads):
-        # the index of a parallel loop is unsigned; with a signed one the body is compiled once, not twice
-        _stream_share(np.int64(t), counters, w, xs, xsum, factors, xrow, step, sums, out)
+    _stream_share(ALL, threads, counters, w, xs, xsum, factors, xrow, step, sums, out)
