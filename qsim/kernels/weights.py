@@ -41,7 +41,7 @@ class Weights(NamedTuple):
 
 @njit(cache=True)
 def decode_scale(code: Any, kind: Any) -> Any:
-    """float32 value of the bits of a scale; `kind` as in `PackedWeight`."""
+    """float32 value of the bits of a scale, a uint32; `kind` as in `PackedWeight`."""
     c = U32(code)
     if kind == 0:
         return np.uint32(c).view(np.float32)
@@ -63,12 +63,12 @@ def group_scales(scales: Any, kind: Any, rows_per_scale: Any, tile: Any, g: Any,
         ir.half_scales(scales, (tile * scales.shape[1] + g) * 64, out, row)
     elif rows_per_scale == 1:
         for lane in range(64):
-            out[row, lane] = decode_scale(scales[tile, g, lane], kind)
+            out[row, lane] = decode_scale(U32(scales[tile, g, lane]), kind)
     else:
         for lane in range(64):
             block = (tile * 64 + lane) // rows_per_scale if rows_per_scale else 0
             block = min(block, scales.shape[0] - 1)  # a padded row may lie past the last block
-            out[row, lane] = decode_scale(scales[block, min(g, scales.shape[1] - 1), 0], kind)
+            out[row, lane] = decode_scale(U32(scales[block, min(g, scales.shape[1] - 1), 0]), kind)
 
 
 @njit(cache=True, inline="always")
@@ -92,7 +92,7 @@ def group_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, g: Any, out: An
     else:
         kind = 0 if bits == 32 else bits - 15
         for lane in range(64):
-            out[row, lane] = decode_scale(zeros[tile, g, lane], kind)
+            out[row, lane] = decode_scale(U32(zeros[tile, g, lane]), kind)
 
 
 @njit(cache=True)

@@ -24,6 +24,11 @@ def bits_of(values: np.ndarray, fmt: Any, what: str, name: str = "") -> np.ndarr
     values = np.ascontiguousarray(values, dtype=np.float32)
     if fmt.name == "float32":
         return values.view(np.uint32)
+    if fmt.name == "float16":  # NumPy's own conversion: the codec would have to be compiled first
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if np.isfinite(half).all() and np.array_equal(half, values):
+            return half.view(np.uint16)
     from qsim.formats import encode
 
     bits = np.asarray(encode(values, fmt))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qsim.errors import QsimError
-from qsim.formats import decode
+from qsim.formats import decode, encode, get_format
 from qsim.scheme import QuantizedTensor, Scheme, TensorScheme, get_scheme, quantize
-from qsim.scheme.bits import pack_bits, unpack_bits
+from qsim.scheme.bits import bits_of, pack_bits, unpack_bits
 
 INTEGER = [
     "w4a16-g128",
@@ -224,3 +224,19 @@ def test_codes_of_scales_reach_kernel_and_file_as_they_are(name, tmp_path, monke
         np.testing.assert_array_equal(q.take(np.array([5, 3])), q.dequantize()[[5, 3]])
     if not q.tensor_scheme.has_own_rule:  # others are multiplied with other scales, see `pack`
         assert set(np.unique(pack(q).scales)) <= {0, *np.unique(stored)}
+
+
+def test_bits_of_binary16_are_the_codecs():
+    """NumPy converts what is a finite number of the format; the codec would be compiled for it."""
+    fmt = get_format("float16")
+    every = np.arange(1 << 16, dtype=np.uint16)
+    values = decode(every, fmt).astype(np.float32)
+    finite = values[np.isfinite(values)]
+    bits = bits_of(finite, fmt, "scale")
+    assert bits.dtype == np.uint16
+    np.testing.assert_array_equal(bits, encode(finite, fmt))
+    np.testing.assert_array_equal(bits, every[np.isfinite(values)])
+    np.testing.assert_array_equal(bits_of(np.float32([1, np.nan]), fmt, "scale"), encode(np.float32([1, np.nan]), fmt))
+    for bad in (1e6, 1 + 2**-12, 1e-9, np.inf):
+        with pytest.raises(QsimError, match="a scale must be a value of its format"):
+            bits_of(np.float32([bad]), fmt, "scale")
