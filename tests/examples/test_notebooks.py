@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def runner() -> Any:
     sys.modules["run_notebooks"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Any]:
+    """One kernel for all lessons: starting one and importing everything takes longer than most lessons."""
+    with runner().kernel(timeout_s=120) as client:
+        yield client
 
 
 def printed(notebook: Any) -> list[str]:
@@ -66,8 +74,8 @@ def test_a_lesson_opens_as_a_document(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=[p.stem for p in LESSONS])
-def test_a_lesson_runs_and_prints_what_it_shows(path: Path) -> None:
-    again = runner().execute(path, timeout_s=120)
+def test_a_lesson_runs_and_prints_what_it_shows(path: Path, kernel: Any) -> None:
+    again = runner().execute(path, kernel)
     shown, now = printed(nbformat.read(path, as_version=4)), printed(again)
     if path.name[0] not in EXACT:
         shown, now = ([re.sub(r"[+-]?\d[\d.]*", "#", text).split() for text in some] for some in (shown, now))
