@@ -38,7 +38,8 @@ _HARMLESS = frozenset({
     "cla_share_factor", "use_mixed_mlp_moe", "attention_head_dim", "norm_type", "pool_type", "mask_init_id",
     "dense_list", "org_vocab_size", "rotary_type", "moe_layer_num_skipped", "moe_drop_tokens",
     "moe_random_routing_dropped_token",
-    "use_rotary_pos_emb", "text_start_id", "text_end_id", "eod_token_id", "im_end_id", "im_start_id", "im_newline_id", "pad_id",
+    "use_rotary_pos_emb", "text_start_id", "text_end_id", "eod_token_id", "im_end_id", "im_start_id", "im_newline_id",
+    "pad_id",
     "num_media_embeds", "position_embedding_xdrope", "add_classification_head", "class_num", "capacity_factor",
     "group_limited_greedy", "n_group", "topk_group", "routed_scaling_factor", "hidden_act",
 })  # fmt: skip
