@@ -49,14 +49,21 @@ def measured_on(
     value = sum(o.loss for o in mine) / len(mine)
     errors = [o.row.standard_error for o in mine]
     known = [e for e in errors if e is not None]
-    if len(known) < len(mine):
-        tuned = tuning(scale)
-        y, deviation = math.asinh(value / scale.linear), math.sqrt(tuned.variances[3])
-        low, high = (scale.linear * math.sinh(y + q * deviation) for q in tuned.bands["published"])
-        return Prediction(scale=scale, value=value, low=low, high=high, basis="measured", used=mine), None
-    error = math.hypot(*known) / len(mine)
-    if len(mine) > 1:
-        error = max(error, float(np.std([o.loss for o in mine], ddof=1)) / math.sqrt(len(mine)))
-    spread = Z_80 * error
-    return Prediction(scale=scale, value=value, low=value - spread, high=value + spread, basis="measured",
-                      used=mine), error  # fmt: skip
+    error = None
+    if len(known) == len(mine):
+        error = math.hypot(*known) / len(mine)
+        if len(mine) > 1:
+            error = max(error, float(np.std([o.loss for o in mine], ddof=1)) / math.sqrt(len(mine)))
+    low, high = measured_band(value, error, scale)
+    return Prediction(scale=scale, value=value, low=low, high=high, basis="measured", used=mine), error
+
+
+def measured_band(value: float, error: float | None, scale: Scale) -> tuple[float, float]:
+    """The 80 % band of a measured loss: from its standard error, or that of one published row where that is not known
+    (a text of one or two windows has none)."""
+    if error is not None:
+        return value - Z_80 * error, value + Z_80 * error
+    tuned = tuning(scale)
+    y, deviation = math.asinh(value / scale.linear), math.sqrt(tuned.variances[3])
+    low, high = (scale.linear * math.sinh(y + q * deviation) for q in tuned.bands["published"])
+    return low, high

@@ -12,6 +12,8 @@ from qsim.errors import QsimError
 from qsim.evidence import Expectation, KnownModel, Precision, Row, expected_loss, read_rows, shipped
 from qsim.evidence.expect import percent_of
 from qsim.evidence.find import identity
+from qsim.evidence.observations import TOKEN_512
+from qsim.evidence.own import measured_band
 from qsim.evidence.precision import of_scheme
 from qsim.evidence.served import served_as, served_title
 
@@ -19,9 +21,6 @@ from .hardware import devices, executed
 from .method import NONE, Method
 from .rows import ExpectedRow, QualityRow
 from .spec import StudySpec
-
-Z_80 = 1.2816
-"""Standard errors on either side of an 80 % band."""
 
 
 def expected_rows(
@@ -110,8 +109,8 @@ def _measured(
     """The loss that this study measured on the target itself, bits per byte as ln perplexity."""
     base = next(q for (name, _), q in measured.items() if name.startswith(f"{NONE}:"))
     per_bit = math.log(base.perplexity) / base.bits_per_byte
-    value, spread = row.loss * per_bit, Z_80 * row.loss_se * per_bit
-    loss = (value, value - spread, value + spread)
+    value = row.loss * per_bit
+    loss = (value, *measured_band(value, row.loss_se * per_bit or None, TOKEN_512))
     lost, low, high = percent_of(loss)
     return replace(
         _expected(model, method, variant, Expectation(model=model, method=method.algorithm, scheme=method.scheme)),
