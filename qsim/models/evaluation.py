@@ -140,6 +140,7 @@ def evaluate(
     protocol: Protocol = "windows",
     reference: Model | Reference | None = None,
     max_bytes: int | None = None,
+    first: int | None = None,
     enough: Callable[[Evaluation], bool] | None = None,
     progress: Progress = None,
 ) -> Evaluation:
@@ -157,6 +158,8 @@ def evaluate(
             is dropped, and the first token of each window is not scored.
         reference: the unquantised model, or a `Reference` that remembers its logits from one evaluation to the next.
         max_bytes: use only the first so many bytes of the text (whole characters).
+        first: a token that goes before every window, as a model saw its texts in training (`first_token(model)`); it is
+            not scored. None leaves the text as it is.
         enough: called after every 32 windows with what they give so far; the rest is left out once it returns True.
         progress: True shows a bar on stderr; a function is called with the numbers of windows done and in all.
 
@@ -172,7 +175,11 @@ def evaluate(
     """
     start = time.perf_counter()
     ids, sizes = _tokens(model, text, max_bytes)
-    plan = plan_windows(model, len(ids), window, stride, protocol)
+    if first is not None:
+        first = int(model.check_tokens([first])[0][0])
+        if ids[0] == first:  # the tokenizer put it before the text
+            ids, sizes = ids[1:], None if sizes is None else sizes[1:]
+    plan = plan_windows(model, len(ids), window, stride, protocol, room=first is not None)
     ref = reference if reference is None or isinstance(reference, Reference) else Reference(reference, 0)
     if ref is not None and ref.model.config.vocab_size != model.config.vocab_size:
         raise QsimError(
@@ -188,7 +195,7 @@ def evaluate(
     with _Reporter(progress, len(plan)) as report, one_blas_thread(side_by_side):
 
         def work(batch: range) -> None:
-            _run(model, ref, ids, sizes, [plan[i] for i in batch], {k: v[batch.start : batch.stop] for k, v in
+            _run(model, ref, ids, sizes, first, [plan[i] for i in batch], {k: v[batch.start : batch.stop] for k, v in
                                                                     sums.items()})  # fmt: skip
             with lock:
                 done[0] += len(batch)
@@ -222,6 +229,15 @@ def _is_dequantized(one: Linear) -> bool:
     return one.engine == "dequantized" or (one.engine == "fused" and isinstance(one.weight, np.ndarray))
 
 
+def first_token(model: Model) -> int | None:
+    """The token that a model's tokenizer puts before every text; None where it puts none."""
+    first = model.config.bos_token_id
+    if model.tokenizer is None or first is None:
+        return None
+    ids = model.tokenizer.encode("a")
+    return first if len(ids) and ids[0] == first else None
+
+
 def _tokens(model: Model, text: Any, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray | None]:
     if not isinstance(text, str | bytes | bytearray | memoryview):
         if max_bytes is not None:
@@ -246,11 +262,15 @@ def _run(
     ref: Reference | None,
     ids: np.ndarray,
     sizes: np.ndarray | None,
+    first: int | None,
     windows: list[Window],
     sums: Mapping[str, np.ndarray],
 ) -> None:
     """Add the sums of some windows of equal length."""
     inputs = np.stack([ids[w.start : w.stop] for w in windows])
+    length = inputs.shape[1]
+    if first is not None:
+        inputs = np.insert(inputs, 0, first, axis=1)
     # the head is BLAS's between blocks that are Numba's: its workers would spin into the next windows
     compiled = any(one.runs_compiled for one in model.linears().values())
     ref_hidden, ref_logits = ref.hidden_or_logits(inputs) if ref is not None else (None, None)
@@ -260,13 +280,17 @@ def _run(
         with one_blas_thread(compiled):
             hidden, known = model.hidden(inputs), None
         hidden = hidden.reshape(-1, hidden.shape[-1])
-    length = inputs.shape[1]
+    if first is not None:
+        hidden, known, ref_hidden, ref_logits = (
+            None if rows is None else rows.reshape(len(windows), length + 1, -1)[:, 1:].reshape(-1, rows.shape[-1])
+            for rows in (hidden, known, ref_hidden, ref_logits)
+        )
     owner = np.repeat(np.arange(len(windows)), length)
     at = (np.array([w.start for w in windows])[:, None] + np.arange(length)).reshape(-1)
     rows = np.flatnonzero(at >= np.array([w.scored for w in windows])[owner])
     step = max(1, _LOGITS // model.config.vocab_size)
-    for first in range(0, len(rows), step):
-        part = rows[first : first + step]
+    for begin in range(0, len(rows), step):
+        part = rows[begin : begin + step]
         targets = ids[at[part] + 1]
         if known is None:
             with one_blas_thread(compiled):

@@ -24,15 +24,18 @@ class Window:
     scored: int
 
 
-def plan_windows(model: Model, count: int, window: int, stride: int | None, protocol: str) -> list[Window]:
-    """The windows of a text of `count` tokens; see `qsim.models.evaluate` for what the protocols are.
+def plan_windows(
+    model: Model, count: int, window: int, stride: int | None, protocol: str, *, room: bool = False
+) -> list[Window]:  # fmt: skip
+    """The windows of a text of `count` tokens; see `qsim.models.evaluate` for what the protocols are. With `room` one
+    token of the context is left for what goes before every window.
 
     Raises:
         QsimError: an unknown protocol, a window or stride outside its range, a text too short for the protocol.
     """
     if protocol not in PROTOCOLS:
         raise QsimError(f"protocol must be one of {', '.join(PROTOCOLS)}: got {protocol!r}")
-    context = model.config.max_position_embeddings
+    context = model.config.max_position_embeddings - room
     if not 2 <= window <= context:
         raise QsimError(f"window must be between 2 and the context length ({context}): got {window}")
     if stride is not None and protocol != "sliding":

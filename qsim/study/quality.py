@@ -14,6 +14,7 @@ import numpy as np
 from hwmodels.device.device import Device
 from qsim.errors import QsimError
 from qsim.models import Evaluation, Model, evaluate, load, tiny_text
+from qsim.models.evaluation import first_token
 from qsim.notes import without
 from qsim.scheme import QuantizedTensor
 
@@ -232,6 +233,7 @@ def _quality(
     q = spec.quality
     most = q.max_bytes if variant == "full" or not q.least_bytes else min(q.max_bytes or q.least_bytes, q.least_bytes)
     found = evaluate(model, subject.text, window=window_of(spec, model), reference=reference, max_bytes=most or None,
+                     first=first_token(subject.model),
                      enough=lambda so_far: is_settled(spec, method, so_far))  # fmt: skip
     same = method.algorithm == NONE
     assert found.bits_per_byte is not None
@@ -265,8 +267,8 @@ def is_settled(spec: StudySpec, method: Method, so_far: Evaluation) -> bool:
 
 
 def window_of(spec: StudySpec, model: Model) -> int:
-    """Tokens of a window: as asked, or the model's context where that is shorter."""
-    return min(spec.quality.window, model.config.max_position_embeddings)
+    """Tokens of a window: as asked, or the model's context (less its first token) where that is shorter."""
+    return min(spec.quality.window, model.config.max_position_embeddings - (first_token(model) is not None))
 
 
 # --- through each device's own instruction ---------------------------------------------------------------------
@@ -317,7 +319,7 @@ def _exact_row(
     merged = {name: {**dict(fast.linear_settings.get(name, {})), **more} for name, more in settings.items()}
     exact = fast.replace(linear_settings=merged)
     found = evaluate(exact, subject.text, window=window_of(spec, fast), reference=fast,
-                     max_bytes=spec.quality.exact_bytes)  # fmt: skip
+                     max_bytes=spec.quality.exact_bytes, first=first_token(subject.model))  # fmt: skip
     assert found.bits_per_byte is not None
     assert found.bits_per_byte_delta is not None
     assert found.kl is not None

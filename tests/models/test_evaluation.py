@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 
 from qsim._native.blas import one_blas_thread
+from qsim.errors import QsimError
 from qsim.models import Reference, evaluate, with_scheme
-from qsim.models.evaluation import LOOK_EVERY, _may_share
+from qsim.models.evaluation import LOOK_EVERY, _may_share, first_token
 from qsim.models.statistics import ratio
 from qsim.models.tokenizer import ByteTokenizer
 
@@ -160,6 +162,35 @@ def test_a_reference_remembers_within_its_budget(model):
     assert 4 * ids * model.config.hidden_size < states.budget_bytes
     assert evaluate(q, long, window=50, reference=states).kl == once.kl
     assert len(calls) - made < made / 2
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_a_first_token_goes_before_every_window_and_is_not_scored(model, kept):
+    first, ids = 7, model.tokenizer.encode(TEXT)
+    q = with_scheme(model, "w4a16-g32")
+    found = evaluate(q, TEXT, window=50, first=first, reference=Reference(model, kept))
+    nll = {}
+    for name, one in (("q", q), ("model", model)):
+        nll[name] = []
+        for start in range(0, len(ids) - 1, 50):
+            part = ids[start : start + 51]
+            logits = one.unembed(one.hidden(np.concatenate([[first], part[:-1]]))[0])[1:].astype(float)
+            logits -= np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True)) + logits.max(
+                1, keepdims=True)  # fmt: skip
+            nll[name].append(-logits[np.arange(len(part) - 1), part[1:]].sum())
+    np.testing.assert_allclose(found.per_window["nll"], nll["q"], rtol=1e-4)
+    np.testing.assert_allclose(found.per_window["reference_nll"], nll["model"], rtol=1e-4)
+    assert found.tokens == len(ids) - 1
+    assert found.nll != evaluate(q, TEXT, window=50).nll
+    already = np.concatenate([[first], ids])  # as a tokenizer that puts it before the text gives it
+    assert evaluate(q, already, window=50, first=first).nll == pytest.approx(found.nll, rel=1e-6)
+    with pytest.raises(QsimError, match="window must be between 2 and the context length"):
+        evaluate(q, TEXT, window=model.config.max_position_embeddings, first=first)
+    assert first_token(model) is None
+    begins = SimpleNamespace(
+        config=SimpleNamespace(bos_token_id=7), tokenizer=SimpleNamespace(encode=lambda _: [7, 97])
+    )
+    assert first_token(begins) == 7
 
 
 def test_batches_change_nothing(model, monkeypatch):

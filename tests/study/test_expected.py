@@ -101,6 +101,15 @@ def test_a_target_that_is_measured_has_its_own_loss(run: Run, checkpoint: Path) 
     assert found.ln_ratio_low < found.ln_ratio < found.ln_ratio_high  # type: ignore[operator]
 
 
+def test_a_measured_loss_without_an_error_still_has_a_band(run: Run, checkpoint: Path) -> None:
+    """A text of one window gives no standard error."""
+    q = [replace(x, loss_se=0.0) for x in run.result.quality]
+    spec = replace(run.result.spec, speed=replace(run.result.spec.speed, models=(str(checkpoint),)))
+    for e in expected_rows(spec, q):
+        if e.basis == "measured":
+            assert e.ln_ratio_low < e.ln_ratio < e.ln_ratio_high  # type: ignore[operator]
+
+
 def test_a_users_rows_join_the_study(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(
