@@ -35,6 +35,7 @@ const ready = performance.getEntriesByName("update")[0];
 document.querySelector("details").open = true;
 const sliders = [...document.querySelectorAll("#shared input[type=range], .case .field input[type=range]")].slice(0, 8);
 const times = [];
+await fetch("/began", { method: "POST", body: "{}" });
 let seed = 7;
 for (let i = 0; i < COUNT; i++) {
   seed = (Math.imul(seed, 1103515245) + 12345) >>> 0;
@@ -67,10 +68,28 @@ def run(url: str, folder: Path, *more: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process and all that it started; 0 where the system does not say."""
+    parents, seconds = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        one = int(stat.parent.name)
+        parents[one] = int(fields[1])
+        seconds[one] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    family = {pid}
+    while more := {one for one, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(seconds.get(one, 0.0) for one in family)
+
+
 def timed(page: Path, folder: Path) -> dict:
     """First paint, first drawing and the times of updates, in milliseconds; a server on this machine takes them."""
     text = page.read_text("utf-8").replace("connect-src 'none'", "connect-src 'self'", 1)
     body, found = text.replace("</body>", f"{PROBE}</body>", 1).encode(), queue.Queue()
+    spent = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -81,7 +100,10 @@ def timed(page: Path, folder: Path) -> dict:
             self.wfile.write(body)
 
         def do_POST(self):
-            found.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            spent[self.path] = cpu_s(process.pid)
+            if self.path == "/done":
+                found.put(said | {"cpu_s": spent["/done"] - spent["/began"]})
             self.send_response(204)
             self.end_headers()
 
@@ -120,14 +142,17 @@ def main() -> None:
             f"| first paint | {found['paint']:.0f} ms | below 1500 ms |",
             f"| all views drawn | {found['ready']:.0f} ms | |",
             f"| update, median of {len(times)} | {statistics.median(times):.1f} ms | below 50 ms |",
-            f"| update, 95th percentile | {quantile:.1f} ms | below 100 ms |", "",
-            "An update is a slider's event, from its dispatch until the page is laid out again: all cases, the curves",
-            "of five schemes over thirteen batches, memory and serving curves are computed anew.",
+            f"| update, 95th percentile | {quantile:.1f} ms | below 100 ms |",
+            f"| update, processor time of the whole browser | {1e3 * found['cpu_s'] / len(times):.1f} ms | |", "",
+            "An update is a slider's event, from its dispatch until the page is laid out again: all cases, the",
+            "curves of five schemes over thirteen batches, memory and serving curves are computed anew; views out of",
+            "sight are drawn a moment later. Times by the clock grow with the load of the machine; processor time,",
+            "which also holds those views and the frames, does not.",
         ]  # fmt: skip
         print("\n".join(lines))
         if write:
             (OUT / "timing.md").write_text("\n".join(lines) + "\n", "utf-8")
-            run(page.as_uri(), folder, "--hide-scrollbars", "--window-size=1280,1010", "--virtual-time-budget=4000",
+            run(page.as_uri(), folder, "--hide-scrollbars", "--window-size=1280,1290", "--virtual-time-budget=4000",
                 f"--screenshot={OUT / 'page.png'}")  # fmt: skip
 
 

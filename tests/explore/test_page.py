@@ -34,7 +34,7 @@ const all = (q) => [...document.querySelectorAll(q)], text = (q) => all(q).map((
 const $ = (id) => document.getElementById(id);
 const act = %s;
 await act();
-await new Promise((done) => setTimeout(done, 50));
+await new Promise((done) => setTimeout(done, 300));
 parent.postMessage(JSON.stringify({
   wrong: window.wrong, says: text(".view .says"), commands: text(".case code"), hash: location.hash,
   note: $("note").hidden ? "" : $("note").textContent, big: text(".case .big"), drawn: all(".view .draw svg").length,

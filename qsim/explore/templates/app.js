@@ -12,7 +12,7 @@ const App = (() => {
   ];
   const FIRST = ["memory.bandwidth_gbytes_per_s", "memory.capacity_gbytes", "link.bandwidth_gbytes_per_s_per_direction",
     "link.latency_us", "layer_overhead_us", "hop_latency_us"];
-  let config, P, state, found = null, cards = [], asked = 0;
+  let config, P, state, found = null, cards = [], asked = 0, linking = 0, drawing = 0;
 
   const make = (tag, attributes = {}, ...children) => {
     const element = document.createElement(tag);
@@ -200,6 +200,12 @@ const App = (() => {
 
   function widthOf(element) { return Math.round(Math.min(760, Math.max(280, element.clientWidth || 320))); }
 
+  // Whether a view is in the window or just below it; the question on the flip needs the first one at any time.
+  function visible(name) {
+    const box = document.querySelector(`[data-view=${name}]`).getBoundingClientRect();
+    return name === "speedup" || (box.top < innerHeight + 100 && box.bottom > -100);
+  }
+
   function drawView(name, shown) {
     const card = document.querySelector(`[data-view=${name}]`), width = widthOf(card);
     const on = state.cases[state.on];
@@ -231,7 +237,11 @@ const App = (() => {
   function draw() {
     const shown = shownCases(), first = shown[0].step ? shown[0] : null;
     shown.forEach((s, i) => { showResult(cards[i].refs.result, s, first); cards[i].refs.command.textContent = command(state.cases[i]); });
-    for (const [name] of VIEWS) drawView(name, shown);
+    const later = VIEWS.map(([name]) => name).filter((name) => !visible(name));
+    for (const [name] of VIEWS) if (!later.includes(name)) drawView(name, shown);
+    clearTimeout(drawing); // what is out of sight is drawn when the hand rests
+    const now = found;
+    drawing = setTimeout(() => { if (now === found) later.forEach((name) => drawView(name, shown)); }, 80);
     const picks = document.querySelector("[data-view=speedup] .of");
     picks.replaceChildren();
     if (state.cases.length > 1) {
@@ -239,10 +249,15 @@ const App = (() => {
     }
   }
 
-  async function update() {
-    const began = performance.now(), mine = ++asked;
+  function relink() {
     const link = `#${State.toText(state)}`;
     if (link !== location.hash) history.replaceState(null, "", link);
+  }
+
+  async function update() {
+    const began = performance.now(), mine = ++asked;
+    clearTimeout(linking); // a browser lets a page change its address only so often
+    linking = setTimeout(relink, 150);
     if (state.tab === "numbers") Numbers.draw($("numbers"), state);
     else {
       const q = Answers.questionOf(state);
@@ -372,10 +387,11 @@ const App = (() => {
       });
     }
     $("add").addEventListener("click", () => { const last = state.cases.at(-1); state.cases.push({ ...last, scheme: "fp8-rowwise", set: { ...last.set } }); buildCases(); update(); });
-    $("link").addEventListener("click", () => copied(location.href, "The link to this case is copied"));
+    $("link").addEventListener("click", () => { relink(); copied(location.href, "The link to this case is copied"); });
     $("reset").addEventListener("click", () => { history.replaceState(null, "", location.pathname + location.search); read(""); });
     window.addEventListener("hashchange", () => { if (location.hash !== `#${State.toText(state)}`) read(location.hash); });
     let wide = innerWidth;
+    window.addEventListener("beforeprint", () => { if (found) VIEWS.forEach(([name]) => drawView(name, shownCases())); });
     window.addEventListener("resize", () => { if (innerWidth !== wide) { wide = innerWidth; update(); } });
     read(location.hash);
   }
