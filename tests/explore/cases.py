@@ -7,12 +7,19 @@ from typing import Any
 
 import hwmodels
 from hwmodels.device.build import number_range
+from hwmodels.workload.architecture import Architecture
 from qsim.explore.parameters import KV_CACHES
 
 
-def random_cases(parameters: dict[str, Any], count: int, seed: int) -> list[dict[str, Any]]:
+def random_cases(
+    parameters: dict[str, Any], own: dict[str, Architecture], count: int, seed: int
+) -> list[dict[str, Any]]:
     """Devices, models, schemes, caches, phases and sizes at random; half of the devices with up to three fields moved
-    by up to a factor of four. The devices take turns, so that each is there."""
+    by up to a factor of four. The devices take turns, so that each is there.
+
+    Arguments:
+        own: models beside the shipped ones, by name.
+    """
     rng = random.Random(seed)
     devices, found = list(parameters["devices"]), []
     for i in range(count):
@@ -31,15 +38,15 @@ def random_cases(parameters: dict[str, Any], count: int, seed: int) -> list[dict
             "phase": rng.choice(["decode", "prefill"]), "batch": int(2 ** rng.uniform(0, 9)),
             "context": int(2 ** rng.uniform(0, 17)), "tp": rng.choice(widths),
         }  # fmt: skip
-        found.append({**case, "python": predicted(case)})
+        found.append({**case, "python": predicted(case, own)})
     return found
 
 
-def predicted(case: dict[str, Any]) -> dict[str, Any]:
+def predicted(case: dict[str, Any], own: dict[str, Architecture]) -> dict[str, Any]:
     """What Python says of a case."""
     scheme = case["scheme"] + (f"-kv{case['kv']}" if case["kv"] else "")
     p = hwmodels.predict(
-        case["device"], case["model"], scheme, case["phase"], case["batch"], case["context"],
+        case["device"], own.get(case["model"], case["model"]), scheme, case["phase"], case["batch"], case["context"],
         tensor_parallel=case["tp"], overrides=case["overrides"],
     )  # fmt: skip
     energy = () if p.energy is None else (p.energy.energy_j, p.energy.low_j, p.energy.high_j)

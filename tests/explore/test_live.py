@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 import hwmodels
 from qsim.evidence import expected_loss
 from qsim.explore.live import LARGEST_QUESTION, Server
+
+from .browser import opened
 
 QUESTION = {
     "model": "llama-3-8b", "phase": "decode", "batch": 16, "context": 4096, "on": 0, "batches": [1, 16],
@@ -63,6 +66,14 @@ def test_answers_are_those_of_the_predictor(server: Server) -> None:
     assert found["curves"]["lines"][0]["name"] == "fp8-rowwise"
     loss = expected_loss("llama-3-8b", "gptq", "w4a16-g128-kvfp8")
     assert found["losses"]["llama-3-8b"]["w4a16-g128-kvfp8"][0] == pytest.approx(loss.lost, abs=1e-3)
+
+
+def test_the_page_shows_what_the_server_answers(server: Server, tmp_path: Path) -> None:
+    fragment = "#model=llama-3-8b&phase=decode&batch=16&context=4096&a=h200,fp8-rowwise"
+    dom = opened(f"{server.url}{fragment}", tmp_path, "--virtual-time-budget=20000")
+    time_s = float(hwmodels.predict("h200", "llama-3-8b", "fp8-rowwise", "decode", 16, 4096).time_s)
+    assert f'<p class="big">{1e3 * time_s:.3g} ms' in dom
+    assert dom.count("<svg") >= 6
 
 
 def test_what_cannot_be_answered_is_one_sentence(server: Server) -> None:

@@ -42,6 +42,7 @@ parent.postMessage(JSON.stringify({
   requests: performance.getEntriesByType("resource").map((r) => r.name), question: text("#question p"),
   numbers: text("#numbers .says, #n-block-says, #n-sum-says"), invalid: all("[aria-invalid=true]").length,
   wide: document.documentElement.scrollWidth <= innerWidth, injected: window.injected ?? null,
+  names: window.names ?? [], saved: window.saved ?? [],
 }), "*");
 </script>
 """
@@ -70,6 +71,16 @@ TYPE = """() => {
 }"""
 GUESS = """() => { document.querySelector("#question input").value = "VALUE";
   document.querySelector("#question button").click(); }"""
+SAVE = """async () => {
+  await new Promise((done) => setTimeout(done, 200));
+  const taken = [], make = URL.createObjectURL;
+  URL.createObjectURL = (blob) => { taken.push(blob); return make(blob); };
+  HTMLAnchorElement.prototype.click = function () { names.push(this.download); };
+  const names = window.names = [];
+  for (const button of all(".get button")) button.click();
+  await new Promise((done) => setTimeout(done, 2000));
+  window.saved = await Promise.all(taken.map(async (blob) => [blob.type, (await blob.text()).slice(0, 3000)]));
+}"""
 LARGE = "#model=llama-3-70b&batch=4&context=4096&a=h100-sxm,bf16"
 SET = "memory.bandwidth_gbytes_per_s%3A3000"
 TITLE = "</script><img src=x onerror='window.injected=1'>"
@@ -88,6 +99,7 @@ VISITS = {
     "numbers": ("#tab=numbers&x=0.3&f1=float8_e4m3fn&f2=float4_e2m1fn&bits=10&product=1.5&many=4096", "() => {}", 360),
     "phone": ("", "() => {}", 360),
     "mine": ("", "() => {}", 1280),
+    "saved": ("", SAVE, 1280),
 }  # fmt: skip
 """What is opened -> the fragment, what is done there, and the width."""
 
@@ -194,6 +206,21 @@ def test_the_second_tab_explains_a_rounding(visits: dict[str, Any]) -> None:
 def test_names_of_the_user_are_escaped(visits: dict[str, Any]) -> None:
     assert visits["mine"]["injected"] is None
     assert "it'\\''s mine.toml" in visits["mine"]["commands"][0]
+
+
+def test_every_view_is_saved_as_svg_png_and_csv(visits: dict[str, Any]) -> None:
+    found = visits["saved"]
+    views = ("speedup", "breakdown", "roofline", "memory", "serving", "quality")
+    assert sorted(found["names"]) == sorted(f"qsim-{v}.{kind}" for v in views for kind in ("svg", "png", "csv"))
+    kinds = [kind for kind, _ in found["saved"]]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"image/svg+xml": 6, "image/png": 6, "text/csv": 6}
+    for kind, text in found["saved"]:
+        if kind == "image/svg+xml":
+            assert text.startswith("<svg xmlns=")
+            assert "var(" not in text
+        elif kind == "text/csv":
+            head, first = text.splitlines()[:2]
+            assert len(first.split(",")) == len(head.split(",")) > 3
 
 
 def test_devices_and_models_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:

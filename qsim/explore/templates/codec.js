@@ -134,13 +134,15 @@ const Codec = (() => {
     return { scale, scaleCode: e + 127, tensor: null, amax, codes, values: codes.map((c) => decode(c, element) * scale) };
   }
 
-  // A running sum that keeps F bits below the leading bit of the larger of its two operands and cuts the rest off, as
-  // the accumulators of tensor cores do.
-  function accumulate(sum, product, bits) {
+  // A running sum plus the product a b, as the FP8 tensor cores of Hopper do it with 13 bits: both are cut at `bits` bits
+  // below the larger exponent (a product's is the sum of its factors'), and so is their sum.
+  function accumulate(sum, a, b, bits) {
+    const cut = (v, unit) => Math.trunc(v / unit) * unit, product = a * b;
     if (product === 0) return sum;
-    const e = sum === 0 ? exponentOf(Math.abs(product)) : Math.max(exponentOf(Math.abs(sum)), exponentOf(Math.abs(product)));
-    const unit = 2 ** (e - bits);
-    return (Math.trunc(sum / unit) + Math.trunc(product / unit)) * unit;
+    const e = exponentOf(Math.abs(a)) + exponentOf(Math.abs(b));
+    const unit = 2 ** ((sum === 0 ? e : Math.max(e, exponentOf(Math.abs(sum)))) - bits);
+    const made = cut(sum, unit) + cut(product, unit);
+    return made === 0 ? 0 : cut(made, 2 ** (exponentOf(Math.abs(made)) - bits));
   }
 
   return { encode, decode, explain, block, accumulate, exponentOf };

@@ -100,7 +100,7 @@ const Numbers = (() => {
     const product = side * side, many = Math.round(number(s, "many", 16, 65536)), points = [[0, 0]];
     let sum = 0, still = null;
     for (let i = 1; i <= many; i++) {
-      const next = Codec.accumulate(sum, product, bits);
+      const next = Codec.accumulate(sum, side, side, bits);
       if (next === sum && still === null) still = i - 1;
       sum = next;
       if (i % Math.max(1, Math.round(many / 200)) === 0 || i === many || i === still) points.push([i, sum]);

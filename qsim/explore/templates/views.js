@@ -21,7 +21,7 @@ const Views = (() => {
       const parts = [];
       if (differs((x) => x.device) || cases.length === 1) parts.push(c.device);
       if (differs(nameOf) || cases.length === 1) parts.push(nameOf(c));
-      if (differs((x) => x.tp)) parts.push(`${c.tp} devices`);
+      if (differs((x) => x.tp)) parts.push(c.tp === 1 ? "1 device" : `${c.tp} devices`);
       if (differs((x) => JSON.stringify(x.set)) && changed(c)) parts.push("changed");
       return parts.length ? parts.join(" ") : `${LETTERS[i]} ${c.device}`;
     });
