@@ -15,6 +15,9 @@ import hwmodels
 from hwmodels.device.device import Device
 from hwmodels.device.load import device_names, get_device
 from hwmodels.prediction import Prediction
+from hwmodels.serving import Deployment, Workload, closed_form, constants_for, get_policy, tabulate
+from hwmodels.serving.constants import settled
+from hwmodels.serving.served import MOST_ROWS, check_fits
 from hwmodels.timing.execution import OperatorTime
 from hwmodels.workload.architecture import Architecture, architecture_names, get_architecture
 from hwmodels.workload.footprint import largest_batch
@@ -32,6 +35,8 @@ LARGEST_QUESTION = 1 << 16
 """Bytes of a question; the page's own are below 3000."""
 LARGEST_COUNT = 1 << 22
 """Sequences, or tokens of one."""
+OUTPUT = 256
+"""Tokens that follow each prompt where a case serves."""
 MOST = 64
 """Batches, contexts or schemes of one question."""
 
@@ -79,6 +84,19 @@ class Predictor:
             "losses": losses_of([model.name], dict.fromkeys(str(c["scheme"]) for c in cases)),
         }  # fmt: skip
 
+    def served(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Users against devices when each case serves: prompts of the question's context with `OUTPUT` tokens after
+        them, queues and prefills included, in the steady state of vLLM's policy. None for a case that cannot.
+
+        Raises:
+            QsimError: a question that is not of the page's form.
+        """
+        q = Fields(question, "the question")
+        model, context = self._model(q), q.integer("context", 1, LARGEST_COUNT)
+        cases = [self._case(one) for one in _list(question, "cases")]
+        curves = [_tried(lambda c=c: {"points": _served(c, model, context)}).get("points") for c in cases]
+        return {"output": OUTPUT, "curves": curves}
+
     def _model(self, q: Fields) -> Architecture:
         """A model by its name: a path, which would be read, is none."""
         name = q.text("model", choices=(*self._models, *architecture_names()))
@@ -119,6 +137,27 @@ class Predictor:
              "joule": None if energy is None else float(energy.energy_j[i]) / b}
             for i, b in enumerate(served)
         ]  # fmt: skip
+
+
+def _served(case: Mapping[str, Any], model: Architecture, context: int) -> list[dict[str, Any]]:
+    policy, plan = get_policy("vllm"), Deployment(tensor_parallel=case["tp"])
+    scheme, flight = get_scheme(case["scheme"]), np.array([1 << i for i in range(9)], dtype=float)
+    rows = min(policy.max_sequences, MOST_ROWS)
+    load = Workload(concurrency=1, prompt=context, output=OUTPUT, start="steady")
+    table = tabulate(case["device"], model, scheme, policy, plan, rows=rows, context=load.longest)
+    check_fits(model, case["device"], scheme, table, load, plan)
+    known = constants_for(policy, table.generation)
+    known = settled(known, table.mixtures, table.fidelity, table.low, table.high)
+    found = closed_form(table, policy, known, prompt=context, output=OUTPUT, concurrency=flight)
+    rate = found.requests_per_s * OUTPUT
+    price = case["price"]
+    return [
+        {"batch": int(flight[i]), "user": 1 / float(found.tpot_s[i]), "each": float(rate[i]) / plan.gpus,
+         "ttft": float(found.ttft_s[i]),
+         "cost": None if price is None else price * plan.gpus / 3600 / float(rate[i]) * 1e6,
+         "joule": None if table.power_w is None else float(table.power_w / rate[i])}
+        for i in range(len(flight))
+    ]  # fmt: skip
 
 
 def _list(question: Mapping[str, Any], key: str) -> list[Any]:
@@ -225,8 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         kind = self.headers.get("Content-Type", "").split(";")[0].strip()
-        if self.path != "/answers" or kind != "application/json":
-            self._fail(HTTPStatus.NOT_FOUND, "questions are JSON, posted to /answers")
+        if self.path not in ("/answers", "/served") or kind != "application/json":
+            self._fail(HTTPStatus.NOT_FOUND, "questions are JSON, posted to /answers or /served")
         elif not (length.isascii() and length.isdigit()) or int(length) > LARGEST_QUESTION:
             self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a question has at most {LARGEST_QUESTION} bytes")
         else:
@@ -238,7 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(question, dict):
                 raise QsimError("the question must be an object")
             with self.server.one_at_a_time:
-                found = self.server.predictor.answer(question)
+                ask = self.server.predictor
+                found = (ask.served if self.path == "/served" else ask.answer)(question)
         except QsimError as error:
             self._fail(HTTPStatus.BAD_REQUEST, str(error))
             return

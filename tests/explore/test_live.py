@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import hwmodels
+from hwmodels.serving import Deployment, Workload
 from qsim.evidence import expected_loss
 from qsim.explore.live import LARGEST_QUESTION, Server
 
@@ -74,6 +75,24 @@ def test_the_page_shows_what_the_server_answers(server: Server, tmp_path: Path) 
     time_s = float(hwmodels.predict("h200", "llama-3-8b", "fp8-rowwise", "decode", 16, 4096).time_s)
     assert f'<p class="big">{1e3 * time_s:.3g} ms' in dom
     assert dom.count("<svg") >= 6
+
+
+def test_a_case_that_serves_is_what_serve_says_of_it(server: Server) -> None:
+    status, found = asked(server, "POST", "/served", json.dumps(QUESTION).encode())
+    assert status == 200
+    at_16 = next(point for point in found["curves"][0] if point["batch"] == 16)
+    wanted = hwmodels.serving.serve(
+        "llama-3-8b", "h100-sxm", "w4a16-g128-kvfp8", method="closed_form", price_per_hour=2.5,
+        workload=Workload(concurrency=16, prompt=4096, output=found["output"], start="steady"),
+        deployment=Deployment(tensor_parallel=2), overrides={"memory.bandwidth_gbytes_per_s": 6000},
+    )  # fmt: skip
+    assert at_16["user"] == pytest.approx(wanted.tokens_per_s_per_user, rel=1e-9)
+    assert at_16["each"] == pytest.approx(wanted.tokens_per_s_per_gpu, rel=1e-9)
+    assert at_16["cost"] == pytest.approx(wanted.cost_per_million_tokens, rel=1e-9)
+    assert at_16["joule"] == pytest.approx(wanted.joules_per_million_tokens / 1e6, rel=1e-9)
+    large = [{**QUESTION["cases"][0], "tp": 1, "device": "l4", "scheme": "bf16", "set": {}}]  # type: ignore[index]
+    body = json.dumps({**QUESTION, "model": "llama-3-70b", "cases": large}).encode()
+    assert asked(server, "POST", "/served", body)[1]["curves"] == [None]
 
 
 def test_what_cannot_be_answered_is_one_sentence(server: Server) -> None:

@@ -70,12 +70,15 @@ const Answers = (() => {
     return found.sort((a, b) => a - b);
   }
 
-  async function live(q) {
-    const answer = await fetch("/answers", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(q) });
+  async function asked(path, q) {
+    const answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(q) });
     const found = await answer.json();
     if (!answer.ok) throw new Error(found.error ?? `the predictor answered ${answer.status}`);
     return found;
   }
 
-  return { questionOf, local, live, deviceOf };
+  const live = (q) => asked("/answers", q);
+  const served = (q) => asked("/served", q);
+
+  return { questionOf, local, live, served, deviceOf };
 })();

@@ -12,7 +12,7 @@ const App = (() => {
   ];
   const FIRST = ["memory.bandwidth_gbytes_per_s", "memory.capacity_gbytes", "link.bandwidth_gbytes_per_s_per_direction",
     "link.latency_us", "layer_overhead_us", "hop_latency_us"];
-  let config, P, state, found = null, cards = [], asked = 0, linking = 0, drawing = 0;
+  let config, P, state, found = null, cards = [], asked = 0, linking = 0, drawing = 0, serving = 0;
 
   const make = (tag, attributes = {}, ...children) => {
     const element = document.createElement(tag);
@@ -213,7 +213,7 @@ const App = (() => {
     if (name === "speedup") {
       made = found.curves.base.times ? Views.speedup(found.curves, { width, batch: state.batch, phase: state.phase, device: on.device + (Object.keys(on.set).length ? " as changed" : ""), cases: state.cases }) : null;
     } else if (name === "memory") made = Views.memory(shown, { width, context: state.context, limits: found.limits });
-    else if (name === "serving") made = Views.serving(shown, { width, curves: found.serving, context: state.context });
+    else if (name === "serving") made = Views.serving(shown, { width, curves: found.serving, context: state.context, served: found.served ?? null });
     else if (name === "quality") made = Views.quality(shown, { width, model: state.model, base: found.base, losses: (c) => lossOf(c) });
     else made = Views[name](shown, { width });
     found.views[name] = made;
@@ -241,7 +241,7 @@ const App = (() => {
     for (const [name] of VIEWS) if (!later.includes(name)) drawView(name, shown);
     clearTimeout(drawing); // what is out of sight is drawn when the hand rests
     const now = found;
-    drawing = setTimeout(() => { if (now === found) later.forEach((name) => drawView(name, shown)); }, 80);
+    drawing = setTimeout(() => { if (now.steps === found.steps) later.forEach((name) => drawView(name, shown)); }, 80);
     const picks = document.querySelector("[data-view=speedup] .of");
     picks.replaceChildren();
     if (state.cases.length > 1) {
@@ -266,6 +266,13 @@ const App = (() => {
         try { answer = await Answers.live(q); } catch (error) { if (mine === asked) say(`The predictor does not answer: ${error.message}. Is qsim explore still running?`); return; }
         if (mine !== asked) return; // another change came meanwhile
         found = { ...answer, views: {} };
+        clearTimeout(serving); // whole workloads take a second: they are asked for when the hand rests
+        serving = setTimeout(async () => {
+          const more = await Answers.served(q).catch(() => null);
+          if (more === null || mine !== asked) return;
+          found = { ...found, serving: more.curves, served: more };
+          drawView("serving", shownCases());
+        }, 400);
       } else found = { ...Answers.local(q), views: {} };
       draw();
     }

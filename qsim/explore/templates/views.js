@@ -64,7 +64,7 @@ const Views = (() => {
     const lowX = 10 ** Math.floor(Math.log10(Math.min(...xs) * 0.7)), highX = 10 ** Math.ceil(Math.log10(Math.max(...xs, ...ridges) * 1.6));
     const lowY = 10 ** Math.floor(Math.log10(Math.min(...ys) * 0.5)), highY = Math.max(...roofs.map((r) => r.peak)) * 2;
     const f = Charts.frame({ width, height, top: 8 + top.height, x: { kind: "log", low: lowX, high: highX }, y: { kind: "log", low: lowY, high: highY },
-      xLabel: "arithmetic intensity, operations per byte", yLabel: "TFLOP/s reached", yTick: (v) => digits(v / 1e12), xMost: width < 420 ? 4 : 7, left: 56 });
+      xLabel: "arithmetic intensity, operations per byte", yLabel: "TFLOP/s reached", yTick: (v) => digits(v / 1e12), xMost: width < 420 ? 4 : 7, left: 56, right: 20 });
     let out = f.out + top.out;
     const merged = new Map(); // equal roofs of several cases are one line
     for (const r of roofs) {
@@ -289,7 +289,7 @@ const Views = (() => {
   }
 
   // (e) Decode as a service: what a user gets against what a device gives, cost and energy.
-  function serving(shown, { width, curves, context }) {
+  function serving(shown, { width, curves, context, served }) {
     const live = alive(shown).filter((s) => curves[s.i]?.length);
     if (!live.length) return null;
     const top = legend(live, width, 10), height = Math.max(300, Math.min(380, width * 0.62)) + top.height;
@@ -312,7 +312,9 @@ const Views = (() => {
       const money = best.cost !== null ? `, ${digits(best.cost)} per million tokens` : "", joule = best.joule !== null ? `, ${digits(best.joule)} J per token` : "";
       return `${LETTERS[s.i]} gives one user ${digits(one.user)} tokens/s, or at batch ${best.batch} ${digits(best.each)} tokens/s from each device (${digits(best.user)} for each user${money}${joule})`;
     });
-    const says = `${sentences.join("; ")}. These are decode steps alone at ${power(context)} tokens of context: prefills, queues and schedulers are what qsim serve adds.`;
+    const basis = served ? `Requests of ${power(context)} tokens in and ${served.output} out, as many in flight as marked, served as vLLM does: prefills and queues are in it, in the steady state.`
+      : `These are decode steps alone at ${power(context)} tokens of context: prefills, queues and schedulers are what qsim serve adds.`;
+    const says = `${sentences.join("; ")}. ${basis}`;
     const table = live.flatMap((s) => curves[s.i].map((p) => ({ case: LETTERS[s.i], batch: p.batch, tokens_per_s_per_user: p.user,
       tokens_per_s_per_device: p.each, cost_per_million_tokens: p.cost ?? "", joule_per_token: p.joule ?? "" })));
     return { svg: Charts.svg(width, height, "Tokens per second of a user against those of a device", out), says, table };
