@@ -228,11 +228,11 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, opened: Opened | None = None, *, port: int = 0) -> None:
+        super().__init__((HOST, port), _Handler)  # first: a port that is taken is said at once
         opened = opened or Opened()
         self.predictor = Predictor(opened.own_devices, opened.own_models)
         self.page = render(opened, live=True).encode()
         self.one_at_a_time = threading.Lock()
-        super().__init__((HOST, port), _Handler)
 
     @property
     def url(self) -> str:
