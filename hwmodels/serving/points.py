@@ -138,6 +138,12 @@ class Point:
             return UNKNOWN if told != NONE or self.text("model") == "deepseek-v3" else NONE
         return told
 
+    @property
+    def drafting(self) -> str:
+        """How it drafted, with the acceptance that is assumed; for tables."""
+        found = self.policy().speculation
+        return f"speculative, {found}" if found is not None else f"speculative decoding: {self.speculation}"
+
     def policy(self) -> EnginePolicy:
         """The engine as it ran."""
         policy = self._set_up(get_policy(self.text("engine")))

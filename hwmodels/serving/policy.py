@@ -37,6 +37,10 @@ class Speculation:
         if self.acceptance > 1:
             raise QsimError(f"acceptance is a share of at most 1: got {self.acceptance:g}")
 
+    def __str__(self) -> str:
+        tree = f", {self.branches} alternatives each" if self.branches > 1 else ""
+        return f"{self.drafts} drafts{tree}, acceptance {self.acceptance:g}"
+
     @property
     def verified(self) -> float:
         """Tokens that a sequence brings to a step: the last one and all drafted ones."""

@@ -184,6 +184,7 @@ def serve(
     """
     plan = Deployment() if deployment is None else deployment
     how = get_policy(policy)
+    drafting = how.speculation
     if method not in METHODS:
         raise QsimError(f"method must be simulate or closed_form: got {method!r}")
     if price_per_hour is not None:
@@ -194,7 +195,12 @@ def serve(
     engines = plan.replicas * plan.pipeline_parallel * plan.attention_data_parallel
     flight = None if workload.concurrency is None else max(1, math.ceil(workload.concurrency / engines))
     rows = min(how.max_sequences, MOST_ROWS)
+    told = () if drafting is None else (Note(
+        "speculation",
+        f"{drafting}: {drafting.gained:.3g} tokens from a step in the mean; the acceptance is given, not predicted",
+    ),)  # fmt: skip
     table = tabulate(dev, arch, quant, how, plan, rows=rows, context=workload.longest, quantized=quantized)
+    table = replace(table, notes=(*table.notes, *told))
     check_fits(arch, dev, quant, table, workload, plan)
     found = constants_for(how, table.generation, None if constants is None else tuple(constants))
     found = settled(found, table.mixtures, table.fidelity, table.low, table.high)

@@ -25,7 +25,11 @@ class Exam:
     def remarks(self) -> tuple[str, ...]:
         """Sentences below the tables."""
         tau, pairs = device_order(self.scored)
-        order = f"Devices in the measured order of TPOT at equal workload: Kendall's tau {tau:.2f} over {pairs} pairs."
+        order = f"Devices in the measured order of TPOT at equal workload: Kendall's tau {tau:.2f} over {pairs} pairs"
+        alone = {m: device_order([s for s in self.scored if s.point.text("model") == m])
+                 for m in sorted({s.point.text("model") for s in self.scored})}  # fmt: skip
+        by_model = ", ".join(f"{m} {t:.2f} over {n}" for m, (t, n) in alone.items() if n)
+        order += f" ({by_model}); the versions of the engine differ from device to device."
         count = sum(self.left_out.values())
         reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(self.left_out.items()))
         left = f"Left out: {count} points: {reasons}." if count else "No point was left out."
@@ -112,6 +116,7 @@ GROUPS: tuple[Callable[[Point], str], ...] = (
     lambda p: f"tensor parallel {p.text('tp') or p.text('decode_tp')}",
     _range,
     lambda p: "protocol known" if p.known else "protocol not known",
+    lambda p: p.drafting,
 )
 
 

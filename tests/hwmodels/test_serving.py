@@ -264,6 +264,9 @@ def test_speculation_gains_by_its_acceptance_and_costs_its_drafts() -> None:
     assert good < 0.6 * none
     assert token_s(Speculation(drafts=3, acceptance=0.0)) > none
     assert good < token_s(Speculation(drafts=3, acceptance=0.8, draft_share=0.3))
+    policy = replace(get_policy("vllm"), speculation=Speculation(drafts=3, acceptance=0.8))
+    notes = serve("llama-3-8b", "h200", workload=workload, policy=policy).notes
+    assert any(note.startswith("3 drafts, acceptance 0.8: 2.95 tokens from a step in the mean") for note in notes)
 
 
 def test_a_prefix_cache_saves_prefill_and_keeps_the_attention_to_it() -> None:

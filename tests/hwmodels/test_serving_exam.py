@@ -93,6 +93,7 @@ def test_public_recipes_say_budget_cache_drafts_and_what_a_checkpoint_quantises(
     assert drafted.speculation == "drafted"
     assert drafted.policy().speculation.drafts == 3  # type: ignore[union-attr]
     assert drafted.scheme == "fp8-block128-kvfp8"
+    assert drafted.drafting == "speculative, 3 drafts, acceptance 0.7"
     plain = mixture(engine="trtllm", engine_version="1.2.0rc6.post2", weights="nvfp4")
     assert plain.speculation == "none"
     assert plain.policy().speculation is None
