@@ -11,6 +11,7 @@ from qsim.errors import QsimError, nearest
 
 if TYPE_CHECKING:
     from qsim.study import Case, Method, Quality, Speed, StudySpec
+    from qsim.study.spec import Measure, Phase
 
 
 def spec_from(given: Mapping[str, Any]) -> StudySpec:
@@ -49,7 +50,9 @@ def _methods(given: Mapping[str, Any]) -> tuple[Method, ...]:
     return tuple({m.name: m for m in found}.values())
 
 
-MEASURED = {"decode": "tpot", "prefill": "ttft", "request": "tokens_per_s", "serve": "tokens_per_s"}
+MEASURED: dict[Phase, Measure] = {
+    "decode": "tpot", "prefill": "ttft", "request": "tokens_per_s", "serve": "tokens_per_s",
+}  # fmt: skip
 """Kind of a workload -> what is asked of it."""
 
 
@@ -57,9 +60,10 @@ def _workload(text: str) -> Case:
     """A case from `KIND:N:PROMPT[:NEW]`."""
     from qsim.study import Case
 
-    kind, *sizes = text.split(":")
-    if kind not in MEASURED:
-        raise QsimError(nearest("kind of case", kind, MEASURED))
+    word, *sizes = text.split(":")
+    kind = next((known for known in MEASURED if known == word), None)
+    if kind is None:
+        raise QsimError(nearest("kind of case", word, MEASURED))
     if len(sizes) not in (2, 3) or not all(size.isdigit() and int(size) > 0 for size in sizes):
         raise QsimError(f"--case must be KIND:N:PROMPT or KIND:N:PROMPT:NEW with whole numbers above 0: got {text!r}")
     number, prompt, new = (int(size) for size in (*sizes, "256")[:3])

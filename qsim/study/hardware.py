@@ -150,27 +150,24 @@ def _served(arch: Architecture, device: Device, quant: Scheme, case: Case, speed
         )  # fmt: skip
     except DoesNotFitError:
         rate = float(step.tokens_per_s)
-        ends = (rate * float(step.time_s) / float(t) for t in (step.high_s, step.low_s))
-        return _speed_row(step, case, speed, False, case.batch, rate, *ends), step.notes
-    if case.measure == "tokens_per_s":
-        value, low, high = (
-            s.output_tokens_per_s,
-            s.output_tokens_per_s / s.latency.high,
-            s.output_tokens_per_s / s.latency.low,
-        )
+        slow, fast = (rate * float(step.time_s) / float(t) for t in (step.high_s, step.low_s))
+        return _speed_row(step, case, speed, False, case.batch, rate, slow, fast), step.notes
+    if case.measure == "tokens_per_s":  # of a closed loop, the requests in flight over the latency
+        value = s.output_tokens_per_s
+        low, high = value / s.latency.high, value / s.latency.low
     else:
         of = s.tpot if case.measure == "tpot" else s.ttft
         value, (low, high) = of.mean, of.band
     row = _speed_row(step, case, speed, True, case.batch, value, low, high)
-    joule = s.joules_per_million_tokens
-    ends = (None, None) if joule is None or step.energy is None else tuple(
-        joule / 1e6 * float(e / step.energy.energy_j) for e in (step.energy.low_j, step.energy.high_j)
-    )  # fmt: skip
+    joule, energy = s.joules_per_million_tokens, step.energy
+    share = None if joule is None or energy is None else joule / 1e6 / float(energy.energy_j)
     row = replace(
         row, phase="serve", time_s=s.tpot.mean, low_s=s.tpot.band[0], high_s=s.tpot.band[1], fidelity=s.step.fidelity,
         kernel=s.step.kernel, tokens_per_s=s.output_tokens_per_s, notes="; ".join(s.notes),
-        joule_per_token=None if joule is None else joule / 1e6, joule_per_token_low=ends[0],
-        joule_per_token_high=ends[1], cost_per_million_tokens=s.cost_per_million_tokens,
+        joule_per_token=None if joule is None else joule / 1e6,
+        joule_per_token_low=None if share is None or energy is None else share * float(energy.low_j),
+        joule_per_token_high=None if share is None or energy is None else share * float(energy.high_j),
+        cost_per_million_tokens=s.cost_per_million_tokens,
     )  # fmt: skip
     return row, s.notes
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qsim.scheme import Scheme
 
 Measure: TypeAlias = Literal["tpot", "ttft", "tokens_per_s"]
+Phase: TypeAlias = Literal["decode", "prefill", "request", "serve"]
 
 
 def _at_least(value: object, least: dict[str, float], where: str = "") -> None:
@@ -91,7 +92,7 @@ class Case:
 
     name: str
     title: str = ""
-    phase: Literal["decode", "prefill", "request", "serve"] = "decode"
+    phase: Phase = "decode"
     batch: int = 1
     context: int = 2048
     new_tokens: int = 256
