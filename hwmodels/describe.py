@@ -27,6 +27,7 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
         "batch": int(np.max(p.batch)),
         "context": int(np.max(p.context)),
         "tensor_parallel": p.tensor_parallel,
+        "expert_parallel": p.expert_parallel,
         "profile": p.profile,
         "fidelity": p.fidelity,
         "kernel": p.kernel,

@@ -38,6 +38,7 @@ class Prediction:
         fidelity: the weakest tag among the operators that matter (> 10 % of the time).
         kernel, notes: kernel family of the linear layers; what was assumed or fell back (`qsim.notes.Note`: programs
             read the code, people the text).
+        batch, tokens: of each group of `tensor_parallel` devices.
         footprint, fits, largest_batch: memory of each device; the batch is at this context.
     """
 
@@ -49,6 +50,7 @@ class Prediction:
     context: Any
     tokens: Any
     tensor_parallel: int
+    expert_parallel: int
     profile: str
     fidelity: str
     kernel: str
@@ -96,10 +98,15 @@ class Prediction:
     def energy(self) -> Energy | None:
         """Energy of the step on all devices, with its band (`hwmodels.energy`); None where the power is unknown."""
         found = step_energy(self.device, self.operators, (self.time_s, self.low_s, self.high_s), self.chips)
-        if found is None or self.tensor_parallel == 1:
+        n = self.devices
+        if found is None or n == 1:
             return found
-        tp = self.tensor_parallel
-        return replace(found, energy_j=tp * found.energy_j, low_j=tp * found.low_j, high_j=tp * found.high_j)
+        return replace(found, energy_j=n * found.energy_j, low_j=n * found.low_j, high_j=n * found.high_j)
+
+    @property
+    def devices(self) -> int:
+        """Devices that the step runs on: those of a group, or all that experts are dealt out to."""
+        return max(self.tensor_parallel, self.expert_parallel)
 
     @property
     def energy_j(self) -> Any:
@@ -120,7 +127,7 @@ class Prediction:
         Raises:
             QsimError: a price that is not a positive number.
         """
-        devices = self.tensor_parallel * self.chips
+        devices = self.devices * self.chips
         return cost_per_million_tokens(price_per_hour, self.time_s, self.tokens_per_s * self.time_s, devices)
 
     @property
@@ -135,7 +142,8 @@ class Prediction:
     @property
     def tokens_per_s(self) -> Any:
         """Generated tokens (decode) or prompt tokens (prefill) a second, all devices together."""
-        return (self.batch if self.phase == "decode" else self.tokens) / self.time_s
+        groups = self.devices // self.tensor_parallel
+        return groups * (self.batch if self.phase == "decode" else self.tokens) / self.time_s
 
     @property
     def ttft_s(self) -> Any:

@@ -70,6 +70,7 @@ def predict(
     attention_kernel: str | None = None,
     kernel: str | None = None,
     tensor_parallel: int = 1,
+    expert_parallel: int = 1,
     stack: str | None = None,
     strict: bool = False,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
@@ -83,6 +84,9 @@ def predict(
         fidelity: `ideal`, `calibrated`, `transferred` (`hwmodels.timing.kernel`).
         profile: execution profile (`hwmodels.timing.profiles`); `attention_kernel` and `kernel` override its choices.
         tensor_parallel: devices that share every layer, joined by the device's link.
+        expert_parallel: devices that the experts of a mixture are dealt out to whole. Up to `tensor_parallel` they are
+            among these; a multiple of it means as many groups of `tensor_parallel` devices, each with `batch`
+            sequences of its own, which exchange tokens by two all-to-alls a layer. Routing is taken as balanced.
         stack: whose kernels run the linear layers: `vllm-2026`, `trtllm-1.x`, `pytorch-2.11`, ... (see
             `kernel_families`), or `best`: the fastest at each size among those measured on the device. None is the
             profile's, or `best`.
@@ -92,7 +96,8 @@ def predict(
 
     Raises:
         ValueError: unknown names (nearest listed), sizes that are not positive, tensor_parallel that does not
-            divide the heads, or, with `strict`, a scheme without a path.
+            divide the heads, expert_parallel that does not divide the experts, or, with `strict`, a scheme without a
+            path.
     """
     dev = get_device(device, overrides)
     arch = get_architecture(model)
@@ -100,11 +105,11 @@ def predict(
     how = get_profile(profile)
     if phase not in ("prefill", "decode"):
         raise QsimError(f"phase must be prefill or decode: got {phase!r}")
-    _check_sizes(arch, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel)
+    _check_sizes(arch, batch=batch, context=context, seq=seq, tp=tensor_parallel, ep=expert_parallel)
     choice = _kernel_choice(dev, quant, how, kernel, stack, strict)
     notes: list[str] = [*arch.notes, *choice.notes]
     notes += _ragged(arch, quant) + _own_rule(quant)
-    notes += _beyond(arch, context)
+    notes += _beyond(arch, context) + _exchanged(expert_parallel, tensor_parallel)
     family = get_family(choice.kernel)
     quantizes = choice.quantizes_activation
     ops = list(
@@ -112,13 +117,14 @@ def predict(
             arch, quant if quantizes or not quant.activation.is_quantized else quant.replace(activation="bfloat16",
                                                                                              compute=None),
             phase, batch=batch, context=context, seq=seq, tensor_parallel=tensor_parallel,
+            expert_parallel=expert_parallel,
             output_bytes=family.output_bytes, activation_bytes=family.activation_bytes,
             separate_quantize=quantizes and not family.includes_quantize, unfused_quantize=not how.fuse_quantize,
         )
     )  # fmt: skip
     new = 1 if phase == "decode" else (context if seq is None else seq)
     tokens = np.asarray(batch, np.float64) * new
-    runner = Runner(dev, arch, quant, choice, how, fidelity, attention_kernel or how.attention, tensor_parallel)
+    runner = Runner(dev, arch, quant, choice, how, fidelity, attention_kernel or how.attention)
     if dev.fuses_layers and fidelity != "ideal":
         rows = runner.fused(ops)
         notes += _assumed(dev, arch, quant, rows, phase, batch, context, tensor_parallel)
@@ -128,14 +134,16 @@ def predict(
             notes.append(Note("stands_in", choice.stands_in))
     tag = _weakest(rows)
     time, low, high = _total(rows, how, fidelity, tag)
-    memory = footprint(dev, arch, quant, batch=batch, context=context, tokens=tokens, tensor_parallel=tensor_parallel)
+    split = {"tensor_parallel": tensor_parallel, "expert_parallel": expert_parallel}
+    memory = footprint(dev, arch, quant, batch=batch, context=context, tokens=tokens, **split)
     scalar_context = int(np.max(context))
-    most = largest_batch(dev, arch, quant, context=scalar_context, tensor_parallel=tensor_parallel)
+    most = largest_batch(dev, arch, quant, context=scalar_context, **split)
     if not np.all(memory.fits):
         notes.insert(0, _shortage(dev, arch, quant, memory, int(np.max(batch)), scalar_context, tensor_parallel))
     return Prediction(
         device=dev, architecture=arch, scheme=quant, phase=phase, batch=batch, context=context, tokens=tokens,
-        tensor_parallel=tensor_parallel, profile=how.name, fidelity=tag, kernel=_main_kernel(rows, choice),
+        tensor_parallel=tensor_parallel, expert_parallel=expert_parallel, profile=how.name, fidelity=tag,
+        kernel=_main_kernel(rows, choice),
         time_s=time, low_s=low, high_s=high, operators=tuple(rows), footprint=memory, largest_batch=most,
         notes=tuple(notes),
     )  # fmt: skip
@@ -218,12 +226,23 @@ def _beyond(arch: Architecture, context: Any) -> list[Note]:
     return [Note("beyond_context", text)]
 
 
-def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tensor_parallel: int) -> None:
+def _exchanged(ep: int, tp: int) -> list[Note]:
+    """What is assumed where tokens travel to their experts."""
+    if ep <= tp:
+        return []
+    text = (
+        f"{ep // tp} groups of {tp}, each with this batch, exchange tokens by NCCL's all-to-all, measured within one "
+        "NVLink domain of up to 8; more devices are priced as if they were in one"
+    )
+    return [Note("all_to_all", text)]
+
+
+def _check_sizes(arch: Architecture, *, batch: Any, context: Any, seq: Any, tp: int, ep: int) -> None:
     check_steps(batch=batch, context=context, **({} if seq is None else {"seq": seq}))
-    check_count(tensor_parallel=tensor_parallel)
+    check_count(tensor_parallel=tp, expert_parallel=ep)
     if seq is not None and np.any(np.asarray(seq) > np.asarray(context)):
         raise QsimError(f"seq counts the new tokens of the context: got seq={seq!r} > context={context!r}")
-    arch.check_split(tensor_parallel)
+    arch.check_split(tp, ep)
 
 
 def _kernel_choice(

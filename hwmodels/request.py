@@ -79,6 +79,15 @@ class Request:
         return float(cost_per_million_tokens(price_per_hour, self.total_s, tokens, self.devices))
 
 
+def _check_split(how: Mapping[str, Any]) -> None:
+    """Refuse experts that are dealt out: their groups would have batches of their own."""
+    if how.get("expert_parallel", 1) != 1:
+        raise QsimError(
+            f"whole requests are priced with expert_parallel 1: got {how['expert_parallel']!r}; predict a step, or "
+            "serve the requests with a deployment"
+        )
+
+
 def predict_request(
     device: str | Path | Device,
     model: str | Path | Architecture | Mapping[str, Any],
@@ -98,6 +107,7 @@ def predict_request(
     Raises:
         ValueError: sizes below 1, or a model that does not fit at all.
     """
+    _check_split(how)
     check_count(batch=batch, prompt=prompt, new_tokens=new_tokens, tensor_parallel=how.get("tensor_parallel", 1))
     dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
     full = prompt + new_tokens
@@ -166,6 +176,7 @@ def throughput(
     Raises:
         QsimError: as `predict_request`.
     """
+    _check_split(how)
     check_count(prompt=prompt, new_tokens=new_tokens, tensor_parallel=how.get("tensor_parallel", 1))
     dev, arch, quant = get_device(device, overrides), get_architecture(model), resolve_scheme(scheme)
     tp = how.get("tensor_parallel", 1)

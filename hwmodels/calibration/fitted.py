@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from .grid import Grid
 from .neighbours import Neighbours
 from .power import LoopPower, PowerLaw
 from .surface import Surface, tile_rows
+
+if TYPE_CHECKING:
+    from .mixtures import Mixture
 
 REGIMES = ("small", "medium", "large")
 
@@ -189,4 +192,4 @@ class Calibration:
     quantize: Mapping[str, Quantizer] = field(default_factory=dict)
     power: PowerLaw | None = None
     loop_power: Mapping[str, LoopPower] = field(default_factory=dict)
-    moe: Mapping[str, Parameters] = field(default_factory=dict)
+    moe: Mapping[str, Mixture] = field(default_factory=dict)

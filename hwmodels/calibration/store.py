@@ -7,7 +7,7 @@ attention kernel with the parameters of its soft roofline, its correction surfac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
@@ -22,6 +22,7 @@ from qsim.files import TOML_LIMIT, parse_toml, read_text, read_toml
 from .collectives import collective_of
 from .fitted import Borrowed, Calibration, Curve, Parameters, Quantizer
 from .grid import Grid, grid_text, text_grid
+from .mixtures import Mixture, mixture_of
 from .neighbours import Neighbours
 from .power import LoopPower, PowerLaw, loop_of, power_of
 from .surface import Surface
@@ -155,7 +156,7 @@ def load_calibration(device: str) -> Calibration | None:
     small: Curve | None = None
     power: PowerLaw | None = None
     loops: dict[str, LoopPower] = {}
-    moe: dict[str, Parameters] = {}
+    moe: dict[str, Mixture] = {}
     provenance, collectives = [], []
     for origin, text in texts:
         table = parse_toml(text, f"calibration {origin}")
@@ -169,7 +170,7 @@ def load_calibration(device: str) -> Calibration | None:
         for name, entry in _tables(table, "quantize", origin):
             quantize[name] = _quantizer(name, entry, origin)
         for name, entry in _tables(table, "moe", origin):
-            moe[name] = _parameters(name, entry, origin)
+            moe[name] = mixture_of(_parameters(name, entry, origin), entry)
         for name, entry in _tables(table, "loop_power", origin):
             loops[name] = loop_of(name, entry, origin)
         power = power_of(table["power"], origin) if "power" in table else power
@@ -200,8 +201,8 @@ def _number(value: float, digits: int = 5) -> str:
     return text if any(c in text for c in ".en") else text + ".0"
 
 
-def parameters_toml(section: str, fitted: Parameters) -> str:
-    """The TOML table of one fitted kernel."""
+def parameters_toml(section: str, fitted: Parameters, further: Sequence[str] = ()) -> str:
+    """The TOML table of one fitted kernel, with `further` lines of its own."""
     head = f"{section}.{fitted.kernel}"
     lines = [
         f"[{head}]",
@@ -216,6 +217,7 @@ def parameters_toml(section: str, fitted: Parameters) -> str:
         "band_80 = { "
         + ", ".join(f"{k} = [{_number(a, 4)}, {_number(b, 4)}]" for k, (a, b) in fitted.band.items())
         + " }",
+        *further,
     ]
     if fitted.exp_weight:
         lines.append(f"exp_weight = {_number(fitted.exp_weight)}")

@@ -34,7 +34,7 @@ NUMBERS: dict[str, tuple[float, float, float]] = {
     "hop_latency_us": (1e-6, 1e-3, 1e5),
 }
 
-_TEXTS = ("title", "vendor", "kind", "calibration", "transfer_from", "notes")
+_TEXTS = ("title", "vendor", "kind", "calibration", "transfer_from", "compute_from", "notes")
 _TABLES: dict[str, tuple[str, ...]] = {
     "": (*_TEXTS, "aliases", "fuses_layers", "layer_overhead_us", "hop_latency_us"),
     "compute": ("units", "vector_tflops", "exp_per_clock_per_unit"),
@@ -234,6 +234,7 @@ def _assemble(name: str, file: str, data: dict[str, Any], table: Mapping[str, An
         power=None if power is None else Power(board_w=float(power["board_w"]), idle_w=_si(power, "idle_w")),
         calibration=data.get("calibration"),
         transfer_from=data.get("transfer_from"),
+        compute_from=data.get("compute_from"),
         fuses_layers=data.get("fuses_layers", False),
         layer_overhead_s=_si(data, "layer_overhead_us"),
         hop_latency_s=_si(data, "hop_latency_us"),

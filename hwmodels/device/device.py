@@ -123,6 +123,8 @@ class Device:
             `on_chip` the L2 or SRAM in front of it, None when unknown; `tiers` all tiers, nearest first.
         calibration: name of the fitted kernel parameters, None when there are none.
         transfer_from: device whose fitted efficiencies are borrowed when it has none of its own.
+        compute_from: device whose shares of the peak are borrowed instead, where the power of the other's board keeps
+            it from its peak and this one's does not.
         layer_overhead_s: fused-layer dataflow: fixed time per decoder layer, None for kernel-by-kernel devices.
         hop_latency_s: SRAM pipelines: time from chip to chip per token.
         fuses_layers: True when intermediate activations of a layer never leave the chip.
@@ -144,6 +146,7 @@ class Device:
     power: Power | None = None
     calibration: str | None = None
     transfer_from: str | None = None
+    compute_from: str | None = None
     fuses_layers: bool = False
     layer_overhead_s: float | None = None
     hop_latency_s: float | None = None

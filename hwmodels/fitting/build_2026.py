@@ -12,6 +12,7 @@ from qsim.files import write_text
 
 from ..calibration.collectives import collective_toml
 from ..calibration.fitted import Parameters
+from ..calibration.mixtures import Mixture, mixture_lines
 from ..calibration.store import parameters_toml
 from . import sources
 from .attention_2026 import attention_rows, attention_settings, attention_tables
@@ -54,6 +55,11 @@ def _head(engine: str, version: str, held_out: str) -> list[str]:
     ]  # fmt: skip
 
 
+def _mixture_toml(m: Mixture) -> str:
+    named = replace(m.roofline, kernel=f'"{m.roofline.kernel}"')
+    return parameters_toml("moe", named, mixture_lines(m))
+
+
 def _texts(data: Path, device: str | None, kinds: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     """Name and lines of every file."""
     read = dict.fromkeys((*kinds, *(("gemm", "attention") if "power" in kinds else ())))
@@ -73,11 +79,11 @@ def _texts(data: Path, device: str | None, kinds: tuple[str, ...]) -> Iterator[t
         if "collectives" in kinds and device in (None, value) and (curves := collectives(tables["collectives"], name)):
             head = _head("several", "see each", "every size left out in turn")
             yield f"{_short(name)}.collectives.toml", [*head, *(collective_toml(c) for c in curves)]
-        if "moe" in kinds and device in (None, value) and (found := moe(tables["moe"], name)):
+        if "moe" in kinds and device in (None, value) and (mixtures := moe(tables["moe"], name)):
             head = _head(
                 "several", "the newest of each", "five parts of the layers (hidden, inter, topk, experts), by hash"
             )
-            yield f"{_short(name)}.moe.toml", [*head, *(parameters_toml("moe", p) for p in found.values())]
+            yield f"{_short(name)}.moe.toml", [*head, *map(_mixture_toml, mixtures.values())]
     if "power" in kinds:
         yield from power_files(tables["gemm"], tables["attention"], device)
 

@@ -114,6 +114,14 @@ def device_of(which: Table) -> Device:
     return get_device(DEVICES[which.device])
 
 
+def least_calls(table: Any) -> dict[str, float]:
+    """Device -> microseconds of the fastest 16-bit product of at most 16 x 1024 x 1024, the median of its engines and
+    versions: `timing.kernel.LEAST_CALL_US`."""
+    short = table[(table.kernel == "bf16") & (table.m <= 16) & (table.n <= 1024) & (table.k <= 1024)]
+    best = short.groupby(["device", "engine", "version"]).latency_s.min().groupby("device").median()
+    return {str(device): 1e6 * float(seconds) for device, seconds in best.items()}
+
+
 def roughness(table: Any, which: Table, kernel: str) -> float:
     """How rough a kernel's times are: the mean over its rows of how far the logarithm of one lies from the line through
     the rows with the next smaller and larger K, at the same M and N. No smooth law misses rows left out by less."""

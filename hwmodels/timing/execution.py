@@ -15,18 +15,17 @@ from ..workload.architecture import Architecture
 from ..workload.footprint import far_tier, sram_chips
 from ..workload.operators import Operator
 from .attention_kernel import attention
+from .collectives import ROUNDS, collective
 from .families import get_attention, get_family, grouped_family
 from .grouped import grouped
-from .kernel import DATAFLOW, Estimate, all_reduce, gemm, launch_gap_s, small, soft_roofline
-from .moe import moe
+from .kernel import DATAFLOW, Estimate, gemm, launch_gap_s, small, soft_roofline
+from .moe import mixtures_of, moe
 from .parameters import TRANSFER_BAND, calibration_of
 from .peaks import attention_format, format_peak, priced_format, sixteen_bit
 from .profiles import Choice, Profile
 
 if TYPE_CHECKING:
     from qsim.scheme import Scheme
-
-    from ..calibration.store import Calibration
 
 FUSED_P = 4.0
 """How sharply the two limits of a fused layer meet: assumed."""
@@ -83,9 +82,6 @@ class OperatorTime:
         return self.flop / self.traffic_bytes
 
 
-TRUSTED = 0.25
-"""Mean error on layers left out up to which a fused kernel of experts is priced by its table; beyond it, grouped
-products lent by another device are known as well."""
 _TIMES = ("time_s", "low_s", "high_s", "compute_s", "memory_s")
 Timed = tuple[Estimate, tuple[str, ...]]
 """An estimate and the families that it is of."""
@@ -102,23 +98,6 @@ def _faster(one: Timed, other: Estimate, kernel: str) -> Timed:
     pick = {name: np.where(better, getattr(other, name), getattr(est, name)) for name in _TIMES}
     weaker = est if est.kind == "transferred" else other
     return Estimate(**pick, kind=weaker.kind, origin=weaker.origin), (*families, kernel)
-
-
-def _touched(device: Device, kernel: str, layer: Mapping[str, Any]) -> Estimate:
-    """A fused layer with uniform routing, from a table of balanced routing.
-
-    A few tokens of balanced routing touch min(E, k T) experts, which read their weights: of uniform routing
-    E (1 - (1 - k / E)^T), two thirds of them where k T = E. What the others cost is taken off: the difference between
-    the tokens that touch all experts and those that touch as many as uniform routing does.
-    """
-    tokens, experts, each = (np.asarray(layer[name], np.float64) for name in ("tokens", "experts", "topk"))
-    full = moe(device, kernel=kernel, **layer)
-    visited = experts * (1 - (1 - each / experts) ** tokens) / each
-    least = np.maximum(visited, 1.0)
-    some = moe(device, kernel=kernel, **{**layer, "tokens": least})
-    most = moe(device, kernel=kernel, **{**layer, "tokens": np.maximum(np.minimum(tokens, experts / each), least)})
-    share = np.clip((full.time_s - most.time_s + some.time_s) / full.time_s, 0.0, 1.0)
-    return replace(full, **{name: getattr(full, name) * share for name in _TIMES})
 
 
 MANY = 4096
@@ -165,7 +144,6 @@ class Runner:
     profile: Profile
     fidelity: str
     attention_kernel: str | None
-    tensor_parallel: int
 
     def kernels(self, ops: Sequence[Operator], phase: str, batch: Any, context: Any, new: Any) -> list[OperatorTime]:
         """Every operator as a kernel of its own."""
@@ -191,8 +169,8 @@ class Runner:
                 )  # fmt: skip
             elif op.kind == "small":
                 est = self._small(op, alike)
-            elif op.kind == "all_reduce":
-                est = all_reduce(self.device, op.cost.traffic_bytes, self.tensor_parallel)
+            elif op.kind in ROUNDS:
+                est = collective(self.device, op.kind, op.cost.traffic_bytes, op.devices)
             elif op.groups is not None:
                 est = grouped(
                     self.device, op.m, op.n, op.k, op.groups, self.choice.kernel, weight_bytes=op.weight_bytes,
@@ -233,13 +211,12 @@ class Runner:
 
         `layers` holds the whole kernel of each layer that was asked for: its operators share one.
         """
-        own = calibration_of(self.device)
-        if not op.experts or self.fidelity != "calibrated" or own is None or self.choice.stands_in:
+        if not op.experts or self.fidelity != "calibrated" or self.choice.stands_in:
             return None
         layer = {name: value for name, value in op.experts.items() if name != "share"}
         key = tuple(id(value) if name == "tokens" else value for name, value in layer.items())
         if key not in layers:
-            layers[key] = self._experts(own, layer)
+            layers[key] = self._experts(layer)
         found = layers[key]
         if found is None:
             return None
@@ -247,14 +224,16 @@ class Runner:
         parts = {name: getattr(found[0], name) * share for name in _TIMES}
         return replace(found[0], **parts), found[1]
 
-    def _experts(self, own: Calibration, layer: Mapping[str, Any]) -> Timed | None:
-        """The fastest fused kernel of a layer of experts; None where none was measured."""
+    def _experts(self, layer: Mapping[str, Any]) -> Timed | None:
+        """The fastest fused kernel of a layer of experts, of which uniform routing touches some; None where none was
+        measured."""
+        known = mixtures_of(self.device)
         found: Timed | None = None
         for family in (self.choice.kernel, *(name for name, _ in self.choice.others)):
             kernel = "_moe_".join(family.split("_", 1))
-            if kernel not in own.moe or own.moe[kernel].held_out_mape["all"] > TRUSTED:
+            if kernel not in known:
                 continue
-            est = _touched(self.device, kernel, layer)
+            est = moe(self.device, kernel=kernel, uniform=True, **layer)
             found = (est, (family,)) if found is None else _faster(found, est, family)
         return found
 
@@ -403,6 +382,6 @@ class Runner:
                 )
             )  # fmt: skip
         for op in ops:
-            if op.kind == "all_reduce":
-                rows.append(self._row(op, all_reduce(dev, op.cost.traffic_bytes, self.tensor_parallel)))
+            if op.kind in ROUNDS:
+                rows.append(self._row(op, collective(dev, op.kind, op.cost.traffic_bytes, op.devices)))
         return rows

@@ -9,17 +9,15 @@ Fidelity of an estimate:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsim.errors import QsimError
 from qsim.reprs import one_line
 
 from ..calibration.between import KEPT, corrected
-from ..calibration.collectives import Collective
 from ..checks import check_positive
 from ..device.device import Device
 from ..device.load import get_device
@@ -31,7 +29,6 @@ from .parameters import (
     calibration_named,
     calibration_of,
     check_fidelity,
-    is_kin,
     kernel_parameters,
     lenders,
     transferred,
@@ -39,13 +36,17 @@ from .parameters import (
 from .peaks import kernel_peak
 
 if TYPE_CHECKING:
-    from ..calibration.fitted import Parameters
+    from ..calibration.fitted import Curve, Parameters
     from .family import KernelFamily
 
 IDEAL_MISS = 1.85
 """Datasheet rooflines miss measured layers by 26 to 85 %: the high end of an ideal estimate."""
-SMALL_T0_S = 2e-6
-SMALL_ETA = 0.8
+LEAST_CALL_US = {
+    "a100": 4.09, "h100": 3.30, "h200": 3.33, "l40s": 2.73, "b200": 2.47, "b300": 2.45, "gb200": 2.52, "gb300": 2.56,
+    "rtx-pro-6000": 2.46,
+}  # fmt: skip
+"""Calibration -> the least time of a 16-bit product of up to 16 x 1024 x 1024 in a CUDA graph, median of its engines
+(`fitting.tables_2026.least_calls`). It waits for latency alone, and so do element-wise kernels of small steps."""
 DATAFLOW = (0.70, 0.85)
 """Assumed shares of peak and bandwidth of a fused dataflow part: nothing is published to fit them on."""
 
@@ -99,7 +100,7 @@ def estimate(
         key = None if cost_key is None else (peak, device.memory.bandwidth_bytes_per_s, *cost_key)
         time = corrected(p, time, soft_at, size, a, b, device.compute.units, falls, key)
     time = np.maximum(time, np.maximum(floor, p.floor_s) if p.floor_s else floor)
-    low, high = _band(p, x, surface)
+    low, high = band_factors(p, x, surface)
     return Estimate(
         time_s=time, low_s=np.maximum(time * low, floor), high_s=time * high, compute_s=compute, memory_s=memory,
         kind=p.kind, origin=p.origin,
@@ -115,7 +116,7 @@ def _limits(device: Device, cost: Cost, peak: float, p: Parameters, k: Any) -> t
     return compute * work, cost.traffic_bytes / (p.eta_memory * device.memory.bandwidth_bytes_per_s)
 
 
-def _band(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
+def band_factors(p: Parameters, x: Any, shape: Any) -> tuple[Any, Any]:
     """Factors on the time: of the regime of x, and narrower the nearer `shape` is to a measured one."""
     from ..calibration.fitted import REGIME_EDGES, REGIMES
 
@@ -242,7 +243,11 @@ def _quantize_s(device: Device, m: Any, k: Any, family: KernelFamily, fidelity: 
 
 
 def small(device: Device, traffic_bytes: Any, *, row: Any = 0, fidelity: str = "calibrated") -> Estimate:
-    """Time of an element-wise kernel that moves `traffic_bytes`, or that reduces over rows of `row` elements first."""
+    """Time of an element-wise kernel that moves `traffic_bytes`, or that reduces over rows of `row` elements first.
+
+    Where they were not measured, an H200's curve is lent: its bytes at this device's bandwidth, its latencies by how
+    long the shortest kernels take here (`latency_share`).
+    """
     bandwidth = device.memory.bandwidth_bytes_per_s
     floor = traffic_bytes / bandwidth
     if fidelity == "ideal":
@@ -254,78 +259,37 @@ def small(device: Device, traffic_bytes: Any, *, row: Any = 0, fidelity: str = "
         time = own.small(traffic_bytes) + own.small.reduction_s(row)
         kind, half = "calibrated", 0.25
     else:
-        time = SMALL_T0_S + traffic_bytes / (SMALL_ETA * bandwidth)
+        curve, share = _lent_curve(), latency_share(device)
+        alike = traffic_bytes * (LENT_BANDWIDTH_BYTES_PER_S / bandwidth)
+        time = curve(alike) + (share - 1) * curve.time_s[0] + share * curve.reduction_s(row)
         kind, half = "transferred", 0.40
+    time = np.maximum(time, floor)
     return Estimate(
         time_s=time, low_s=time * (1 - half), high_s=time * (1 + half), compute_s=0.0 * floor, memory_s=floor, kind=kind
     )
 
 
+LENT = "h200"
+"""The calibration that holds element-wise kernels."""
+LENT_BANDWIDTH_BYTES_PER_S = 4.8e12
+
+
+def _lent_curve() -> Curve:
+    table = calibration_named(LENT)
+    assert table is not None
+    assert table.small is not None
+    return table.small
+
+
+def latency_share(device: Device) -> float:
+    """How long the shortest kernels take, on an H200 1: of the device, or the nearest of its generation."""
+    near = (device.calibration, *lenders(device))
+    return next(LEAST_CALL_US[name] for name in near if name in LEAST_CALL_US) / LEAST_CALL_US[LENT]
+
+
 def launch_gap_s(device: Device) -> float:
-    """Time of a kernel that does nothing, inside a CUDA graph; measured, or that of an H200."""
-    for name in (device.calibration, "h200"):
-        table = calibration_named(name)
-        if table is not None and table.small is not None:
-            return table.small.graph_gap_s
-    raise AssertionError("the H200 calibration has small kernels")
-
-
-def all_reduce(device: Device, traffic_bytes: Any, devices: int) -> Estimate:
-    """All-reduce of `traffic_bytes` over `devices`, by the fastest library measured on the device at each size.
-
-    Where the width was not measured, a library's time is interpolated between the next narrower and wider ones (linear
-    in the logarithms of width and time), or taken from the nearest with the ring's bytes of each device, (n-1)/n; a
-    calibrated device without any takes the curves of its generation. Where none was measured: ring, 5 us + 2(n-1)
-    latencies + 2(n-1)/n bytes / link bandwidth. All of these are `transferred`.
-
-    Raises:
-        ValueError: the device has no link.
-    """
-    if device.link is None:
-        raise QsimError(f"{device.name} has no link: tensor_parallel must be 1, got {devices}")
-    steps = 2 * (devices - 1)
-    wire = steps / devices * traffic_bytes / device.link.bandwidth_bytes_per_s
+    """Time of a kernel that does nothing, inside a CUDA graph; measured, or an H200's by how long kernels take here."""
     own = calibration_of(device)
-    curves = () if own is None else [c for c in own.collectives if c.op == "all_reduce" and c.gpus == devices]
-    if curves:
-        times = np.stack([c(traffic_bytes) for c in curves])
-        fastest = times.argmin(axis=0)
-        time = times.min(axis=0)
-        low, high = (np.array([c.band[side] for c in curves])[fastest] for side in (0, 1))
-        return Estimate(
-            time_s=time, low_s=time * low, high_s=time * high, compute_s=0.0 * time, memory_s=wire, kind="calibrated",
-            origin=f"{device.calibration}.collectives",
-        )  # fmt: skip
-    between = [] if own is None else _other_widths(own.collectives or _kin(device), devices, traffic_bytes)
-    time = np.minimum.reduce(between) if between else 5e-6 + steps * device.link.latency_s + wire
-    return Estimate(
-        time_s=time, low_s=time * 0.6, high_s=time * 1.6, compute_s=0.0 * time, memory_s=wire, kind="transferred"
-    )
-
-
-def _kin(device: Device) -> Sequence[Collective]:
-    """The collectives of the nearest board of the device's generation that has some."""
-    tables = (calibration_named(name) for name in lenders(device) if is_kin(device, name))
-    return next((t.collectives for t in tables if t is not None and t.collectives), ())
-
-
-def _other_widths(collectives: Sequence[Collective], devices: int, traffic_bytes: Any) -> list[Any]:
-    """Seconds of an all-reduce at a width that was not measured, by each library that was at others."""
-    found: dict[str, dict[int, Collective]] = {}
-    for c in collectives:
-        if c.op == "all_reduce":
-            found.setdefault(c.library, {})[c.gpus] = c
-    times = []
-    for curves in found.values():
-        if devices in curves:
-            times.append(curves[devices](traffic_bytes))
-            continue
-        under, over = ([n for n in curves if (n < devices) == below] for below in (True, False))
-        if under and over:
-            low, high = max(under), min(over)
-            share = np.log(devices / low) / np.log(high / low)
-            times.append(curves[low](traffic_bytes) ** (1 - share) * curves[high](traffic_bytes) ** share)
-        else:
-            near = max(under) if under else min(over)
-            times.append(curves[near](traffic_bytes) * ((devices - 1) / devices) / ((near - 1) / near))
-    return times
+    if own is not None and own.small is not None:
+        return own.small.graph_gap_s
+    return _lent_curve().graph_gap_s * latency_share(device)

@@ -6,6 +6,7 @@ kernel or device, priced at this device's peaks with a wide band.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -125,13 +126,30 @@ def _lent(device: Device, kernel: str, found: Parameters, name: str, donor: str)
     separate = across(device, kernel, origin)
     p = transferred(found, origin, kin=separate == "boards")
     sixteen_bit = get_family(name).sixteen_bit
+    share = _compute_share(device, [name, *(("trtllm_bf16",) if sixteen_bit else ())], "kernels")
     band, half = TRANSFER_BANDS[separate, sixteen_bit], TRANSFER_BAND[sixteen_bit]
     if calibration_of(device) is None:  # published steps on boards that no table holds lie further away
         band = {regime: (min(low, 1 - half), max(high, 1 + half)) for regime, (low, high) in band.items()}
+    if share is not None:
+        p = _reaching(p, share)
     key = tuple(band.items())
     if key not in p.derived:
         p.derived[key] = replace(p, band=band)
     return p.derived[key]
+
+
+def _reaching(p: Parameters, share: float) -> Parameters:
+    """The parameters with another share of the peak."""
+    if share not in p.derived:
+        p.derived[share] = replace(p, eta_compute=share)
+    return p.derived[share]
+
+
+def _compute_share(device: Device, names: Sequence[str], kind: str) -> float | None:
+    """The share of its peak that a kernel reaches on the device that `compute_from` names, None without."""
+    table = calibration_named(device.compute_from)
+    known = {} if table is None else table.kernels if kind == "kernels" else table.attention
+    return next((known[name].eta_compute for name in names if name in known), None)
 
 
 def check_fidelity(fidelity: str) -> None:
@@ -266,7 +284,9 @@ def _attention_parameters(
                     if table is not None and f"{name}.{ending}" in table.attention:
                         found = table.attention[f"{name}.{ending}"]
                         kin = donor == device.calibration or is_kin(device, donor or "")
-                        return transferred(found, f"{name} on {donor}", kin=kin)
+                        lent = transferred(found, f"{name} on {donor}", kin=kin)
+                        share = _compute_share(device, [f"{name}.{ending}"], "attention")
+                        return lent if share is None else _reaching(lent, share)
     return generic(f"{kernel}.{phase}")
 
 

@@ -199,9 +199,9 @@ def _decode(row: Any, dev: Device, arch: Architecture, scheme: str, laws: Any, b
     same_size = any(o[5] == big for o in others)
     predicted = t0 * (1.0 if same_size else arch.layers / 32) + moved / eta / tp
     if tp > 1:
-        from ..timing.kernel import all_reduce
+        from ..timing.collectives import collective
 
-        predicted += 2 * arch.layers * float(all_reduce(dev, 2.0 * arch.hidden, tp).time_s)
+        predicted += 2 * arch.layers * float(collective(dev, "all_reduce", 2.0 * arch.hidden, tp).time_s)
     return Row(**base, kind="time", measured=time, predicted=predicted, low=predicted * 0.8, high=predicted * 1.2,
                note=note)  # fmt: skip
 

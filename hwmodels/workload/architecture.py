@@ -84,16 +84,28 @@ class Architecture:
         """Routed experts of a layer, the most where layers differ; 1 for a dense model."""
         return max((mlp.experts for mlp, _ in self.shape.mlps if isinstance(mlp, Experts)), default=1)
 
-    def check_split(self, devices: int) -> None:
-        """Refuse a number of devices that the layers cannot be split over.
+    def check_split(self, devices: int, expert_devices: int = 1) -> None:
+        """Refuse a number of devices that the layers cannot be split over, or that experts cannot be dealt out to.
 
         Raises:
-            QsimError: it does not divide the heads of every layer, or the split of a recurrent layer is not known.
+            QsimError: it does not divide the heads of every layer, or the split of a recurrent layer is not known; a
+                number for experts that does not divide those of every layer, or is no divisor or multiple of the other.
         """
         if devices > 1 and any(isinstance(m, Recurrent) and not m.heads for m, _ in self.shape.mixers):
             raise QsimError(f"tensor_parallel must be 1 for {self.name}: how recurrent layers are split is not priced")
         if devices < 1 or self.heads % devices:
             raise QsimError(f"tensor_parallel must divide the {self.heads} heads of {self.name}: got {devices}")
+        counts = sorted({mlp.experts for mlp, _ in self.shape.mlps if isinstance(mlp, Experts)})
+        if expert_devices > 1 and not counts:
+            raise QsimError(f"expert_parallel must be 1 for {self.name}, which has no experts: got {expert_devices}")
+        if expert_devices < 1 or any(count % expert_devices for count in counts):
+            many = " and ".join(map(str, counts))
+            raise QsimError(f"expert_parallel must divide the {many} experts of {self.name}: got {expert_devices}")
+        if devices % expert_devices and expert_devices % devices:
+            raise QsimError(
+                f"expert_parallel must divide tensor_parallel, or be a multiple of it: got {expert_devices} and "
+                f"{devices}"
+            )
 
     @cached_property
     def is_recurrent(self) -> bool:

@@ -61,10 +61,16 @@ def model_weight_bytes(architecture: Architecture, scheme: Scheme) -> float:
     return float(total + 2 * rest)
 
 
-def _device_weight_bytes(architecture: Architecture, scheme: Scheme, tp: int) -> float:
+def _device_weight_bytes(architecture: Architecture, scheme: Scheme, tp: int, ep: int = 1) -> float:
     """Bytes of weights on each device. Latent attention: the projection to latent vectors is on every device, and a
-    quantised expansion is there twice, the second time in 16 bit for `absorb`."""
+    quantised expansion is there twice, the second time in 16 bit for `absorb`. Where experts are dealt out to more than
+    `tp` devices, each has its part of the routed ones and all of the shared ones."""
     share = model_weight_bytes(architecture, scheme) / tp
+    for mlp, count in architecture.shape.mlps:
+        if isinstance(mlp, Experts) and ep > tp:
+            routed = mlp.experts * _mlp_bytes(scheme, mlp.latent or mlp.inputs, mlp.width, mlp.gated)
+            shared = _mlp_bytes(scheme, mlp.inputs, mlp.shared, mlp.gated) if mlp.shared else 0
+            share = share + count * (routed * (1 / ep - 1 / tp) + shared * (1 - 1 / tp))
     for _, mixer, count in architecture.mixers:
         if isinstance(mixer, Latent):
             shapes = {item.name: (item.n, item.k) for item in mixer.linears}
@@ -73,6 +79,11 @@ def _device_weight_bytes(architecture: Architecture, scheme: Scheme, tp: int) ->
             absorbed = 2 * n * k / tp if scheme.weight.is_quantized else 0.0
             share = share + count * (replicated * (1 - 1 / tp) + absorbed)
     return share
+
+
+def _mlp_bytes(scheme: Scheme, inputs: int, width: int, gated: bool) -> int:
+    """Bytes of the weights of one expert."""
+    return (2 if gated else 1) * weight_nbytes(scheme, width, inputs) + weight_nbytes(scheme, inputs, width)
 
 
 def kv_bytes_per_token(architecture: Architecture, scheme: Scheme) -> float:
@@ -140,9 +151,10 @@ def footprint(
     context: Any,
     tokens: Any = None,
     tensor_parallel: int = 1,
+    expert_parallel: int = 1,
 ) -> Footprint:
     """Memory of a step on each of `tensor_parallel` devices; `tokens` are those in flight (default the batch). A part
-    with a further tier of memory has its capacity too."""
+    with a further tier of memory has its capacity too. `expert_parallel` as in `predict`."""
     a, tp = architecture, tensor_parallel
     tokens = batch if tokens is None else tokens
     parts = [part for _, part, _ in (*a.mlps, *a.mixers)]
@@ -152,7 +164,7 @@ def footprint(
     chips = sram_chips(device, architecture, scheme) if device.kind == "asic-sram" else 1
     state = a.shape.state_bytes * np.asarray(batch) / tp
     return Footprint(
-        weights_bytes=_device_weight_bytes(a, scheme, tp) / chips,
+        weights_bytes=_device_weight_bytes(a, scheme, tp, expert_parallel) / chips,
         kv_cache_bytes=(_cache_bytes(a, scheme, context, batch, tp) + state) / chips,
         activations_bytes=np.asarray(tokens, np.float64) * width * 2.0 / tp / chips,
         reserve_bytes=0.0 if chips > 1 else min(RESERVE_BYTES, 0.1 * device.memory.capacity_bytes),
@@ -182,10 +194,12 @@ def sram_chips(device: Device, architecture: Architecture, scheme: Scheme) -> in
 
 
 def largest_batch(
-    device: Device, architecture: Architecture, scheme: Scheme, *, context: int, tensor_parallel: int = 1
-) -> int:
+    device: Device, architecture: Architecture, scheme: Scheme, *, context: int, tensor_parallel: int = 1,
+    expert_parallel: int = 1,
+) -> int:  # fmt: skip
     """The largest decode batch that fits at this context; 0 when not even one sequence does."""
-    one = footprint(device, architecture, scheme, batch=1, context=context, tensor_parallel=tensor_parallel)
+    split = {"tensor_parallel": tensor_parallel, "expert_parallel": expert_parallel}
+    one = footprint(device, architecture, scheme, batch=1, context=context, **split)
     free = one.capacity_bytes - one.weights_bytes - one.reserve_bytes
     each = one.kv_cache_bytes + one.activations_bytes
     return max(0, int(free // each))

@@ -52,7 +52,8 @@ class Operator:
     Attributes:
         name: `qkv`, `attention`, `norm_qkv`, ...; of models with several kinds of layers with the kind before it.
         role: the name without the kind.
-        kind: `gemm`, `attention`, `small` (element-wise or a row reduction) or `all_reduce`.
+        kind: `gemm`, `attention`, `small` (element-wise or a row reduction), or a collective: `all_reduce`,
+            `all_gather`, `alltoall`.
         cost: of one call.
         calls: how often it runs in the step.
         m, n, k: of a product, else 0.
@@ -61,6 +62,7 @@ class Operator:
         groups: products of this shape that the kernel does at once, each with rows and a weight of its own (experts);
             None for a single product.
         weight_bytes: of the packed weights of all groups.
+        devices: that take part in a collective, else 1.
         attention: of an attention operator, the arguments of `timing.attention` that depend on the layer.
         experts: of an operator of the routed experts, the arguments of `timing.moe.moe`, and as `share` its part of the
             time of a kernel that does them all.
@@ -81,6 +83,7 @@ class Operator:
     weight_bytes: Any = 0.0
     reread_bytes: Any = 0.0
     role: str = ""
+    devices: int = 1
     attention: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     experts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 

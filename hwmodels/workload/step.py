@@ -26,6 +26,7 @@ def step_operators(
     context: Any,
     seq: Any = None,
     tensor_parallel: int = 1,
+    expert_parallel: int = 1,
     output_bytes: float = 2.0,
     activation_bytes: float | None = None,
     separate_quantize: bool = True,
@@ -37,6 +38,10 @@ def step_operators(
         phase: `prefill` (batch sequences of `seq` new tokens, default all of `context`) or `decode`.
         context: tokens in the KV cache including the new ones.
         tensor_parallel: devices that share every layer; the costs are those of one device.
+        expert_parallel: devices that routed experts are dealt out to whole. Within `tensor_parallel`, every device
+            gives what its experts add to all tokens, and the all-reduce sums it. Beyond, as many groups of
+            `tensor_parallel` devices run `batch` sequences each, and tokens go to their experts and back by two
+            all-to-alls: each once to every device that has one of its experts.
         output_bytes: of a product's result (4 for int32).
         activation_bytes: of a product's operand; None derives it from the scheme.
         separate_quantize: the run-time quantisation of the activation is a kernel of its own, fused with the
@@ -56,7 +61,7 @@ def step_operators(
         QsimError: devices that do not divide the heads, or several for recurrent layers without heads, whose split is
             not priced.
     """
-    architecture.check_split(tensor_parallel)
+    architecture.check_split(tensor_parallel, expert_parallel)
     batch = np.asarray(batch, dtype=np.float64)
     context = np.asarray(context, dtype=np.float64)
     new = np.float64(1.0) if phase == "decode" else (context if seq is None else np.asarray(seq, np.float64))
@@ -64,6 +69,7 @@ def step_operators(
     act = activation_bytes if activation_bytes is not None else _operand_bytes(scheme)
     step = _Step(
         a=architecture, scheme=scheme, phase=phase, batch=batch, context=context, new=new, tp=tensor_parallel,
+        ep=expert_parallel,
         act=act, stored=act if quantized and separate_quantize else 2.0, out=output_bytes,
         quantizes=quantized and separate_quantize and scheme.activation.dynamic,
         rereads=scheme.activation.dynamic and separate_quantize, alone=quantized and unfused_quantize,
@@ -80,7 +86,7 @@ class _Step:
     """What the operators of a step share.
 
     Attributes:
-        a: the architecture; tp: devices that share every layer.
+        a: the architecture; tp: devices that share every layer; ep: that experts are dealt out to.
         act, stored, out: bytes of an element of a product's operand, as the element-wise kernel before it writes it,
             and of its result.
         quantizes: a kernel of its own finds scales at run time; rereads: fused with one that reads its input twice;
@@ -94,6 +100,7 @@ class _Step:
     context: Any
     new: Any
     tp: int
+    ep: int
     act: float
     stored: float
     out: float
@@ -137,7 +144,7 @@ class _Step:
     def all_reduce(self, name: str, calls: float) -> Iterator[Operator]:
         if self.tp > 1 and calls:
             cost = Cost(flop=0.0, traffic_bytes=self.tokens * self.a.hidden * 2.0)
-            yield Operator(name=name, kind="all_reduce", cost=cost, calls=calls)
+            yield Operator(name=name, kind="all_reduce", cost=cost, calls=calls, devices=self.tp)
 
     def norm(self, name: str, calls: float) -> Iterator[Operator]:
         """A norm of the hidden state whose result a product reads."""
@@ -279,7 +286,8 @@ class _Step:
                 yield from self.experts(prefix, mlp, float(count))
             else:
                 yield from self.dense(prefix, mlp, float(count))
-        yield from self.all_reduce("all_reduce_down", layers)
+        joined = 0.0 if self.groups == 1 else sum(float(count) for _, mlp, count in a.mlps if isinstance(mlp, Experts))
+        yield from self.all_reduce("all_reduce_down", layers - joined)
         if layers:
             yield self.small("residual", tokens * h * (self.out + 4.0), calls=layers)
 
@@ -295,38 +303,55 @@ class _Step:
 
     def experts(self, prefix: str, mlp: Experts, calls: float) -> Iterator[Operator]:
         """Routed experts, each with the tokens that go to it, all in one grouped kernel; and the shared one."""
-        h, tokens, gate, ffn = mlp.inputs, self.tokens, 2 if mlp.gated else 1, mlp.width // self.tp
-        inner = mlp.latent or h
-        active = _active_experts(mlp, tokens)
-        rows, assigned = np.maximum(tokens * mlp.per_token / active, 1.0), tokens * mlp.per_token
+        h, tokens, gate, split = mlp.inputs, self.tokens, 2 if mlp.gated else 1, max(1, self.tp // self.ep)
+        inner, ffn, every = mlp.latent or h, mlp.width // split, tokens * self.groups
+        active = _active_experts(mlp, every)
+        rows, assigned = np.maximum(every * mlp.per_token / active, 1.0), every * mlp.per_token / self.ep
         yield self.product(prefix + "router", mlp.experts, h, tokens, calls=calls, sixteen=True)
         if mlp.latent:
             yield self.product(prefix + "latent_in", mlp.latent, h, tokens, calls=calls)
+        yield from self.exchange(prefix + "dispatch", mlp, inner * self.stored, calls)
         yield from self.routed(
             mlp,
-            self.product(prefix + "gate_up", gate * ffn, inner, rows, calls=calls, groups=active),
+            self.product(prefix + "gate_up", gate * ffn, inner, rows, calls=calls, groups=active / self.ep),
             self.small(
                 prefix + "activation", assigned * ffn * (gate * 2 + self.stored), row=ffn if self.quantizes else 0,
                 calls=calls,
             ),
-            self.product(prefix + "down", inner, ffn, rows, calls=calls, groups=active),
-            self.small(prefix + "combine", assigned * inner * 2.0 + tokens * inner * 2.0, calls=calls),
+            self.product(prefix + "down", inner, ffn, rows, calls=calls, groups=active / self.ep),
+            self.small(prefix + "combine", assigned * inner * 2.0 + every / self.ep * inner * 2.0, calls=calls),
         )  # fmt: skip
+        yield from self.exchange(prefix + "collect", mlp, inner * 2.0, calls)
+        if self.groups > 1 and self.tp > 1:
+            whole = Cost(flop=0.0, traffic_bytes=tokens * inner * 2.0)
+            yield Operator(name=prefix + "gather", kind="all_gather", cost=whole, calls=calls, devices=self.tp)
         if mlp.latent:
             yield self.product(prefix + "latent_out", h, mlp.latent, tokens, calls=calls)
-        shared = mlp.shared // self.tp
+        shared = mlp.shared // (self.tp if self.groups == 1 else 1)  # else no all-reduce follows: each has it whole
         if shared:
             yield self.product(prefix + "shared_gate_up", gate * shared, h, tokens, calls=calls)
             yield self.product(prefix + "shared_down", h, shared, tokens, calls=calls)
 
+    @property
+    def groups(self) -> int:
+        """Groups of `tp` devices that have sequences of their own."""
+        return max(1, self.ep // self.tp)
+
+    def exchange(self, name: str, mlp: Experts, row_bytes: float, calls: float) -> Iterator[Operator]:
+        """Tokens to the devices of their experts, or back: a device sends its part of its group's tokens."""
+        if self.groups == 1:
+            return
+        reached = self.ep * (1 - (1 - 1 / self.ep) ** mlp.per_token)
+        cost = Cost(flop=0.0, traffic_bytes=self.tokens / self.tp * reached * row_bytes)
+        yield Operator(name=name, kind="alltoall", cost=cost, calls=calls, devices=self.ep)
+
     def routed(self, mlp: Experts, *operators: Operator) -> Iterator[Operator]:
         """Operators of the routed experts, with what a kernel that fuses them is asked."""
-        if not mlp.gated:
-            yield from operators  # the tables hold three matrices
-            return
-        layer = {"tokens": self.tokens, "hidden": mlp.latent or mlp.inputs, "inter": mlp.width, "topk": mlp.per_token,
-                 "experts": mlp.experts, "moe_tp": self.tp}  # fmt: skip
-        for op, share in zip(operators, (2 / 3, 0.0, 1 / 3, 0.0), strict=True):
+        layer = {"tokens": self.tokens * self.groups, "hidden": mlp.latent or mlp.inputs, "inter": mlp.width,
+                 "topk": mlp.per_token, "experts": mlp.experts, "moe_tp": max(1, self.tp // self.ep),
+                 "moe_ep": self.ep, "gated": mlp.gated}  # fmt: skip
+        first = 2 / 3 if mlp.gated else 1 / 2
+        for op, share in zip(operators, (first, 0.0, 1 - first, 0.0), strict=True):
             yield replace(op, experts={**layer, "share": share})
 
     def others(self) -> Iterator[Operator]:

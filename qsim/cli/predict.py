@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qsim.errors import QsimError
-from qsim.notes import pick, without
+from qsim.notes import Note, pick, without
 
 from .hardware_options import (
     LARGEST,
@@ -23,6 +24,12 @@ from .hardware_options import (
 from .options import Picture, draw, plot_option
 from .table import Column, Form, deliver, print_table, table_options
 from .verbs import verb
+
+if TYPE_CHECKING:
+    from hwmodels.predicted import Prediction
+
+SAME = 0.02
+"""Change of the time below which it is not worth a note."""
 
 _COLUMNS = (
     Column("operator", "operator", left=True), Column("calls", "calls"), Column("time", "time_s", milliseconds),
@@ -65,6 +72,9 @@ _COLUMNS = (
 @click.option("--attention", metavar="NAME", help="Attention kernel; qsim devices DEVICE --kernels lists them.")
 @click.option("--explain", metavar="OPERATOR", help="The measured products nearest to a matrix product of the table.")
 @click.option("--baseline", metavar="SCHEME", help="Speed-up over this scheme, with its band.")
+@click.option("--ep", "expert_parallel", type=int, default=1, show_default=True, metavar="N",
+              help="Devices that the experts of a mixture are dealt out to; beyond --tp, groups of --tp devices with "
+              "this batch each.")  # fmt: skip
 @price_option
 @how_options
 @set_option
@@ -123,6 +133,9 @@ def predict(
         base = hwmodels.predict(chip, model, baseline, phase, batch, context, **base_options)
         gain = hwmodels.speedup(p, base)
     head, rows = prediction_row(p), operator_rows(p)
+    head["notes"] += _zero_points(
+        p, lambda other: hwmodels.predict(chip, model, other, phase, batch, context, **options)
+    )
     if gain is not None:
         head |= {"baseline": baseline, "speedup": float(gain.value), "speedup_low": float(gain.low),
                  "speedup_high": float(gain.high)}  # fmt: skip
@@ -156,6 +169,25 @@ def _explain(operator: str, rests: str, points: list[dict[str, Any]]) -> None:
         click.echo("The recordings that ship hold no product of this family.")
 
 
+def _zero_points(p: Prediction, predicted: Callable[[str], Prediction]) -> list[Note]:
+    """What the zero points of the weights cost: names of 4-bit schemes mean either kind in the field."""
+    base, cut, cache = p.scheme.name.partition("-kv")
+    if p.scheme.weight.symmetric or not p.scheme.weight.is_quantized:
+        return []
+    symmetric = base.removesuffix("-asym") if base.endswith("-asym") else f"{base}-sym"
+    try:
+        other = predicted(symmetric + cut + cache)
+    except QsimError:  # no such scheme, or a kernel that was asked for does not run it
+        return []
+    if other.scheme.weight.symmetric is False or abs(float(other.time_s / p.time_s) - 1) < SAME:
+        return []
+    text = (
+        f"{base} has zero points, as AWQ has them (vLLM's W4A16_ASYM for 4 bit); without, {symmetric}, which is "
+        f"GPTQ's default and vLLM's W4A16, takes {milliseconds(float(other.time_s))}"
+    )
+    return [Note("zero_points", text)]
+
+
 def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     notes = head["notes"]
     if (shortage := pick(notes, "does_not_fit")) is not None:
@@ -163,7 +195,9 @@ def _print(head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         notes = without(notes, "does_not_fit")
     h = head
     step = "per step, TPOT" if h["phase"] == "decode" else "the prefill, TTFT"
-    many = f", {h['tensor_parallel']} devices" if h["tensor_parallel"] > 1 else ""
+    devices = max(h["tensor_parallel"], h["expert_parallel"])
+    many = f", {devices} devices" if devices > 1 else ""
+    many += f" with experts over {h['expert_parallel']}" if h["expert_parallel"] > 1 else ""
     band = f"80 % band {milliseconds(h['low_s'])} to {milliseconds(h['high_s'])}"
     used = f"weights {h['weights_gbytes']:.1f}, KV cache {h['kv_cache_gbytes']:.1f}"
     lines = [

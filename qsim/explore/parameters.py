@@ -279,13 +279,19 @@ class Export:
             "collectives": None if own is None or not own.collectives else device.calibration,
             "kin": None if own is None else _kin_name(device),
             "small": device.calibration if own is not None and own.small is not None else None,
+            "latency": kernel.latency_share(device),
             "power": _power(device),
         }  # fmt: skip
-        out["moe"] = {} if own is None else {
-            name: self.fits(own.moe[name])
+        mixtures = moe.mixtures_of(device)
+        out["moe"] = {
+            name: [
+                {"fit": self.fits(m.roofline), "permute": m.permute, "active": m.active_s, "local": m.local_s,
+                 "tile": m.tile}
+                for m in mixtures[name]
+            ]
             for family in stands if not stands[family]
             for name in ["_moe_".join(family.split("_", 1))]
-            if name in own.moe and own.moe[name].held_out_mape["all"] <= execution.TRUSTED
+            if name in mixtures
         }  # fmt: skip
         return out
 
@@ -383,10 +389,12 @@ def _constants() -> dict[str, Any]:
         "correlation": prediction.CORRELATION, "composition": prediction.COMPOSITION,
         "transfer_correlation": prediction.TRANSFER_CORRELATION, "engines": prediction.ENGINES,
         "fused_p": execution.FUSED_P, "dataflow": kernel.DATAFLOW, "wide_group": attention_kernel.WIDE_GROUP,
-        "small_t0": kernel.SMALL_T0_S, "small_eta": kernel.SMALL_ETA, "flash_mla": attention_kernel.FLASH_MLA,
+        "lent": kernel.LENT, "lent_bandwidth": kernel.LENT_BANDWIDTH_BYTES_PER_S,
+        "flash_mla": attention_kernel.FLASH_MLA,
         "transfer_band": [parameters.TRANSFER_BAND[False], parameters.TRANSFER_BAND[True]],
         "large_transfer": parameters.LARGE_TRANSFER, "regimes": REGIME_EDGES, "tiles": TILES, "near": WIDTH,
-        "causal_tile": operators.CAUSAL_TILE, "tile_rows": operators.TILE_ROWS, "moe_tile": moe.TILE,
+        "causal_tile": operators.CAUSAL_TILE, "tile_rows": operators.TILE_ROWS, "moe_step": moe.STEP,
+        "moe_octaves": moe.MOST_OCTAVES,
         "reserve": footprint.RESERVE_BYTES, "unpacking": marlin.UNPACKING, "limit": board.LIMIT,
         "sharpness": power_module.SHARPNESS, "power_band": board.TRANSFER_BAND, "fused_band": board.FUSED_BAND,
         "split": dict(get_profile(PROFILE).split),

@@ -10,6 +10,7 @@ from pathlib import Path
 import click.testing
 import pytest
 
+import hwmodels
 from qsim.cli import main
 
 
@@ -53,6 +54,27 @@ def test_predict_in_other_forms(tmp_path: Path) -> None:
     figure = tmp_path / "parts.png"
     run("predict", "llama-3-8b", "--plot", str(figure))
     assert figure.stat().st_size > 1000
+
+
+def test_a_scheme_with_zero_points_says_what_the_symmetric_one_takes() -> None:
+    case = ("predict", "llama-3-70b", "--device", "h200", "--batch", "1", "--context", "2048", "--scheme")
+    told = run(*case, "w4a16-g128").output
+    symmetric = hwmodels.predict("h200", "llama-3-70b", "w4a16-g128-sym", "decode", 1, 2048)
+    assert 12e-3 < symmetric.time_s < 14e-3
+    assert symmetric.low_s > 10e-3
+    assert symmetric.high_s < 16e-3
+    (line,) = (line for line in told.splitlines() if "has zero points" in line)
+    assert f"w4a16-g128-sym, which is GPTQ's default and vLLM's W4A16, takes {1e3 * symmetric.time_s:.4g} ms" in line
+    assert "has zero points" not in run(*case, "w4a16-g128-sym").output
+    assert "takes 13.29 ms" in run(*case, "W4A16_ASYM").output
+
+
+def test_experts_dealt_out_are_predicted_from_the_command_line() -> None:
+    found = run("predict", "deepseek-v3", "--device", "h200", "--scheme", "fp8-block128", "--ep", "16", "--batch", "8")
+    text = found.output
+    assert "16 devices with experts over 16" in text
+    assert "16 groups of 1, each with this batch, exchange tokens by NCCL's all-to-all" in text
+    assert "dispatch" in text
 
 
 def test_a_request_names_its_case_and_says_what_is_computed() -> None:

@@ -124,31 +124,31 @@ def test_a_single_slow_point_is_dropped_and_a_step_is_kept() -> None:
 
 
 def test_all_reduce_is_the_fastest_measured_library_and_a_width_that_was_not_measured_is_transferred() -> None:
-    from hwmodels.timing.kernel import all_reduce
+    from hwmodels.timing.collectives import collective
 
     h100 = get_device("h100")
-    est = all_reduce(h100, np.array([8192.0, 1 << 28]), 8)
+    est = collective(h100, "all_reduce", np.array([8192.0, 1 << 28]), 8)
     assert est.kind == "calibrated"
     assert float(est.time_s[0]) == pytest.approx(3.5e-6, rel=0.1)  # 3.5 and 3.6 us by the two custom kernels
     assert np.all((est.low_s <= est.time_s) & (est.time_s <= est.high_s))
-    assert all_reduce(h100, 8192.0, 3).kind == "transferred"
+    assert collective(h100, "all_reduce", 8192.0, 3).kind == "transferred"
 
 
 def test_all_reduce_at_another_width_lies_between_those_measured_and_a_board_without_any_takes_its_generations() -> (
     None
 ):
-    from hwmodels.timing.kernel import all_reduce
+    from hwmodels.timing.collectives import collective
 
     for name, bytes_ in (("h200", 8192.0), ("b200", 8192.0), ("h200", float(1 << 26))):
-        two, four, eight = (all_reduce(get_device(name), bytes_, n) for n in (2, 4, 8))
+        two, four, eight = (collective(get_device(name), "all_reduce", bytes_, n) for n in (2, 4, 8))
         assert four.kind == "transferred"
         assert two.kind == eight.kind == "calibrated"
         assert min(two.time_s, eight.time_s) <= four.time_s <= max(two.time_s, eight.time_s)
-    assert all_reduce(get_device("b300"), 8192.0, 8).kind == "transferred"
-    lent, own = (float(all_reduce(get_device(name), 8192.0, 8).time_s) for name in ("b300", "b200"))
+    assert collective(get_device("b300"), "all_reduce", 8192.0, 8).kind == "transferred"
+    lent, own = (float(collective(get_device(name), "all_reduce", 8192.0, 8).time_s) for name in ("b300", "b200"))
     assert lent == pytest.approx(own)
-    wider = float(all_reduce(get_device("gb200"), float(1 << 28), 8).time_s)
-    four = float(all_reduce(get_device("gb200"), float(1 << 28), 4).time_s)
+    wider = float(collective(get_device("gb200"), "all_reduce", float(1 << 28), 8).time_s)
+    four = float(collective(get_device("gb200"), "all_reduce", float(1 << 28), 4).time_s)
     assert wider == pytest.approx(four * (7 / 8) / (3 / 4))
 
 
@@ -300,7 +300,8 @@ def test_every_error_of_power_and_of_fused_mixtures_stands_in_the_validation_wit
     own = {entry["name"]: entry["mape"] for entry in found if entry["section"] == LAW}
     assert max(own.values()) <= 8.0  # what is required of power
     mixtures = {entry["name"]: entry["mape"] for entry in table_errors() if entry["section"] == MIXTURES}
-    assert mixtures["b200 trtllm13_moe_fp8_block"] <= 12.0
+    assert mixtures["b200 trtllm13_moe_fp8_block.deepgemm"] <= 8.0
+    assert np.median(list(mixtures.values())) <= 12.0  # what is required of each
 
 
 @pytest.mark.parametrize(("device", "bits"), [("a100-sxm-80gb", 4), ("l40s", 4), ("l40s", 8)])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hwmodels
+from hwmodels.fitting.tables_2026 import least_calls
 from hwmodels.limits import roofline
 from hwmodels.timing.attention_kernel import attention
 from hwmodels.timing.families import FAMILIES
-from hwmodels.timing.kernel import gemm, gemm_time, small, soft_roofline
+from hwmodels.timing.kernel import gemm, gemm_time, launch_gap_s, small, soft_roofline
 from hwmodels.timing.parameters import kernel_parameters
 from hwmodels.workload.operators import attention_cost
 
@@ -38,6 +40,29 @@ def test_nothing_beats_the_speed_of_light(device: str, kernel: str) -> None:
     assert np.all(real.time_s >= ideal.time_s * (1 - 1e-9))
     assert np.all(real.low_s <= real.time_s)
     assert np.all(real.time_s <= real.high_s)
+
+
+def test_element_wise_kernels_that_were_not_measured_have_an_h200s_curve_at_their_own_bandwidth_and_latency() -> None:
+    own = small(hwmodels.get_device("h200"), 8192.0, row=4096)
+    assert own.kind == "calibrated"
+    for name, share in (("b200", 2.47 / 3.33), ("a100", 4.09 / 3.33), ("h100", 3.30 / 3.33)):
+        device = hwmodels.get_device(name)
+        few, many = (small(device, size, row=4096) for size in (8192.0, 2e9))
+        assert few.kind == "transferred"
+        assert float(few.time_s / own.time_s) == pytest.approx(share, rel=0.05)
+        assert launch_gap_s(device) == pytest.approx(share * launch_gap_s(hwmodels.get_device("h200")), rel=0.01)
+        reached = small(hwmodels.get_device("h200"), 2e9).memory_s / small(hwmodels.get_device("h200"), 2e9).time_s
+        assert float(many.memory_s / many.time_s) == pytest.approx(float(reached), rel=0.02)
+        assert few.low_s < few.time_s < few.high_s
+    assert small(hwmodels.get_device("rtx-4090"), 8192.0).time_s < own.time_s  # Ada, as the L40S
+
+
+def test_the_least_time_of_a_kernel_is_that_of_the_shortest_products_of_each_engine() -> None:
+    rows = [("B200", e, "1", "bf16", m, n, 512, t) for e, t in (("x", 3e-6), ("y", 2e-6), ("z", 9e-6))
+            for m, n in ((1, 512), (16, 1024))]  # fmt: skip
+    rows += [("B200", "x", "1", "bf16", 1, 2048, 512, 1e-7), ("B200", "x", "1", "fp8", 1, 512, 512, 1e-7)]
+    names = ["device", "engine", "version", "kernel", "m", "n", "k", "latency_s"]
+    assert least_calls(pd.DataFrame(rows, columns=names)) == {"B200": pytest.approx(3.0)}
 
 
 def test_fidelity_is_tagged() -> None:

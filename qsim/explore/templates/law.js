@@ -493,10 +493,9 @@ const Law = (() => {
         product(`${prefix}down`, inner, ffn, rows, calls, { groups: active }),
         small(`${prefix}combine`, assigned * inner * 2 + tokens * inner * 2, calls),
       ];
-      if (mlp.gated) {
-        const layer = { tokens, hidden: inner, inter: mlp.width, topk: mlp.per_token, experts: E, tp };
-        routed.forEach((op, i) => { op.experts = { ...layer, share: [2 / 3, 0, 1 / 3, 0][i] }; });
-      }
+      const layer = { tokens, hidden: inner, inter: mlp.width, topk: mlp.per_token, experts: E, tp, gated: mlp.gated };
+      const first = mlp.gated ? 2 / 3 : 1 / 2;
+      routed.forEach((op, i) => { op.experts = { ...layer, share: [first, 0, 1 - first, 0][i] }; });
       ops.push(...routed);
       if (mlp.latent) ops.push(product(`${prefix}latent_out`, mlp.inputs, mlp.latent, tokens, calls));
       const shared = Math.floor(mlp.shared / tp);
@@ -557,28 +556,46 @@ const Law = (() => {
     return estimate(d, large, peak, p, m, null, k);
   }
 
-  function moeEstimate(d, kernel, e) {
-    const dtype = kernel.slice(kernel.indexOf("_moe_") + 5), [bits, compute] = C.moe[dtype];
-    const cost = (tokens) => {
-      const rows = tokens * e.topk, active = Math.min(e.experts, Math.max(rows, 1)), width = e.inter / e.tp;
-      const weights = 3 * e.hidden * width;
-      const bytes = (active * weights * bits) / 8 + 4 * tokens * e.hidden + 4 * rows * (e.hidden + 2 * width);
-      return { flop: 2 * (rows + (active * C.moe_tile) / 2) * weights, bytes };
-    };
-    const shape = [e.tokens, (e.hidden * e.inter) / e.tp, e.experts];
-    const key = `${kernel}|${e.hidden}|${e.inter}|${e.topk}|${e.experts}|${e.tp}`;
-    return estimate(d, cost(e.tokens), peakOf(d, compute), P.fits[d.moe[kernel]], e.tokens, shape, 0, cost, key);
+  // A layer of experts with uniform routing at each quarter of an octave of tokens; more never take less time.
+  function moeCurve(d, dtype, m, e) {
+    const key = `moe|${m.fit}|${dtype}|${e.hidden}|${e.inter}|${e.topk}|${e.experts}|${e.tp}|${e.gated}`;
+    let found = d.pieces.get(key);
+    if (found) return found;
+    const [bits, compute] = C.moe[dtype], peak = peakOf(d, compute), p = P.fits[m.fit], width = e.inter / e.tp;
+    const weights = (e.gated ? 3 : 2) * e.hidden * width, between = e.hidden + (e.gated ? 2 : 1) * width;
+    found = { time: [], compute: [], memory: [], floor: [] };
+    let most = 0;
+    for (let i = 0; i <= C.moe_octaves / C.moe_step; i++) {
+      const tokens = 2 ** (i * C.moe_step), rows = tokens * e.topk;
+      const active = Math.max(e.experts * (1 - (1 - e.topk / e.experts) ** tokens), 1);
+      const whole = active * Math.ceil(rows / active / m.tile - 1e-9) * m.tile, bytes = (active * weights * bits) / 8;
+      const c = (2 * whole * weights) / (p.ec * peak);
+      const t = bytes / (p.em * d.bandwidth) + m.active * active + m.local * e.experts;
+      const moved = 4 * tokens * e.hidden + 4 * rows * between;
+      let time = p.t0 + (m.permute * moved) / d.bandwidth + softRoofline(c, t, p.p);
+      if (p.s !== undefined) time *= Math.exp(correctionAt(p, width, active, null)(rows / active));
+      const floor = Math.max((2 * rows * weights) / peak, bytes / d.bandwidth);
+      most = Math.max(most, time, floor);
+      for (const [name, value] of [["time", most], ["compute", c], ["memory", t], ["floor", floor]]) found[name].push(Math.log(value));
+    }
+    d.pieces.set(key, found);
+    return found;
   }
 
-  // of a table of balanced routing: what the experts cost that uniform routing leaves alone is taken off
-  function touched(d, kernel, e) {
-    const full = moeEstimate(d, kernel, e);
-    const visited = (e.experts * (1 - (1 - e.topk / e.experts) ** e.tokens)) / e.topk, least = Math.max(visited, 1);
-    const some = moeEstimate(d, kernel, { ...e, tokens: least });
-    const most = moeEstimate(d, kernel, { ...e, tokens: Math.max(Math.min(e.tokens, e.experts / e.topk), least) });
-    const share = Math.min(Math.max((full.time - most.time + some.time) / full.time, 0), 1);
-    return { ...full, time: full.time * share, low: full.low * share, high: full.high * share,
-      compute: full.compute * share, memory: full.memory * share };
+  function moeEstimate(d, kernel, e) {
+    const dtype = kernel.slice(kernel.indexOf("_moe_") + 5);
+    const place = Math.log2(Math.max(e.tokens, 1)) / C.moe_step;
+    let best = null;
+    for (const m of d.moe[kernel]) {
+      const curve = moeCurve(d, dtype, m, e), p = P.fits[m.fit], n = curve.time.length;
+      const i = clip(Math.floor(place), 0, n - 2), share = clip(place - i, 0, 1);
+      const at = (line) => Math.exp(line[i] * (1 - share) + line[i + 1] * share);
+      const time = at(curve.time), [low, high] = bandOf(p, e.tokens, null);
+      if (best && best.time <= time) continue;
+      best = { time, low: Math.max(time * low, at(curve.floor)), high: time * high, compute: at(curve.compute),
+        memory: at(curve.memory), kind: p.kind, origin: p.origin };
+    }
+    return best;
   }
 
   function fusedExperts(d, op, choice) {
@@ -587,7 +604,7 @@ const Law = (() => {
     for (const family of [choice.k, ...choice.others.map((o) => o[0])]) {
       const cut = family.indexOf("_"), kernel = `${family.slice(0, cut)}_moe_${family.slice(cut + 1)}`;
       if (cut < 0 || d.moe[kernel] === undefined) continue;
-      const est = touched(d, kernel, op.experts);
+      const est = moeEstimate(d, kernel, op.experts);
       if (!found || est.time < found.est.time) found = { est, families: [family] };
     }
     if (!found) return null;
@@ -647,18 +664,12 @@ const Law = (() => {
     kind: "transferred", origin: "generic", sixteen: true });
 
   function smallKernel(d, bytes, row) {
-    const floor = bytes / d.bandwidth, curve = d.small === null ? null : P.small[d.small];
-    let time, half, kind;
-    if (curve) {
-      const last = curve.bytes.length - 1;
-      time = bytes > curve.bytes[last] ? bytes * (curve.time[last] / curve.bytes[last])
-        : Math.exp(interpolate(Math.log(Math.max(bytes, 1)), curve.logBytes, curve.logTime));
-      time += row > 0 ? interpolate(row, curve.row, curve.row_s) : 0;
-      [half, kind] = [0.25, "calibrated"];
-    } else {
-      time = C.small_t0 + bytes / (C.small_eta * d.bandwidth);
-      [half, kind] = [0.4, "transferred"];
-    }
+    const floor = bytes / d.bandwidth, own = d.small !== null, curve = P.small[own ? d.small : C.lent];
+    const reduced = row > 0 ? interpolate(row, curve.row, curve.row_s) : 0;
+    let time = own ? curveTime(curve, bytes) + reduced
+      : curveTime(curve, bytes * (C.lent_bandwidth / d.bandwidth)) + (d.latency - 1) * curve.time[0] + d.latency * reduced;
+    time = Math.max(time, floor);
+    const [half, kind] = own ? [0.25, "calibrated"] : [0.4, "transferred"];
     return { time, low: time * (1 - half), high: time * (1 + half), compute: 0, memory: floor, kind };
   }
 
@@ -978,7 +989,7 @@ const Law = (() => {
     return {
       name, title: base.title, kind: base.kind, vendor: base.vendor, fuses: base.fuses, calibration: base.calibration,
       calibrated: base.calibrated, fits: base.fits, attention: base.attention, exact: base.exact, moe: base.moe,
-      collectives: base.collectives, kin: base.kin, small: base.small, power: base.power, choices: base.choices, fields,
+      collectives: base.collectives, kin: base.kin, small: base.small, latency: base.latency, power: base.power, choices: base.choices, fields,
       changed: new Set(Object.keys(overrides)), peaks, units, bandwidth, capacity: si("memory.capacity_gbytes"),
       vector: si("compute.vector_tflops"), expRate: units === null || each === null || clock === null ? null : units * each * clock,
       onChip: si("on_chip.capacity_mbytes"), boardW: fields["power.board_w"] ?? null, idleW: si("power.idle_w"),
@@ -986,7 +997,7 @@ const Law = (() => {
         ? { capacity: si("far.capacity_gbytes"), bandwidth: si("far.bandwidth_gbytes_per_s") } : null,
       link: has("link.latency_us")
         ? { bandwidth: si("link.bandwidth_gbytes_per_s_per_direction"), latency: si("link.latency_us") } : null,
-      layerOverhead: si("layer_overhead_us"), hop: si("hop_latency_us"), gap: P.small[donor].gap,
+      layerOverhead: si("layer_overhead_us"), hop: si("hop_latency_us"), gap: P.small[donor].gap * (base.small === null ? base.latency : 1),
       unpackingBound: bandwidth > C.unpacking * (units || 1), pieces: new Map(), attended: new Map(),
     };
   }
