@@ -86,7 +86,7 @@ def predict(
         tensor_parallel: devices that share every layer, joined by the device's link.
         expert_parallel: devices that the experts of a mixture are dealt out to whole. Up to `tensor_parallel` they are
             among these; a multiple of it means as many groups of `tensor_parallel` devices, each with `batch`
-            sequences of its own, which exchange tokens by two all-to-alls a layer. Routing is taken as balanced.
+            sequences of its own, which exchange tokens by two all-to-alls per layer. Routing is uniform.
         stack: whose kernels run the linear layers: `vllm-2026`, `trtllm-1.x`, `pytorch-2.11`, ... (see
             `kernel_families`), or `best`: the fastest at each size among those measured on the device. None is the
             profile's, or `best`.

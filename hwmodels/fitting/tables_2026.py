@@ -122,13 +122,14 @@ def least_calls(table: Any) -> dict[str, float]:
     return {str(device): 1e6 * float(seconds) for device, seconds in best.items()}
 
 
-def roughness(table: Any, which: Table, kernel: str) -> float:
-    """How rough a kernel's times are: the mean over its rows of how far the logarithm of one lies from the line through
-    the rows with the next smaller and larger K, at the same M and N. No smooth law misses rows left out by less."""
+def roughness(table: Any, which: Table, kernel: str, column: str = "latency_s") -> float:
+    """How rough a kernel's times are (or its power, by another column): the mean over its rows of how far the logarithm
+    of one lies from the line through the rows with the next smaller and larger K, at the same M and N. No smooth law
+    misses rows left out by less."""
     t = mine(table, which)
     found = []
     for _, part in t[t.kernel == kernel].sort_values("k").groupby(["m", "n"]):
-        x, y = np.log(part.k.to_numpy(float)), np.log(part.latency_s.to_numpy(float))
+        x, y = np.log(part.k.to_numpy(float)), np.log(part[column].to_numpy(float))
         if len(y) > 2:
             share = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])
             found.append(np.abs(y[1:-1] - y[:-2] * (1 - share) - y[2:] * share))

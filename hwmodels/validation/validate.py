@@ -91,7 +91,7 @@ def _validate(data: str | Path | None, layers: bool) -> Validation:
         for entry in (
             *table_errors(None if data is None else Path(data)),
             *(transfer_errors() if layers else ()),
-            *power_errors(),
+            *power_errors(None if data is None else Path(data)),
         )
     ]
     published: list[Any] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hwmodels
@@ -276,8 +277,6 @@ def test_best_is_the_fastest_engine_at_each_shape_and_a_stack_is_that_engine() -
 
 
 def test_times_on_a_line_over_k_are_not_rough_and_a_bump_is_as_rough_as_it_is_high() -> None:
-    import pandas as pd
-
     from hwmodels.fitting.tables_2026 import TABLES, roughness
 
     which = TABLES[0]
@@ -288,6 +287,25 @@ def test_times_on_a_line_over_k_are_not_rough_and_a_bump_is_as_rough_as_it_is_hi
     bump = table.assign(latency_s=table.latency_s * np.where(k == 4096, 1.1, 1.0))
     # the row itself lies log(1.1) off, each of its two neighbours half of that
     assert roughness(bump, which, "bf16") == pytest.approx(2 * np.log(1.1) / 3)
+
+
+def test_the_validation_says_how_rough_the_power_of_short_and_of_long_calls_is(tmp_path: Path) -> None:
+    from hwmodels.validation.power import ROUGH_LONG, power_errors
+    from hwmodels.validation.tables_2026 import ROUGH
+
+    which = next(w for w in TABLES if (w.device, w.stack) == ("H200", "vllm022"))
+    k = np.array([1024, 2048, 4096, 8192, 16384])
+    rows = pd.concat([
+        pd.DataFrame({"device": which.device, "engine": which.engine, "version": which.version, "kernel": "bf16",
+                      "m": m, "n": 4096, "k": k, "latency_s": latency,
+                      "power_w": 300.0 * np.where((k == 4096) & (m == 1), 1.1, 1.0)})
+        for m, latency in ((1, 1e-5), (8192, 1e-3))
+    ])  # fmt: skip
+    rows.to_csv(tmp_path / "measured_gemm_2026.csv", index=False)
+    (detail,) = (e["detail"] for e in power_errors(tmp_path) if e["name"] == "h200 vllm022_bf16" and "detail" in e)
+    assert detail[ROUGH] == pytest.approx(100 * np.log(1.1) / 3)  # half of the rows have no bump
+    assert detail[ROUGH_LONG] == pytest.approx(0.0, abs=1e-9)
+    assert not any(e.get("detail") for e in power_errors())
 
 
 def test_every_error_of_power_and_of_fused_mixtures_stands_in_the_validation_with_its_rows() -> None:
