@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -147,6 +148,28 @@ def _stream(act: Activation, packed: PackedWeight, x: np.ndarray, row: np.ndarra
     multiply(packed.weights, x, _NO_GROUPS if act.group is None else act.group, row, step,
              _INT_SUMS if exact else _FLOAT_SUMS, numba.get_num_threads(), out)  # fmt: skip
     return out
+
+
+def stream_floats(packed: PackedWeight) -> Callable[[np.ndarray], np.ndarray] | None:
+    """`linear` for a caller that multiplies a few tokens again and again, and knows what it gives.
+
+    Returns:
+        a function of x (M, K) float32, row-major, with M from 1 to `STREAM_TOKENS`: (M, N) float32, the bits of
+        `linear(x, packed)`. None where that does more than to stream the weight: the scheme quantises activations, the
+        format has no fused kernel, the columns are stored in another order.
+    """
+    if packed.kind == "dense" or packed.scheme.activation.is_quantized or packed.columns is not None:
+        return None
+    weights, n, step = packed.weights, packed.shape[0], min(packed.group, loops.FLOAT_COLUMNS)
+    rows = np.full(STREAM_TOKENS, packed.factor, F32)
+    multiply: Any = loops.stream_matmul
+
+    def product(x: np.ndarray) -> np.ndarray:
+        out = np.empty((len(x), n), F32)
+        multiply(weights, x, _NO_GROUPS, rows[: len(x)], step, _FLOAT_SUMS, numba.get_num_threads(), out)
+        return out
+
+    return product
 
 
 def _expand(act: Activation, packed: PackedWeight, row: np.ndarray) -> np.ndarray:

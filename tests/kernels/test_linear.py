@@ -12,6 +12,7 @@ from qsim.formats import decode, get_format
 from qsim.kernels import available_paths, features, ladder, linear, pack, traffic
 from qsim.kernels.activations import take
 from qsim.kernels.codes import quantize_floats, quantize_tokens
+from qsim.kernels.portable import ir
 from qsim.scheme import Scheme, TensorScheme, get_scheme, quantize
 
 SCHEMES = [
@@ -267,6 +268,16 @@ def test_no_path_kills_the_process_on_a_cpu_without_the_feature():
         pytest.skip("needs an x86-64 CPU that runs code compiled for haswell")
     assert run(CODE, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="").split() == ["portable"]
     assert run(CODE, NUMBA_CPU_NAME="haswell").split() == ["portable"]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_sums_of_a_loop_fit_in_registers(wide, monkeypatch):
+    monkeypatch.setattr(ir, "has_wide_registers", lambda: wide)
+    for registers in range(2, 17, 2):
+        passes = ir.passes(registers)
+        assert [v for lanes in passes for v in lanes] == [0, 1, 2, 3]
+        assert wide or all(len(lanes) * registers <= 12 or len(lanes) == 1 for lanes in passes)
+        assert len(passes) == 1 or not wide
 
 
 def test_unknown_path_in_the_environment():

@@ -7,6 +7,7 @@ import pytest
 
 from qsim.checkpoints import write
 from qsim.errors import QsimError
+from qsim.kernels import linear, pack
 from qsim.models import load
 from qsim.models.linear import Linear
 from qsim.scheme import QuantizedTensor, quantize
@@ -55,3 +56,17 @@ def test_the_mixed_engine_is_the_fused_one_for_a_few_tokens_and_dequantised_valu
     # float32 sums of 512 products of size 1 in another order
     np.testing.assert_allclose(mixed(x), values(x), atol=512 * 2**-22, rtol=1e-5)
     assert not mixed.runs_compiled
+    if not weight.scheme.activation.is_quantized:  # then the default engine does the same
+        np.testing.assert_array_equal(fused(x), mixed(x))
+        assert not fused.runs_compiled
+
+
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_k", "w4a16-g128", "nvfp4", "w8a8"])
+def test_a_few_tokens_have_the_bits_of_the_kernel_with_all_its_checks(scheme):
+    rng = np.random.default_rng(1)
+    weight = quantize(rng.standard_normal((300, 512)).astype(np.float32), scheme)
+    x, bias = rng.standard_normal((16, 512)).astype(np.float32), rng.standard_normal(300).astype(np.float32)
+    one, packed = Linear(name="l", weight=weight, bias=bias), pack(weight, bias=bias)
+    for rows in (x[:1], x[:5], x, x[:, ::-1][:2]):
+        np.testing.assert_array_equal(one(rows), linear(np.ascontiguousarray(rows), packed))
+    np.testing.assert_array_equal(one(x[:2].astype(np.float64)), linear(x[:2], packed))
