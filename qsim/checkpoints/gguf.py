@@ -22,7 +22,7 @@ from qsim.layouts.gguf.types import TensorType, get_type
 from qsim.layouts.plain import narrowest, rounded
 from qsim.models import Model
 from qsim.models.checks import quantizable
-from qsim.models.gguf import paired, paired_heads, rope_factors
+from qsim.models.gguf import rope_factors, row_order
 from qsim.models.gguf_tokenizer import tokenizer_metadata
 from qsim.scheme import QuantizedTensor
 
@@ -129,7 +129,7 @@ def _plan(
     stored, _ = gguf_name(arch, name)
     if arch.norm_offset and is_norm(stored):
         tensor = np.asarray(tensor) + np.float32(arch.norm_offset)
-    heads = paired_heads(arch, model.config, stored)
+    order = row_order(arch, model.config, stored)
     if isinstance(tensor, QuantizedTensor) and not dequantize:
         kind = type_of(tensor.scheme)
         assert kind is not None, "the caller has refused it"
@@ -138,18 +138,18 @@ def _plan(
                 f"layer {layer_of(name)} is quantised already, as {kind.name}: give dequantize=True to round its "
                 f"values to {wanted.name}"
             )
-        return _planned(stored, tensor.shape, kind, partial(to_blocks, tensor), heads)
+        return _planned(stored, tensor.shape, kind, partial(to_blocks, tensor), order)
     if len(tensor.shape) < 2 or stored.endswith(ROUTER):
-        return _planned(stored, tensor.shape, get_type("f32"), partial(_blocks, tensor, get_type("f32"), name), heads)
+        return _planned(stored, tensor.shape, get_type("f32"), partial(_blocks, tensor, get_type("f32"), name), order)
     if wanted is None:
         kind = get_type(_TYPE_OF[_dtype_of(model, tensor, dtype, name)])
-        return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), heads)
+        return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), order)
     kind = type_for(wanted, tensor.shape[-1])
     if kind is not wanted:
         notes.add(f"rows that are no multiple of {wanted.values} are stored in {kind.name}", layer_of(name))
     elif name not in quantizable(model.config):
         notes.add(f"the embedding is stored in {kind.name} too")
-    return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), heads)
+    return _planned(stored, tensor.shape, kind, partial(_blocks, tensor, kind, name), order)
 
 
 def type_for(wanted: TensorType, columns: int) -> TensorType:
@@ -177,9 +177,9 @@ def _stacked(arch: GgufArchitecture, ones: list[Planned]) -> Planned:
 
 
 def _planned(
-    name: str, shape: tuple[int, ...], kind: TensorType, blocks: Callable[[], np.ndarray], heads: int | None
+    name: str, shape: tuple[int, ...], kind: TensorType, blocks: Callable[[], np.ndarray], order: np.ndarray | None
 ) -> Planned:
-    made = blocks if heads is None else (lambda: paired(blocks().reshape(shape[0], -1), heads))
+    made = blocks if order is None else (lambda: blocks().reshape(shape[0], -1)[order])
     return Planned(name=name, shape=shape, type=kind, blocks=made)
 
 

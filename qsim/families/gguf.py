@@ -35,7 +35,7 @@ def _experts(module: str, gate: str, up: str, down: str) -> dict[str, str]:
     return {f"{module}.gate": "ffn_gate_inp"} | {f"{module}.experts.{{e}}.{k}": v for k, v in each.items()}
 
 
-_BLOCK_OF = re.compile(r"model\.layers\.(\d+)\.(.*)")
+_BLOCK_OF = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.(.*)")
 _EXPERT_OF = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
 EMBEDDING, HEAD, ROPE = "token_embd.weight", "output.weight", "rope_freqs.weight"
 _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -69,6 +69,10 @@ class GgufArchitecture:
         wide: layers of the one size whose scores are divided by the root of hidden size / heads, not of a head's size.
         heads: whether `config.json` has the key `head_dim`.
         rotated: whether files say how much of a head is rotated.
+        by_kind: rows of the fused projection are stored as all queries, all keys and all values, not head by head.
+        outer: names outside the blocks by those of Hugging Face.
+        flags: key of `config.json` -> key of the file, of what is true or false; true where the file has none.
+        theta, partial: keys of `config.json` for the base of the rotary frequencies and the part that is rotated.
     """
 
     name: str
@@ -87,6 +91,11 @@ class GgufArchitecture:
     wide: int = 0
     heads: bool = True
     rotated: bool = False
+    by_kind: bool = False
+    outer: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_NAMES))
+    flags: Mapping[str, str] = field(default_factory=_nothing)
+    theta: str = "rope_theta"
+    partial: str = "partial_rotary_factor"
 
 
 _Q = {"attention_bias": "attn_q.bias"}
@@ -133,6 +142,15 @@ ARCHITECTURES = (
         name="starcoder2", model_type="starcoder2", heads=False, eps=("attention.layer_norm_epsilon", "norm_epsilon"),
         blocks={**_BLOCK, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
         activation=("hidden_act", "gelu_pytorch_tanh"), biases={"use_bias": "attn_q.bias"},
+    ),
+    GgufArchitecture(
+        name="gptneox", model_type="gpt_neox", heads=False, rotated=True, by_kind=True, theta="rotary_emb_base",
+        partial="rotary_pct", eps=("attention.layer_norm_epsilon", "layer_norm_eps"), activation=("hidden_act", "gelu"),
+        outer={"gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output"},
+        blocks={"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+                "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
+                "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down"},
+        biases={"attention_bias": "attn_qkv.bias"}, flags={"use_parallel_residual": "use_parallel_residual"},
     ),
 )  # fmt: skip
 
@@ -181,7 +199,7 @@ def gguf_name(arch: GgufArchitecture, name: str) -> tuple[str, int | None]:
     module, _, last = name.rpartition(".")
     found = _BLOCK_OF.fullmatch(module)
     if found is None:
-        known, expert = _NAMES.get(module), None
+        known, expert = arch.outer.get(module), None
     else:
         of_expert = _EXPERT_OF.fullmatch(found[2])
         expert = None if of_expert is None else int(of_expert[2])
@@ -239,7 +257,7 @@ def config_of(metadata: Fields, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
         "num_key_value_heads": f.integer(f"{p}.attention.head_count_kv", 1, SIZE, heads),
         "max_position_embeddings": f.integer(f"{p}.context_length", 1, POSITIONS),
         arch.eps[1]: _short(f.number(f"{p}.{arch.eps[0]}", 0.0, 1.0)),
-        "rope_theta": _short(f.number(f"{p}.rope.freq_base", 2.0, 1e18, 10000.0)),
+        arch.theta: _short(f.number(f"{p}.rope.freq_base", 2.0, 1e18, 10000.0)),
         "rope_scaling": _rope_scaling(f, p),
         arch.activation[0]: arch.activation[1],
         "tie_word_embeddings": HEAD not in shapes,
@@ -249,18 +267,19 @@ def config_of(metadata: Fields, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
         **{key: f.integer(f"{p}.{name}", 1, SIZE) for key, name in arch.counts.items()},
         **{key: _short(f.number(f"{p}.{name}", 1e-9, 1e9)) for key, name in arch.numbers.items()},
         **{key: f"blk.0.{name}" in shapes for key, name in arch.biases.items()},
+        **{key: f.flag(f"{p}.{name}", True) for key, name in arch.flags.items()},
     }
     if arch.heads:
         config["head_dim"] = head_dim
     elif head_dim * heads != hidden:
         raise f.refuse(f"{p}.attention.key_length", f"must be {hidden // heads}: {p} splits its hidden size over heads")
     if arch.rotated:
-        config["partial_rotary_factor"] = rotated / head_dim
+        config[arch.partial] = rotated / head_dim
     window = f.integer(f"{p}.attention.sliding_window", 0, POSITIONS, 0)
     if arch.period:
         config |= {"sliding_window": window or None, "layer_types": _layer_types(arch, layers),
                    "query_pre_attn_scalar": _query_scalar(arch, layers, hidden, heads, head_dim)}  # fmt: skip
-    elif arch.rotated:
+    elif arch.rotated and (window or not arch.by_kind):
         config["sliding_window"] = window or None  # of every layer
     elif window:
         raise f.refuse(f"{p}.attention.sliding_window", "must be left out: sliding windows are not read here")
@@ -312,12 +331,13 @@ def metadata_of(config: Mapping[str, Any], head_dim: int) -> tuple[dict[str, Any
         f"{p}.block_count": layers,
         f"{p}.feed_forward_length": config["intermediate_size"],
         f"{p}.attention.head_count": config["num_attention_heads"],
-        f"{p}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{p}.attention.head_count_kv": config.get("num_key_value_heads", config["num_attention_heads"]),
         f"{p}.attention.key_length": head_dim,
         f"{p}.attention.value_length": head_dim,
         f"{p}.{arch.eps[0]}": float(config[arch.eps[1]]),
-        f"{p}.rope.dimension_count": int(head_dim * config.get("partial_rotary_factor", 1)),
-        f"{p}.rope.freq_base": float(config["rope_theta"]),
+        f"{p}.rope.dimension_count": int(head_dim * config.get(arch.partial, 1)),
+        f"{p}.rope.freq_base": float(config[arch.theta]),
+        **{f"{p}.{name}": config[key] for key, name in arch.flags.items()},
         **{f"{p}.{name}": config[key] for key, name in arch.counts.items()},
         **{f"{p}.{name}": float(config[key]) for key, name in arch.numbers.items() if config.get(key) is not None},
     }

@@ -59,8 +59,7 @@ def load_gguf(path: str | Path) -> Model:
         if one.shape != shape:
             raise QsimError(f"{file.path}: tensor {stored} is {shape} by the file's metadata: got {one.shape}")
         used.add(stored)
-        heads = paired_heads(arch, config, stored)
-        tensors[name] = _read(one, name, heads, name in kept, notes)
+        tensors[name] = _read(one, name, row_order(arch, config, stored), name in kept, notes)
         if arch.norm_offset and is_norm(stored):
             tensors[name] = np.asarray(tensors[name]) - np.float32(arch.norm_offset)
     left = sorted(file.tensors.keys() - used)
@@ -81,9 +80,11 @@ def load_gguf(path: str | Path) -> Model:
     )
 
 
-def _read(one: GgufTensor, name: str, heads: int | None, kept: bool, notes: Notes) -> np.ndarray | QuantizedTensor:
+def _read(
+    one: GgufTensor, name: str, order: np.ndarray | None, kept: bool, notes: Notes
+) -> np.ndarray | QuantizedTensor:
     if one.type.scheme is not None and kept:
-        raw = one.raw() if heads is None else unpaired(one.raw(), heads)
+        raw = one.raw() if order is None else in_order(one.raw(), order)
         try:
             return from_blocks(one.type, raw, name.removesuffix(".weight"))
         except QsimError as error:
@@ -91,24 +92,31 @@ def _read(one: GgufTensor, name: str, heads: int | None, kept: bool, notes: Note
     if kept and one.type.values > 1:
         notes.add(f"matrices in {one.type.name} were read as float32", name.removesuffix(".weight"))
     values = one.values()
-    return values if heads is None else unpaired(values, heads)
+    return values if order is None else in_order(values, order)
 
 
-def paired_heads(arch: GgufArchitecture, config: ModelConfig, stored: str) -> int | None:
-    """How many heads' rows of a tensor are stored pair by pair, by GGUF's name; None when it is stored as it is."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+def row_order(arch: GgufArchitecture, config: ModelConfig, stored: str) -> np.ndarray | None:
+    """For each row of a stored tensor, by GGUF's name, which of Hugging Face's it is; None where they are the same."""
     parts = stored.split(".")
-    return heads.get(parts[2]) if arch.paired and len(parts) == 4 else None
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(parts[-2])
+    if arch.paired and heads is not None:
+        return paired(np.arange(heads * config.head_dim), heads)
+    if arch.by_kind and parts[-2] == "attn_qkv":  # `convert_hf_to_gguf.py`: of each head its query, key and value
+        rows = np.arange(3 * config.num_attention_heads * config.head_dim)
+        return rows.reshape(config.num_attention_heads, 3, -1).swapaxes(0, 1).reshape(-1)
+    return None
 
 
-def unpaired(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows in Hugging Face's order: of each head the first halves of all pairs, then the second halves."""
-    parts = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
+def in_order(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Stored rows in Hugging Face's order, by `row_order`."""
+    out = np.empty_like(rows)
+    out[order] = rows
+    return out
 
 
 def paired(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `unpaired`, llama.cpp's order."""
+    """Rows in llama.cpp's order, in which the two numbers that a rotation turns are neighbours; of each head Hugging
+    Face has the first of all pairs, then the second."""
     parts = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(rows.shape)
 

@@ -23,9 +23,10 @@ CHANGES = {
     "gemma3": {"rope_local_base_freq": 1e4, **_SIX},
     "qwen3-moe": {"norm_topk_prob": True, "mlp_only_layers": []},
     "starcoder2": {"sliding_window": None},
+    "gpt-neox-serial": {"hidden_act": "gelu"},
 }
 KINDS = ("llama", "llama-biases", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3-moe",
-         "phi3", "olmo2", "granite", "starcoder2")  # fmt: skip
+         "phi3", "olmo2", "granite", "starcoder2", "gpt-neox", "gpt-neox-serial")  # fmt: skip
 
 
 def made(kind: str, **changes: object) -> Model:
@@ -55,6 +56,29 @@ def test_a_family_comes_back_bit_for_bit(kind, tmp_path):
 def test_every_architecture_has_a_case():
     kinds = {ModelConfig.from_dict(CONFIGS[kind]).to_dict()["model_type"] for kind in KINDS}
     assert kinds == {name for one in ARCHITECTURES for name in (one.model_type, *one.others)}
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_queries_keys_and_values_of_gpt_neox_are_stored_one_after_the_other(quantised, tmp_path):
+    """As `convert_hf_to_gguf.py` puts them: (heads, 3, head size, hidden) becomes all queries, all keys, all values."""
+    model, name = made("gpt-neox"), "gpt_neox.layers.1.attention.query_key_value"
+    weight, bias, heads = (
+        model.tensors[f"{name}.weight"],
+        model.tensors[f"{name}.bias"],
+        model.config.num_attention_heads,
+    )
+    if quantised:
+        model = model.replace(tensors={f"{name}.weight": quantize(weight, "w8a16-g32-sym", name=name)})
+        weight = model.tensors[f"{name}.weight"].dequantize()
+    write(model, tmp_path / "a.gguf", "gguf")
+    file = open_gguf(tmp_path / "a.gguf")
+    parts = weight.reshape(heads, 3, -1, weight.shape[1])
+    stored = np.concatenate([parts[:, i].reshape(-1, weight.shape[1]) for i in range(3)])
+    np.testing.assert_array_equal(file.tensors["blk.1.attn_qkv.weight"].values(), stored)
+    parts = bias.reshape(heads, 3, -1)
+    np.testing.assert_array_equal(file.tensors["blk.1.attn_qkv.bias"].values(), parts.swapaxes(0, 1).reshape(-1))
+    back = load(tmp_path / "a.gguf").tensors[f"{name}.weight"]
+    np.testing.assert_array_equal(back.dequantize() if quantised else back, weight)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3-moe"])
@@ -102,8 +126,8 @@ def test_gemma_s_norms_are_stored_with_their_1(tmp_path):
         ("gemma2", {"attn_logit_softcapping": None}, "have a number for attn_logit_softcapping: this model has none"),
         ("qwen3-moe", {"norm_topk_prob": False}, "have norm_topk_prob=True: got False"),
         ("granite", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0}}, "trained context only"),
-        ("gpt-neox", {}, "GGUF files are written of the families llama, mistral, .*: got gpt_neox"),
-        ("opt", {}, "got opt"),
+        ("gpt-neox", {"hidden_act": "gelu_new"}, "have hidden_act='gelu': got 'gelu_new'"),
+        ("opt", {}, "GGUF files are written of the families llama, mistral, .*: got opt"),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused(kind, changes, words, tmp_path):

@@ -19,7 +19,7 @@ from qsim.layouts.gguf.tensors import to_blocks
 from qsim.layouts.gguf.types import TYPES, get_type
 from qsim.methods import quantize_model
 from qsim.models import load, tiny_text
-from qsim.models.gguf import paired, rope_factors, unpaired
+from qsim.models.gguf import in_order, paired, rope_factors
 from qsim.models.rope import RopeScaling
 from qsim.scheme import QuantizedTensor, quantize
 
@@ -127,9 +127,9 @@ def test_rows_of_a_rotation_are_stored_pair_by_pair():
     """llama.cpp turns neighbours: row 2 i of a head is Hugging Face's row i, row 2 i + 1 its row i + half."""
     rows = np.arange(16)[:, None]
     np.testing.assert_array_equal(paired(rows, 2)[:, 0], [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15])
-    np.testing.assert_array_equal(unpaired(paired(rows, 2), 2), rows)
     weight = tiny().tensors["model.layers.0.self_attn.q_proj.weight"]
-    np.testing.assert_array_equal(unpaired(paired(weight, 4), 4), weight)
+    for one, heads in ((rows, 2), (weight, 4)):
+        np.testing.assert_array_equal(in_order(paired(one, heads), paired(np.arange(len(one)), heads)), one)
 
 
 def test_the_factors_of_llama_3_are_those_of_llama_cpp_s_converter():
