@@ -36,7 +36,7 @@ _METHODS = {"write_text", "write_bytes", "unlink", "rmdir", "mkdir", "touch", "r
             "chmod", "to_csv", "to_json", "to_parquet", "savefig", "save_file", "tofile"}  # fmt: skip
 ALLOWED = {
     ("qsim/files.py", "*"): "the one place",
-    ("qsim/scheme/tensor.py", "np.savez"): "into the file that write_whole opened",
+    ("qsim/scheme/saved.py", "np.savez"): "into the file that write_whole opened",
     (
         "qsim/methods/calibration.py",
         "np.memmap",
