@@ -17,6 +17,16 @@ LARGEST = 1 << 40
 """No batch, context or number of tokens is larger; a float64 counts operations of this many exactly enough."""
 
 
+class Count(click.IntRange):
+    """A number of sequences or tokens. What is too large is refused; the help does not need the number."""
+
+    def __init__(self) -> None:
+        super().__init__(max=LARGEST)
+
+    def _describe_range(self) -> str:
+        return ""
+
+
 class Numbers(click.ParamType):
     """A list of positive integers: `1,2,4`, `1:64` (doubling) or `1:64:8` (steps of 8)."""
 

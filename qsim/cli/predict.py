@@ -11,7 +11,7 @@ from qsim.errors import QsimError
 from qsim.notes import Note, pick, without
 
 from .hardware_options import (
-    LARGEST,
+    Count,
     chosen_devices,
     device_option,
     how_options,
@@ -46,11 +46,11 @@ _COLUMNS = (
 @scheme_option()
 @click.option("--phase", type=click.Choice(["decode", "prefill", "request"]), default="decode", show_default=True,
               help="One decode step, one prefill, or whole requests.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B",
+@click.option("--batch", type=Count(), default=1, show_default=True, metavar="B",
               help="Batch size: sequences at once.")  # fmt: skip
 @click.option(
     "--context",
-    type=click.IntRange(max=LARGEST),
+    type=Count(),
     default=2048,
     show_default=True,
     metavar="L",
@@ -58,7 +58,7 @@ _COLUMNS = (
 )
 @click.option(
     "--new-tokens",
-    type=click.IntRange(max=LARGEST),
+    type=Count(),
     default=256,
     show_default=True,
     metavar="N",

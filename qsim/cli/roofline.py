@@ -9,7 +9,7 @@ import click
 from qsim.errors import QsimError
 
 from .hardware_options import (
-    LARGEST,
+    Count,
     chosen_devices,
     device_option,
     how_options,
@@ -35,9 +35,9 @@ _COLUMNS = (
 @scheme_option(multiple=True)
 @click.option("--phase", type=click.Choice(["decode", "prefill"]), multiple=True, default=("decode",),
               show_default=True, help="One decode step, or one prefill. Repeatable.")  # fmt: skip
-@click.option("--batch", type=click.IntRange(max=LARGEST), default=1, show_default=True, metavar="B",
+@click.option("--batch", type=Count(), default=1, show_default=True, metavar="B",
               help="Batch size: sequences at once.")  # fmt: skip
-@click.option("--context", type=click.IntRange(max=LARGEST), default=2048, show_default=True, metavar="L",
+@click.option("--context", type=Count(), default=2048, show_default=True, metavar="L",
               help="Tokens in the cache; the prompt of a prefill.")  # fmt: skip
 @how_options
 @set_option

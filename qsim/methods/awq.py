@@ -303,7 +303,7 @@ class AwqOptions(Options):
         "awq", "how scales follow from activations", kinds=(), words={"awq": "awq", "duo": "duo"}, metavar="[awq|duo]"
     )
     grid: int = option(GRID, "candidates of the search for scales", flag=None)
-    clip: bool = option(True, "no search for ranges", flag="--no-clip")
+    clip: bool = option(True, "do not search for the ranges that lose least", flag="--no-clip")
     scale_rule: str | None = scale_rule_option()
     view_windows: int = option(VIEW_WINDOWS, "windows that outputs are compared on", flag=None)
 

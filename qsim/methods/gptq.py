@@ -298,13 +298,13 @@ class GptqOptions(Options):
         words={"on": True, "off": False, "group-aware": "group_aware"},
     )  # fmt: skip
     static_groups: bool = option(False, "compute all group scales from the original weights first")
-    percdamp: float = option(0.01, "damping, a fraction of the mean diagonal", metavar="P")
+    percdamp: float = option(0.01, "damping, as a fraction of the mean diagonal of the Hessian", metavar="P")
     block_size: int = option(128, "columns of a block", flag=None)
     mse: bool | float = option(False, "search each range for the least error", kinds=(bool, float))
     scale_rule: str | None = scale_rule_option("gptq")
     stored_scales: bool = option(True, "solve with scales as they are stored", flag=None)
     correction_strength: float = option(0.25, "GPTAQ's alpha", flag=None)
-    correction: bool = option(False, "correct towards the original inputs", flag="--gptaq")
+    correction: bool = option(False, "correct towards what the original model's layers see (GPTAQ)", flag="--gptaq")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -218,7 +218,9 @@ SAMPLE_ROWS = 512  # inputs that the search for alpha compares outputs on
 class SmoothQuantOptions(Options):
     """Options of SmoothQuant; `alpha` None searches one for each norm."""
 
-    alpha: float | None = option(0.5, "0 to 1, or `search`", words={"search": None}, metavar="A", optional=True)
+    alpha: float | None = option(
+        0.5, "how much moves into the weights: 0 to 1, or `search`", words={"search": None}, metavar="A", optional=True
+    )
     scale_rule: str | None = scale_rule_option()
 
     def __post_init__(self) -> None:
