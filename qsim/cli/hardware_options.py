@@ -17,14 +17,14 @@ LARGEST = 1 << 40
 """No batch, context or number of tokens is larger; a float64 counts operations of this many exactly enough."""
 
 
-class Count(click.IntRange):
-    """A number of sequences or tokens. What is too large is refused; the help does not need the number."""
+class Count(click.types.IntParamType):
+    """A number of sequences or tokens. What is too large is refused; a range would show that bound in the help."""
 
-    def __init__(self) -> None:
-        super().__init__(max=LARGEST)
-
-    def _describe_range(self) -> str:
-        return ""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        count = int(super().convert(value, param, ctx))
+        if count > LARGEST:
+            self.fail(f"{count} is more than {LARGEST}, the largest number that is counted.", param, ctx)
+        return count
 
 
 class Numbers(click.ParamType):
