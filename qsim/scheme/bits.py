@@ -48,6 +48,8 @@ def values_of(bits: np.ndarray, fmt: Any) -> np.ndarray:
     """The inverse of `bits_of`, float32."""
     if fmt.name == "float32":
         return bits.view(np.float32)
+    if fmt.name == "float16":  # as in `bits_of`
+        return bits.view(np.float16).astype(np.float32)
     from qsim.formats import decode
 
     return np.asarray(decode(bits, fmt), dtype=np.float32)
