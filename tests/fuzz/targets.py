@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +26,17 @@ from qsim.models import ModelConfig
 from ..checkpoints.tiny import tiny
 from ..models.small import CONFIGS
 from . import nasty
+from .of_arrays import (
+    FORMATS,
+    SCHEMES,
+    try_blocks,
+    try_decode,
+    try_encode,
+    try_gptq,
+    try_linear,
+    try_matmul,
+    try_quantize,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,72 +332,6 @@ def _timing_tables(draw: Any) -> bytes:
     return text if draw(st.integers(0, 4)) else draw(nasty.damaged(text))
 
 
-# --- arrays ---------------------------------------------------------------------------------------------------
-
-_FORMATS = ("e4m3", "e5m2", "int8", "uint4", "fp4", "bfloat16", "nf4", "e8m0", "float6_e3m2fn", "tf32")
-_SCHEMES = (
-    "w4a16-g128",
-    "w4a16-g32",
-    "w8a8-channel-token",
-    "fp8",
-    "fp8-block128",
-    "mxfp4",
-    "nvfp4",
-    "nf4-g64",
-    "w3a16",
-)
-
-
-def _encode(example: tuple[Any, str], _folder: Path) -> None:
-    x, fmt = example
-    with np.errstate(all="ignore"):
-        codes = qsim.encode(x, fmt)
-        qsim.decode(codes, fmt)
-        qsim.cast(x, fmt)
-
-
-def _blocks(example: tuple[Any, str], _folder: Path) -> None:
-    x, fmt = example
-    values = qsim.formats.quantize_blocks(x, fmt).dequantize(np.float64)
-    assert np.isfinite(values).all() or not np.isfinite(np.asarray(x, dtype=np.float64)).all()
-
-
-def _decode(example: tuple[Any, str], _folder: Path) -> None:
-    codes, fmt = example
-    qsim.decode(codes, fmt)
-
-
-def _quantize(example: tuple[Any, str], _folder: Path) -> None:
-    w, scheme = example
-    q = qsim.quantize(w, scheme)
-    assert q.shape == np.shape(w)
-
-
-@cache
-def _packed(scheme: str) -> Any:
-    w = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
-    return qsim.kernels.pack(qsim.quantize(w, scheme))
-
-
-def _linear(example: tuple[Any, str], _folder: Path) -> None:
-    x, scheme = example
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Inf times 0 in the float32 product of a dense format
-        qsim.kernels.linear(x, _packed(scheme))
-
-
-def _gptq(example: tuple[Any, Any], _folder: Path) -> None:
-    from qsim.algorithms import gptq
-
-    w, hessian = example
-    gptq(w, hessian, "w4a16-g32")
-
-
-def _matmul(example: tuple[Any, Any, Any], _folder: Path) -> None:
-    a, b, instruction = example
-    qsim.tensorcore.matmul(a, b, instruction=instruction)
-
-
 def _names(text: Any, _folder: Path) -> None:
     """Every look-up of a name; each must refuse by itself."""
     from qsim.models import load
@@ -443,18 +387,18 @@ TARGETS: tuple[Target, ...] = (
     Target(name="scheme-toml", use=_scheme_toml, examples=st.deferred(lambda: nasty.trees(_scheme_tree()))),
     Target(name="study-file", use=_study, examples=nasty.trees(_STUDY, ("speed", "quality", "cases", "accumulator"))),
     Target(name="timings", use=_timings, examples=_timing_tables(), share=0.1),
-    Target(name="encode", use=_encode, examples=st.tuples(_WIDE, st.sampled_from(_FORMATS)), share=2.0),
-    Target(name="decode", use=_decode, examples=st.tuples(_WIDE, st.sampled_from(_FORMATS))),
-    Target(name="blocks", use=_blocks, examples=st.tuples(
+    Target(name="encode", use=try_encode, examples=st.tuples(_WIDE, st.sampled_from(FORMATS)), share=2.0),
+    Target(name="decode", use=try_decode, examples=st.tuples(_WIDE, st.sampled_from(FORMATS))),
+    Target(name="blocks", use=try_blocks, examples=st.tuples(
         _WIDE, st.sampled_from(("mxfp4", "mxfp8_e4m3", "mxint8", "nvfp4", "mxfp6_e2m3")))),
-    Target(name="quantize", use=_quantize, examples=st.tuples(_WIDE, st.sampled_from(_SCHEMES)), share=2.0),
-    Target(name="linear", use=_linear, examples=st.tuples(
+    Target(name="quantize", use=try_quantize, examples=st.tuples(_WIDE, st.sampled_from(SCHEMES)), share=2.0),
+    Target(name="linear", use=try_linear, examples=st.tuples(
         st.one_of(nasty.arrays(), nasty.hnp.arrays(np.float32, (3, 128), elements=st.floats(width=32))),
         st.sampled_from(("w4a16-g128", "w8a8-channel-token", "fp8-tensor", "mxfp4", "w3a16-g64-sym")))),
-    Target(name="gptq", use=_gptq, share=0.5, examples=st.tuples(
+    Target(name="gptq", use=try_gptq, share=0.5, examples=st.tuples(
         st.one_of(nasty.hnp.arrays(np.float32, (4, 32), elements=st.floats(width=32)), _WIDE),
         st.one_of(nasty.hnp.arrays(np.float64, (32, 32), elements=st.floats(-9, 9)).map(lambda a: a @ a.T), _WIDE))),
-    Target(name="matmul", use=_matmul, examples=st.tuples(
+    Target(name="matmul", use=try_matmul, examples=st.tuples(
         _WIDE, _WIDE, st.sampled_from(("hopper.wgmma.f32.e4m3", "hopper.wgmma.f32.bf16", "x", None)))),
     Target(name="names", use=_names, examples=st.one_of(st.text(max_size=30), nasty.values())),
 )  # fmt: skip
