@@ -203,12 +203,12 @@ def draw_table(figure: Figure, axes: Axes, beside: Beside, look: _Look, size: st
         QsimError: the figure is too narrow for the columns.
     """
     font, pixels = 7.8 * _type(look.scale), figure.dpi / 72
-    if not side:  # labels of the panels above need not narrow it
-        place = axes.get_position()
-        axes.set_position((0.012, place.y0, 0.976, place.height))
     numbers, columns = beside.numbers, beside.columns(size, side)
     if numbers is None:
         return
+    if not side:  # labels of the panels above need not narrow it
+        place = axes.get_position()
+        axes.set_position((0.012, place.y0, 0.976, place.height))
     rows = [numbers.heads, *(row for section in numbers.sections for row in section.rows)]
     widths = [max(size_of(axes, row[j], font)[0] for row in rows) + 9 * pixels for j in range(len(numbers.heads))]
     titles = max(size_of(axes, text, font)[0] for s in numbers.sections for text in (s.title, *s.notes))
