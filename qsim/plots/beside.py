@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.5
 """The part of a figure of fixed height that bars and table may take below the panels."""
-MOST_IN = 14.0
+MOST_IN = 20.0
 """The height that they may have in a figure that grows with them."""
 
 

@@ -144,8 +144,8 @@ def test_what_a_size_cannot_hold_beside_the_roofline_is_refused_in_a_sentence() 
         view(cases, path="batch", size="slide", beside=["time"])
     with pytest.raises(QsimError, match="a square has .* inches .* 18 steps of numbers need"):
         view(cases, path="batch", size="square", beside=["table"])
-    with pytest.raises(QsimError, match="a page has 14.0 inches .* ask for fewer"):
-        view([c for c in cases for _ in range(4)], path="batch", beside=["time"])
+    with pytest.raises(QsimError, match="a page has 20.0 inches .* ask for fewer"):
+        view([c for c in cases for _ in range(6)], path="batch", beside=["time"])
 
 
 @pytest.mark.parametrize("arguments", ["predict llama-3-8b --device l40s", "sweep llama-3-8b --tornado --device asic",
