@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from .layout import legend_of, panel_title, panels, title_above
 from .style import CYCLE, DASHES, GREY, styled
 
+BAND = 1.5
+"""How far above the largest value the axis goes for the sake of a band."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -81,6 +84,8 @@ def _scale(grid: Sequence[Axes], curves: Sequence[Curve]) -> None:
     values = sorted({float(v) for c in curves for v in c.x})
     ticks: Sequence[float] = values if len(grid) == 1 and len(values) <= 10 else [1, 4, 16, 64, 256, 1024, 4096, 16384]
     top = max(float(np.nanmax(v)) for c in curves for v in (c.value, c.measured) if v is not None)
+    bands = max((float(np.nanmax(c.high)) for c in curves if c.high is not None), default=0.0)
+    top = max(top, min(bands / 1.08, BAND * top))
     for axes in grid:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if values[0] <= t <= values[-1]]))

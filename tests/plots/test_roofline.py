@@ -82,7 +82,8 @@ BESIDE = [
     for beside in (("time",), ("table",), ("time", "table"))
     for d, s, size in ((1, 2, "slide"), (1, 1, "square"), (3, 3, "page"), (6, 2, "page"), (1, 3, "column"))
     for phases in (("decode",), ("decode", "prefill"))
-    if not (size in ("slide", "square") and "table" in beside and len(phases) == 2)  # which is refused
+    # what a size has no room for is refused
+    if len(phases) == 1 or (("table" not in beside or size not in ("slide", "square")) and len(beside) * d < 12)
 ]  # fmt: skip
 
 
