@@ -96,19 +96,13 @@ def group_zeros(zeros: Any, bits: Any, constant: Any, tile: Any, g: Any, out: An
 
 
 @njit(cache=True)
-def tile_scales(w: Any, tile: Any, out: Any) -> None:
-    """Scales of the 64 rows of a tile, (G, 64) float32."""
+def tile_factors(w: Any, tile: Any, scale: Any, shift: Any) -> None:
+    """Scales and zero points of the 64 rows of a tile, both (G, 64) float32."""
     scales, kind, rows_per_scale = w.scales, w.scale_kind, w.rows_per_scale
-    for g in range(out.shape[0]):
-        group_scales(scales, kind, rows_per_scale, tile, g, out, g)
-
-
-@njit(cache=True)
-def tile_zeros(w: Any, tile: Any, out: Any) -> None:
-    """Zero points of the 64 rows of a tile, (G, 64) float32."""
     zeros, bits, zero = w.zeros, w.zero_bits, w.zero
-    for g in range(out.shape[0]):
-        group_zeros(zeros, bits, zero, tile, g, out, g)
+    for g in range(scale.shape[0]):
+        group_scales(scales, kind, rows_per_scale, tile, g, scale, g)
+        group_zeros(zeros, bits, zero, tile, g, shift, g)
 
 
 @njit(cache=True)
@@ -119,8 +113,7 @@ def bf16_factors(w: Any, tile: Any, folded: Any, by: Any, less: Any, scale: Any,
     When `folded` the scale is small enough to be in them too.
     """
     words = w.words
-    tile_scales(w, tile, scale)
-    tile_zeros(w, tile, shift)
+    tile_factors(w, tile, scale, shift)
     for g in range(scale.shape[0]):
         for lane in range(64):
             by[g, lane] = ir.value_factor(words)

@@ -40,7 +40,7 @@ def _add_product(a: Any, b: Any, c: Any) -> None:
                 c3[n] += t0 * v0 + t1 * v1 + t2 * v2 + t3 * v3
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, boundscheck=False, inline="always")
 def _tile(q: Any, keys: Any, values: Any, start: Any, stop: Any, past: Any, window: Any, scale: Any, out: Any) -> None:
     """Queries `start` to `stop` of a KV head's heads: q and out (T, G, head_dim), keys and values (J, head_dim)."""
     group, size = q.shape[1], q.shape[2]

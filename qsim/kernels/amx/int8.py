@@ -16,7 +16,7 @@ from qsim._native.memory import aligned_float32, aligned_int32
 from ..dot import ir as dot
 from ..portable import ir as portable
 from ..stream.prepare import sum_columns
-from ..weights import tile_scales, tile_zeros
+from ..weights import tile_factors
 from . import ir
 
 F32, I32 = np.float32, np.int32
@@ -73,8 +73,7 @@ def _tiles(
     columns = portable.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        tile_scales(w, first + t, scale[t])
-        tile_zeros(w, first + t, shift[t])
+        tile_factors(w, first + t, scale[t], shift[t])
         shift[t] -= portable.centre(words)
     b = aligned_int32(step * 16).reshape(4, step * 4)
     kept = tiles * blocks if integer else 1

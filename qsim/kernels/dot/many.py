@@ -21,7 +21,7 @@ from ..epilogue import finish
 from ..portable import ir as portable
 from ..stored import stored_of
 from ..stream.prepare import chunk_sums, narrow
-from ..weights import bf16_factors, tile_scales, tile_zeros
+from ..weights import bf16_factors, tile_factors
 from . import ir
 
 F32, I32 = np.float32, np.int32
@@ -81,8 +81,7 @@ def _factors(w: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any, scale:
 @overload(_factors, strict=False)
 def _factors_by_type(w: Any, tile: Any, folded: Any, xw: Any, by: Any, less: Any, scale: Any, shift: Any) -> Any:
     def for_bytes(w, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
-        tile_scales(w, tile, scale)
-        tile_zeros(w, tile, shift)
+        tile_factors(w, tile, scale, shift)
 
     def for_bf16(w, tile, folded, xw, by, less, scale, shift):  # type: ignore[no-untyped-def]
         bf16_factors(w, tile, folded, by, less, scale, shift)

@@ -16,7 +16,7 @@ from qsim._native.parallel import on_threads
 from qsim._native.vectors import take_next
 
 from ..epilogue import finish
-from ..weights import tile_scales, tile_zeros
+from ..weights import tile_factors
 from . import ir
 
 F32, I32 = np.float32, np.int32
@@ -53,7 +53,7 @@ def _add_by_type(acc: Any, total: Any) -> Any:
     return add if total.dtype == types.int32 else (lambda acc, total: None)
 
 
-@njit(cache=True, boundscheck=False)
+@njit(cache=True, boundscheck=False, inline="always")
 def _expand_tiles(
     first: Any, last: Any, w: Any, x: Any, xrow: Any, depth: Any, sums: Any, exact: Any, out: Any,
 ) -> None:  # fmt: skip
@@ -63,9 +63,11 @@ def _expand_tiles(
     groups, tiles, step = k // group, last - first, ir.columns_per_step(words)
     scale, shift = np.empty((tiles, groups, 64), F32), np.empty((tiles, groups, 64), F32)
     for t in range(tiles):
-        tile_scales(w, first + t, scale[t])
-        tile_zeros(w, first + t, shift[t])
-    factor = np.ones((tiles, groups, 64), F32) if exact else scale
+        tile_factors(w, first + t, scale[t], shift[t])
+    factor = scale
+    if exact:
+        factor = np.empty((tiles, groups, 64), F32)
+        factor[:] = F32(1)
     acc = aligned_float32(tiles * rows * 64).reshape(tiles, rows, 64)
     acc[:] = F32(0)
     total = _totals(acc, sums)
