@@ -5,10 +5,10 @@
     python reports/first_use.py --only generate --top 20   # one command, more of its compiled functions
 
 Each command runs in its own process: once with an empty NUMBA_CACHE_DIR, then again with what that left there. CPU
-seconds (user and system, of the process and its children) change little with what else the machine does, wall seconds a lot.
-One thread each for Numba and BLAS: threads that wait for work spin, which counts as CPU time
-(--threads N for more). Compile time is CPU seconds of the compiling thread, as Numba's own events mark its start and
-end; what a function compiles for others that it calls counts for those.
+seconds (user and system, of the process and its children) change little with what else the machine does; wall seconds
+do, so compare CPU seconds. One thread each for Numba and BLAS: threads that wait for work spin, which counts as CPU
+time (--threads N for more). Compile time is CPU seconds of the compiling thread, as Numba's own events mark its start
+and end; what a function compiles for others that it calls counts for those.
 """
 
 from __future__ import annotations
