@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from .grid import Grid
 from .neighbours import Neighbours
 from .power import LoopPower, PowerLaw
 from .surface import Surface, tile_rows
-
-if TYPE_CHECKING:
-    from .mixtures import Mixture
 
 REGIMES = ("small", "medium", "large")
 
@@ -132,6 +129,27 @@ class Parameters:
             if part is not None:
                 total = total + part(x, a, b, units)
         return total if self.neighbours is None else total + self.neighbours(x, a, b)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixture:
+    """A kernel of an engine, of balanced and of skewed routing together.
+
+    Attributes:
+        roofline: t0, shares of peak and bandwidth, p, correction, bands, errors.
+        permute: times that the bytes of tokens and of what stands between the products are moved at the bandwidth.
+        active_s, local_s: for each expert that has tokens, and for each of the GPU.
+        tile: rows that a product computes together.
+        untuned: share of the rows that were left out of the fit and the bands: all sizes of one split of a layer took
+            over twice as long, on one device and not on the next, as where a tuner of tiles gives up.
+    """
+
+    roofline: Parameters
+    permute: float
+    active_s: float
+    local_s: float
+    tile: float
+    untuned: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

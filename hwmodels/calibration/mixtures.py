@@ -8,34 +8,11 @@ correction is a grid over tokens per expert, the width of an expert, and experts
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from qsim.errors import QsimError
 
-from .fitted import Parameters
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mixture:
-    """A kernel of an engine, of balanced and of skewed routing together.
-
-    Attributes:
-        roofline: t0, shares of peak and bandwidth, p, correction, bands, errors.
-        permute: times that the bytes of tokens and of what stands between the products are moved at the bandwidth.
-        active_s, local_s: for each expert that has tokens, and for each of the GPU.
-        tile: rows that a product computes together.
-        untuned: share of the rows that were left out of the fit and the bands: all sizes of one split of a layer took
-            over twice as long, on one device and not on the next, as where a tuner of tiles gives up.
-    """
-
-    roofline: Parameters
-    permute: float
-    active_s: float
-    local_s: float
-    tile: float
-    untuned: float = 0.0
-
+from .fitted import Mixture, Parameters
 
 _NUMBERS = ("permute", "active_ns", "local_ns", "tile", "untuned")
 

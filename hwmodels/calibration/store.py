@@ -20,9 +20,9 @@ from qsim.errors import QsimError
 from qsim.files import TOML_LIMIT, parse_toml, read_text, read_toml
 
 from .collectives import collective_of
-from .fitted import Borrowed, Calibration, Curve, Parameters, Quantizer
+from .fitted import Borrowed, Calibration, Curve, Mixture, Parameters, Quantizer
 from .grid import Grid, grid_text, text_grid
-from .mixtures import Mixture, mixture_of
+from .mixtures import mixture_of
 from .neighbours import Neighbours
 from .power import LoopPower, PowerLaw, loop_of, power_of
 from .surface import Surface

@@ -11,8 +11,8 @@ from typing import Any
 from qsim.files import write_text
 
 from ..calibration.collectives import collective_toml
-from ..calibration.fitted import Parameters
-from ..calibration.mixtures import Mixture, mixture_lines
+from ..calibration.fitted import Mixture, Parameters
+from ..calibration.mixtures import mixture_lines
 from ..calibration.store import parameters_toml
 from . import sources
 from .attention_2026 import attention_rows, attention_settings, attention_tables

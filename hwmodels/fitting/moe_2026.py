@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.fitted import Parameters
-from ..calibration.mixtures import Mixture
+from ..calibration.fitted import Mixture, Parameters
 from ..device.load import get_device
 from ..timing.moe import FORMATS, LayerCost, layer_cost, mixture_time
 from ..workload.routing import Load, balanced_load, skewed_load

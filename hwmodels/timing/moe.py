@@ -18,7 +18,7 @@ from .kernel import Estimate, band_factors, soft_roofline
 from .parameters import calibration_of
 
 if TYPE_CHECKING:
-    from ..calibration.mixtures import Mixture
+    from ..calibration.fitted import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)

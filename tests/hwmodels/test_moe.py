@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 import hwmodels
-from hwmodels.calibration.fitted import Parameters
-from hwmodels.calibration.mixtures import Mixture
+from hwmodels.calibration.fitted import Mixture, Parameters
 from hwmodels.fitting.moe_2026 import fit_mixture, moe_rows
 from hwmodels.timing.collectives import collective
 from hwmodels.timing.moe import layer_cost, mixture_time, mixtures_of, moe
