@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from qsim.tensorcore.gemm import _prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-SHARED = ROOT.parent / "shared" / "data"
-VECTORS = SHARED / "vectors"
+RECORDINGS = Path(os.environ.get("QSIM_RECORDINGS") or GOLDEN / "none")
+"""A folder with the whole recordings, `h200/` and `vectors/`, where somebody has them; what is committed is enough."""
+VECTORS = RECORDINGS / "vectors"
 
 CALLS = {
     "e4m3_fast_f32": ("xe", "we", {"preset": "cublaslt_fp8_fast"}),
@@ -30,8 +32,8 @@ CALLS = {
 
 def recorded(file: str) -> list:
     """The committed copy, and the full recording where it is."""
-    full = SHARED / "h200" / file
-    missing = pytest.mark.skip(reason="../shared/data/h200 is not here; tests/golden holds the committed part")
+    full = RECORDINGS / "h200" / file
+    missing = pytest.mark.skip(reason="QSIM_RECORDINGS names no h200/; tests/golden holds the committed part")
     return [
         pytest.param(GOLDEN / file, id="golden"),
         pytest.param(full, id="full", marks=() if full.exists() else missing),
@@ -93,7 +95,7 @@ def test_the_recordings_tell_promotion_intervals_apart(path, interval):
 
 def vector_sets() -> list:
     if not (VECTORS / "sets.csv").exists():
-        reason = "../shared/data/vectors (Khattak & Mikaitis, arXiv:2512.07004) is not here"
+        reason = "QSIM_RECORDINGS names no vectors/ (Khattak & Mikaitis, arXiv:2512.07004)"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason))]
     with (VECTORS / "sets.csv").open() as file:
         return [pytest.param(row, id=f"{row['gpu']}-{row['input']}-{row['output']}") for row in csv.DictReader(file)]
