@@ -78,6 +78,10 @@ def heading(figure: Figure, title: str, said: Sequence[str]) -> None:
     text = figure.text(0.012, 0.98, "\n".join(below), ha="left", va="top", fontsize=small, color="#444444",
                        linespacing=1.15, label=f"_below {lines}")  # fmt: skip
     renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    width = max(map(len, below))
+    while text.get_window_extent(renderer).width > 0.976 * figure.bbox.width and width > 24:
+        width -= 3  # wide letters
+        text.set_text("\n".join(balanced("; ".join(said), width)))
     # blank lines of the title make the room, with that of a line between the text and the panels
     room = text.get_window_extent(renderer).height + 1.2 * base * figure.dpi / 72
     alone = suptitle.get_window_extent(renderer).height
