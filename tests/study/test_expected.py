@@ -24,10 +24,11 @@ METHODS = ("none:bf16", "awq:w4a16-g128", "awq:w4a16-g128-kvfp8", "smoothquant:w
            "rtn:w8a8-channel-token", "fp8:fp8-tensor", "fp8:fp8-rowwise", "fp8:fp8-block128", "fp8:fp8-rowwise-kvfp8",
            "rtn:mxfp4", "rtn:nvfp4")  # fmt: skip
 DEVICES = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "rtx-4090", "b200")
-DIFFERENT = {("a100-sxm-80gb", "chat"), ("h100-sxm", "chat"), ("rtx-4090", "serving"), ("rtx-4090", "prompt")}
+DIFFERENT = {("a100-sxm-80gb", "chat"), ("h100-sxm", "chat"), ("rtx-4090", "serving"), ("rtx-4090", "offline"),
+             ("rtx-4090", "prompt")}  # fmt: skip
 """Where the answer is not of a kind that practitioners name. A100 and H100, one user: INT4 kernels in groups were
-measured on other devices, and the bands overlap. RTX 4090, prompts, also among the steps of 32 users: INT8 products run
-at twice the rate of FP8 with float32 sums."""
+measured on other devices, and the bands overlap. RTX 4090, prompts, also among the steps of many users: INT8 products
+run at twice the rate of FP8 with float32 sums."""
 
 
 def spec_of(*methods: str) -> StudySpec:

@@ -112,7 +112,8 @@ def test_the_cost_is_announced_before_anything_is_measured(spec: StudySpec, monk
 def test_a_large_checkpoint_is_scored_on_less_text_unless_somebody_says(gguf: Path, monkeypatch: Any) -> None:
     from qsim.cli.study_options import spec_from
 
-    unsaid = ("file", "batch", "context", "max_loss", "rows", "profile", "max_bytes", "text", "calibration")
+    unsaid = ("file", "batch", "context", "max_loss", "rows", "profile", "max_bytes", "text", "calibration",
+              "workload")  # fmt: skip
     given: dict[str, Any] = dict.fromkeys(unsaid)
     given |= {"model": (str(gguf),), "device": (), "overrides": (), "scheme": (), "method": (), "price": ()}
     assert spec_from(given).quality.max_bytes == 131072
