@@ -86,7 +86,7 @@ def test_bits_per_byte_byte_by_byte(model, length, protocol, stride):
 
 
 def test_protocols_are_those_of_qsim():
-    from qsim.models.windows import _plan
+    from qsim.models.windows import plan_windows
 
     class Shape:
         class config:
@@ -95,7 +95,7 @@ def test_protocols_are_those_of_qsim():
     for length in (40, 64, 65, 200):
         for protocol, stride in (("gptq", None), ("windows", None), ("sliding", 8)):
             start, stop, first = (t.tolist() for t in evaluation.plan_windows(length, 32, protocol, stride))
-            theirs = _plan(Shape, length, 32, stride, protocol)
+            theirs = plan_windows(Shape, length, 32, stride, protocol)
             # qsim names the last byte that goes in and the byte before the first one scored.
             assert [(w.start, w.stop + 1, w.scored + 1) for w in theirs] == list(zip(start, stop, first, strict=True))
 
