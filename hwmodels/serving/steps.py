@@ -128,7 +128,7 @@ def engine_kernels(policy: EnginePolicy, device: Device, scheme: Scheme) -> tupl
     return ()
 
 
-def _attention(policy: EnginePolicy, device: Device) -> str | None:
+def engine_attention(policy: EnginePolicy, device: Device) -> str | None:
     """The engine's own attention where it was measured on the device."""
     own = calibration_of(device)
     name = policy.attention
@@ -137,7 +137,8 @@ def _attention(policy: EnginePolicy, device: Device) -> str | None:
     return name if any(key.split(".")[0].startswith(name) for key in own.attention) else None
 
 
-def _grid(most: int) -> Array:
+def token_grid(most: int) -> Array:
+    """Tokens at which a step is priced, from 1 to `most`: every one of the first, then in a geometric series."""
     small = np.arange(1, min(most, 16) + 1)
     return np.unique(np.concatenate([small, np.round(np.geomspace(min(16, most), most, 44))])).astype(np.float64)
 
@@ -220,8 +221,8 @@ def tabulate(
     wide = 1.0 if policy.speculation is None else policy.speculation.verified
     rows, context = max(rows, 2), max(float(context), 512.0)
     tokens = int(max(policy.token_budget, np.ceil(rows * wide), 2) + np.ceil(rows * wide))
-    at = _grid(tokens)
-    how: dict[str, Any] = {"attention_kernel": _attention(policy, device)}
+    at = token_grid(tokens)
+    how: dict[str, Any] = {"attention_kernel": engine_attention(policy, device)}
     names = engine_kernels(policy, device, scheme)
     takes: Takes = (lambda _: True) if follow is None else follow.__contains__
     found = [_linear(device, architecture, scheme, at, deployment, how | one, takes) for one in _kernels(names)]

@@ -15,9 +15,6 @@ import hwmodels
 from hwmodels.device.device import Device
 from hwmodels.device.load import device_names, get_device
 from hwmodels.prediction import Prediction
-from hwmodels.serving import Deployment, Workload, closed_form, constants_for, get_policy, tabulate
-from hwmodels.serving.constants import settled
-from hwmodels.serving.served import MOST_ROWS, check_fits
 from hwmodels.timing.execution import OperatorTime
 from hwmodels.workload.architecture import Architecture, architecture_names, get_architecture
 from hwmodels.workload.footprint import largest_batch
@@ -29,14 +26,13 @@ from qsim.scheme import get_scheme
 from .losses import losses_of
 from .page import Opened, render
 from .parameters import KV_CACHES
+from .served import OUTPUT, curve
 
 HOST = "127.0.0.1"
 LARGEST_QUESTION = 1 << 16
 """Bytes of a question; the page's own are below 3000."""
 LARGEST_COUNT = 1 << 22
 """Sequences, or tokens of one."""
-OUTPUT = 256
-"""Tokens that follow each prompt where a case serves."""
 MOST = 64
 """Batches, contexts or schemes of one question."""
 
@@ -86,7 +82,8 @@ class Predictor:
 
     def served(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Users against devices when each case serves: prompts of the question's context with `OUTPUT` tokens after
-        them, queues and prefills included, in the steady state of vLLM's policy. None for a case that cannot.
+        them, queues and prefills included, in the steady state of vLLM's policy. A case that cannot has no curve, and
+        the sentence of its refusal.
 
         Raises:
             QsimError: a question that is not of the page's form.
@@ -94,8 +91,9 @@ class Predictor:
         q = Fields(question, "the question")
         model, context = self._model(q), q.integer("context", 1, LARGEST_COUNT)
         cases = [self._case(one) for one in _list(question, "cases")]
-        curves = [_tried(lambda c=c: {"points": _served(c, model, context)}).get("points") for c in cases]
-        return {"output": OUTPUT, "curves": curves}
+        found = [_tried(lambda c=c: {"points": _served(c, model, context)}) for c in cases]
+        curves, refused = ([one.get(key) for one in found] for key in ("points", "error"))
+        return {"output": OUTPUT, "curves": curves, "refused": refused}
 
     def _model(self, q: Fields) -> Architecture:
         """A model by its name: a path, which would be read, is none."""
@@ -140,24 +138,10 @@ class Predictor:
 
 
 def _served(case: Mapping[str, Any], model: Architecture, context: int) -> list[dict[str, Any]]:
-    policy, plan = get_policy("vllm"), Deployment(tensor_parallel=case["tp"])
-    scheme, flight = get_scheme(case["scheme"]), np.array([1 << i for i in range(9)], dtype=float)
-    rows = min(policy.max_sequences, MOST_ROWS)
-    load = Workload(concurrency=1, prompt=context, output=OUTPUT, start="steady")
-    table = tabulate(case["device"], model, scheme, policy, plan, rows=rows, context=load.longest)
-    check_fits(model, case["device"], scheme, table, load, plan)
-    known = constants_for(policy, table.generation)
-    known = settled(known, table.mixtures, table.fidelity, table.low, table.high)
-    found = closed_form(table, policy, known, prompt=context, output=OUTPUT, concurrency=flight)
-    rate = found.requests_per_s * OUTPUT
-    price = case["price"]
-    return [
-        {"batch": int(flight[i]), "user": 1 / float(found.tpot_s[i]), "each": float(rate[i]) / plan.gpus,
-         "ttft": float(found.ttft_s[i]),
-         "cost": None if price is None else price * plan.gpus / 3600 / float(rate[i]) * 1e6,
-         "joule": None if table.power_w is None else float(table.power_w / rate[i])}
-        for i in range(len(flight))
-    ]  # fmt: skip
+    return curve(
+        case["device"], model, get_scheme(case["scheme"]), context=context, tensor_parallel=case["tp"],
+        price=case["price"],
+    )  # fmt: skip
 
 
 def _list(question: Mapping[str, Any], key: str) -> list[Any]:

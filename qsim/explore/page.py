@@ -31,6 +31,7 @@ from .parameters import export
 
 SCRIPTS = (
     "law.js",
+    "serving.js",
     "charts.js",
     "codec.js",
     "numbers.js",
@@ -43,8 +44,8 @@ SCRIPTS = (
 """Files of the page's module, in order."""
 ABOUT = (
     "This file computes in your browser, with the parameters of hwmodels and the same law; it sends nothing anywhere. "
-    "Kernels, stacks and profiles other than the usual ones, whole requests, served workloads and your own models and "
-    "device files are what the command line and qsim explore on your machine add."
+    "Kernels, stacks and profiles other than the usual ones, single requests, workloads and engines other than the one "
+    "shown, and your own models and device files are what the command line and qsim explore on your machine add."
 )
 ABOUT_LIVE = (
     "Served by qsim explore on this machine: every prediction is made by the Python predictor. Nothing leaves it."

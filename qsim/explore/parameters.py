@@ -37,6 +37,8 @@ from qsim.formats import BlockFormat
 from qsim.scheme import Scheme, get_scheme, list_schemes
 from qsim.scheme.tensor_scheme import TensorScheme
 
+from .served import engine_constants, engine_value, own_attention, own_kernels
+
 KV_CACHES = ("", "fp8", "e5m2", "int8", "int4")
 """Formats of the KV cache that the page offers, as the endings `-kv...` of a scheme's name; "" is 16 bit."""
 VARIANTS = ("", "_kv8", "_d64", "_kv8_d64", "_d64_w128", "_kv8_d64_w128", "_mla", "_kv8_mla")
@@ -236,6 +238,12 @@ def _choice(choice: Choice) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _own_choice(kernel: str) -> Choice:
+    """What `predict` prices where a family is asked for by its name."""
+    family = get_family(kernel)
+    return Choice(kernel=kernel, quantizes_activation=family.activation_bytes == 1 or family.includes_quantize)
+
+
 class Export:
     """Collects what the devices of a page need."""
 
@@ -261,6 +269,9 @@ class Export:
             for family in (found.kernel, *(other for other, _ in found.others)):
                 names[family] = None
                 stands[family] = stands.get(family, True) and bool(found.stands_in)
+        own_engine = {name: _own_choice(family) for name, family in own_kernels(device, self.schemes).items()}
+        for choice in own_engine.values():
+            names[choice.kernel], stands[choice.kernel] = None, False
         for family in list(names):
             if get_family(family).grouped:
                 names[get_family(family).grouped] = None
@@ -275,12 +286,17 @@ class Export:
             "calibration": device.calibration, "calibrated": own is not None,
             "names": {key: text for key, text in texts.items() if text}, "notes": device.notes,
             "fits": {family: self._both(device, family) for family in names},
-            **self._attention(device),
+            **self._attention(device, None),
             "collectives": None if own is None or not own.collectives else device.calibration,
             "kin": None if own is None else _kin_name(device),
             "small": device.calibration if own is not None and own.small is not None else None,
             "latency": kernel.latency_share(device),
             "power": _power(device),
+            "engine": {
+                "constants": engine_constants(device),
+                "choices": {name: self.choices(repr(c), lambda c=c: _choice(c)) for name, c in own_engine.items()},
+                **(self._attention(device, served) if (served := own_attention(device)) else {}),
+            },
         }  # fmt: skip
         mixtures = moe.mixtures_of(device)
         out["moe"] = {
@@ -308,15 +324,16 @@ class Export:
             "out": f.output_bytes, "includes": f.includes_quantize, "grouped": f.grouped,
         }  # fmt: skip
 
-    def _attention(self, device: Device) -> dict[str, Any]:
+    def _attention(self, device: Device, name: str | None) -> dict[str, Any]:
+        """Where the parameters of an attention kernel stand; of the device's own without a name."""
         general: dict[str, int] = {}
         exact: dict[str, int] = {}
         for phase in ("prefill", "decode"):
             for wide in (False, True):
                 key = f"{phase}{'_wide' if wide else ''}"
-                general[key] = self.fits(parameters.attention_parameters(device, phase, None, "calibrated", wide))
+                general[key] = self.fits(parameters.attention_parameters(device, phase, name, "calibrated", wide))
                 for variant in VARIANTS:
-                    found = parameters.measured_attention(device, phase, None, variant, wide)
+                    found = parameters.measured_attention(device, phase, name, variant, wide)
                     if found is not None:
                         exact[key + variant] = self.fits(found)
         return {"attention": general, "exact": exact}
@@ -432,4 +449,5 @@ def export(devices: Sequence[Device] = (), models: Sequence[Architecture] = ()) 
         "kv": {kind: _tensor(get_scheme(f"bf16-kv{kind}").kv_cache) if kind else None for kind in KV_CACHES},
         "models": {a.name: model_value(a) for a in shapes},
         "devices": found,
+        "engine": engine_value(),
     }  # fmt: skip

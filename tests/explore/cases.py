@@ -7,8 +7,12 @@ from typing import Any
 
 import hwmodels
 from hwmodels.device.build import number_range
-from hwmodels.workload.architecture import Architecture
+from hwmodels.device.load import get_device
+from hwmodels.workload.architecture import Architecture, get_architecture
+from qsim.errors import QsimError
 from qsim.explore.parameters import KV_CACHES
+from qsim.explore.served import curve
+from qsim.scheme import get_scheme
 
 
 def random_cases(
@@ -55,3 +59,23 @@ def predicted(case: dict[str, Any], own: dict[str, Architecture]) -> dict[str, A
         "words": [p.bound, p.fidelity, bool(p.fits), p.largest_batch, [op.name for op in p.operators]],
         "operators": [[float(op.time_s), float(op.low_s), float(op.high_s)] for op in p.operators],
     }  # fmt: skip
+
+
+def random_workloads(
+    parameters: dict[str, Any], own: dict[str, Architecture], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """Cases as `random_cases` that serve prompts of a random length, with what Python says of each: the points of its
+    curve, or the sentence of its refusal."""
+    found = random_cases(parameters, own, count, seed)
+    for i, case in enumerate(found):
+        case |= {"price": 2.5 if i % 2 else None, "set": case["overrides"]}
+        scheme = case["scheme"] + (f"-kv{case['kv']}" if case["kv"] else "")
+        model = own.get(case["model"]) or get_architecture(case["model"])
+        try:
+            case["python"] = curve(
+                get_device(case["device"], case["overrides"]), model, get_scheme(scheme),
+                context=case["context"], tensor_parallel=case["tp"], price=case["price"],
+            )  # fmt: skip
+        except QsimError as error:
+            case["python"] = str(error)
+    return found

@@ -92,7 +92,9 @@ def test_a_case_that_serves_is_what_serve_says_of_it(server: Server) -> None:
     assert at_16["joule"] == pytest.approx(wanted.joules_per_million_tokens / 1e6, rel=1e-9)
     large = [{**QUESTION["cases"][0], "tp": 1, "device": "l4", "scheme": "bf16", "set": {}}]  # type: ignore[index]
     body = json.dumps({**QUESTION, "model": "llama-3-70b", "cases": large}).encode()
-    assert asked(server, "POST", "/served", body)[1]["curves"] == [None]
+    found = asked(server, "POST", "/served", body)[1]
+    assert found["curves"] == [None]
+    assert "llama-3-70b with bf16-kvfp8 does not fit tp1 of l4" in found["refused"][0]
 
 
 def test_what_cannot_be_answered_is_one_sentence(server: Server) -> None:

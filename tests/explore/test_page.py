@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from hwmodels.serving import Deployment, Workload, serve
 from qsim.cli import main
 from qsim.errors import QsimError
 from qsim.explore.page import Opened, render
@@ -81,6 +82,7 @@ SAVE = """async () => {
   await new Promise((done) => setTimeout(done, 2000));
   window.saved = await Promise.all(taken.map(async (blob) => [blob.type, (await blob.text()).slice(0, 3000)]));
 }"""
+WAIT = "() => new Promise((done) => setTimeout(done, 600))"
 LARGE = "#model=llama-3-70b&batch=4&context=4096&a=h100-sxm,bf16"
 SET = "memory.bandwidth_gbytes_per_s%3A3000"
 TITLE = "</script><img src=x onerror='window.injected=1'>"
@@ -100,6 +102,7 @@ VISITS = {
     "phone": ("", "() => {}", 360),
     "mine": ("", "() => {}", 1280),
     "saved": ("", SAVE, 1280),
+    "served": ("#model=llama-3-70b&batch=4&context=2048&a=h200,fp8-rowwise,fp8,2,2.5&b=l4,bf16", WAIT, 1280),
 }  # fmt: skip
 """What is opened -> the fragment, what is done there, and the width."""
 
@@ -221,6 +224,25 @@ def test_every_view_is_saved_as_svg_png_and_csv(visits: dict[str, Any]) -> None:
         elif kind == "text/csv":
             head, first = text.splitlines()[:2]
             assert len(first.split(",")) == len(head.split(",")) > 3
+
+
+def test_the_page_serves_a_whole_workload_as_serve_does_and_says_which_case_cannot(visits: dict[str, Any]) -> None:
+    said = visits["served"]["says"][4]
+    runs = [
+        serve(
+            "llama-3-70b", "h200", "fp8-rowwise-kvfp8", method="closed_form", price_per_hour=2.5,
+            workload=Workload(concurrency=users, prompt=2048, output=256, start="steady"),
+            deployment=Deployment(tensor_parallel=2),
+        )
+        for users in (1, 256)
+    ]  # fmt: skip
+    one, many = runs
+    assert many.joules_per_million_tokens is not None
+    assert f"A gives one user {one.tokens_per_s_per_user:.3g} tokens/s, or with 256 in flight " in said
+    money, joule = many.cost_per_million_tokens, many.joules_per_million_tokens / 1e6
+    assert f"({many.tokens_per_s_per_user:.3g} for each user, {money:.3g} per million tokens, {joule:.3g} J" in said
+    assert "tokens in and 256 out" in said
+    assert "B cannot serve this: llama-3-70b with bf16 does not fit tp1 of l4" in said
 
 
 def test_devices_and_models_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:

@@ -77,8 +77,14 @@ const Answers = (() => {
     return found;
   }
 
+  // Users against devices when each case serves; a case that cannot has no curve, and the sentence of its refusal.
+  function workloads(q) {
+    const found = q.cases.map((c) => tried(() => ({ points: Serving.curve(deviceOf(c), c, q.model, q.context) })));
+    return { output: Law.parameters.engine.output, curves: found.map((f) => f.points ?? null), refused: found.map((f) => f.error ?? null) };
+  }
+
   const live = (q) => asked("/answers", q);
   const served = (q) => asked("/served", q);
 
-  return { questionOf, local, live, served, deviceOf };
+  return { questionOf, local, workloads, live, served, deviceOf };
 })();

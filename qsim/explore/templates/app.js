@@ -266,15 +266,15 @@ const App = (() => {
         try { answer = await Answers.live(q); } catch (error) { if (mine === asked) say(`The predictor does not answer: ${error.message}. Is qsim explore still running?`); return; }
         if (mine !== asked) return; // another change came meanwhile
         found = { ...answer, views: {} };
-        clearTimeout(serving); // whole workloads take a second: they are asked for when the hand rests
-        serving = setTimeout(async () => {
-          const more = await Answers.served(q).catch(() => null);
-          if (more === null || mine !== asked) return;
-          found = { ...found, serving: more.curves, served: more };
-          drawView("serving", shownCases());
-        }, 400);
       } else found = { ...Answers.local(q), views: {} };
       draw();
+      clearTimeout(serving); // whole workloads take longer than a step: they come when the hand rests
+      serving = setTimeout(async () => {
+        const more = config.live ? await Answers.served(q).catch(() => null) : Answers.workloads(q);
+        if (more === null || mine !== asked) return;
+        found = { ...found, serving: more.curves, served: more };
+        drawView("serving", shownCases());
+      }, 400);
     }
     ask();
     performance.measure("update", { start: began });

@@ -627,11 +627,12 @@ const Law = (() => {
   function attention(d, phase, batch, seq, how, fresh) {
     const key = `${phase}|${batch}|${seq}|${JSON.stringify(how)}`;
     let found = d.attended.get(key);
-    if (!found) d.attended.set(key, (found = attentionAnew(d, phase, batch, seq, how, fresh)));
+    if (!found) d.attended.set(key, (found = attentionAnew(d, phase, batch, seq, how, fresh, null)));
     return found;
   }
 
-  function attentionAnew(d, phase, batch, seq, how, fresh) {
+  // `words` name the shape where its pieces are kept for the next context.
+  function attentionAnew(d, phase, batch, seq, how, fresh, words) {
     const peak = peakOf(d, sixteenBit(d)), { q, kv } = how, wide = phase === "decode" && q > C.wide_group * kv;
     const variant = variantOf(how), base = `${phase}${wide ? "_wide" : ""}`;
     const place = variant === null ? undefined : d.exact[base + variant], exact = place !== undefined;
@@ -644,7 +645,8 @@ const Law = (() => {
     const heads = phase === "prefill" ? q : kv, seqOf = phase === "decode" ? null : fresh;
     const at = (rows) => {
       const cost = (context) => attentionCost(phase, rows, context, q, kv, seqOf === null ? null : Math.min(seqOf, context), how);
-      return estimate(d, attentionCost(phase, rows, seq, q, kv, seqOf, how), peak, p, seq, [seq, rows * heads, q / kv], 0, cost);
+      return estimate(d, attentionCost(phase, rows, seq, q, kv, seqOf, how), peak, p, seq, [seq, rows * heads, q / kv], 0, cost,
+        words === null || seqOf !== null ? null : `${words}|${rows}`);
     };
     const found = at(batch);
     if (p.kind === "calibrated" && !exact && variant !== "") {
@@ -988,7 +990,7 @@ const Law = (() => {
     const has = (path) => fields[path] !== undefined;
     return {
       name, title: base.title, kind: base.kind, vendor: base.vendor, fuses: base.fuses, calibration: base.calibration,
-      calibrated: base.calibrated, fits: base.fits, attention: base.attention, exact: base.exact, moe: base.moe,
+      calibrated: base.calibrated, fits: base.fits, attention: base.attention, exact: base.exact, moe: base.moe, engine: base.engine,
       collectives: base.collectives, kin: base.kin, small: base.small, latency: base.latency, power: base.power, choices: base.choices, fields,
       changed: new Set(Object.keys(overrides)), peaks, units, bandwidth, capacity: si("memory.capacity_gbytes"),
       vector: si("compute.vector_tflops"), expRate: units === null || each === null || clock === null ? null : units * each * clock,
@@ -1000,6 +1002,13 @@ const Law = (() => {
       layerOverhead: si("layer_overhead_us"), hop: si("hop_latency_us"), gap: P.small[donor].gap * (base.small === null ? base.latency : 1),
       unpackingBound: bandwidth > C.unpacking * (units || 1), pieces: new Map(), attended: new Map(),
     };
+  }
+
+  // A device as the serving engine runs it: its own kernels for the schemes that it has some for, its own attention.
+  function engine(d) {
+    const { choices, attention: general, exact } = d.engine;
+    return { ...d, choices: { ...d.choices, ...choices }, attention: general ?? d.attention, exact: exact ?? d.exact,
+      pieces: new Map(), attended: new Map() };
   }
 
   // A scheme with a format of the KV cache; "" keeps its own.
@@ -1015,9 +1024,8 @@ const Law = (() => {
     return P.choices[at];
   }
 
-  // A step: time with its band, operators, memory, energy. d is of `device`; all else by name or number.
-  // `light` leaves out all but the time and its band.
-  function predict(d, modelName, schemeName, kv, phase, batch, context, tp = 1, light = false) {
+  // The model, the scheme, and what lists the operators of a step; refusals are errors.
+  function prepared(d, modelName, schemeName, kv, tp) {
     const model = P.models[modelName], s = scheme(schemeName, kv);
     if (!model) throw new Error(`there is no model ${modelName}`);
     if (tp > 1 && model.recurrent) throw new Error(`tensor parallel must be 1 for ${modelName}: how recurrent layers are split is not priced`);
@@ -1025,8 +1033,25 @@ const Law = (() => {
     if (tp > 1 && !d.link) throw new Error(`${d.name} has no link: tensor parallel must be 1`);
     const choice = choiceOf(d, schemeName), family = P.families[choice.k];
     const priced = choice.q || !s.act.q ? s : { ...s, act: { q: false, dynamic: false, bits: 16 } };
-    const ops = stepOperators(model, priced, phase, batch, context, tp,
-      { act: family.act, out: family.out, separate: choice.q && !family.includes });
+    const how = { act: family.act, out: family.out, separate: choice.q && !family.includes };
+    return { model, s, choice, operators: (phase, batch, context) => stepOperators(model, priced, phase, batch, context, tp, how) };
+  }
+
+  // Seconds of attention in a step, as a function of phase, batch and context, which need not be whole.
+  function attending(d, modelName, schemeName, kv, tp) {
+    if (d.fuses) return () => 0; // it is in the fused layers
+    const { operators } = prepared(d, modelName, schemeName, kv, tp);
+    const of = (phase) => operators(phase, 1, 1).filter((op) => op.kind === "attention")
+      .map((op) => [op.attention, op.calls, JSON.stringify(op.attention)]);
+    const shapes = { decode: of("decode"), prefill: of("prefill") };
+    return (phase, batch, context) => sum(shapes[phase].map(([how, calls, words]) =>
+      calls * attentionAnew(d, phase, batch, context, how, phase === "decode" ? 1 : context, words).time));
+  }
+
+  // A step: time with its band, operators, memory, energy. d is of `device`; all else by name or number.
+  // `light` leaves out all but the time and its band.
+  function predict(d, modelName, schemeName, kv, phase, batch, context, tp = 1, light = false) {
+    const { model, s, choice, operators } = prepared(d, modelName, schemeName, kv, tp), ops = operators(phase, batch, context);
     const rows = d.fuses ? fusedRows(d, ops, choice, model, s, tp) : kernelRows(d, ops, choice, phase, batch, context, tp);
     const step = totals(rows);
     if (light) return step;
@@ -1054,6 +1079,6 @@ const Law = (() => {
 
   const cost = (price, step) => ((price * step.tp * step.chips) / 3600) * (step.time / step.tokens) * 1e6;
 
-  return { load, device, scheme, predict, speedup, refusal, whatWouldFit, largestBatch, footprint, modelBytes, cost,
+  return { load, device, engine, scheme, predict, attending, speedup, refusal, whatWouldFit, largestBatch, footprint, modelBytes, cost,
     get parameters() { return P; } };
 })();

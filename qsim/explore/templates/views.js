@@ -291,32 +291,34 @@ const Views = (() => {
   // (e) Decode as a service: what a user gets against what a device gives, cost and energy.
   function serving(shown, { width, curves, context, served }) {
     const live = alive(shown).filter((s) => curves[s.i]?.length);
-    if (!live.length) return null;
+    const refused = alive(shown).filter((s) => served?.refused[s.i]).map((s) => ` ${LETTERS[s.i]} cannot serve this: ${served.refused[s.i]}.`).join("");
+    if (!live.length) return refused ? { svg: "", says: refused.trim(), table: [] } : null;
     const top = legend(live, width, 10), height = Math.max(300, Math.min(380, width * 0.62)) + top.height;
     const all = live.flatMap((s) => curves[s.i]);
     const f = Charts.frame({ width, height, top: 8 + top.height, left: 60, x: { kind: "log", low: Math.min(...all.map((p) => p.user)) * 0.9, high: Math.max(...all.map((p) => p.user)) * 1.1 },
       y: { kind: "log", low: Math.min(...all.map((p) => p.each)) * 0.8, high: Math.max(...all.map((p) => p.each)) * 1.3 }, xLabel: "tokens/s that each user sees", yLabel: "tokens/s of each device",
       xTick: shortCount, yTick: shortCount, xMost: 5 });
     let out = f.out + top.out;
+    const many = (n) => (served ? `${n} in flight` : `batch ${n}`);
     for (const s of live) {
       const points = curves[s.i];
       out += Charts.path(points.map((p) => [f.sx(p.user), f.sy(p.each)]), COLORS[s.i], 2.2, ["", "7 3", "2 3"][s.i]);
       points.forEach((p, j) => {
         const now = p.batch === s.step.batch;
-        out += Charts.marker(s.i, f.sx(p.user), f.sy(p.each), now ? 7 : 3.5, COLORS[s.i], `${LETTERS[s.i]} batch ${p.batch}: ${digits(p.user)} tokens/s for each user, ${digits(p.each)} for each device${p.joule ? `, ${digits(p.joule)} J per token` : ""}`);
-        if (j === 0 || j === points.length - 1 || now) out += Charts.text(f.sx(p.user) + 8, f.sy(p.each) + (j === 0 ? 12 : -6), `batch ${p.batch}`, { size: 11, halo: true, color: COLORS[s.i], anchor: f.sx(p.user) > f.right - 60 ? "end" : "start" });
+        out += Charts.marker(s.i, f.sx(p.user), f.sy(p.each), now ? 7 : 3.5, COLORS[s.i], `${LETTERS[s.i]} ${many(p.batch)}: ${digits(p.user)} tokens/s for each user, ${digits(p.each)} for each device${p.joule ? `, ${digits(p.joule)} J per token` : ""}`);
+        if (j === 0 || j === points.length - 1 || now) out += Charts.text(f.sx(p.user) + 8, f.sy(p.each) + (j === 0 ? 12 : -6), many(p.batch), { size: 11, halo: true, color: COLORS[s.i], anchor: f.sx(p.user) > f.right - 80 ? "end" : "start" });
       });
     }
     const sentences = live.map((s) => {
       const best = curves[s.i].reduce((a, b) => (b.each > a.each ? b : a)), one = curves[s.i][0];
       const money = best.cost !== null ? `, ${digits(best.cost)} per million tokens` : "", joule = best.joule !== null ? `, ${digits(best.joule)} J per token` : "";
-      return `${LETTERS[s.i]} gives one user ${digits(one.user)} tokens/s, or at batch ${best.batch} ${digits(best.each)} tokens/s from each device (${digits(best.user)} for each user${money}${joule})`;
+      return `${LETTERS[s.i]} gives one user ${digits(one.user)} tokens/s, or ${served ? "with" : "at"} ${many(best.batch)} ${digits(best.each)} tokens/s from each device (${digits(best.user)} for each user${money}${joule})`;
     });
     const basis = served ? `Requests of ${power(context)} tokens in and ${served.output} out, as many in flight as marked, served as vLLM does: prefills and queues are in it, in the steady state.`
-      : `These are decode steps alone at ${power(context)} tokens of context: prefills, queues and schedulers are what qsim serve adds.`;
-    const says = `${sentences.join("; ")}. ${basis}`;
+      : `These are decode steps alone at ${power(context)} tokens of context: whole requests, with prefills and queues, come when the hand rests.`;
+    const says = `${sentences.join("; ")}. ${basis}${refused}`;
     const table = live.flatMap((s) => curves[s.i].map((p) => ({ case: LETTERS[s.i], batch: p.batch, tokens_per_s_per_user: p.user,
-      tokens_per_s_per_device: p.each, cost_per_million_tokens: p.cost ?? "", joule_per_token: p.joule ?? "" })));
+      tokens_per_s_per_device: p.each, first_token_s: p.ttft ?? "", cost_per_million_tokens: p.cost ?? "", joule_per_token: p.joule ?? "" })));
     return { svg: Charts.svg(width, height, "Tokens per second of a user against those of a device", out), says, table };
   }
 
