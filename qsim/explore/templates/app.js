@@ -70,7 +70,7 @@ const App = (() => {
     const phases = make("div", { class: "segment", role: "group", "aria-label": "phase" });
     for (const phase of ["decode", "prefill"]) {
       phases.append(make("button", { type: "button", text: phase, "aria-pressed": String(state.phase === phase),
-        title: phase === "decode" ? "one token for every sequence" : "the whole prompt at once", onclick: () => { state.phase = phase; buildShared(); update(); } }));
+        title: phase === "decode" ? "one token for every sequence" : "the whole prompt at once", onclick: () => { state.phase = phase; buildShared(); bar.querySelector("[aria-pressed=true]").focus(); update(); } }));
     }
     bar.append(make("div", {}, make("label", { text: "phase" }), phases));
     for (const [name, most] of [["batch", 512], ["context", 131072]]) {
@@ -102,7 +102,7 @@ const App = (() => {
     const refs = {};
     const remove = make("button", { type: "button", class: "x", text: "✕", title: "remove", "aria-label": `remove case ${Views.LETTERS[i]}`, hidden: state.cases.length < 2,
       onclick: () => { state.cases.splice(i, 1); state.on = 0; buildCases(); update(); } });
-    const device = select(Object.keys(P.devices), c.device, "device", (v) => { c.device = v; c.set = {}; buildCases(); update(); }, (n) => `${n}: ${P.devices[n].title}`);
+    const device = select(Object.keys(P.devices), c.device, "device", (v) => { c.device = v; c.set = {}; buildCases(); cards[i].element.querySelector("select").focus(); update(); }, (n) => `${n}: ${P.devices[n].title}`);
     const scheme = select(Object.keys(P.schemes), c.scheme, "scheme", (v) => { c.scheme = v; update(); });
     const kv = select(Object.keys(P.kv), c.kv, "KV cache", (v) => { c.kv = v; update(); }, (n) => n || "16 bit");
     const tp = select(widths(c), String(c.tp), "tensor parallel", (v) => { c.tp = Number(v); update(); });
