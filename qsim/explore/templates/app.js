@@ -270,10 +270,12 @@ const App = (() => {
       draw();
       clearTimeout(serving); // whole workloads take longer than a step: they come when the hand rests
       serving = setTimeout(async () => {
+        const started = performance.now();
         const more = config.live ? await Answers.served(q).catch(() => null) : Answers.workloads(q);
         if (more === null || mine !== asked) return;
         found = { ...found, serving: more.curves, served: more };
         drawView("serving", shownCases());
+        performance.measure("workloads", { start: started });
       }, 400);
     }
     ask();
