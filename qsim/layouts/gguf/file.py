@@ -80,8 +80,9 @@ class GgufTensor:
 
     def _bytes(self, first: int, count: int) -> np.ndarray:
         out = np.fromfile(self.path, np.uint8, count=count, offset=self.offset + first)
-        if out.size != count:
-            raise QsimError(f"{self.path}: tensor {self.name} ends after {first + out.size} of its {self.nbytes} bytes")
+        if out.size != count:  # pieces are read side by side: the first that fails need not be the first that is short
+            held = max(self.path.stat().st_size - self.offset, 0)
+            raise QsimError(f"{self.path}: tensor {self.name} ends after {held} of its {self.nbytes} bytes")
         return out
 
     def values(self) -> np.ndarray:
