@@ -123,9 +123,28 @@ const Charts = (() => {
       + text(x + 1, l.at + 4, l.words, { size: 12, color: l.color, weight: l.weight ?? 600 })).join("");
   }
 
+  // Names of points, each where it covers neither another name nor a point: right or left, above or below; one that
+  // finds no room is left out, since the point says it too.
+  function names(labels, points, f) {
+    const placed = [], size = 11;
+    const hits = (b) => placed.some((p) => b.x < p.x + p.wide && p.x < b.x + b.wide && Math.abs(p.y - b.y) < size + 1)
+      || points.some(([x, y]) => x > b.x - 4 && x < b.x + b.wide + 4 && y > b.y - size - 2 && y < b.y + 5);
+    let out = "";
+    for (const l of labels) {
+      const wide = l.words.length * 6.2;
+      const tries = [[9, -7], [9, 15], [-9 - wide, -7], [-9 - wide, 15], [9, -21], [9, 29], [-9 - wide, -21], [-9 - wide, 29]];
+      const box = tries.map(([dx, dy]) => ({ x: l.x + dx, y: l.y + dy, wide }))
+        .find((b) => b.x >= f.left && b.x + wide <= f.right + 16 && b.y - size >= f.top && b.y <= f.bottom && !hits(b));
+      if (!box) continue;
+      placed.push(box);
+      out += text(box.x, box.y, l.words, { size, halo: true, color: l.color });
+    }
+    return out;
+  }
+
   const svg = (width, height, title, body) =>
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" role="img" aria-label="${
       escaped(title)}" style="font-family:system-ui,-apple-system,'Segoe UI',Roboto,Arial,sans-serif">${body}</svg>`;
 
-  return { digits, seconds, bytes, scale, ticks, text, line, path, area, rect, marker, frame, ends, svg, round };
+  return { digits, seconds, bytes, scale, ticks, text, line, path, area, rect, marker, frame, ends, names, svg, round };
 })();

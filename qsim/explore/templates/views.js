@@ -97,8 +97,9 @@ const Views = (() => {
       let y = n.y;
       const hits = () => placed.some((p) => Math.abs(p.y - y) < 12 && x < p.x + p.wide && p.x < x + wide);
       for (let tries = 0; tries < 6 && hits(); tries++) y += 12;
-      if (hits()) continue;
-      placed.push({ x, y, wide });
+      const said = placed.some((p) => p.words === words && Math.abs(p.x - x) < 12 && Math.abs(p.y - y) < 28);
+      if (said || hits()) continue; // one name for the markers of several cases at one place
+      placed.push({ x, y, wide, words });
       out += Charts.text(x, y, words, { size: 11, color: "var(--ink)", halo: true });
     }
     const s = live[0], biggest = s.step.rows.filter((r) => r.formats.length).sort((a, b) => b.time - a.time)[0];
@@ -300,15 +301,18 @@ const Views = (() => {
       xTick: shortCount, yTick: shortCount, xMost: 5 });
     let out = f.out + top.out;
     const many = (n) => (served ? `${n} in flight` : `batch ${n}`);
+    const labels = [], places = [];
     for (const s of live) {
       const points = curves[s.i];
       out += Charts.path(points.map((p) => [f.sx(p.user), f.sy(p.each)]), COLORS[s.i], 2.2, ["", "7 3", "2 3"][s.i]);
       points.forEach((p, j) => {
         const now = p.batch === s.step.batch;
         out += Charts.marker(s.i, f.sx(p.user), f.sy(p.each), now ? 7 : 3.5, COLORS[s.i], `${LETTERS[s.i]} ${many(p.batch)}: ${digits(p.user)} tokens/s for each user, ${digits(p.each)} for each device${p.joule ? `, ${digits(p.joule)} J per token` : ""}`);
-        if (j === 0 || j === points.length - 1 || now) out += Charts.text(f.sx(p.user) + 8, f.sy(p.each) + (j === 0 ? 12 : -6), many(p.batch), { size: 11, halo: true, color: COLORS[s.i], anchor: f.sx(p.user) > f.right - 80 ? "end" : "start" });
+        places.push([f.sx(p.user), f.sy(p.each)]);
+        if (j === 0 || j === points.length - 1 || now) labels.push({ x: f.sx(p.user), y: f.sy(p.each), words: `${LETTERS[s.i]}, ${many(p.batch)}`, color: COLORS[s.i], now });
       });
     }
+    out += Charts.names(labels.sort((a, b) => b.now - a.now), places, f);
     const sentences = live.map((s) => {
       const best = curves[s.i].reduce((a, b) => (b.each > a.each ? b : a)), one = curves[s.i][0];
       const money = best.cost !== null ? `, ${digits(best.cost)} per million tokens` : "", joule = best.joule !== null ? `, ${digits(best.joule)} J per token` : "";
