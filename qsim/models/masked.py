@@ -10,7 +10,7 @@ from numba import njit
 
 from qsim._native.parallel import ALL, on_threads, start_pool
 
-from .ops import _FAST, F32, I32, exp32
+from .ops import _FAST, F32, I32, _dots, exp32
 
 _PARALLEL_FROM = 1 << 16  # multiply-adds below which a second thread costs more than it saves
 
@@ -105,23 +105,10 @@ def sink_softmax(
 @njit(cache=True, nogil=True, fastmath=_FAST, boundscheck=False)
 def _attend_head(q: Any, keys: Any, values: Any, first: Any, last: Any, scale: Any, scores: Any, out: Any) -> None:
     """One query of one head; four keys at a time, so that q and out stay in registers."""
-    whole = first + (last - first) // 4 * 4
-    for j in range(first, whole, 4):
-        k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
-        s0, s1, s2, s3 = F32(0), F32(0), F32(0), F32(0)
-        for d in range(q.shape[0]):
-            s0 += q[d] * k0[d]
-            s1 += q[d] * k1[d]
-            s2 += q[d] * k2[d]
-            s3 += q[d] * k3[d]
-        scores[j], scores[j + 1], scores[j + 2], scores[j + 3] = s0, s1, s2, s3
-    for j in range(whole, last):
-        key, total = keys[j], F32(0)
-        for d in range(q.shape[0]):
-            total += q[d] * key[d]
-        scores[j] = total
+    _dots(q, keys, first, last, scores)
     _softmax(scores[first:last], scale)
     out[:] = F32(0)
+    whole = first + (last - first) // 4 * 4
     for j in range(first, whole, 4):
         v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
         p0, p1, p2, p3 = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
