@@ -16,7 +16,6 @@ from qsim.files import read_text
 from ..checks import check_count, check_not_negative, check_number, check_positive
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-ARRIVALS = ("closed", "poisson", "trace")
 STARTS = ("burst", "steady")
 WAVES = 10
 """Requests of a closed loop for each in flight, where their number is not given: what InferenceX runs."""
